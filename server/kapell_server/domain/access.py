@@ -1,0 +1,128 @@
+"""Who calls, what they may do, and the tokens that prove it.
+
+Tokens of agents and leases are not stored: they are a subject and a keyed hash of it, so that
+checking one costs a microsecond and a restart forgets nothing. The key lives in the data
+directory. Whether the subject still exists is for the engine to say.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import hmac
+from dataclasses import dataclass
+
+from kapell.v1.common_pb2 import (
+    SCOPE_ADMIN,
+    SCOPE_READ,
+    SCOPE_SPAWN,
+    SCOPE_WORKER,
+    SCOPE_WRITE,
+    Scope,
+)
+from kapell.v1.watch_pb2 import ACTOR_KIND_AGENT, ACTOR_KIND_SYSTEM, ACTOR_KIND_USER, Actor
+
+ALL_SCOPES = frozenset({SCOPE_READ, SCOPE_WRITE, SCOPE_SPAWN, SCOPE_WORKER, SCOPE_ADMIN})
+AGENT_SCOPES = frozenset({SCOPE_READ, SCOPE_WORKER})
+TICKET_SCOPES = frozenset({SCOPE_WORKER})
+
+
+class CallerKind(enum.Enum):
+    """What proved the caller's identity."""
+
+    USER = "user"
+    AGENT = "agent"
+    TICKET = "ticket"
+    SYSTEM = "system"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caller:
+    """An authenticated caller. `agent_id` and `instance` are set for agents; tickets have no instance."""
+
+    kind: CallerKind
+    name: str
+    scopes: frozenset[Scope.ValueType]
+    agent_id: str = ""
+    instance: int = 0
+
+    def actor(self) -> Actor:
+        """The caller as events record it."""
+        match self.kind:
+            case CallerKind.USER:
+                return Actor(kind=ACTOR_KIND_USER, id=self.name)
+            case CallerKind.AGENT | CallerKind.TICKET:
+                return Actor(kind=ACTOR_KIND_AGENT, id=self.agent_id)
+            case CallerKind.SYSTEM:
+                return Actor(kind=ACTOR_KIND_SYSTEM, id=self.name)
+
+
+def user(name: str) -> Caller:
+    """A holder of a full token of the server."""
+    return Caller(kind=CallerKind.USER, name=name, scopes=ALL_SCOPES)
+
+
+def system(name: str) -> Caller:
+    """A part of the server itself, such as "timer" or "spawner"."""
+    return Caller(kind=CallerKind.SYSTEM, name=name, scopes=ALL_SCOPES)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseId:
+    """What a lease token speaks of."""
+
+    task_id: str
+    attempt: int
+
+
+class Keyring:
+    """Mints and checks the tokens that the server derives from its key (32 bytes)."""
+
+    def __init__(self, key: bytes, *, admin_token: str) -> None:
+        assert len(key) >= 32, "the server key must have 32 bytes"
+        self._key = key
+        self._admin = hashlib.sha256(admin_token.encode()).digest()
+
+    def _mac(self, subject: str) -> str:
+        return hashlib.blake2b(subject.encode(), key=self._key, digest_size=18).hexdigest()
+
+    def lease_token(self, task_id: str, attempt: int) -> str:
+        """The secret that proves attempt `attempt` of the task."""
+        subject = f"{task_id}.{attempt}"
+        return f"{subject}.{self._mac('lease:' + subject)}"
+
+    def parse_lease_token(self, token: str) -> LeaseId | None:
+        """The attempt a genuine token speaks of; None for a forged or damaged one."""
+        subject, _, mac = token.rpartition(".")
+        if not hmac.compare_digest(mac.encode(), self._mac("lease:" + subject).encode()):
+            return None
+        task_id, _, attempt = subject.rpartition(".")
+        return LeaseId(task_id, int(attempt))
+
+    def ticket(self, agent_id: str) -> str:
+        """The token a spawned host registers with."""
+        return f"kapell_ticket_{agent_id}.{self._mac('ticket:' + agent_id)}"
+
+    def agent_token(self, agent_id: str, instance: int) -> str:
+        """The token of one instance of an agent."""
+        subject = f"{agent_id}.{instance}"
+        return f"kapell_agent_{subject}.{self._mac('agent:' + subject)}"
+
+    def authenticate(self, token: str) -> Caller | None:
+        """Whose token it is; None where it is nobody's. Whether an agent still lives is not checked here."""
+        if token.startswith("kapell_agent_"):
+            subject, _, mac = token.removeprefix("kapell_agent_").rpartition(".")
+            if hmac.compare_digest(mac.encode(), self._mac("agent:" + subject).encode()):
+                agent_id, _, instance = subject.rpartition(".")
+                return Caller(
+                    kind=CallerKind.AGENT, name=agent_id, scopes=AGENT_SCOPES, agent_id=agent_id, instance=int(instance)
+                )
+            return None
+        if token.startswith("kapell_ticket_"):
+            agent_id, _, mac = token.removeprefix("kapell_ticket_").rpartition(".")
+            if hmac.compare_digest(mac.encode(), self._mac("ticket:" + agent_id).encode()):
+                return Caller(kind=CallerKind.TICKET, name=agent_id, scopes=TICKET_SCOPES, agent_id=agent_id)
+            return None
+        if hmac.compare_digest(hashlib.sha256(token.encode()).digest(), self._admin):
+            return user("admin")
+        return None
