@@ -1,0 +1,289 @@
+"""One channel to one server: options, bearer token, deadlines, retries, errors as exceptions.
+
+What everything that talks to a server stands on: the client's faces, the worker and the agent
+host. It knows no service. The one surprise: the channel is made at the first call, because it
+belongs to the event loop that runs then; a connection cannot be shared between loops.
+
+Retries: UNAVAILABLE is retried by gRPC itself for unary methods (service config). A CANCELLED
+that nobody here asked for is what an overrun server core answers, so it is retried too, and so
+is a refusal that names a short time to wait (QUEUE_FULL). Streams are never retried here: who
+reads them knows where to go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import grpc
+from grpc import aio
+
+from kapell.discovery import Endpoint, discover
+from kapell.errors import FieldViolation, KapellError, Unavailable, error_class
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+DEFAULT_TIMEOUT = 30.0
+"""Seconds a unary call may take, retries included, unless it says otherwise."""
+
+MAX_ATTEMPTS = 5
+"""Times a call is sent at most; gRPC itself allows no more."""
+
+STREAMING_METHODS = (
+    ("kapell.v1.AgentService", "StreamAgentLogs"),
+    ("kapell.v1.AgentService", "WatchAgents"),
+    ("kapell.v1.EventService", "Watch"),
+    ("kapell.v1.TaskService", "StreamTaskLogs"),
+    ("kapell.v1.TaskService", "WatchTasks"),
+    ("kapell.v1.WorkerService", "WatchDirectives"),
+)
+"""Methods that gRPC does not retry; compared with the descriptors by a test."""
+
+_DOMAIN = "kapell.dev"
+_DETAILS_KEY = "grpc-status-details-bin"
+_LONGEST_PAUSE = 5.0
+
+_Request = TypeVar("_Request", bound="Message")
+_Response = TypeVar("_Response")
+_Stub = TypeVar("_Stub")
+
+
+def service_config() -> str:
+    """The retry policy as gRPC wants it: all methods but the streams."""
+    retry = {
+        "maxAttempts": MAX_ATTEMPTS,
+        "initialBackoff": "0.1s",
+        "maxBackoff": "1s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    streams = [{"service": service, "method": method} for service, method in STREAMING_METHODS]
+    return json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": retry}, {"name": streams}]})
+
+
+def channel_options(*, local: bool) -> list[tuple[str, Any]]:
+    """Options of every channel. A dead peer is noticed after 40 s; a lost one is dialled again at once."""
+    options: list[tuple[str, Any]] = [
+        ("grpc.service_config", service_config()),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.ping_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 5_000),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.dns_min_time_between_resolutions_ms", 1_000),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+        ("grpc.primary_user_agent", "kapell-python"),
+    ]
+    if local:
+        options.append(("grpc.enable_http_proxy", 0))
+    return options
+
+
+class Connection:
+    """A channel to `endpoint`, found by `discover()` where none is given. Close it, or use `async with`."""
+
+    def __init__(self, endpoint: Endpoint | None = None, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+        self._endpoint = endpoint if endpoint is not None else discover()
+        self._timeout = timeout
+        self._channel: aio.Channel | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stubs: dict[Any, Any] = {}
+        self._metadata: tuple[tuple[str, str], ...] = ()
+        self.use_token(self._endpoint.token)
+
+    @property
+    def address(self) -> str:
+        """Where the server is, as gRPC takes it."""
+        return self._endpoint.address
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What each call carries: the bearer token, where there is one."""
+        return self._metadata
+
+    def use_token(self, token: str) -> None:
+        """Sends `token` with every call from now on; open streams keep theirs. Empty sends none."""
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+
+    @property
+    def channel(self) -> aio.Channel:
+        """The channel, made at the first use. Must be used in one event loop only."""
+        loop = asyncio.get_running_loop()
+        if self._channel is None:
+            options = channel_options(local=self._endpoint.is_local)
+            self._channel = aio.insecure_channel(self.address, options=options)
+            self._loop = loop
+        assert self._loop is loop, "a connection belongs to one event loop: make one for each loop"
+        return self._channel
+
+    def stub(self, stub_class: Callable[[aio.Channel], _Stub]) -> _Stub:
+        """The one instance of a generated stub class on this channel, as in `stub(TaskServiceStub)`."""
+        stub = self._stubs.get(stub_class)
+        if stub is None:
+            stub = self._stubs[stub_class] = stub_class(self.channel)
+        return cast(_Stub, stub)
+
+    async def call(
+        self,
+        method: aio.UnaryUnaryMultiCallable[_Request, _Response],
+        request: _Request,
+        *,
+        timeout: float | None = None,
+    ) -> _Response:
+        """Calls a unary method; `timeout` in seconds covers all retries (unset: the connection's).
+
+        Raises a KapellError. Must be repeatable on the server's side, as every method of Kapell
+        is with a request_id, poll_id or lease token in the request.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (self._timeout if timeout is None else timeout)
+        attempt = 1
+        while True:
+            try:
+                left = max(0.0, deadline - loop.time())
+                return await method(request, timeout=left, metadata=self._metadata)
+            except aio.AioRpcError as error:
+                failure = translate(error, self.address)
+                pause = _pause_before_retry(failure, attempt)
+                if pause is None or loop.time() + pause >= deadline:
+                    raise failure from None
+            await asyncio.sleep(pause)
+            attempt += 1
+
+    async def stream(
+        self,
+        method: aio.UnaryStreamMultiCallable[_Request, _Response],
+        request: _Request,
+        *,
+        timeout: float | None = None,
+    ) -> AsyncIterator[_Response]:
+        """Yields the messages of a server stream and ends with it; no deadline unless `timeout` is set.
+
+        Raises a KapellError, Unavailable when the connection was lost. Closing the generator, or
+        cancelling the reader, cancels the call.
+        """
+        call = method(request, timeout=timeout, metadata=self._metadata)
+        try:
+            while (message := await call.read()) is not aio.EOF:
+                yield cast(_Response, message)
+        except aio.AioRpcError as error:
+            raise translate(error, self.address) from None
+        finally:
+            call.cancel()
+
+    async def close(self) -> None:
+        """Closes the channel; open calls are cancelled. Closing twice is fine."""
+        channel, self._channel = self._channel, None
+        self._stubs.clear()
+        if channel is not None:
+            await channel.close()
+
+    async def __aenter__(self) -> Connection:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+
+def backoff(attempt: int, *, first: float = 0.1, longest: float = 2.0) -> float:
+    """Seconds to pause after the failed attempt number `attempt` (from 1): doubling, half of it by chance."""
+    pause = min(longest, first * 2.0 ** min(attempt - 1, 16))
+    return pause * random.uniform(0.5, 1.0)
+
+
+def _pause_before_retry(failure: KapellError, attempt: int) -> float | None:
+    if attempt >= MAX_ATTEMPTS:
+        return None
+    if failure.code == "CANCELLED":
+        return backoff(attempt)
+    if failure.code == "RESOURCE_EXHAUSTED" and failure.retry_after is not None:
+        return failure.retry_after if failure.retry_after <= _LONGEST_PAUSE else None
+    return None
+
+
+def translate(error: grpc.RpcError, address: str = "") -> KapellError:
+    """The exception for a failed call, of aio or of the blocking API. `address` is for the text."""
+    code = error.code().name
+    details = error.details() or ""
+    said = _parse_details(error.trailing_metadata())
+    if said.reason:
+        return error_class(code, said.reason)(
+            details,
+            reason=said.reason,
+            code=code,
+            metadata=said.metadata,
+            from_server=True,
+            violations=said.violations,
+            retry_after=said.retry_after,
+        )
+    return _without_reason(code, details, address)
+
+
+def _without_reason(code: str, details: str, address: str) -> KapellError:
+    """A failure that no Kapell server described: the network's, gRPC's own, or a stranger's."""
+    where = f" at {address}" if address else ""
+    match code:
+        case "UNAVAILABLE":
+            return Unavailable(
+                f"the Kapell server{where} cannot be reached - {_network_cause(details)} - see whether it "
+                "runs (`kapell up` starts one here) and whether the address is right (KAPELL_ADDRESS)",
+                reason="SERVER_UNREACHABLE",
+            )
+        case "CANCELLED":
+            return Unavailable(
+                f"the Kapell server{where} dropped the call - it is overloaded or stopping - try again",
+                reason="SERVER_UNREACHABLE",
+                code=code,
+            )
+        case "DEADLINE_EXCEEDED":
+            text = f"the Kapell server{where} did not answer in time - allow a longer timeout"
+        case "UNIMPLEMENTED":
+            text = f"the server{where} does not know this call - it is older than this client, or not Kapell"
+        case _:
+            text = f"the server{where} failed with {code}: {details or 'no details'}"
+    return error_class(code, "")(text, code=code)
+
+
+def _network_cause(details: str) -> str:
+    """The useful end of gRPC's chain of causes, as in "Connection refused"."""
+    return details.rpartition(": ")[2].strip()[:200] or "no connection"
+
+
+@dataclass(kw_only=True, slots=True)
+class _Details:
+    """What a Kapell server attached to a failure; an empty reason when it attached nothing."""
+
+    reason: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+    violations: tuple[FieldViolation, ...] = ()
+    retry_after: float | None = None
+
+
+def _parse_details(trailers: Any) -> _Details:
+    from google.protobuf.message import DecodeError
+    from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+
+    found = _Details()
+    raw = next((value for key, value in trailers or () if key == _DETAILS_KEY), b"")
+    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    retry = error_details_pb2.RetryInfo()
+    try:
+        for detail in status_pb2.Status.FromString(raw).details:
+            if detail.Unpack(info) and info.domain == _DOMAIN:
+                found.reason, found.metadata = info.reason, dict(info.metadata)
+            elif detail.Unpack(bad):
+                found.violations = tuple(FieldViolation(v.field, v.description) for v in bad.field_violations)
+            elif detail.Unpack(retry):
+                found.retry_after = retry.retry_delay.ToMilliseconds() / 1000
+    except DecodeError:
+        return _Details()
+    return found
