@@ -1,0 +1,121 @@
+"""Which records a watch wants: the filter messages of the API, made ready to be asked often.
+
+The same messages filter lists, where the store turns them into SQL; what matches here must
+match there. A filter is looked at with the resource as it is after the change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kapell.v1.agent_pb2 import Agent, AgentFilter
+from kapell.v1.event_pb2 import EventFilter
+from kapell.v1.task_pb2 import Task, TaskFilter
+from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
+
+from kapell_server.watch.record import Record
+
+ResourceKind = Literal["task", "agent"]
+Test = Callable[[Record], bool]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Filter:
+    """All of `tests` must hold; none means every record.
+
+    `kinds_of_resource` are those that can match at all, in the order a snapshot sends them.
+    Filters of equal `key` match the same records, so watchers can share encoded messages.
+    """
+
+    key: bytes
+    kinds_of_resource: tuple[ResourceKind, ...]
+    tests: tuple[Test, ...]
+
+    def matches(self, record: Record) -> bool:
+        """Whether a watch with this filter is sent `record`."""
+        return all(test(record) for test in self.tests)
+
+
+def for_events(wanted: EventFilter) -> Filter:
+    """Events of tasks and agents alike. SNAPSHOT records pass whatever `kinds` says."""
+    tests: list[Test] = []
+    kinds_of_resource: tuple[ResourceKind, ...] = ("task", "agent")
+    if wanted.kinds:
+        kinds = frozenset({*wanted.kinds, EVENT_KIND_SNAPSHOT})
+        tests.append(lambda record: record.kind in kinds)
+    if wanted.task_ids:
+        tests += [_is_a(Task), _is_one_of(wanted.task_ids)]
+        kinds_of_resource = ("task",)
+    if wanted.agent_ids:
+        tests += [_is_a(Agent), _is_one_of(wanted.agent_ids)]
+        kinds_of_resource = () if wanted.task_ids else ("agent",)
+    if wanted.labels:
+        tests.append(_has_labels(wanted.labels))
+    return Filter(key=_key(b"event", wanted), kinds_of_resource=kinds_of_resource, tests=tuple(tests))
+
+
+def for_tasks(wanted: TaskFilter) -> Filter:
+    """Tasks only."""
+    tests: list[Test] = [_is_a(Task)]
+    if wanted.states:
+        states = frozenset(wanted.states)
+        tests.append(lambda record: record.resource.state in states)
+    if wanted.task_ids:
+        tests.append(_is_one_of(wanted.task_ids))
+    if wanted.agent_types:
+        types = frozenset(wanted.agent_types)
+        tests.append(lambda record: isinstance(record.resource, Task) and record.resource.agent_type in types)
+    if wanted.labels:
+        tests.append(_has_labels(wanted.labels))
+    if wanted.HasField("created_after_time"):
+        after = wanted.created_after_time.ToNanoseconds()
+        tests.append(lambda record: record.resource.create_time.ToNanoseconds() >= after)
+    if wanted.HasField("created_before_time"):
+        before = wanted.created_before_time.ToNanoseconds()
+        tests.append(lambda record: record.resource.create_time.ToNanoseconds() < before)
+    return Filter(key=_key(b"task", wanted), kinds_of_resource=("task",), tests=tuple(tests))
+
+
+def for_agents(wanted: AgentFilter) -> Filter:
+    """Agents only."""
+    tests: list[Test] = [_is_a(Agent)]
+    if wanted.states:
+        states = frozenset(wanted.states)
+        tests.append(lambda record: record.resource.state in states)
+    if wanted.agent_ids:
+        tests.append(_is_one_of(wanted.agent_ids))
+    if wanted.agent_types:
+        types = frozenset(wanted.agent_types)
+        tests.append(
+            lambda record: (
+                isinstance(record.resource, Agent) and not types.isdisjoint(record.resource.agent_types)
+            )
+        )
+    if wanted.labels:
+        tests.append(_has_labels(wanted.labels))
+    return Filter(key=_key(b"agent", wanted), kinds_of_resource=("agent",), tests=tuple(tests))
+
+
+def _is_a(resource_type: type[Task] | type[Agent]) -> Test:
+    return lambda record: type(record.resource) is resource_type
+
+
+def _is_one_of(ids: Any) -> Test:
+    wanted = frozenset(ids)
+    return lambda record: record.resource_id in wanted
+
+
+def _has_labels(labels: Mapping[str, str]) -> Test:
+    wanted = tuple(labels.items())
+
+    def has_labels(record: Record) -> bool:
+        found = record.resource.labels
+        return all(name in found and found[name] == value for name, value in wanted)
+
+    return has_labels
+
+
+def _key(kind: bytes, wanted: EventFilter | TaskFilter | AgentFilter) -> bytes:
+    return kind + wanted.SerializeToString(deterministic=True)
