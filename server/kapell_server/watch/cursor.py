@@ -89,8 +89,7 @@ class Log:
 
     def _compacted(self, cursor: int, info: GetLogInfoResponse) -> KapellError:
         return self._lost(
-            f"The log no longer holds what followed revision {cursor};"
-            f" the oldest usable is {info.oldest_revision}.",
+            f"The log no longer holds what followed revision {cursor}; the oldest usable is {info.oldest_revision}.",
             info,
         )
 
@@ -138,17 +137,18 @@ class Cursor:
         """
         log = self._log
         while True:
-            remaining = self._bookmark_due - self._now()
-            if remaining <= 0 or not await log.ring.wait_beyond(self.revision, remaining):
+            remaining = max(0.0, self._bookmark_due - self._now())
+            if await log.ring.wait_beyond(self.revision, remaining):
+                records = await log.read(self.revision)
+                message, self.revision = log.batches.encode(self._wanted, self.revision, records)
+                if message:
+                    self._rest()
+                    return message
+                if len(records) == READ_LIMIT:
+                    await asyncio.sleep(0)
+            if self._now() >= self._bookmark_due:
                 self._rest()
                 return log.bookmark(self.revision)
-            records = await log.read(self.revision)
-            message, self.revision = log.batches.encode(self._wanted, self.revision, records)
-            if message:
-                self._rest()
-                return message
-            if len(records) == READ_LIMIT:
-                await asyncio.sleep(0)
 
     def _rest(self) -> None:
         self._bookmark_due = self._now() + self._bookmark_seconds

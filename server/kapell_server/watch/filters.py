@@ -89,9 +89,7 @@ def for_agents(wanted: AgentFilter) -> Filter:
     if wanted.agent_types:
         types = frozenset(wanted.agent_types)
         tests.append(
-            lambda record: (
-                isinstance(record.resource, Agent) and not types.isdisjoint(record.resource.agent_types)
-            )
+            lambda record: isinstance(record.resource, Agent) and not types.isdisjoint(record.resource.agent_types)
         )
     if wanted.labels:
         tests.append(_has_labels(wanted.labels))
