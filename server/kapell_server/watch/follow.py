@@ -4,8 +4,8 @@ What a watcher is sent rises in revision without gap or duplicate (W1); a snapsh
 the events beyond R make the current state (W2).
 
 A watcher is driven by whoever consumes its stream: while the consumer is stuck nothing is
-read and nothing piles up, and nobody else notices. One that is stuck for a minute is
-cancelled; see `stall`.
+read and nothing piles up, and nobody else notices. Ending consumers that are stuck for ever
+is the rpc layer's part, for watches and all other streams alike.
 
 Failures: REVISION_COMPACTED where the log no longer reaches back to the cursor or is another
 log, REVISION_IN_FUTURE, TOO_MANY_WATCHES; SERVER_DRAINING ends every watch when the ring closes.
@@ -23,7 +23,6 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.watch.cursor import Cursor, Log, LogReads
 from kapell_server.watch.filters import Filter
 from kapell_server.watch.ring import Ring
-from kapell_server.watch.stall import STALL_SECONDS, StallGuard
 
 DEFAULT_LIMIT = 10_000
 
@@ -31,46 +30,30 @@ DEFAULT_LIMIT = 10_000
 class Watches:
     """Opens watches on one log and counts them in `open`. Belongs to the loop thread."""
 
-    def __init__(
-        self,
-        ring: Ring,
-        reads: LogReads,
-        *,
-        log_id: str,
-        limit: int = DEFAULT_LIMIT,
-        stall_seconds: float = STALL_SECONDS,
-    ) -> None:
+    def __init__(self, ring: Ring, reads: LogReads, *, log_id: str, limit: int = DEFAULT_LIMIT) -> None:
         self.open = 0
         self._log = Log(ring, reads, log_id=log_id)
         self._limit = limit
-        self._stalls = StallGuard(stall_seconds)
 
     async def follow(self, wanted: Filter, options: WatchOptions) -> AsyncGenerator[bytes, None]:
         """Encoded WatchResponse messages, until the consumer stops asking; the first is a bookmark.
 
-        The bytes are as good for WatchTasksResponse and WatchAgentsResponse. Consume it in one
-        task, and `aclose` it when done. Raises KapellError as the module says, before the first
+        The bytes are as good for WatchTasksResponse and WatchAgentsResponse. `aclose` it when done
+        with it. Raises KapellError as the module says, before the first
         message for everything that could be known by then.
         """
         self._refuse_beyond_limit()
         self.open += 1
-        delivery = self._stalls.enter()
         try:
             cursor = Cursor(self._log, wanted, await self._log.start(options), options)
             yield self._log.bookmark(cursor.revision)
             if options.send_initial_state:
                 async with aclosing(cursor.snapshot()) as snapshot:
                     async for message in snapshot:
-                        delivery.given()
                         yield message
-                        delivery.taken()
             while True:
-                message = await cursor.next()
-                delivery.given()
-                yield message
-                delivery.taken()
+                yield await cursor.next()
         finally:
-            self._stalls.leave(delivery)
             self.open -= 1
 
     def _refuse_beyond_limit(self) -> None:
