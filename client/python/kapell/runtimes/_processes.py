@@ -1,0 +1,153 @@
+"""What the system knows of processes: parents, sessions, environments. Reads, signals, decides nothing.
+
+On Linux it reads /proc; elsewhere it asks psutil. A process that ends while it is looked at is
+simply not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+LINUX = sys.platform == "linux"
+PR_SET_CHILD_SUBREAPER = 36
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process at the moment it was looked at."""
+
+    pid: int
+    parent: int
+    session: int
+    start: int
+    """When it started, in ticks of the system; tells it from a later process with the same id."""
+    is_zombie: bool
+
+
+def become_subreaper() -> bool:
+    """Makes this process the parent of all orphans below it, so that none can slip away. Linux only."""
+    if not LINUX:
+        return False
+    import ctypes
+
+    done: int = ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    return done == 0
+
+
+def look_at(pid: int) -> Process | None:
+    """The process, or None where there is none."""
+    if not LINUX:
+        return _look_with_psutil(pid)
+    try:
+        text = (_PROC / str(pid) / "stat").read_text(errors="replace")
+    except OSError:
+        return None
+    # The name stands in brackets and may itself hold spaces and brackets.
+    fields = text[text.rindex(")") + 2 :].split()
+    return Process(
+        pid=pid,
+        parent=int(fields[1]),
+        session=int(fields[3]),
+        start=int(fields[19]),
+        is_zombie=fields[0] in ("Z", "X"),
+    )
+
+
+def everyone() -> Iterator[Process]:
+    """All processes of the machine."""
+    if LINUX:
+        pids = [int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit()]
+    else:
+        import psutil  # type: ignore[import-untyped]
+
+        pids = psutil.pids()
+    for pid in pids:
+        process = look_at(pid)
+        if process is not None:
+            yield process
+
+
+def children_of(pid: int) -> list[int]:
+    """The direct children of a process, zombies included."""
+    if not LINUX:
+        return [process.pid for process in everyone() if process.parent == pid]
+    found: list[int] = []
+    try:
+        threads = list((_PROC / str(pid) / "task").iterdir())
+    except OSError:
+        return found
+    for thread in threads:
+        try:
+            found += map(int, (thread / "children").read_text().split())
+        except FileNotFoundError:
+            # The thread has ended, or this kernel keeps no list of children.
+            return [process.pid for process in everyone() if process.parent == pid]
+        except OSError:
+            continue
+    return found
+
+
+def environment_of(pid: int) -> bytes:
+    """The environment a process was started with, NUL after each entry; empty where it is not ours to see."""
+    if LINUX:
+        try:
+            return (_PROC / str(pid) / "environ").read_bytes()
+        except OSError:
+            return b""
+    import psutil
+
+    try:
+        entries = psutil.Process(pid).environ().items()
+    except (psutil.Error, OSError):
+        return b""
+    return b"".join(os.fsencode(f"{key}={value}") + b"\0" for key, value in entries)
+
+
+def kill(process: Process) -> None:
+    """Sends SIGKILL to exactly this process: never to a later one that has got its id."""
+    if hasattr(os, "pidfd_open"):
+        with contextlib.suppress(OSError):
+            handle = os.pidfd_open(process.pid)
+            try:
+                if _is_still(process):
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+            finally:
+                os.close(handle)
+    elif _is_still(process):
+        with contextlib.suppress(OSError):
+            os.kill(process.pid, signal.SIGKILL)
+
+
+def reap(pid: int) -> None:
+    """Takes leave of an ended child, so that it does not stay as a zombie."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def _is_still(process: Process) -> bool:
+    now = look_at(process.pid)
+    return now is not None and now.start == process.start
+
+
+def _look_with_psutil(pid: int) -> Process | None:
+    import psutil
+
+    try:
+        found = psutil.Process(pid)
+        with found.oneshot():
+            return Process(
+                pid=pid,
+                parent=found.ppid() or 0,
+                session=os.getsid(pid),
+                start=int(found.create_time() * 1000),
+                is_zombie=found.status() == psutil.STATUS_ZOMBIE,
+            )
+    except (psutil.Error, OSError):
+        return None

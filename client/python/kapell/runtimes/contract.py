@@ -1,0 +1,64 @@
+"""What a runtime is, and what it gets to see of the attempt it carries out."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from kapell.v1.common_pb2 import LOG_STREAM_STDOUT, LogStream
+from kapell.v1.task_pb2 import Task
+
+
+class Attempt(Protocol):
+    """One try at one task, as seen by the code that does the work."""
+
+    @property
+    def task_id(self) -> str: ...
+
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt, from 1."""
+        ...
+
+    @property
+    def cancelled(self) -> asyncio.Event:
+        """Set when the work is to stop; it is set by a lost lease too."""
+        ...
+
+    @property
+    def lease_lost(self) -> asyncio.Event:
+        """Set when the attempt is no longer ours: whatever still runs must end at once, without grace."""
+        ...
+
+    @property
+    def log_full(self) -> bool:
+        """Whether the attempt's log has reached its limit; what is logged from then on is dropped."""
+        ...
+
+    def progress(self, fraction: float | None, step: str = "", message: str = "") -> None:
+        """Says how far the work is, 0 to 1; None where it cannot tell. Only the latest word is sent."""
+        ...
+
+    def log(self, text: str, stream: LogStream.ValueType = LOG_STREAM_STDOUT, *, time_ns: int = 0) -> None:
+        """Adds lines to the attempt's log. Never waits; `time_ns` is now when it is 0."""
+        ...
+
+    async def log_room(self) -> None:
+        """Waits until the log takes more without growing beyond its memory."""
+        ...
+
+
+class Runtime(Protocol):
+    """Carries out tasks. One object serves all slots of an agent."""
+
+    async def run(self, attempt: Attempt, task: Task) -> object:
+        """Does the work and returns its result, any JSON value.
+
+        Raises `TaskFailed` for a failure. Stops soon after `attempt.cancelled`, at once after
+        `attempt.lease_lost` or when cancelled; whichever way it ends, nothing of it runs on.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Lets go of what the runtime holds. Called once, when no attempt runs any more."""
+        ...

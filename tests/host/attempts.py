@@ -1,0 +1,75 @@
+"""An attempt that keeps what it is told: what a runtime needs, without any server."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+from kapell.v1.common_pb2 import LOG_STREAM_STDERR, LOG_STREAM_STDOUT, LOG_STREAM_SYSTEM, LogStream
+
+
+@dataclass
+class RecordedAttempt:
+    """Fulfils kapell.runtimes.Attempt. `capacity` is how many characters of log fit until it is full."""
+
+    task_id: str = "task_one"
+    attempt: int = 1
+    capacity: int = 16 * 1024 * 1024
+    lines: list[tuple[LogStream.ValueType, str]] = field(default_factory=list)
+    progress_seen: list[tuple[float | None, str, str]] = field(default_factory=list)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    lease_lost: asyncio.Event = field(default_factory=asyncio.Event)
+    room: asyncio.Event = field(default_factory=asyncio.Event)
+    logged: int = 0
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.room.set()
+
+    @property
+    def log_full(self) -> bool:
+        return self.logged >= self.capacity
+
+    def progress(self, fraction: float | None, step: str = "", message: str = "") -> None:
+        self.progress_seen.append((fraction, step, message))
+        self._changed.set()
+
+    def log(self, text: str, stream: LogStream.ValueType = LOG_STREAM_STDOUT, *, time_ns: int = 0) -> None:
+        assert time_ns <= time.time_ns()
+        if not self.log_full:
+            self.lines.append((stream, text))
+        self.logged += len(text)
+        self._changed.set()
+
+    async def log_room(self) -> None:
+        await self.room.wait()
+
+    def cancel(self) -> None:
+        """What the worker does when the task is cancelled."""
+        self.cancelled.set()
+
+    def lose(self) -> None:
+        """What the worker does when the lease is lost."""
+        self.lease_lost.set()
+        self.cancelled.set()
+
+    @property
+    def stdout(self) -> list[str]:
+        return [text for stream, text in self.lines if stream == LOG_STREAM_STDOUT]
+
+    @property
+    def stderr(self) -> list[str]:
+        return [text for stream, text in self.lines if stream == LOG_STREAM_STDERR]
+
+    @property
+    def remarks(self) -> list[str]:
+        return [text for stream, text in self.lines if stream == LOG_STREAM_SYSTEM]
+
+    async def until_stdout(self, count: int) -> list[str]:
+        """Waits until the program has written `count` lines."""
+        async with asyncio.timeout(20):
+            while len(self.stdout) < count:
+                self._changed.clear()
+                await self._changed.wait()
+        return self.stdout
