@@ -1,0 +1,191 @@
+"""The composition root: what the server is made of, in which order it starts and stops.
+
+The only file that knows all parts. Start: data directory, address, database, engine, log store,
+spawner, rpc; a refusal on the way undoes what was begun. Stop is the reverse but for one thing:
+while agents are being ended the rpc server still serves them, so that they can hand back their
+work. A part that dies by itself brings all of it down with a message: a server that limps
+would keep its callers waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from importlib.metadata import version
+
+import structlog
+
+from kapell_server.clock import SystemClock
+from kapell_server.config import Config
+from kapell_server.data_dir import DataDirectory, StartRefusedError, explain
+from kapell_server.domain.errors import KapellError
+from kapell_server.domain.settings import Settings
+from kapell_server.engine.engine import Engine
+from kapell_server.rpc.admin import AdminServicer, ServerFacts
+from kapell_server.rpc.agents import AgentServicer
+from kapell_server.rpc.auth import Authenticator
+from kapell_server.rpc.calls import OpenCalls
+from kapell_server.rpc.directives import Directives
+from kapell_server.rpc.events import EventServicer
+from kapell_server.rpc.pipeline import Pipeline
+from kapell_server.rpc.server import AddressUnusableError, RpcServer, is_loopback
+from kapell_server.rpc.task_logs import TaskLogs
+from kapell_server.rpc.tasks import TaskServicer
+from kapell_server.rpc.workers import WorkerServicer
+from kapell_server.spawner.spawner import Spawner
+from kapell_server.store.database import Database, StorageError, open_database
+from kapell_server.store.logs import MAX_BYTES, LogStore
+from kapell_server.supervise import Supervisor
+from kapell_server.telemetry import Telemetry
+from kapell_server.watch.follow import Watches
+
+_log = structlog.get_logger(__name__)
+
+# How long calls that were accepted may take to end when the server stops, seconds.
+STOP_GRACE = 5.0
+
+
+class App:
+    """One server in this process. `start` once, then `stop` once; `failed` tells of a part that died."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.telemetry = Telemetry()
+        self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.address = ""
+        self.admin_token = ""
+        self.directory = DataDirectory(config.data_dir)
+        self.supervisor = Supervisor(on_crash=self._crashed)
+        self._undo = AsyncExitStack()
+        self._terminate_agents = False
+        self.engine: Engine
+        self.rpc: RpcServer
+
+    async def start(self) -> None:
+        """Starts everything; serves when it returns. Raises StartRefusedError, having undone its part."""
+        try:
+            await self._start()
+        except BaseException as error:
+            await self._undo.aclose()
+            if (refusal := _as_refusal(error, self.config)) is not None:
+                raise refusal from error
+            raise
+
+    async def stop(self, *, terminate_agents: bool) -> None:
+        """Stops everything. With `terminate_agents` the spawned agents are ended first, else they live on."""
+        self._terminate_agents = terminate_agents
+        await self._undo.aclose()
+
+    async def _start(self) -> None:
+        config, undo = self.config, self._undo
+        _refuse_exposure(config)
+        self.directory.acquire()
+        undo.callback(self.directory.release)
+        keyring = self.directory.keyring()
+        self.admin_token = self.directory.admin_token()
+
+        undo.push_async_callback(self.supervisor.stop)
+        calls = OpenCalls()
+        authenticator = Authenticator(keyring, required=not config.no_auth)
+        self.rpc = rpc = RpcServer(Pipeline(authenticator, calls, self.telemetry), calls)
+        undo.push_async_callback(rpc.stop, STOP_GRACE)
+        self.address = rpc.bind(config.grpc_address)
+
+        database = await open_database(config.database_url, config.data_dir)
+        undo.push_async_callback(database.close)
+        engine = self.engine = Engine(database, keyring=keyring, clock=SystemClock(), settings=_settings(config))
+        await engine.start()
+        undo.push_async_callback(engine.stop)
+        logs = LogStore(self.directory.logs)
+        undo.callback(logs.close)
+        undo.push_async_callback(rpc.stop, STOP_GRACE)
+        undo.callback(engine.ring.close)
+
+        spawner = Spawner(
+            engine,
+            engine.reads,
+            data_dir=config.data_dir,
+            server_address=lambda: self.address,
+            keyring=keyring,
+        )
+        await spawner.start()
+        undo.push_async_callback(self._stop_spawner, spawner)
+        self.supervisor.spawn(calls.watch(), name="open calls")
+        await rpc.start(self._servicers(engine, logs, spawner, database))
+        undo.push_async_callback(rpc.drain)
+        self.directory.announce(grpc_address=self.address, log_id=engine.log_id)
+        undo.callback(self.directory.withdraw)
+
+    async def _stop_spawner(self, spawner: Spawner) -> None:
+        await spawner.stop(terminate_agents=self._terminate_agents)
+
+    def _servicers(self, engine: Engine, logs: LogStore, spawner: Spawner, database: Database) -> dict[str, object]:
+        """One servicer a service, by the service's name."""
+        config, reads = self.config, engine.reads
+        watches = Watches(engine.ring, reads, log_id=engine.log_id, limit=config.max_watches)
+        facts = ServerFacts(
+            version=version("kapell"),
+            database=database.kind,
+            max_watches=config.max_watches,
+            max_agents=config.max_agents,
+            max_attempt_log_bytes=MAX_BYTES,
+        )
+        return {
+            "TaskService": TaskServicer(
+                engine,
+                reads,
+                watches=watches,
+                logs=logs,
+                task_logs=TaskLogs(reads, logs, engine.ring, self.supervisor),
+            ),
+            "AgentService": AgentServicer(engine, reads, watches=watches, spawner=spawner, profiles=config.profiles),
+            "WorkerService": WorkerServicer(
+                engine, logs=logs, directives=Directives(engine.ring, reads, self.supervisor)
+            ),
+            "EventService": EventServicer(reads, watches=watches),
+            "AdminService": AdminServicer(engine, watches=watches, facts=facts),
+        }
+
+    def _crashed(self, name: str, error: BaseException) -> None:
+        if not self.failed.done():
+            self.failed.set_result(f"the part `{name}` of the server died: {error}")
+
+
+def _settings(config: Config) -> Settings:
+    return Settings(
+        lease_duration=config.lease_duration,
+        heartbeat_interval=config.heartbeat_interval,
+        max_agents=config.max_agents,
+    )
+
+
+def _refuse_exposure(config: Config) -> None:
+    """Without TLS, tokens must not cross a network unless somebody said that they may."""
+    if is_loopback(config.grpc_address):
+        return
+    if config.no_auth:
+        raise StartRefusedError(
+            f"--no-auth and {config.grpc_address} together would let anyone on the network run commands here."
+            " Leave out --no-auth, or listen on 127.0.0.1."
+        )
+    if not config.insecure_bind:
+        raise StartRefusedError(
+            f"{config.grpc_address} can be reached from other machines, and tokens would cross the network"
+            " unencrypted. Listen on 127.0.0.1, or add --insecure-bind where something else encrypts."
+        )
+
+
+def _as_refusal(error: BaseException, config: Config) -> StartRefusedError | None:
+    """The failures of a start that the user can mend; None for a defect of ours."""
+    match error:
+        case StartRefusedError():
+            return error
+        case StorageError() | AddressUnusableError():
+            text = str(error)
+            return StartRefusedError(text[:1].upper() + text[1:])
+        case KapellError():
+            return StartRefusedError(error.message)
+        case OSError():
+            return StartRefusedError(explain(error, config.data_dir))
+        case _:
+            return None

@@ -1,0 +1,161 @@
+"""The data directory: who may use it, its secrets, and the note that says where the server is.
+
+One server a directory: a lock that dies with its holder keeps the second one out. Secrets are
+made at the first start, whole or not at all, readable by their owner alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+import stat
+from pathlib import Path
+
+import structlog
+
+from kapell_server.domain.access import Keyring
+
+_log = structlog.get_logger(__name__)
+
+KEY_BYTES = 32
+ADMIN_PREFIX = "kapell_admin_"
+
+
+class StartRefusedError(Exception):
+    """The server cannot start; the text is one sentence or two that say why and what to do."""
+
+
+class DataDirectory:
+    """A data directory that this process holds until `release`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+
+    @property
+    def database(self) -> Path:
+        return self.path / "kapell.db"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def admin_token_file(self) -> Path:
+        return self.path / "admin.token"
+
+    def acquire(self) -> None:
+        """Makes the directory if need be and takes its lock. Raises StartRefusedError."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StartRefusedError(explain(error, self.path)) from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(lock)
+            raise StartRefusedError(
+                f"Another Kapell server (process {holder}) uses the data directory {self.path}."
+                " Stop it, or choose another directory with --data-dir."
+            ) from None
+        except OSError as error:
+            os.close(lock)
+            raise StartRefusedError(explain(error, self.path)) from None
+        self._lock = lock
+        try:
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            self.release()
+            raise StartRefusedError(explain(error, self.path)) from None
+
+    def release(self) -> None:
+        """Lets go of the lock; its file stays, since removing it would let two servers in."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def keyring(self) -> Keyring:
+        """The server's key and the admin token, made if they are not there. Raises StartRefusedError."""
+        key = self._secret("server.key", secrets.token_bytes(KEY_BYTES))
+        if len(key) < KEY_BYTES:
+            raise StartRefusedError(
+                f"{self.path / 'server.key'} is damaged: it has {len(key)} bytes, not {KEY_BYTES}."
+                " Restore it from a backup, or delete it; agents then have to be started again."
+            )
+        return Keyring(key, admin_token=self.admin_token())
+
+    def admin_token(self) -> str:
+        """The token of the owner, made if it is not there. Raises StartRefusedError."""
+        fresh = ADMIN_PREFIX + secrets.token_urlsafe(32)
+        token = self._secret("admin.token", f"{fresh}\n".encode()).decode(errors="replace").strip()
+        if len(token) < 16:
+            raise StartRefusedError(
+                f"{self.admin_token_file} holds no token. Delete the file; a new token is made at the next start."
+            )
+        return token
+
+    def announce(self, *, grpc_address: str, log_id: str) -> None:
+        """Writes server.json, by which local clients find the server."""
+        note = {"grpc_address": grpc_address, "pid": os.getpid(), "log_id": log_id}
+        whole = self.path / "server.json.new"
+        whole.write_text(json.dumps(note) + "\n")
+        whole.replace(self.path / "server.json")
+
+    def withdraw(self) -> None:
+        """Removes server.json."""
+        (self.path / "server.json").unlink(missing_ok=True)
+
+    def _secret(self, name: str, fresh: bytes) -> bytes:
+        """The content of a secret file; `fresh` becomes it where there is none yet."""
+        path = self.path / name
+        try:
+            if not path.exists():
+                self._create(path, fresh)
+            mode = stat.S_IMODE(path.stat().st_mode)
+            if mode & 0o077:
+                _log.warning("others can read a secret; run chmod 600", file=str(path), mode=oct(mode))
+            return path.read_bytes()
+        except OSError as error:
+            raise StartRefusedError(explain(error, path)) from None
+
+    def _create(self, path: Path, content: bytes) -> None:
+        """Writes the file under another name first: after a crash it is there whole or not at all."""
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        draft.unlink(missing_ok=True)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                os.write(descriptor, content)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            draft.rename(path)
+        finally:
+            draft.unlink(missing_ok=True)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def explain(error: OSError, path: Path) -> str:
+    """A failure of the file system as a sentence that says what to do."""
+    match error.errno:
+        case errno.EROFS | errno.EACCES | errno.EPERM:
+            return (
+                f"Cannot write to {path}: it is read-only for this user."
+                " Change its permissions, or choose another directory with --data-dir."
+            )
+        case errno.ENOSPC | errno.EDQUOT:
+            return f"Cannot write to {path}: the disk is full. Free some space, then start again."
+        case errno.ENOTDIR | errno.EEXIST:
+            return f"{path} is not a directory. Choose another one with --data-dir."
+        case _:
+            return f"Cannot use {path}: {error.strerror or error}. Choose another directory with --data-dir."

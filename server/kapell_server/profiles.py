@@ -1,0 +1,133 @@
+"""Agent profiles: the [profiles.NAME] tables of kapell.toml as AgentProfile messages.
+
+The rules are those of the proto, so a profile that is accepted here can be spawned; whether its
+program exists is looked at when it is spawned. One profile is built in: `shell`, which runs a
+task's prompt as a shell command. A table of the same name takes its place.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from kapell.v1 import agent_pb2
+from kapell.v1.agent_pb2 import AgentProfile, AgentSpec, CommandRuntime
+
+_PROFILE_KEYS = ("description", "agent_types", "slots", "command")
+_COMMAND_KEYS = ("argv", "stdin", "env", "working_directory", "result_format", "kill_grace")
+_FORMATS = {
+    "text": agent_pb2.RESULT_FORMAT_TEXT,
+    "json": agent_pb2.RESULT_FORMAT_JSON,
+    "file": agent_pb2.RESULT_FORMAT_FILE,
+}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m)")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the text names the key, what is wrong and what to do."""
+
+
+def built_in() -> dict[str, AgentProfile]:
+    """The profiles that are there without any configuration."""
+    shell = AgentSpec(agent_types=["shell"], slots=4, command=CommandRuntime(argv=["sh", "-c", "{prompt}"]))
+    description = "Runs the prompt of each task as a shell command."
+    return {"shell": AgentProfile(profile="shell", description=description, spec=shell)}
+
+
+def read_profiles(tables: Mapping[str, Any], source: str) -> dict[str, AgentProfile]:
+    """The profiles of the [profiles] table of the file called `source`. Raises ConfigError."""
+    return {name: _profile(name, table, f"{source}: profiles.{name}") for name, table in tables.items()}
+
+
+def refuse_unknown(keys: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    """Raises ConfigError for the first key that is not known, with the spelling that was likely meant."""
+    for key in keys:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean `{close[0]}`?" if close else f"known are {', '.join(sorted(known))}."
+            raise ConfigError(f"{where}: there is no key `{key}`; {hint}")
+
+
+def expect(value: Any, kind: type | tuple[type, ...], name: str, what: str) -> Any:
+    """The value, if it is of the kind; ConfigError naming `what` was expected otherwise."""
+    if (isinstance(value, bool) and kind is not bool) or not isinstance(value, kind):
+        raise ConfigError(f"{name} must be {what}, not {_kind(value)}.")
+    return value
+
+
+def _profile(name: str, table: Any, where: str) -> AgentProfile:
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{where}: a profile's name has 1 to 64 letters, digits, '.', '_' or '-'.")
+    expect(table, dict, where, "a table")
+    refuse_unknown(table, _PROFILE_KEYS, where)
+    if "command" not in table:
+        raise ConfigError(f"{where} has no command; give it command = {{ argv = [...] }}.")
+    spec = AgentSpec(
+        agent_types=_strings(table.get("agent_types", [name]), f"{where}.agent_types"),
+        slots=expect(table.get("slots", 1), int, f"{where}.slots", "a whole number"),
+        command=_command(table["command"], f"{where}.command"),
+    )
+    description = expect(table.get("description", ""), str, f"{where}.description", "text")
+    return AgentProfile(profile=name, description=description, spec=_checked(spec, where))
+
+
+def _command(table: Any, where: str) -> CommandRuntime:
+    expect(table, dict, where, "a table")
+    refuse_unknown(table, _COMMAND_KEYS, where)
+    env = expect(table.get("env", {}), dict, f"{where}.env", "a table of texts")
+    for key, value in env.items():
+        expect(value, str, f"{where}.env.{key}", "text")
+    result_format = expect(table.get("result_format", "text"), str, f"{where}.result_format", "text")
+    if result_format not in _FORMATS:
+        raise ConfigError(f"{where}.result_format must be one of {', '.join(_FORMATS)}, not {result_format!r}.")
+    directory = expect(table.get("working_directory", ""), str, f"{where}.working_directory", "text")
+    command = CommandRuntime(
+        argv=_strings(table.get("argv", []), f"{where}.argv"),
+        stdin=expect(table.get("stdin", ""), str, f"{where}.stdin", "text"),
+        env=env,
+        working_directory=str(Path(directory).expanduser()) if directory else "",
+        result_format=_FORMATS[result_format],
+    )
+    if "kill_grace" in table:
+        command.kill_grace.CopyFrom(_duration(table["kill_grace"], f"{where}.kill_grace"))
+    return command
+
+
+def _checked(spec: AgentSpec, where: str) -> AgentSpec:
+    from kapell_server.rpc.validation import invalid
+
+    for field, description in invalid(spec):
+        raise ConfigError(f"{where}.{field}: {description}.")
+    return spec
+
+
+def _strings(value: Any, name: str) -> list[str]:
+    expect(value, list, name, "a list of texts")
+    for position, item in enumerate(value):
+        expect(item, str, f"{name}[{position}]", "text")
+    return list(value)
+
+
+def _duration(value: Any, name: str) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(int(read_seconds(value, name) * 1e9))
+    return duration
+
+
+def read_seconds(value: Any, name: str) -> float:
+    """Seconds from a number, or from a text such as "500ms", "5s" or "2m". Raises ConfigError."""
+    if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
+        return float(match[1]) * _UNITS[match[2]]
+    return float(expect(value, (int, float), name, 'a number of seconds or a text like "5s"'))
+
+
+def _kind(value: Any) -> str:
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
+    named = kinds.get(type(value), "a table" if isinstance(value, dict) else type(value).__name__)
+    return f"{named} ({value!r})" if isinstance(value, str | int | float) else named

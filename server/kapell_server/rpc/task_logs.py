@@ -1,0 +1,115 @@
+"""StreamTaskLogs: the log of one attempt, or of one after the other, as it grows.
+
+The order of looking is what makes it complete: first the task, then its log. An attempt that
+had ended before the log was read has written all it ever will, so an empty read is its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable
+from typing import TYPE_CHECKING, TypeVar
+
+from kapell.v1 import task_pb2
+from kapell.v1.error_pb2 import ERROR_REASON_ATTEMPT_NOT_FOUND
+
+from kapell_server.domain.errors import KapellError
+from kapell_server.supervise import Supervisor
+from kapell_server.watch.ring import Ring
+
+if TYPE_CHECKING:
+    from kapell_server.store.logs import LogStore
+    from kapell_server.store.reads import Reads
+
+T = TypeVar("T")
+
+# A hint may be lost, so waiting looks again after this long, seconds.
+RECHECK = 5.0
+
+_HELD = frozenset({task_pb2.TASK_STATE_RUNNING, task_pb2.TASK_STATE_CANCELLING})
+_FINAL = frozenset({task_pb2.TASK_STATE_SUCCEEDED, task_pb2.TASK_STATE_FAILED, task_pb2.TASK_STATE_CANCELLED})
+
+
+class TaskLogs:
+    """Streams logs of attempts. `supervisor` owns the waits of streams that follow."""
+
+    def __init__(self, reads: Reads, logs: LogStore, ring: Ring, supervisor: Supervisor) -> None:
+        self._reads = reads
+        self._logs = logs
+        self._ring = ring
+        self._supervisor = supervisor
+
+    async def stream(
+        self, request: task_pb2.StreamTaskLogsRequest
+    ) -> AsyncGenerator[task_pb2.StreamTaskLogsResponse, None]:
+        """Messages with entries in order, the first one at once, even when empty.
+
+        Raises KapellError TASK_NOT_FOUND, ATTEMPT_NOT_FOUND, LOG_OFFSET_GAP.
+        """
+        task = await self._reads.task(request.task_id)
+        attempt, offset = request.attempt or task.attempt, request.offset
+        if attempt > task.attempt:
+            raise _no_attempt(task, attempt)
+        said_anything = False
+        while True:
+            entries = await self._logs.read(task.task_id, attempt, offset) if attempt else []
+            if entries or not said_anything:
+                yield task_pb2.StreamTaskLogsResponse(attempt=attempt, offset=offset, entries=entries)
+                said_anything = True
+                offset += len(entries)
+            if entries:
+                continue
+            if not request.follow:
+                return
+            if task.attempt > attempt and not request.attempt:
+                attempt, offset = attempt + 1, 0
+            elif task.state in _FINAL or (request.attempt and _ended(task, attempt)):
+                return
+            else:
+                task = await self._news(task, attempt, offset)
+
+    async def _news(self, task: task_pb2.Task, attempt: int, offset: int) -> task_pb2.Task:
+        """Waits until the task has changed or its attempt has an entry at `offset`; the task by then."""
+        change = self._supervisor.spawn(
+            _outcome(self._ring.wait_resource(task.task_id, task.revision, RECHECK)),
+            name=f"follow {task.task_id}",
+        )
+        waiting: list[asyncio.Task[object]] = [change]
+        if not _ended(task, attempt):
+            entry = self._logs.wait(task.task_id, attempt, offset, RECHECK)
+            waiting.append(self._supervisor.spawn(entry, name=f"log of {task.task_id}"))
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waiting:
+                wait.cancel()
+        if not change.done() or change.cancelled():
+            return task
+        record = change.result()
+        if isinstance(record, KapellError):
+            raise record
+        if record is None:
+            return await self._reads.task(task.task_id)
+        assert isinstance(record.resource, task_pb2.Task)
+        return record.resource
+
+
+def _ended(task: task_pb2.Task, attempt: int) -> bool:
+    return attempt < task.attempt or task.state not in _HELD
+
+
+async def _outcome(wait: Awaitable[T]) -> T | KapellError:
+    """A refusal as a value: the watch ends with it, and no background task has died."""
+    try:
+        return await wait
+    except KapellError as error:
+        return error
+
+
+def _no_attempt(task: task_pb2.Task, attempt: int) -> KapellError:
+    had = f"its latest attempt is {task.attempt}" if task.attempt else "it has not been started yet"
+    return KapellError(
+        ERROR_REASON_ATTEMPT_NOT_FOUND,
+        f"Task {task.task_id} has no attempt {attempt}: {had}. Leave the attempt out for the latest.",
+        metadata={"task_id": task.task_id, "attempt": str(attempt)},
+    )
