@@ -15,9 +15,9 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
 import grpc
 from grpc import aio
@@ -50,6 +50,7 @@ _LONGEST_PAUSE = 5.0
 
 _Request = TypeVar("_Request", bound="Message")
 _Response = TypeVar("_Response")
+_Response_co = TypeVar("_Response_co", covariant=True)
 _Stub = TypeVar("_Stub")
 
 
@@ -159,26 +160,15 @@ class Connection:
             await asyncio.sleep(pause)
             attempt += 1
 
-    async def stream(
+    def stream(
         self,
         method: aio.UnaryStreamMultiCallable[_Request, _Response],
         request: _Request,
         *,
         timeout: float | None = None,
-    ) -> AsyncIterator[_Response]:
-        """Yields the messages of a server stream and ends with it; no deadline unless `timeout` is set.
-
-        Raises a KapellError, Unavailable when the connection was lost. Closing the generator, or
-        cancelling the reader, cancels the call.
-        """
-        call = method(request, timeout=timeout, metadata=self._metadata)
-        try:
-            while (message := await call.read()) is not aio.EOF:
-                yield cast(_Response, message)
-        except aio.AioRpcError as error:
-            raise translate(error, self.address) from None
-        finally:
-            call.cancel()
+    ) -> Stream[_Response]:
+        """Opens a server stream; it has no deadline unless `timeout` is set."""
+        return Stream(method(request, timeout=timeout, metadata=self._metadata), self.address)
 
     async def close(self) -> None:
         """Closes the channel; open calls are cancelled. Closing twice is fine."""
@@ -187,11 +177,50 @@ class Connection:
         if channel is not None:
             await channel.close()
 
-    async def __aenter__(self) -> Connection:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
+
+
+class Stream(Generic[_Response_co]):
+    """The messages of one server stream, as an async iterator that ends with it.
+
+    Raises a KapellError, Unavailable when the connection was lost. Cancelling the reader cancels
+    the call; so does `cancel()`, after which a waiting reader sees the end.
+    """
+
+    def __init__(self, call: aio.UnaryStreamCall[Any, _Response_co], address: str) -> None:
+        self._call = call
+        self._address = address
+        self._cancelled = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> _Response_co:
+        try:
+            message = await self._call.read()
+        except aio.AioRpcError as error:
+            raise translate(error, self._address) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._cancelled and task is not None and not task.cancelling():
+                raise StopAsyncIteration from None
+            raise
+        if message is aio.EOF:
+            raise StopAsyncIteration
+        return cast(_Response_co, message)
+
+    def cancel(self) -> None:
+        """Ends the call. Repeating it, or cancelling a call that has ended, does nothing."""
+        self._cancelled = True
+        self._call.cancel()
+
+    async def aclose(self) -> None:
+        """As `cancel`, for `contextlib.aclosing`."""
+        self.cancel()
 
 
 def backoff(attempt: int, *, first: float = 0.1, longest: float = 2.0) -> float:

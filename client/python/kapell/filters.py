@@ -1,0 +1,84 @@
+"""Filters as typed keyword arguments: one set a resource, shared by listing, counting and watching.
+
+Every field that is given must match; within one field any of the values does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TypedDict, Unpack
+
+from kapell.messages import Instant, agent_states, event_kind, task_states, timestamp
+from kapell.v1.agent_pb2 import AgentFilter, AgentState
+from kapell.v1.event_pb2 import EventFilter
+from kapell.v1.task_pb2 import TaskFilter, TaskState
+from kapell.v1.watch_pb2 import EventKind
+
+
+class TaskQuery(TypedDict, total=False):
+    """Which tasks are wanted."""
+
+    states: Iterable[TaskState.ValueType | str]
+    """By value or word, as in "queued"."""
+    task_ids: Iterable[str]
+    agent_types: Iterable[str]
+    labels: Mapping[str, str]
+    """All of them, with these values."""
+    created_after: Instant
+    """At or after this time."""
+    created_before: Instant
+
+
+class AgentQuery(TypedDict, total=False):
+    """Which agents are wanted."""
+
+    states: Iterable[AgentState.ValueType | str]
+    """By value or word, as in "active"."""
+    agent_ids: Iterable[str]
+    agent_types: Iterable[str]
+    """Serves one of these."""
+    labels: Mapping[str, str]
+    """All of them, with these values."""
+
+
+class EventQuery(TypedDict, total=False):
+    """Which events are wanted."""
+
+    kinds: Iterable[EventKind.ValueType | str]
+    """By value or name, as in "task.completed"."""
+    task_ids: Iterable[str]
+    agent_ids: Iterable[str]
+    labels: Mapping[str, str]
+    """Of resources that carry all of them, with these values."""
+
+
+def task_filter(**query: Unpack[TaskQuery]) -> TaskFilter:
+    """The message for a query of tasks. Raises InvalidRequest for a state that is none."""
+    return TaskFilter(
+        states=task_states(query.get("states", ())),
+        task_ids=query.get("task_ids", ()),
+        agent_types=query.get("agent_types", ()),
+        labels=query.get("labels", {}),
+        created_after_time=timestamp(query.get("created_after")),
+        created_before_time=timestamp(query.get("created_before")),
+    )
+
+
+def agent_filter(**query: Unpack[AgentQuery]) -> AgentFilter:
+    """The message for a query of agents. Raises InvalidRequest for a state that is none."""
+    return AgentFilter(
+        states=agent_states(query.get("states", ())),
+        agent_ids=query.get("agent_ids", ()),
+        agent_types=query.get("agent_types", ()),
+        labels=query.get("labels", {}),
+    )
+
+
+def event_filter(**query: Unpack[EventQuery]) -> EventFilter:
+    """The message for a query of events. Raises InvalidRequest for a kind that is none."""
+    return EventFilter(
+        kinds=[event_kind(kind) for kind in query.get("kinds", ())],
+        task_ids=query.get("task_ids", ()),
+        agent_ids=query.get("agent_ids", ()),
+        labels=query.get("labels", {}),
+    )

@@ -1,0 +1,259 @@
+"""The same client for code without an event loop: each call blocks, streams are plain iterators.
+
+    with SyncClient() as client:
+        print(client.tasks.run("shell", "echo hello").result.string_value)
+
+An event loop runs in a thread of its own; the faces are made from the asynchronous ones, verb by
+verb, with the same arguments and errors. Callbacks run in a second thread, one at a time, so they
+may use the client. May be used from several threads. Ctrl-C cancels the call that is waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+
+from kapell.admin import Admin
+from kapell.agents import Agents
+from kapell.client import Client
+from kapell.connection import DEFAULT_TIMEOUT, Connection
+from kapell.discovery import Endpoint
+from kapell.emitter import Handler
+from kapell.events import Events
+from kapell.tasks import Tasks
+
+P = ParamSpec("P")
+T = TypeVar("T")
+F = TypeVar("F")
+_H = TypeVar("_H", bound=Handler)
+
+
+class LoopThread:
+    """An event loop that runs in a thread until it is closed. The thread does not keep the process alive."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="kapell-client", daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Runs the coroutine there and waits for it here. An exception here, as Ctrl-C, cancels it."""
+        assert threading.current_thread() is not self._thread, "this would wait for itself"
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Calls a plain function there and waits for it here."""
+
+        async def call() -> T:
+            return function()
+
+        return self.run(call())
+
+    def close(self, last: Coroutine[Any, Any, None]) -> None:
+        """Runs `last`, stops the loop and ends the thread. Must be called once."""
+        self.run(last)
+        self.run(self._loop.shutdown_asyncgens())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class SyncIterator(Generic[T]):
+    """A stream as a plain iterator. Close it when done, or use `with`; closing ends a waiting `next`."""
+
+    def __init__(self, loop: LoopThread, source: AsyncIterator[T]) -> None:
+        self._loop = loop
+        self.source = source
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        async def step() -> T:
+            return await anext(self.source)
+
+        try:
+            return self._loop.run(step())
+        except StopAsyncIteration:
+            raise StopIteration from None
+        except CancelledError:
+            raise StopIteration from None
+
+    def close(self) -> None:
+        """Ends the stream."""
+        aclose = getattr(self.source, "aclose", None)
+        if aclose is not None:
+            self._loop.run(aclose())
+
+    def __enter__(self) -> Self:
+        """Returns when a watch has begun, so that no later change is missed."""
+        ready = getattr(self.source, "ready", None)
+        if ready is not None:
+            self._loop.run(ready())
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class _Face(Generic[F]):
+    """A face whose verbs block: each runs the asynchronous verb in the loop's thread."""
+
+    def __init__(self, loop: LoopThread, face: F) -> None:
+        self._loop = loop
+        self._face = face
+
+
+def blocking(
+    verb: Callable[Concatenate[F, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[_Face[F], P], T]:
+    """The blocking form of a verb."""
+
+    @functools.wraps(verb)
+    def call(self: _Face[F], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._loop.run(verb(self._face, *args, **kwargs))
+
+    return call
+
+
+def streaming(
+    verb: Callable[Concatenate[F, P], AsyncIterator[T]],
+) -> Callable[Concatenate[_Face[F], P], SyncIterator[T]]:
+    """The blocking form of a verb that answers with a stream."""
+
+    @functools.wraps(verb)
+    def call(self: _Face[F], /, *args: P.args, **kwargs: P.kwargs) -> SyncIterator[T]:
+        return SyncIterator(self._loop, verb(self._face, *args, **kwargs))
+
+    return call
+
+
+class SyncTasks(_Face[Tasks]):
+    """`client.tasks`, blocking."""
+
+    create = blocking(Tasks.create)
+    create_batch = blocking(Tasks.create_batch)
+    run = blocking(Tasks.run)
+    get = blocking(Tasks.get)
+    list = blocking(Tasks.list)
+    iterate = streaming(Tasks.iterate)
+    count = blocking(Tasks.count)
+    update = blocking(Tasks.update)
+    cancel = blocking(Tasks.cancel)
+    retry = blocking(Tasks.retry)
+    delete = blocking(Tasks.delete)
+    attempts = blocking(Tasks.attempts)
+    wait = blocking(Tasks.wait)
+    watch = streaming(Tasks.watch)
+    logs = streaming(Tasks.logs)
+
+
+class SyncAgents(_Face[Agents]):
+    """`client.agents`, blocking."""
+
+    spawn = blocking(Agents.spawn)
+    get = blocking(Agents.get)
+    list = blocking(Agents.list)
+    iterate = streaming(Agents.iterate)
+    update = blocking(Agents.update)
+    terminate = blocking(Agents.terminate)
+    drain = blocking(Agents.drain)
+    resume = blocking(Agents.resume)
+    delete = blocking(Agents.delete)
+    profiles = blocking(Agents.profiles)
+    watch = streaming(Agents.watch)
+    logs = streaming(Agents.logs)
+
+
+class SyncEvents(_Face[Events]):
+    """`client.events`, blocking."""
+
+    list = blocking(Events.list)
+    iterate = streaming(Events.iterate)
+    log_info = blocking(Events.log_info)
+    watch = streaming(Events.watch)
+
+
+class SyncAdmin(_Face[Admin]):
+    """`client.admin`, blocking."""
+
+    server_info = blocking(Admin.server_info)
+    diagnostics = blocking(Admin.diagnostics)
+
+
+class SyncClient:
+    """`Client` without a loop; takes the same arguments. Close it, or use `with`."""
+
+    def __init__(
+        self,
+        server: str | Endpoint | Connection | None = None,
+        *,
+        token: str | None = None,
+        data_dir: str | os.PathLike[str] | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> None:
+        client = Client(server, token=token, data_dir=data_dir, timeout=timeout)
+        self._client = client
+        self._loop = loop = LoopThread()
+        self._callbacks = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kapell-callbacks")
+        self._wrapped: dict[tuple[str, Handler], Handler] = {}
+        self.agents = SyncAgents(loop, client.agents)
+        self.tasks = SyncTasks(loop, client.tasks)
+        self.events = SyncEvents(loop, client.events)
+        self.admin = SyncAdmin(loop, client.admin)
+        self.watch = self.events.watch
+        self._closed = False
+
+    @overload
+    def on(self, name: str, handler: Handler) -> Handler: ...
+    @overload
+    def on(self, name: str) -> Callable[[_H], _H]: ...
+    def on(self, name: str, handler: Handler | None = None) -> Handler | Callable[[_H], _H]:
+        """As `Client.on`, with plain functions; returns when the handler gets all that happens from now on."""
+        if handler is not None:
+            self._subscribe(name, handler)
+            return handler
+
+        def decorate(function: _H) -> _H:
+            self._subscribe(name, function)
+            return function
+
+        return decorate
+
+    def off(self, name: str, handler: Handler) -> None:
+        """Takes back one `on`; what was never on is ignored."""
+        wrapped = self._wrapped.pop((name, handler), None)
+        if wrapped is not None:
+            self._loop.call(lambda: self._client.off(name, wrapped))
+
+    def close(self) -> None:
+        """Stops the callbacks, closes the connection and ends the threads. Closing twice is fine."""
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.close(self._client.close())
+        self._callbacks.shutdown(wait=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _subscribe(self, name: str, handler: Handler) -> None:
+        async def in_thread(event: Any) -> None:
+            await asyncio.get_running_loop().run_in_executor(self._callbacks, handler, event)
+
+        self._wrapped[(name, handler)] = in_thread
+        self._loop.call(lambda: self._client.on(name, in_thread))
+        self._loop.run(self._client.listening())
