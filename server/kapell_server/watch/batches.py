@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kapell_server.watch.filters import Filter
-from kapell_server.watch.record import Record
+from kapell_server.store.record import Record
+from kapell_server.wire import field
 
 # A message ends with the record that reaches this size.
 MESSAGE_BYTES = 256 * 1024
-# Tag of `events` in WatchResponse, WatchTasksResponse and WatchAgentsResponse.
-_EVENTS_TAG = b"\x0a"
+# Number of `events` in WatchResponse, WatchTasksResponse and WatchAgentsResponse.
+_EVENTS = 1
 _KEPT = 64
 
 
@@ -63,17 +64,8 @@ def _fill(records: Sequence[Record]) -> tuple[bytes, int]:
     parts: list[bytes] = []
     size = 0
     for record in records:
-        parts += (_EVENTS_TAG, _varint(len(record.data)), record.data)
+        parts.append(field(_EVENTS, record.data))
         size += len(record.data)
         if size >= MESSAGE_BYTES:
             break
-    return b"".join(parts), len(parts) // 3
-
-
-def _varint(number: int) -> bytes:
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
+    return b"".join(parts), len(parts)

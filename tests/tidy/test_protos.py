@@ -1,0 +1,83 @@
+"""The protos: linted, commented, generated from, and compatible where bytes are shared."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from google.protobuf.descriptor import Descriptor
+from kapell.v1 import agent_pb2, event_pb2, task_pb2
+
+from tests.tidy.api import BUF, elements, files, shape
+from tests.tidy.sources import ROOT
+
+STUBS = ROOT / "client" / "python"
+
+
+def test_buf_finds_nothing_to_complain_about() -> None:
+    lint = subprocess.run([BUF, "lint"], cwd=ROOT, capture_output=True, text=True)
+
+    assert lint.returncode == 0, lint.stdout + lint.stderr
+
+
+def test_everything_in_the_protos_has_a_comment() -> None:
+    silent = [f"{file.name}: {element.name}" for file in files() for element in elements(file) if not element.comment]
+
+    assert silent == []
+
+
+def test_the_walk_over_the_comments_sees_them_all() -> None:
+    names = {element.name for file in files() for element in elements(file)}
+
+    assert {"TaskService", "TaskService.CreateTask", "Task.prompt", "AgentSpec.runtime"} <= names
+    assert {"TaskState.TASK_STATE_QUEUED", "scope", "kapell/v1/task.proto"} <= names
+
+
+def test_the_committed_stubs_are_those_of_the_protos(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHON": sys.executable}
+
+    subprocess.run(["proto/gen.sh", str(tmp_path)], cwd=ROOT, check=True, env=environment)
+
+    fresh = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.py*")}
+    committed = {
+        str(path.relative_to(STUBS))
+        for package in ("kapell/v1", "kapell/_third_party")
+        for path in (STUBS / package).rglob("*.py*")
+        if path.suffix in (".py", ".pyi")
+    }
+    assert committed == fresh, "run `make gen`"
+    _, differ, failed = filecmp.cmpfiles(tmp_path, STUBS, sorted(fresh), shallow=False)
+    assert (differ, failed) == ([], []), "run `make gen`"
+
+
+@pytest.mark.parametrize(
+    ("part", "left_out"),
+    [
+        (task_pb2.TaskEvent.DESCRIPTOR, {"previous_agent_state", "agent"}),
+        (agent_pb2.AgentEvent.DESCRIPTOR, {"previous_task_state", "task"}),
+    ],
+)
+def test_the_events_of_one_kind_have_the_wire_format_of_all_events(part: Descriptor, left_out: set[str]) -> None:
+    whole = shape(event_pb2.Event.DESCRIPTOR)
+
+    expected = {number: field for number, field in whole.items() if field[0] not in left_out}
+    assert shape(part) == expected
+
+
+@pytest.mark.parametrize("response", [task_pb2.WatchTasksResponse, agent_pb2.WatchAgentsResponse])
+def test_all_watches_answer_in_one_wire_format(response: type) -> None:
+    fields = response.DESCRIPTOR.fields_by_name  # type: ignore[attr-defined]
+    reference = event_pb2.WatchResponse.DESCRIPTOR.fields_by_name
+
+    assert {name: field.number for name, field in fields.items()} == {"events": 1, "bookmark": 2}
+    assert {name: field.number for name, field in reference.items()} == {"events": 1, "bookmark": 2}
+
+
+def test_breaking_changes_are_looked_for_from_the_first_release_on() -> None:
+    make = subprocess.run(["make", "-n", "breaking"], cwd=ROOT, capture_output=True, text=True)
+
+    assert "buf breaking --against" in make.stdout
