@@ -115,7 +115,11 @@ class Keyring:
             if hmac.compare_digest(mac.encode(), self._mac("agent:" + subject).encode()):
                 agent_id, _, instance = subject.rpartition(".")
                 return Caller(
-                    kind=CallerKind.AGENT, name=agent_id, scopes=AGENT_SCOPES, agent_id=agent_id, instance=int(instance)
+                    kind=CallerKind.AGENT,
+                    name=agent_id,
+                    scopes=AGENT_SCOPES,
+                    agent_id=agent_id,
+                    instance=int(instance),
                 )
             return None
         if token.startswith("kapell_ticket_"):

@@ -253,8 +253,7 @@ class _AttemptLog:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise KapellError(
                     ERROR_REASON_STORAGE_FULL,
-                    "The log was not written: the disk of the data directory is full."
-                    " Free some space and retry.",
+                    "The log was not written: the disk of the data directory is full. Free some space and retry.",
                 ) from error
             raise
 

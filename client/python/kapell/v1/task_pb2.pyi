@@ -485,6 +485,8 @@ class Task(_message.Message):
     CONTENT_BYTES_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    STATE_TIME_FIELD_NUMBER: _builtins.int
+    RETRY_TIME_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The id; "task_" and a time-sortable part, or the client's choice."""
     display_name: _builtins.str
@@ -492,7 +494,7 @@ class Task(_message.Message):
     agent_type: _builtins.str
     """Which agents may take it."""
     prompt: _builtins.str
-    """What is to be done. Only GetTask, WaitTask, mutators' answers and offers carry it."""
+    """What is to be done. Only GetTask, WaitTask, offers and validate_only carry it."""
     state: Global___TaskState.ValueType
     """Where the task stands."""
     state_reason: _builtins.str
@@ -571,6 +573,14 @@ class Task(_message.Message):
     def creator(self) -> _watch_pb2.Actor:
         """Who created it."""
 
+    @_builtins.property
+    def state_time(self) -> _timestamp_pb2.Timestamp:
+        """When it entered its state."""
+
+    @_builtins.property
+    def retry_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was last retried by hand; total_timeout counts from here."""
+
     def __init__(
         self,
         *,
@@ -601,10 +611,12 @@ class Task(_message.Message):
         content_bytes: _builtins.int = ...,
         etag: _builtins.str = ...,
         revision: _builtins.int = ...,
+        state_time: _timestamp_pb2.Timestamp | None = ...,
+        retry_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "failure", b"failure", "input", b"input", "lease", b"lease", "not_before_time", b"not_before_time", "progress", b"progress", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "start_time", b"start_time", "timeouts", b"timeouts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "failure", b"failure", "input", b"input", "lease", b"lease", "not_before_time", b"not_before_time", "progress", b"progress", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "start_time", b"start_time", "state_time", b"state_time", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "attempt", b"attempt", "attempts_used", b"attempts_used", "content_bytes", b"content_bytes", "create_time", b"create_time", "creator", b"creator", "display_name", b"display_name", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "input", b"input", "labels", b"labels", "lease", b"lease", "not_before_time", b"not_before_time", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "revision", b"revision", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "task_id", b"task_id", "timeouts", b"timeouts", "waiting_on", b"waiting_on"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "attempt", b"attempt", "attempts_used", b"attempts_used", "content_bytes", b"content_bytes", "create_time", b"create_time", "creator", b"creator", "display_name", b"display_name", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "input", b"input", "labels", b"labels", "lease", b"lease", "not_before_time", b"not_before_time", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "revision", b"revision", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "task_id", b"task_id", "timeouts", b"timeouts", "waiting_on", b"waiting_on"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -783,7 +795,7 @@ class CreateTaskResponse(_message.Message):
     """True when this is the first answer to a repeated request_id."""
     @_builtins.property
     def task(self) -> Global___Task:
-        """The task."""
+        """The task, without prompt and input; with them for validate_only."""
 
     def __init__(
         self,

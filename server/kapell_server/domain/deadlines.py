@@ -1,0 +1,55 @@
+"""When a task or an agent needs a look without anybody asking. The nearest time is a column of its row."""
+
+from __future__ import annotations
+
+from kapell.v1.agent_pb2 import AGENT_STATE_PENDING, AGENT_STATE_STARTING, Agent
+from kapell.v1.task_pb2 import (
+    TASK_STATE_CANCELLING,
+    TASK_STATE_PENDING,
+    TASK_STATE_QUEUED,
+    TASK_STATE_RUNNING,
+    Task,
+)
+
+from kapell_server.domain.settings import Settings
+from kapell_server.domain.times import SECOND, duration_ns, timestamp_ns
+
+
+def total_deadline_ns(task: Task) -> int:
+    """When the total timeout strikes; 0 for never. A retry by hand begins the time anew."""
+    total = duration_ns(task.timeouts.total_timeout)
+    if not total:
+        return 0
+    start = timestamp_ns(task.retry_time) or timestamp_ns(task.create_time)
+    return start + total
+
+
+def state_deadline_ns(task: Task, settings: Settings) -> int:
+    """When the task's state is over by itself; 0 for never."""
+    if task.state == TASK_STATE_PENDING:
+        return max((timestamp_ns(wait.until_time) for wait in task.waiting_on), default=0)
+    if task.state == TASK_STATE_CANCELLING:
+        return timestamp_ns(task.state_time) + int(settings.cancel_grace * SECOND)
+    if task.state == TASK_STATE_QUEUED:
+        timeout = duration_ns(task.timeouts.queue_timeout)
+        return timestamp_ns(task.queue_time) + timeout if timeout else 0
+    if task.state == TASK_STATE_RUNNING:
+        timeout = duration_ns(task.timeouts.run_timeout)
+        return timestamp_ns(task.lease.start_time) + timeout if timeout else 0
+    return 0
+
+
+def next_deadline_ns(task: Task, settings: Settings) -> int:
+    """The nearest time at which the task needs a look; 0 for never."""
+    by_state = state_deadline_ns(task, settings)
+    if task.state not in (TASK_STATE_PENDING, TASK_STATE_QUEUED, TASK_STATE_RUNNING):
+        return by_state
+    total = total_deadline_ns(task)
+    return min(by_state, total) if by_state and total else by_state or total
+
+
+def agent_start_deadline_ns(agent: Agent, settings: Settings, since_ns: int = 0) -> int:
+    """When a spawned agent must have registered; 0 where it has. Time before `since_ns` does not count."""
+    if agent.state not in (AGENT_STATE_PENDING, AGENT_STATE_STARTING):
+        return 0
+    return max(timestamp_ns(agent.create_time), since_ns) + int(settings.start_timeout * SECOND)

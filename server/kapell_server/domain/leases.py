@@ -1,0 +1,61 @@
+"""Who holds which task: the live leases, by task and by agent.
+
+A cache of the running attempts; the renewals are only here. After a restart every lease gets a
+full duration of grace, so that the death of a server kills nobody's work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kapell.v1.task_pb2 import TaskAttempt
+
+
+@dataclass(slots=True)
+class Lease:
+    """One live lease. `expire_ns` moves with each renewal; `confirmed` once the agent has spoken of it."""
+
+    record: TaskAttempt
+    expire_ns: int
+    poll_id: str
+    confirmed: bool = False
+
+    @property
+    def task_id(self) -> str:
+        return self.record.task_id
+
+    @property
+    def agent_id(self) -> str:
+        return self.record.agent_id
+
+    @property
+    def attempt(self) -> int:
+        return self.record.attempt
+
+
+@dataclass(slots=True)
+class LeaseTable:
+    """Live leases under two keys. A task has at most one (T2)."""
+
+    by_task: dict[str, Lease] = field(default_factory=dict)
+    by_agent: dict[str, dict[str, Lease]] = field(default_factory=dict)
+
+    def add(self, lease: Lease) -> None:
+        assert lease.task_id not in self.by_task, "a task has at most one live lease"
+        self.by_task[lease.task_id] = lease
+        self.by_agent.setdefault(lease.agent_id, {})[lease.task_id] = lease
+
+    def remove(self, lease: Lease) -> None:
+        del self.by_task[lease.task_id]
+        held = self.by_agent[lease.agent_id]
+        del held[lease.task_id]
+        if not held:
+            del self.by_agent[lease.agent_id]
+
+    def of_agent(self, agent_id: str) -> list[Lease]:
+        """The agent's leases, oldest first."""
+        return list(self.by_agent.get(agent_id, {}).values())
+
+    def used(self, agent_id: str) -> int:
+        """How many slots of the agent are taken."""
+        return len(self.by_agent.get(agent_id, ()))

@@ -1,0 +1,31 @@
+"""The numbers that rules depend on. All times in seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Limits and durations; the defaults are those of the product."""
+
+    lease_duration: float = 10.0
+    """How long a lease lives without being renewed."""
+    heartbeat_interval: float = 3.0
+    """How often agents are asked to report."""
+    offer_confirm: float = 10.0
+    """How long an offer may stay without a sign that it arrived."""
+    cancel_grace: float = 90.0
+    """How long an agent that was told to cancel may keep the task before it is taken away."""
+    start_timeout: float = 30.0
+    """How long a spawned agent may take until it registers."""
+    silent_after: float = 7.0
+    """Without a heartbeat for so long an agent is shown as SILENT."""
+    request_id_lifetime: float = 86_400.0
+    """How long a request_id is remembered."""
+    max_agents: int = 1_000
+    """Agents that have not ended."""
+    max_content_bytes: int = 262_144
+    """Most bytes of a task's input, and of its result."""
+    max_offer_bytes: int = 2_097_152
+    """Most bytes of content in one answer of LeaseTasks."""

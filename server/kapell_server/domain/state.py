@@ -1,0 +1,385 @@
+"""What decisions look at and write to: the loaded part of the database, and an undo journal.
+
+Owned by the engine's writer; nobody else touches it. Messages in it are never altered: a change
+copies, edits and puts. Every write can be undone, so a refused command leaves no trace and a
+failed transaction leaves memory as it was. The surprise: `task()` may load from the database in
+the middle of a decision; prefetching makes that rare.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Protocol
+
+from kapell.v1.agent_pb2 import Agent
+from kapell.v1.error_pb2 import ERROR_REASON_AGENT_NOT_FOUND, ERROR_REASON_TASK_NOT_FOUND
+from kapell.v1.task_pb2 import TASK_STATE_QUEUED, Task, TaskAttempt
+from kapell.v1.watch_pb2 import EventKind
+
+from kapell_server.domain.access import Caller, Keyring, system
+from kapell_server.domain.deadlines import next_deadline_ns
+from kapell_server.domain.errors import KapellError
+from kapell_server.domain.ids import IdMinter
+from kapell_server.domain.leases import Lease, LeaseTable
+from kapell_server.domain.polls import PollBoard
+from kapell_server.domain.ready import ReadyIndex, entry_of
+from kapell_server.domain.settings import Settings
+
+_TASK_CACHE = 20_000
+_CONTENT_CACHE_BYTES = 32 * 1024 * 1024
+
+
+class Loader(Protocol):
+    """Reads rows for decisions, inside the transaction of the batch."""
+
+    def load_tasks(self, task_ids: Iterable[str]) -> list[Task]: ...
+    def load_contents(self, task_ids: Iterable[str]) -> dict[str, bytes]: ...
+    def load_agent(self, agent_id: str) -> Agent | None: ...
+
+
+@dataclass(slots=True)
+class Change:
+    """One put: the resource after the change, and what its event says of it."""
+
+    resource: Task | Agent
+    kind: EventKind.ValueType
+    previous_revision: int
+    previous_state: int
+    changed: tuple[str, ...]
+    caller: Caller
+    created: bool = False
+    deleted: bool = False
+
+
+@dataclass(slots=True)
+class Pending:
+    """What the running batch has to write. Lists keep the order of the decisions."""
+
+    changes: list[Change] = field(default_factory=list)
+    contents: dict[str, bytes] = field(default_factory=dict)
+    attempts: dict[tuple[str, int], tuple[TaskAttempt, str]] = field(default_factory=dict)
+    new_attempts: set[tuple[str, int]] = field(default_factory=set)
+    instance_keys: dict[str, str] = field(default_factory=dict)
+    heartbeats: dict[str, int] = field(default_factory=dict)
+
+
+class State:
+    """The working set of the writer. `revision` is that of the latest put, `now_ns` the batch's time."""
+
+    def __init__(self, *, settings: Settings, keyring: Keyring, random: Random, log_id: str) -> None:
+        self.settings = settings
+        self.keyring = keyring
+        self.random = random
+        self.log_id = log_id
+        self.loader: Loader
+        self.caller: Caller = system("server")
+        self.revision = 0
+        self.now_ns = 0
+        self.started_ns = 0
+        self.pending = Pending()
+        self.ready = ReadyIndex()
+        self.leases = LeaseTable()
+        self.polls = PollBoard()
+        self.agents: dict[str, Agent] = {}
+        self.agent_seen_ns: dict[str, int] = {}
+        self.instance_keys: dict[str, str] = {}
+        self.busy_agents: set[str] = set()
+        self.due_horizon_ns = 0
+        self._due: list[tuple[int, str]] = []
+        self._scheduled: dict[str, int] = {}
+        self._ids = IdMinter(random)
+        self._ticks = 0
+        self._tasks: dict[str, Task | None] = {}
+        self._contents: dict[str, bytes] = {}
+        self._content_bytes = 0
+        self._undo: list[Callable[[], Any]] = []
+
+    # -- the batch ---------------------------------------------------------------------------
+
+    def begin(self, now_ns: int, loader: Loader) -> None:
+        """Opens a batch at `now_ns`."""
+        self.now_ns = now_ns
+        self.loader = loader
+        self.pending = Pending()
+        self._undo.clear()
+        self._ticks = 0
+
+    def mark(self) -> int:
+        """A point to roll back to."""
+        return len(self._undo)
+
+    def rollback(self, mark: int) -> None:
+        """Undoes every write since the mark, the last one first."""
+        undo = self._undo
+        while len(undo) > mark:
+            undo.pop()()
+
+    def trim(self) -> None:
+        """Forgets the oldest cached tasks beyond the cap; between batches only."""
+        excess = len(self._tasks) - _TASK_CACHE
+        if excess > 0:
+            for task_id in list(self._tasks)[:excess]:
+                del self._tasks[task_id]
+        while self._content_bytes > _CONTENT_CACHE_BYTES:
+            first = next(iter(self._contents))
+            self._content_bytes -= len(self._contents.pop(first))
+
+    def tick_ns(self) -> int:
+        """The batch's time, one nanosecond later at each call, so that order within a batch is kept."""
+        self._ticks += 1
+        return self.now_ns + self._ticks
+
+    def new_id(self, prefix: str) -> str:
+        """A fresh id as "task_01j…"."""
+        return self._ids.mint(prefix, self.now_ns)
+
+    # -- tasks -------------------------------------------------------------------------------
+
+    def prefetch_tasks(self, task_ids: Iterable[str]) -> None:
+        """Loads in one query what is not in memory; what does not exist is remembered as absent."""
+        tasks = self._tasks
+        missing = {task_id for task_id in task_ids if task_id not in tasks}
+        if missing:
+            for task in self.loader.load_tasks(missing):
+                tasks[task.task_id] = task
+                missing.discard(task.task_id)
+            for task_id in missing:
+                tasks[task_id] = None
+
+    def cached_task(self, task_id: str) -> Task | None:
+        """The task where it is in memory; never loads. For readers outside the writer."""
+        return self._tasks.get(task_id)
+
+    def find_task(self, task_id: str) -> Task | None:
+        """The task, or None. Not to be altered."""
+        if task_id not in self._tasks:
+            self.prefetch_tasks((task_id,))
+        return self._tasks[task_id]
+
+    def task(self, task_id: str) -> Task:
+        """The task; TASK_NOT_FOUND where there is none."""
+        task = self.find_task(task_id)
+        if task is None:
+            raise task_not_found(task_id)
+        return task
+
+    def put_task(
+        self,
+        task: Task,
+        kind: EventKind.ValueType,
+        changed: tuple[str, ...],
+        *,
+        created: bool = False,
+        deleted: bool = False,
+    ) -> Task:
+        """Records `task` as the new form, with one event. Takes ownership of the message."""
+        task_id = task.task_id
+        previous = None if created else self._tasks.get(task_id)
+        self._next_revision(task)
+        previous_state = previous.state if previous is not None and previous.state != task.state else 0
+        since = previous.revision if previous is not None else 0
+        self._append(Change(task, kind, since, previous_state, changed, self.caller, created, deleted))
+        self._set(self._tasks, task_id, None if deleted else task)
+        was_queued = previous is not None and previous.state == TASK_STATE_QUEUED
+        is_queued = task.state == TASK_STATE_QUEUED and not deleted
+        if was_queued != is_queued:
+            self._adjust_depth(task.agent_type, 1 if is_queued else -1)
+        if is_queued and not (was_queued and previous.priority == task.priority):  # type: ignore[union-attr]
+            self.ready.push(task.agent_type, entry_of(task))
+            self.polls.touch_type(task.agent_type)
+        due_ns = 0 if deleted else next_deadline_ns(task, self.settings)
+        if not self.due_horizon_ns or due_ns < self.due_horizon_ns:
+            self.schedule(due_ns, task_id)
+        return task
+
+    # -- time --------------------------------------------------------------------------------
+
+    def schedule(self, due_ns: int, subject_id: str) -> None:
+        """Asks for a look at the task or agent at `due_ns`; 0 asks for none.
+
+        A hint: the look decides what is due, and asks for the next one. One entry a subject.
+        """
+        if not due_ns:
+            return
+        scheduled = self._scheduled.get(subject_id)
+        if scheduled is None or due_ns < scheduled:
+            self._scheduled[subject_id] = due_ns
+            heapq.heappush(self._due, (due_ns, subject_id))
+
+    def next_due_ns(self) -> int:
+        """When to look next; 0 for never. Beyond the horizon the database knows more."""
+        first = self._due[0][0] if self._due else 0
+        horizon = self.due_horizon_ns
+        return min(first, horizon) if first and horizon else first or horizon
+
+    def take_due(self, limit: int) -> list[str]:
+        """Up to `limit` subjects whose time has come, earliest first."""
+        subjects: list[str] = []
+        while self._due and self._due[0][0] <= self.now_ns and len(subjects) < limit:
+            due_ns, subject_id = heapq.heappop(self._due)
+            if self._scheduled.get(subject_id) == due_ns:
+                del self._scheduled[subject_id]
+                subjects.append(subject_id)
+        return subjects
+
+    # -- content -----------------------------------------------------------------------------
+
+    def content(self, task_id: str) -> bytes:
+        """The encoded prompt, input and result: a Task with only these fields."""
+        content = self._contents.get(task_id)
+        if content is None:
+            self.prefetch_contents((task_id,))
+            content = self._contents.get(task_id, b"")
+        return content
+
+    def prefetch_contents(self, task_ids: Iterable[str]) -> None:
+        """Loads in one query what is not in memory."""
+        missing = [task_id for task_id in task_ids if task_id not in self._contents]
+        if missing:
+            for task_id, content in self.loader.load_contents(missing).items():
+                self._contents[task_id] = content
+                self._content_bytes += len(content)
+
+    def put_content(self, task_id: str, content: bytes) -> None:
+        """Records the content of a task."""
+        self._set(self.pending.contents, task_id, content)
+        self._content_bytes += len(content) - len(self._contents.get(task_id, b""))
+        self._set(self._contents, task_id, content)
+
+    def drop_content(self, task_id: str) -> None:
+        """Frees the memory of a finished task's content; the database keeps it."""
+        content = self._contents.pop(task_id, None)
+        if content is not None:
+            self._content_bytes -= len(content)
+
+    # -- leases and attempts -----------------------------------------------------------------
+
+    def open_lease(self, lease: Lease) -> None:
+        """Grants a lease with its attempt."""
+        self.leases.add(lease)
+        self._undo.append(lambda: self.leases.remove(lease))
+        self.put_attempt(lease.record, lease.poll_id, new=True)
+        self.busy_agents.add(lease.agent_id)
+        self.schedule(lease.expire_ns, lease.task_id)
+
+    def close_lease(self, lease: Lease, record: TaskAttempt) -> None:
+        """Ends a lease; `record` is the attempt as it ended."""
+        self.leases.remove(lease)
+        self._undo.append(lambda: self.leases.add(lease))
+        self.put_attempt(record, lease.poll_id)
+        self.busy_agents.add(lease.agent_id)
+        self.polls.touch_agent(lease.agent_id)
+
+    def put_attempt(self, record: TaskAttempt, poll_id: str, *, new: bool = False) -> None:
+        """Records an attempt; `new` where it has no row yet."""
+        key = (record.task_id, record.attempt)
+        self._set(self.pending.attempts, key, (record, poll_id))
+        if new:
+            self.pending.new_attempts.add(key)
+
+    # -- agents ------------------------------------------------------------------------------
+
+    def find_agent(self, agent_id: str) -> Agent | None:
+        """The agent, or None. Live agents are always in memory; ended ones are loaded."""
+        agent = self.agents.get(agent_id)
+        if agent is None:
+            agent = self.loader.load_agent(agent_id)
+            if agent is not None:
+                self.agents[agent_id] = agent
+        return agent
+
+    def agent(self, agent_id: str) -> Agent:
+        """The agent; AGENT_NOT_FOUND where there is none."""
+        agent = self.find_agent(agent_id)
+        if agent is None:
+            raise agent_not_found(agent_id)
+        return agent
+
+    def put_agent(
+        self,
+        agent: Agent,
+        kind: EventKind.ValueType,
+        changed: tuple[str, ...],
+        *,
+        created: bool = False,
+        deleted: bool = False,
+    ) -> Agent:
+        """Records `agent` as the new form, with one event. Takes ownership of the message."""
+        previous = None if created else self.agents.get(agent.agent_id)
+        self._next_revision(agent)
+        previous_state = previous.state if previous is not None and previous.state != agent.state else 0
+        since = previous.revision if previous is not None else 0
+        self._append(Change(agent, kind, since, previous_state, changed, self.caller, created, deleted))
+        if deleted:
+            self._delete(self.agents, agent.agent_id)
+        else:
+            self._set(self.agents, agent.agent_id, agent)
+        return agent
+
+    def set_instance_key(self, agent_id: str, instance_key: str) -> None:
+        """Remembers which process the agent is."""
+        self._set(self.instance_keys, agent_id, instance_key)
+        self._set(self.pending.instance_keys, agent_id, instance_key)
+
+    def see_agent(self, agent_id: str) -> None:
+        """Notes a sign of life: kept in memory and, with the next commit, in its narrow row."""
+        self.agent_seen_ns[agent_id] = self.now_ns
+        self.pending.heartbeats[agent_id] = self.now_ns
+
+    # -- the journal -------------------------------------------------------------------------
+
+    def on_rollback(self, undo: Callable[[], Any]) -> None:
+        """Registers how to undo a write that State does not know of."""
+        self._undo.append(undo)
+
+    def _next_revision(self, resource: Task | Agent) -> None:
+        self.revision += 1
+        self._undo.append(self._previous_revision)
+        resource.revision = self.revision
+        resource.etag = str(self.revision)
+
+    def _previous_revision(self) -> None:
+        self.revision -= 1
+
+    def _append(self, change: Change) -> None:
+        changes = self.pending.changes
+        changes.append(change)
+        self._undo.append(changes.pop)
+
+    def _adjust_depth(self, agent_type: str, by: int) -> None:
+        self.ready.adjust_depth(agent_type, by)
+        self._undo.append(lambda: self.ready.adjust_depth(agent_type, -by))
+
+    def _set(self, mapping: dict[Any, Any], key: Any, value: Any) -> None:
+        if key in mapping:
+            old = mapping[key]
+            self._undo.append(lambda: mapping.__setitem__(key, old))
+        else:
+            self._undo.append(lambda: mapping.pop(key, None))
+        mapping[key] = value
+
+    def _delete(self, mapping: dict[Any, Any], key: Any) -> None:
+        if key in mapping:
+            old = mapping.pop(key)
+            self._undo.append(lambda: mapping.__setitem__(key, old))
+
+
+def task_not_found(task_id: str) -> KapellError:
+    """No task has this id."""
+    return KapellError(
+        ERROR_REASON_TASK_NOT_FOUND,
+        f"task {task_id} was not found: it never existed or was deleted; list the tasks to find its id",
+        metadata={"task_id": task_id},
+    )
+
+
+def agent_not_found(agent_id: str) -> KapellError:
+    """No agent has this id."""
+    return KapellError(
+        ERROR_REASON_AGENT_NOT_FOUND,
+        f"agent {agent_id} was not found: it never existed or was deleted; list the agents to find its id",
+        metadata={"agent_id": agent_id},
+    )

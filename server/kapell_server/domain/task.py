@@ -1,0 +1,220 @@
+"""What clients may do to a task: create, update, cancel, retry, delete."""
+
+from __future__ import annotations
+
+from kapell.v1.error_pb2 import (
+    ERROR_REASON_ETAG_MISMATCH,
+    ERROR_REASON_ID_TAKEN,
+    ERROR_REASON_REQUEST_INVALID,
+)
+from kapell.v1.task_pb2 import (
+    TASK_STATE_CANCELLED,
+    TASK_STATE_CANCELLING,
+    TASK_STATE_FAILED,
+    TASK_STATE_PENDING,
+    TASK_STATE_QUEUED,
+    TASK_STATE_RUNNING,
+    WAIT_KIND_NOT_BEFORE,
+    BatchCreateTasksRequest,
+    CancelTaskRequest,
+    CreateTaskRequest,
+    DeleteTaskRequest,
+    DeleteTaskResponse,
+    RetryTaskRequest,
+    Task,
+    TaskSpec,
+    UpdateTaskRequest,
+)
+from kapell.v1.watch_pb2 import (
+    EVENT_KIND_TASK_CANCELLED,
+    EVENT_KIND_TASK_CANCELLING,
+    EVENT_KIND_TASK_CREATED,
+    EVENT_KIND_TASK_DELETED,
+    EVENT_KIND_TASK_QUEUED,
+    EVENT_KIND_TASK_UPDATED,
+)
+
+from kapell_server.domain.errors import KapellError
+from kapell_server.domain.retry import fill_defaults
+from kapell_server.domain.state import State
+from kapell_server.domain.times import stamp, timestamp_ns
+from kapell_server.domain.transitions import TASK_FINAL, task_state_conflict
+
+_DEFAULT_PRIORITY = 500
+_NAME_LENGTH = 80
+_UPDATABLE = frozenset({TASK_STATE_PENDING, TASK_STATE_QUEUED, TASK_STATE_RUNNING, TASK_STATE_CANCELLING})
+_RETRIABLE = frozenset({TASK_STATE_FAILED, TASK_STATE_CANCELLED})
+
+
+def create_task(state: State, request: CreateTaskRequest) -> Task:
+    """Creates a task, QUEUED or, with a not_before in the future, PENDING."""
+    task, content = _new_task(state, request.task, "task")
+    if request.validate_only:
+        task.MergeFromString(content)
+        return task
+    return _put_created(state, task, content)
+
+
+def create_tasks(state: State, request: BatchCreateTasksRequest) -> list[Task]:
+    """Creates all tasks of the request, or none."""
+    return [_put_created(state, *_new_task(state, spec, f"tasks[{index}]")) for index, spec in enumerate(request.tasks)]
+
+
+def _put_created(state: State, task: Task, content: bytes) -> Task:
+    state.put_content(task.task_id, content)
+    return state.put_task(task, EVENT_KIND_TASK_CREATED, (), created=True)
+
+
+def _new_task(state: State, spec: TaskSpec, path: str) -> tuple[Task, bytes]:
+    """The task a spec asks for and its encoded content; refuses a taken id or too large an input."""
+    if spec.task_id:
+        if state.find_task(spec.task_id) is not None:
+            raise _id_taken(spec.task_id)
+        task_id = spec.task_id
+    else:
+        task_id = state.new_id("task")
+    if spec.HasField("input") and spec.input.ByteSize() > state.settings.max_content_bytes:
+        limit = state.settings.max_content_bytes
+        raise KapellError(
+            ERROR_REASON_REQUEST_INVALID,
+            f"{path}.input is too large: {spec.input.ByteSize()} bytes, at most {limit} are allowed; "
+            "pass a path or an address instead of the data",
+            violations=((f"{path}.input", f"must be at most {limit} bytes"),),
+        )
+    content = Task(prompt=spec.prompt, input=spec.input if spec.HasField("input") else None).SerializeToString()
+    now = state.tick_ns()
+    task = Task(
+        task_id=task_id,
+        display_name=spec.display_name or _first_line(spec.prompt) or spec.agent_type,
+        agent_type=spec.agent_type,
+        state=TASK_STATE_QUEUED,
+        priority=spec.priority if spec.HasField("priority") else _DEFAULT_PRIORITY,
+        labels=spec.labels,
+        retry_policy=spec.retry_policy,
+        creator=state.caller.actor(),
+        content_bytes=len(content),
+    )
+    fill_defaults(task.retry_policy)
+    if spec.HasField("timeouts"):
+        task.timeouts.CopyFrom(spec.timeouts)
+    stamp(task.create_time, now)
+    stamp(task.state_time, now)
+    not_before = timestamp_ns(spec.not_before_time)
+    if not_before:
+        task.not_before_time.CopyFrom(spec.not_before_time)
+    if not_before > state.now_ns:
+        task.state = TASK_STATE_PENDING
+        wait = task.waiting_on.add(kind=WAIT_KIND_NOT_BEFORE)
+        wait.until_time.CopyFrom(spec.not_before_time)
+    else:
+        stamp(task.queue_time, now)
+    return task, content
+
+
+def _first_line(prompt: str) -> str:
+    line = prompt.lstrip()[: _NAME_LENGTH * 4].split("\n", 1)[0].rstrip()
+    return line if len(line) <= _NAME_LENGTH else line[: _NAME_LENGTH - 1] + "…"
+
+
+def _id_taken(task_id: str) -> KapellError:
+    return KapellError(
+        ERROR_REASON_ID_TAKEN,
+        f"task {task_id} exists already; choose another task_id, or leave it empty to get one",
+        metadata={"task_id": task_id},
+    )
+
+
+def check_etag(etag: str, current: str) -> None:
+    """Refuses a change of what has changed since it was read."""
+    if etag and etag != current:
+        raise KapellError(
+            ERROR_REASON_ETAG_MISMATCH,
+            f"it has changed since it was read: its etag is {current}, not {etag}; read it again and repeat",
+            metadata={"expected": etag, "current": current},
+        )
+
+
+def update_task(state: State, request: UpdateTaskRequest) -> Task:
+    """Sets priority, labels or display name of a task that has not ended."""
+    current = state.task(request.task.task_id)
+    check_etag(request.etag, current.etag)
+    if current.state not in _UPDATABLE:
+        raise task_state_conflict(current, "updated", _UPDATABLE)
+    task = _copy(current)
+    changed = tuple(dict.fromkeys(request.update_mask.paths))
+    for path in changed:
+        match path:
+            case "priority":
+                task.priority = request.task.priority
+            case "display_name":
+                task.display_name = request.task.display_name
+            case "labels":
+                task.ClearField("labels")
+                task.labels.update(request.task.labels)
+            case _:
+                raise AssertionError(f"update_mask {path} passed validation")
+    return state.put_task(task, EVENT_KIND_TASK_UPDATED, changed)
+
+
+def cancel_task(state: State, request: CancelTaskRequest) -> Task:
+    """Cancels at once what no agent has; otherwise asks its agent to let go."""
+    return cancel(state, state.task(request.task_id), request.reason)
+
+
+def cancel(state: State, current: Task, reason: str) -> Task:
+    """Cancels `current`; a second time changes nothing."""
+    if current.state in (TASK_STATE_CANCELLED, TASK_STATE_CANCELLING) and not _stopped_by_timeout(current):
+        return current
+    if current.state in TASK_FINAL:
+        raise task_state_conflict(current, "cancelled", _UPDATABLE)
+    task = _copy(current)
+    task.ClearField("waiting_on")
+    task.ClearField("failure")
+    task.state_reason = reason or "cancelled on request"
+    stamp(task.state_time, state.tick_ns())
+    if current.state in (TASK_STATE_RUNNING, TASK_STATE_CANCELLING):
+        task.state = TASK_STATE_CANCELLING
+        return state.put_task(task, EVENT_KIND_TASK_CANCELLING, ("state", "state_reason"))
+    task.state = TASK_STATE_CANCELLED
+    stamp(task.end_time, state.now_ns)
+    state.drop_content(task.task_id)
+    return state.put_task(task, EVENT_KIND_TASK_CANCELLED, ("state", "state_reason"))
+
+
+def _stopped_by_timeout(task: Task) -> bool:
+    """Whether a CANCELLING attempt is being stopped by a timeout and not by a wish to cancel."""
+    return task.state == TASK_STATE_CANCELLING and task.HasField("failure")
+
+
+def retry_task(state: State, request: RetryTaskRequest) -> Task:
+    """Queues a failed or cancelled task again with a fresh allowance of attempts."""
+    current = state.task(request.task_id)
+    if current.state not in _RETRIABLE:
+        raise task_state_conflict(current, "retried", _RETRIABLE)
+    task = _copy(current)
+    for field in ("failure", "progress", "end_time", "state_reason", "waiting_on"):
+        task.ClearField(field)
+    task.attempts_used = 0
+    task.state = TASK_STATE_QUEUED
+    now = state.tick_ns()
+    stamp(task.state_time, now)
+    stamp(task.queue_time, now)
+    stamp(task.retry_time, now)
+    return state.put_task(task, EVENT_KIND_TASK_QUEUED, ("state", "attempts_used", "failure", "progress"))
+
+
+def delete_task(state: State, request: DeleteTaskRequest) -> DeleteTaskResponse:
+    """Deletes an ended task; cancels a live one instead."""
+    current = state.task(request.task_id)
+    if current.state not in TASK_FINAL:
+        task = cancel(state, current, "cancelled by its deletion")
+        return DeleteTaskResponse(deleted=False, revision=task.revision)
+    task = state.put_task(_copy(current), EVENT_KIND_TASK_DELETED, (), deleted=True)
+    state.drop_content(task.task_id)
+    return DeleteTaskResponse(deleted=True, revision=task.revision)
+
+
+def _copy(task: Task) -> Task:
+    copy = Task()
+    copy.CopyFrom(task)
+    return copy

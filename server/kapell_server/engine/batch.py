@@ -1,0 +1,287 @@
+"""One batch: decide every command in turn, then write all of it in the caller's transaction.
+
+Runs in the writer: a thread for SQLite, a greenlet for PostgreSQL. A refused command is rolled
+back alone. If anything here or the commit fails, `undo` puts memory back as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from google.protobuf.message import Message
+from kapell.v1.agent_pb2 import Agent
+from kapell.v1.error_pb2 import ERROR_REASON_REQUEST_ID_REUSED
+from kapell.v1.task_pb2 import Task
+from kapell.v1.worker_pb2 import LeaseTasksRequest
+from sqlalchemy.engine import Connection
+
+from kapell_server.domain import agent, dispatch
+from kapell_server.domain.access import Caller, system
+from kapell_server.domain.errors import KapellError
+from kapell_server.domain.polls import Poll
+from kapell_server.domain.state import State
+from kapell_server.engine.commands import DECIDERS, content_ids_of, look, task_ids_of
+from kapell_server.engine.offers import encode_offers
+from kapell_server.store.loads import RowLoader, load_due
+from kapell_server.store.record import Record
+from kapell_server.store.writes import Answer, Written, encode_changes, write_batch
+from kapell_server.wire import field as wire_field
+from kapell_server.wire import int_field
+
+_REPLAYED = int_field(3, 1)
+"""`replayed` has this number in every response that has it; a test holds the protos to it."""
+_DUE_AT_ONCE = 500
+_DUE_CHUNK = 10_000
+_SCHEDULER = system("scheduler")
+_TIMER = system("timer")
+
+
+@dataclass(slots=True, eq=False)
+class Command:
+    """One sender's wish. `poll` is set while it is a LeaseTasks call that waits."""
+
+    request: Any
+    caller: Caller
+    future: asyncio.Future[bytes]
+    poll: Poll | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PollOver:
+    """A waiting LeaseTasks call has waited enough, or, `abandoned`, its caller is gone."""
+
+    command: Command
+    abandoned: bool
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a batch did, for the loop to publish and answer after the commit."""
+
+    answers: list[tuple[Command, bytes | KapellError]] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    contents: dict[str, bytes] = field(default_factory=dict)
+    next_due_ns: int = 0
+    wrote: bool = False
+
+
+@dataclass(slots=True)
+class _Remembered:
+    """A request_id of this batch: its fingerprint and the command that has it first."""
+
+    fingerprint: bytes
+    command: Command
+
+
+class Batcher:
+    """Decides and writes batches over one State. Belongs to the writer."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._due: list[str] = []
+
+    def run(self, connection: Connection, commands: Sequence[Command], now_ns: int) -> Outcome:
+        """Decides all commands and what is due, and writes the result. The caller commits."""
+        state = self._state
+        loader = RowLoader(connection)
+        state.begin(now_ns, loader)
+        self._load_horizon(connection)
+        self._prefetch(commands)
+        run = _Run(state, loader, commands)
+        self._look_at_due()
+        for command in commands:
+            run.decide(command)
+        state.caller = _SCHEDULER
+        run.served(dispatch.dispatch(state))
+        agent.describe_busy(state)
+        written = encode_changes(state.pending.changes, now_ns)
+        outcome = run.finish(written)
+        write_batch(connection, state.pending, written, [(answer, now_ns) for answer in run.given], state.settings)
+        outcome.contents = state.pending.contents
+        outcome.next_due_ns = state.next_due_ns()
+        pending = state.pending
+        outcome.wrote = bool(pending.changes or pending.heartbeats or run.given)
+        return outcome
+
+    def settle(self) -> None:
+        """After the commit: nothing can be undone any more."""
+        self._due.clear()
+        self._state.trim()
+
+    def undo(self) -> None:
+        """After a failure: memory is as it was before the batch; what was due stays due."""
+        state = self._state
+        state.rollback(0)
+        for subject_id in self._due:
+            state.schedule(state.now_ns + 1_000_000_000, subject_id)
+        self._due.clear()
+
+    def _prefetch(self, commands: Sequence[Command]) -> None:
+        task_ids: set[str] = set()
+        content_ids: set[str] = set()
+        for command in commands:
+            task_ids.update(task_ids_of(command.request))
+            content_ids.update(content_ids_of(command.request))
+        if task_ids:
+            self._state.prefetch_tasks(task_ids)
+        if content_ids:
+            self._state.prefetch_contents(content_ids)
+
+    def _load_horizon(self, connection: Connection) -> None:
+        """Deadlines far away stay in the database; the next ones come when their time is near."""
+        state = self._state
+        if state.due_horizon_ns and state.due_horizon_ns <= state.now_ns:
+            load_deadlines(connection, state, state.due_horizon_ns)
+
+    def _look_at_due(self) -> None:
+        state = self._state
+        self._due = state.take_due(_DUE_AT_ONCE)
+        state.caller = _TIMER
+        state.prefetch_tasks([subject for subject in self._due if not subject.startswith("agent_")])
+        for subject_id in self._due:
+            look(state, subject_id)
+
+
+def load_deadlines(connection: Connection, state: State, after_ns: int) -> None:
+    """Schedules the next deadlines of the database, up to a new horizon."""
+    rows = load_due(connection, after_ns, _DUE_CHUNK)
+    state.due_horizon_ns = rows[-1][0] if len(rows) == _DUE_CHUNK else 0
+    for due_ns, task_id in rows:
+        state.schedule(due_ns, task_id)
+
+
+class _Run:
+    """The decisions of one batch, until their answers can be encoded."""
+
+    def __init__(self, state: State, loader: RowLoader, commands: Sequence[Command]) -> None:
+        self._state = state
+        self._decided: list[tuple[Command, Any]] = []
+        self._fresh: dict[str, _Remembered] = {}
+        self._keys: dict[Command, str] = {}
+        self.given: list[Answer] = []
+        for command in commands:
+            request_id = getattr(command.request, "request_id", "")
+            if request_id:
+                self._keys[command] = f"{command.caller.kind.value}:{command.caller.name}/{request_id}"
+        self._known = loader.load_answers(set(self._keys.values())) if self._keys else {}
+
+    def decide(self, command: Command) -> None:
+        """Decides one command; what it has written is undone where it is refused."""
+        state = self._state
+        state.caller = command.caller
+        mark = state.mark()
+        try:
+            result = self._decide(command)
+        except KapellError as error:
+            state.rollback(mark)
+            result = error
+        if result is not _WAITING:
+            self._decided.append((command, result))
+
+    def _decide(self, command: Command) -> Any:
+        request = command.request
+        if type(request) is LeaseTasksRequest:
+            command.poll = dispatch.poll(self._state, request, command)
+            return command.poll if command.poll.taken else _WAITING
+        if type(request) is PollOver:
+            return self._end_poll(request)
+        key = self._keys.get(command)
+        if key is not None:
+            fingerprint = _fingerprint(request)
+            replay = self._replay(key, fingerprint)
+            if replay is not None:
+                return replay
+        result = DECIDERS[type(request)](self._state, request)
+        if key is not None:
+            self._fresh[key] = _Remembered(fingerprint, command)
+        return result
+
+    def _replay(self, key: str, fingerprint: bytes) -> bytes | _Remembered | None:
+        """The first answer to this request_id; the command that has it, where that is in this batch."""
+        known = self._known.get(key)
+        fresh = self._fresh.get(key)
+        if known is None and fresh is None:
+            return None
+        first = known[0] if known is not None else fresh.fingerprint  # type: ignore[union-attr]
+        if first != fingerprint:
+            request_id = key.partition("/")[2]
+            raise KapellError(
+                ERROR_REASON_REQUEST_ID_REUSED,
+                f"request_id {request_id} was used for another request; use a fresh one for each new request",
+                metadata={"request_id": request_id},
+            )
+        return known[1] + _REPLAYED if known is not None else fresh
+
+    def _end_poll(self, over: PollOver) -> Any:
+        poll = over.command.poll
+        if poll is None:
+            return None
+        still_waiting = self._state.polls.contains(poll)
+        dispatch.give_up(self._state, poll)
+        if over.abandoned:
+            dispatch.hand_back(self._state, poll)
+        elif still_waiting:
+            self._decided.append((over.command, poll))
+        return None
+
+    def served(self, polls: list[Poll]) -> None:
+        """Polls that dispatch has found tasks for."""
+        self._decided.extend((poll.handle, poll) for poll in polls)
+
+    def finish(self, written: Written) -> Outcome:
+        """Encodes every answer, and remembers those with a request_id."""
+        outcome = Outcome(records=written.records)
+        done: dict[Command, bytes] = {}
+        for command, result in self._decided:
+            if isinstance(result, KapellError):
+                outcome.answers.append((command, result))
+                continue
+            if isinstance(result, _Remembered):
+                data = done[result.command] + _REPLAYED
+            else:
+                data = self._encode(result, written)
+                key = self._keys.get(command)
+                fresh = self._fresh.get(key) if key is not None else None
+                if key is not None and fresh is not None and fresh.command is command:
+                    self.given.append(Answer(key, fresh.fingerprint, data))
+            done[command] = data
+            outcome.answers.append((command, data))
+        return outcome
+
+    def _encode(self, result: Any, written: Written) -> bytes:
+        """A response: resources go into field 1 as they were encoded, the revision into field 2."""
+        if isinstance(result, bytes):
+            return result
+        if isinstance(result, (Task, Agent)):
+            return _resource(result, written) + int_field(2, result.revision)
+        if isinstance(result, Message):
+            return result.SerializeToString()
+        if isinstance(result, Poll):
+            return encode_offers(self._state, result, written)
+        if isinstance(result, list):
+            return b"".join(_resource(item, written) for item in result) + int_field(2, result[-1].revision)
+        assert result is None, f"a decision answered with {type(result).__name__}"
+        return b""
+
+
+class _Waiting:
+    """Marks a command that is answered later."""
+
+
+_WAITING = _Waiting()
+
+
+def _resource(resource: Task | Agent, written: Written) -> bytes:
+    encoded = written.encoded.get(resource.revision)
+    return wire_field(1, encoded if encoded is not None else resource.SerializeToString())
+
+
+def _fingerprint(request: Any) -> bytes:
+    message = request if isinstance(request, Message) else request.request
+    digest = hashlib.blake2b(message.DESCRIPTOR.full_name.encode(), digest_size=16)
+    digest.update(message.SerializeToString(deterministic=True))
+    return digest.digest()

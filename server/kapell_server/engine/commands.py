@@ -1,0 +1,92 @@
+"""Which rule decides which command: the one line an rpc needs here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from kapell.v1 import agent_pb2, task_pb2, worker_pb2
+
+from kapell_server.domain import agent, attempt, task, worker
+from kapell_server.domain.state import State
+from kapell_server.engine.facts import AgentProcessExited, AgentProcessStarted, AgentStartFailed, SpawnCommand
+
+Decide = Callable[[State, Any], Any]
+"""Raises KapellError, or puts changes and returns the changed resource, several, or a response."""
+
+DECIDERS: dict[type, Decide] = {
+    task_pb2.CreateTaskRequest: task.create_task,
+    task_pb2.BatchCreateTasksRequest: task.create_tasks,
+    task_pb2.UpdateTaskRequest: task.update_task,
+    task_pb2.CancelTaskRequest: task.cancel_task,
+    task_pb2.RetryTaskRequest: task.retry_task,
+    task_pb2.DeleteTaskRequest: task.delete_task,
+    SpawnCommand: lambda state, command: agent.spawn(state, command.request, command.profile, command.spec),
+    agent_pb2.UpdateAgentRequest: agent.update,
+    agent_pb2.DrainAgentRequest: agent.drain,
+    agent_pb2.ResumeAgentRequest: agent.resume,
+    agent_pb2.TerminateAgentRequest: agent.terminate,
+    agent_pb2.DeleteAgentRequest: agent.delete,
+    worker_pb2.RegisterWorkerRequest: worker.register,
+    worker_pb2.HeartbeatRequest: worker.heartbeat,
+    worker_pb2.ReportProgressRequest: worker.report_progress,
+    worker_pb2.CompleteTaskRequest: worker.complete_task,
+    worker_pb2.BatchCompleteTasksRequest: worker.complete_tasks,
+    worker_pb2.FailTaskRequest: worker.fail_task,
+    worker_pb2.ReleaseTaskRequest: worker.release_task,
+    worker_pb2.DeregisterRequest: worker.deregister,
+    AgentProcessStarted: lambda state, fact: agent.process_started(state, fact.agent_id, fact.pid),
+    AgentProcessExited: lambda state, fact: agent.process_exited(state, fact.agent_id, fact.exit, fact.reason),
+    AgentStartFailed: lambda state, fact: agent.process_exited(state, fact.agent_id, fact.exit, fact.reason),
+}
+
+_BY_TASK_ID = (task_pb2.CancelTaskRequest, task_pb2.RetryTaskRequest, task_pb2.DeleteTaskRequest)
+_BY_TOKEN = (
+    worker_pb2.ReportProgressRequest,
+    worker_pb2.CompleteTaskRequest,
+    worker_pb2.FailTaskRequest,
+    worker_pb2.ReleaseTaskRequest,
+)
+
+
+def task_ids_of(request: Any) -> Iterable[str]:
+    """The tasks a command will look at, as far as it says so: loaded in one query for the batch."""
+    kind = type(request)
+    if kind is task_pb2.CreateTaskRequest:
+        return (request.task.task_id,) if request.task.task_id else ()
+    if kind in _BY_TOKEN:
+        return (_task_of_token(request.lease_token),)
+    if kind in _BY_TASK_ID:
+        return (request.task_id,)
+    if kind is worker_pb2.BatchCompleteTasksRequest:
+        return [_task_of_token(completion.lease_token) for completion in request.completions]
+    if kind is worker_pb2.HeartbeatRequest:
+        return [_task_of_token(beat.lease_token) for beat in request.leases]
+    if kind is task_pb2.BatchCreateTasksRequest:
+        return [spec.task_id for spec in request.tasks if spec.task_id]
+    if kind is task_pb2.UpdateTaskRequest:
+        return (request.task.task_id,)
+    return ()
+
+
+def _task_of_token(token: str) -> str:
+    """Where to look; whether the token is genuine is for the rules to say."""
+    return token.split(".", 1)[0]
+
+
+def content_ids_of(request: Any) -> Iterable[str]:
+    """The tasks whose content a command will add to."""
+    kind = type(request)
+    if kind is worker_pb2.CompleteTaskRequest:
+        return (_task_of_token(request.lease_token),)
+    if kind is worker_pb2.BatchCompleteTasksRequest:
+        return [_task_of_token(completion.lease_token) for completion in request.completions]
+    return ()
+
+
+def look(state: State, subject_id: str) -> None:
+    """Does what time asks of a task or an agent."""
+    if subject_id.startswith("agent_"):
+        agent.look_at_agent(state, subject_id)
+    else:
+        attempt.look_at_task(state, subject_id)

@@ -1,0 +1,325 @@
+"""The engine as the rest of the server sees it: submit a command, get its answer after the commit.
+
+All methods belong to the event loop; the batches themselves run in the writer. Answers are
+given, and watchers told, strictly after the commit and in revision order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import structlog
+from kapell.v1.agent_pb2 import TERMINATE_MODE_FORCE, TerminateAgentRequest
+from kapell.v1.error_pb2 import ERROR_REASON_QUEUE_FULL, ERROR_REASON_SERVER_DRAINING
+from kapell.v1.task_pb2 import TASK_STATE_CANCELLING
+from kapell.v1.worker_pb2 import LEASE_DIRECTIVE_CANCEL, LEASE_DIRECTIVE_CONTINUE, LeaseTasksRequest
+from sqlalchemy.engine import Connection
+
+from kapell_server.clock import Clock, SystemClock
+from kapell_server.domain import attempt
+from kapell_server.domain.access import Caller, Keyring
+from kapell_server.domain.errors import KapellError
+from kapell_server.domain.settings import Settings
+from kapell_server.domain.state import State
+from kapell_server.domain.times import SECOND, duration_ns
+from kapell_server.engine.batch import Batcher, Command, Outcome, PollOver
+from kapell_server.engine.facts import Termination
+from kapell_server.engine.gather import Gather
+from kapell_server.engine.resume import resume
+from kapell_server.store.cache import TaskCache
+from kapell_server.store.database import Database
+from kapell_server.store.loads import forget_answers
+from kapell_server.store.reads import Reads
+from kapell_server.supervise import Supervisor
+from kapell_server.watch.ring import Ring
+
+_log = structlog.get_logger(__name__)
+
+_MAILBOX = 8192
+_BATCH = 256
+_DEFAULT_WAIT = 30.0
+_DEFAULT_GRACE = 5.0
+_MAINTENANCE_SECONDS = 1.0
+_FORGET_EVERY = 60
+_FORGET_CHUNK = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDiagnostics:
+    """What the engine is busy with. Commit times in seconds, over the latest commits."""
+
+    mailbox_depth: int
+    mailbox_capacity: int
+    open_polls: int
+    commits: int
+    commands: int
+    commit_p50: float
+    commit_p99: float
+    ready_tasks: dict[str, int]
+
+
+class Engine:
+    """Owns the state and the order of all changes. Use after `start`, until `stop`."""
+
+    ring: Ring
+    reads: Reads
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        keyring: Keyring,
+        clock: Clock | None = None,
+        settings: Settings | None = None,
+        random: Random | None = None,
+        supervisor: Supervisor | None = None,
+    ) -> None:
+        self._database = database
+        self._clock = clock or SystemClock()
+        self._settings = settings or Settings()
+        self._random = random or Random()
+        self._keyring = keyring
+        self._supervisor = supervisor or Supervisor()
+        self._mailbox: deque[Command] = deque()
+        self._gather = Gather()
+        self._draining = False
+        self._terminations: dict[str, Termination] = {}
+        self._cache = TaskCache()
+        self._timer: asyncio.TimerHandle | None = None
+        self._commit_seconds: deque[float] = deque(maxlen=1000)
+        self._commits = 0
+        self._commands = 0
+        self._runner: asyncio.Task[Any] | None = None
+        self._keeper: asyncio.Task[Any] | None = None
+
+    @property
+    def revision(self) -> int:
+        """The newest revision that watchers have been told of."""
+        return self.ring.head
+
+    async def start(self) -> None:
+        """Loads what lives and begins to take commands."""
+        self._state = State(settings=self._settings, keyring=self._keyring, random=self._random, log_id="")
+        now_ns = self._clock.now_ns()
+        await self._database.write(lambda connection: resume(connection, self._state, now_ns))
+        self.log_id = self._state.log_id
+        self._batcher = Batcher(self._state)
+        self.ring = Ring(revision=self._state.revision)
+        self.reads = Reads(self._database, self._cache, log_id=self.log_id, head=lambda: self.ring.head)
+        self._runner = self._supervisor.spawn(self._run(), name="engine")
+        self._keeper = self._supervisor.spawn(self._keep_house(), name="engine-housekeeping")
+        self._arm_timer(self._state.next_due_ns())
+
+    async def stop(self) -> None:
+        """Refuses new commands, finishes the accepted ones, ends waiting polls empty."""
+        if self._draining or self._runner is None:
+            return
+        self._draining = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._keeper is not None:
+            self._keeper.cancel()
+        self._gather.close()
+        await asyncio.wait([self._runner])
+
+    # -- commands ----------------------------------------------------------------------------
+
+    async def submit(self, request: Any, caller: Caller) -> bytes:
+        """Decides and commits one command; returns its encoded response.
+
+        `request` is a validated request message or a fact; `caller` has the scope for it. The same
+        request_id gives the first answer again. Raises KapellError. Once this has begun, cancelling
+        the caller does not take the command back. LeaseTasks waits inside for up to its `wait`.
+        """
+        command = Command(request, caller, asyncio.get_running_loop().create_future())
+        self._enqueue(command)
+        if type(request) is LeaseTasksRequest:
+            return await self._poll(command)
+        return await command.future
+
+    def _enqueue(self, command: Command) -> None:
+        if self._draining:
+            raise _draining()
+        if len(self._mailbox) >= _MAILBOX:
+            raise KapellError(
+                ERROR_REASON_QUEUE_FULL,
+                f"the server has {_MAILBOX} writes waiting, its limit; try again in a moment",
+                retry_after=0.5,
+            )
+        self._mailbox.append(command)
+        self._gather.arrived(len(self._mailbox))
+
+    async def _poll(self, command: Command) -> bytes:
+        request = command.request
+        wait = duration_ns(request.wait) / SECOND if request.HasField("wait") else _DEFAULT_WAIT
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(wait, self._end_poll, command, False)
+        try:
+            return await command.future
+        except asyncio.CancelledError:
+            self._end_poll(command, True)
+            raise
+        finally:
+            timer.cancel()
+
+    def _end_poll(self, command: Command, abandoned: bool) -> None:
+        if self._draining:
+            return
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._mailbox.append(Command(PollOver(command, abandoned), command.caller, future))
+        self._gather.arrived(len(self._mailbox))
+
+    def check_lease(self, token: str, caller: Caller) -> tuple[str, int, int]:
+        """Task, attempt and LeaseDirective of a live lease, which is renewed by it. Raises LEASE_LOST.
+
+        For appending logs, which does not pass the writer.
+        """
+        lease = attempt.check_token(self._state, token, caller)
+        attempt.renew(self._state, lease, self._clock.now_ns())
+        task = self._state.cached_task(lease.task_id)
+        cancelling = task is not None and task.state == TASK_STATE_CANCELLING
+        return lease.task_id, lease.attempt, LEASE_DIRECTIVE_CANCEL if cancelling else LEASE_DIRECTIVE_CONTINUE
+
+    def termination(self, agent_id: str) -> Termination | None:
+        """How the agent is to be ended; None where nobody has asked in the life of this process."""
+        return self._terminations.get(agent_id)
+
+    def diagnostics(self) -> EngineDiagnostics:
+        """What the engine is busy with right now."""
+        times = sorted(self._commit_seconds)
+        return EngineDiagnostics(
+            mailbox_depth=len(self._mailbox),
+            mailbox_capacity=_MAILBOX,
+            open_polls=len(self._state.polls),
+            commits=self._commits,
+            commands=self._commands,
+            commit_p50=times[len(times) // 2] if times else 0.0,
+            commit_p99=times[len(times) * 99 // 100] if times else 0.0,
+            ready_tasks=self._state.ready.depths(),
+        )
+
+    # -- the writer's loop -------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            await self._gather.wait(len(self._mailbox))
+            if self._draining and not self._mailbox:
+                self._end_waiting_polls()
+                return
+            mailbox = self._mailbox
+            commands = [mailbox.popleft() for _ in range(min(len(mailbox), _BATCH))]
+            self._gather.took(len(commands))
+            await self._commit(commands)
+
+    async def _commit(self, commands: list[Command]) -> None:
+        began = time.perf_counter()
+        try:
+            outcome = await self._write(commands)
+        except KapellError as error:
+            self._refuse(commands, error)
+        except Exception as error:
+            await self._isolate(commands, error)
+        else:
+            self._commits += outcome.wrote
+            self._commit_seconds.append(time.perf_counter() - began)
+            self._publish(commands, outcome)
+
+    async def _write(self, commands: list[Command]) -> Outcome:
+        now_ns = self._clock.now_ns()
+        batcher = self._batcher
+
+        def work(connection: Connection) -> Outcome:
+            return batcher.run(connection, commands, now_ns)
+
+        try:
+            outcome = await self._database.write(work)
+        except BaseException:
+            batcher.undo()
+            self._arm_timer(self._state.next_due_ns())
+            raise
+        batcher.settle()
+        return outcome
+
+    async def _isolate(self, commands: list[Command], error: Exception) -> None:
+        """A batch failed by a defect: each command is tried alone, so only the guilty one fails."""
+        if len(commands) <= 1:
+            _log.error("a command failed in the writer", exc_info=error)
+            for command in commands:
+                if not command.future.done():
+                    command.future.set_exception(error)
+            return
+        for command in commands:
+            await self._commit([command])
+
+    def _refuse(self, commands: list[Command], error: KapellError) -> None:
+        for command in commands:
+            if not command.future.done():
+                command.future.set_exception(error)
+
+    def _publish(self, commands: list[Command], outcome: Outcome) -> None:
+        self._commands += len(commands)
+        for command, answer in outcome.answers:
+            if type(command.request) is TerminateAgentRequest and not isinstance(answer, KapellError):
+                self._note_termination(command.request)
+        if outcome.records:
+            self._cache.feed(outcome.records, outcome.contents)
+            self.ring.publish(outcome.records)
+        for command, answer in outcome.answers:
+            if command.future.done():
+                continue
+            if isinstance(answer, KapellError):
+                command.future.set_exception(answer)
+            else:
+                command.future.set_result(answer)
+        self._arm_timer(outcome.next_due_ns)
+
+    def _note_termination(self, request: TerminateAgentRequest) -> None:
+        graceful = duration_ns(request.grace_period) / SECOND if request.HasField("grace_period") else _DEFAULT_GRACE
+        force = request.mode == TERMINATE_MODE_FORCE
+        self._terminations[request.agent_id] = Termination(force, 0.0 if force else graceful, request.reason)
+
+    def _end_waiting_polls(self) -> None:
+        for poll in self._state.polls.all():
+            if not poll.handle.future.done():
+                poll.handle.future.set_exception(_draining())
+
+    # -- time --------------------------------------------------------------------------------
+
+    def _arm_timer(self, due_ns: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if due_ns and not self._draining:
+            delay = max(0.0, (due_ns - self._clock.now_ns()) / SECOND)
+            self._timer = asyncio.get_running_loop().call_later(min(delay, 3600.0), self._gather.ring)
+
+    def wake(self) -> None:
+        """Looks at what is due, now: for tests that move the clock."""
+        self._gather.ring()
+
+    async def _keep_house(self) -> None:
+        rounds = 0
+        seen = -1
+        while True:
+            await asyncio.sleep(_MAINTENANCE_SECONDS)
+            rounds += 1
+            if self._commits != seen:
+                seen = self._commits
+                await self._database.maintain()
+            if rounds % _FORGET_EVERY == 0:
+                await self._forget_answers()
+
+    async def _forget_answers(self) -> None:
+        before = self._clock.now_ns() - int(self._settings.request_id_lifetime * SECOND)
+        await self._database.write(lambda connection: forget_answers(connection, before, _FORGET_CHUNK))
+
+
+def _draining() -> KapellError:
+    return KapellError(
+        ERROR_REASON_SERVER_DRAINING, "the server is stopping; connect again in a moment", retry_after=1.0
+    )

@@ -1,0 +1,56 @@
+"""Commands that no client sends: what the server's own parts have seen, and resolved requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kapell.v1.agent_pb2 import AgentSpec, SpawnAgentRequest
+from kapell.v1.common_pb2 import ProcessExit
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnCommand:
+    """A SpawnAgentRequest whose profile, if it names one, has been looked up."""
+
+    request: SpawnAgentRequest
+    profile: str
+    spec: AgentSpec
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+
+@dataclass(frozen=True, slots=True)
+class AgentProcessStarted:
+    """The process of a spawned agent runs."""
+
+    agent_id: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class AgentProcessExited:
+    """The whole process tree of a spawned agent is gone."""
+
+    agent_id: str
+    exit: ProcessExit
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStartFailed:
+    """The process of a spawned agent could not be started."""
+
+    agent_id: str
+    reason: str
+    exit: ProcessExit = field(default_factory=ProcessExit)
+
+
+@dataclass(frozen=True, slots=True)
+class Termination:
+    """How an agent that is TERMINATING is to be ended."""
+
+    force: bool
+    grace_seconds: float
+    reason: str

@@ -1,0 +1,29 @@
+"""The answer of LeaseTasks: tasks as they were encoded, with their content joined on."""
+
+from __future__ import annotations
+
+from kapell.v1.worker_pb2 import Offer
+
+from kapell_server.domain.polls import Poll
+from kapell_server.domain.state import State
+from kapell_server.domain.times import set_duration, stamp
+from kapell_server.store.writes import Written
+from kapell_server.wire import field, int_field
+
+_TASK = Offer.DESCRIPTOR.fields_by_name["task"].number
+
+
+def encode_offers(state: State, poll: Poll, written: Written) -> bytes:
+    """An encoded LeaseTasksResponse with what the poll has got, perhaps nothing."""
+    state.prefetch_contents([lease.task_id for lease in poll.taken])
+    offers = []
+    for lease in poll.taken:
+        if state.leases.by_task.get(lease.task_id) is not lease:
+            continue
+        task = state.task(lease.task_id)
+        data = written.encoded.get(task.revision) or task.SerializeToString()
+        offer = Offer(attempt=lease.attempt, lease_token=state.keyring.lease_token(lease.task_id, lease.attempt))
+        stamp(offer.expire_time, lease.expire_ns)
+        set_duration(offer.ttl_remaining, max(0, lease.expire_ns - state.now_ns))
+        offers.append(field(1, field(_TASK, data + state.content(lease.task_id)) + offer.SerializeToString()))
+    return b"".join(offers) + int_field(2, state.revision)

@@ -1,0 +1,43 @@
+"""A start: what lives is read into memory, and every lease gets one full duration of grace.
+
+So the death of a server kills nobody's work: an agent that goes on sending heartbeats finds its
+leases as they were.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy.engine import Connection
+
+from kapell_server.domain import agent
+from kapell_server.domain.deadlines import agent_start_deadline_ns
+from kapell_server.domain.leases import Lease
+from kapell_server.domain.state import State
+from kapell_server.domain.times import SECOND
+from kapell_server.engine.batch import load_deadlines
+from kapell_server.store.loads import RowLoader, load_resumption
+
+
+def resume(connection: Connection, state: State, now_ns: int) -> None:
+    """Fills an empty state from the database."""
+    loaded = load_resumption(connection)
+    state.begin(now_ns, RowLoader(connection))
+    state.log_id = loaded.log_id
+    state.revision = loaded.revision
+    state.started_ns = now_ns
+    grace = now_ns + int(state.settings.lease_duration * SECOND)
+    for known, instance_key in loaded.agents:
+        state.agents[known.agent_id] = known
+        if instance_key:
+            state.instance_keys[known.agent_id] = instance_key
+        state.agent_seen_ns[known.agent_id] = now_ns
+        start = agent_start_deadline_ns(known, state.settings, now_ns)
+        if start:
+            state.schedule(start, known.agent_id)
+        else:
+            agent.watch_silence(state, known.agent_id)
+    for record, poll_id in loaded.attempts:
+        state.leases.add(Lease(record=record, expire_ns=grace, poll_id=poll_id, confirmed=True))
+        state.schedule(grace, record.task_id)
+    for agent_type, entries in loaded.ready.items():
+        state.ready.load(agent_type, entries)
+    load_deadlines(connection, state, 0)

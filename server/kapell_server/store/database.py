@@ -1,0 +1,269 @@
+"""A database to write and read with plain functions of a connection, the same for both kinds.
+
+SQLite: one connection in one thread writes, others read, each in a thread of a small pool; a
+commit is an fsync (synchronous=FULL), checkpoints of the WAL run beside it. PostgreSQL: asyncpg
+under `run_sync`. Exactly one server may use a database; a second is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from kapell.v1.error_pb2 import ERROR_REASON_STORAGE_BUSY, ERROR_REASON_STORAGE_FULL
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.pool import NullPool, QueuePool
+
+from kapell_server.domain.errors import KapellError
+from kapell_server.store.migrate import prepare
+
+T = TypeVar("T")
+
+_READERS = 4
+_LOCK_KEY = 0x6B6170656C6C
+"""The advisory lock of PostgreSQL that one server holds: "kapell"."""
+
+
+class StorageError(Exception):
+    """The database cannot be opened; the text says what to do."""
+
+
+class Database(ABC):
+    """One open database. `kind` is "sqlite" or "postgresql"."""
+
+    kind: str
+
+    @abstractmethod
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """Runs `work` in one transaction and commits it; rolls back and raises if it raises.
+
+        One at a time. Durable when it returns. KapellError STORAGE_FULL or STORAGE_BUSY where the
+        database could not.
+        """
+
+    @abstractmethod
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """Runs `work` on a connection of its own that sees one committed state."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Closes all connections."""
+
+    @abstractmethod
+    async def maintain(self) -> None:
+        """Housekeeping between commits, called now and then; never delays one."""
+
+
+async def open_database(url: str, data_dir: Path) -> Database:
+    """Opens and, where needed, creates or migrates the database.
+
+    An empty `url` means SQLite in `data_dir`. Raises StorageError.
+    """
+    if not url:
+        return await SqliteDatabase.open(data_dir / "kapell.db")
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() == "postgresql":
+        return await PostgresDatabase.open(parsed)
+    if parsed.get_backend_name() == "sqlite" and parsed.database:
+        return await SqliteDatabase.open(Path(parsed.database))
+    raise StorageError(
+        f"database_url names {parsed.get_backend_name()!r}, which is not supported; "
+        "use postgresql://user@host/name, or leave it out for SQLite"
+    )
+
+
+class SqliteDatabase(Database):
+    """SQLite in WAL mode. All methods of one event loop."""
+
+    kind = "sqlite"
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="reader")
+        self._write_engine = self._make_engine(NullPool)
+        self._read_engine = self._make_engine(QueuePool, pool_size=_READERS, max_overflow=0)
+        self._connection: Connection | None = None
+
+    def _make_engine(self, pool: type[sa.Pool], **options: Any) -> Engine:
+        engine = sa.create_engine(
+            f"sqlite:///{self._path}",
+            poolclass=pool,
+            connect_args={"check_same_thread": False, "timeout": 10, "cached_statements": 256},
+            **options,
+        )
+        event.listen(engine, "connect", _configure_sqlite)
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+        return engine
+
+    @classmethod
+    async def open(cls, path: Path) -> SqliteDatabase:
+        """Opens the file, creating it and its tables where it is not there. Raises StorageError."""
+        database = cls(path)
+        try:
+            await asyncio.get_running_loop().run_in_executor(database._writer, database._connect)
+        except (sqlite3.Error, sa.exc.DBAPIError) as error:
+            await database.close()
+            raise StorageError(
+                f"the database {path} cannot be opened: {_cause(error)}; check the disk and the file's permissions"
+            ) from error
+        return database
+
+    def _connect(self) -> None:
+        self._connection = self._write_engine.connect()
+        prepare(self._connection)
+        self._connection.exec_driver_sql("PRAGMA wal_autocheckpoint=0")
+        self._connection.rollback()
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._writer, self._write, work)
+
+    def _write(self, work: Callable[[Connection], T]) -> T:
+        connection = self._connection
+        assert connection is not None, "the database is open"
+        try:
+            result = work(connection)
+            connection.commit()
+        except BaseException as error:
+            connection.rollback()
+            refusal = _storage_refusal(error)
+            if refusal is not None:
+                raise refusal from error
+            raise
+        return result
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
+
+    def _read(self, work: Callable[[Connection], T]) -> T:
+        with self._read_engine.connect() as connection:
+            return work(connection)
+
+    async def maintain(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._readers, self._checkpoint)
+
+    def _checkpoint(self) -> None:
+        with self._read_engine.connect() as connection:
+            raw = connection.connection.driver_connection
+            assert raw is not None
+            raw.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    async def close(self) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._readers, self._read_engine.dispose)
+        await loop.run_in_executor(self._writer, self._close)
+        self._readers.shutdown()
+        self._writer.shutdown()
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._write_engine.dispose()
+
+
+def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    """Durable at each commit; transactions begin where SQLAlchemy says so, reads included."""
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "temp_store=MEMORY"):
+        connection.execute(f"PRAGMA {pragma}")
+    connection.execute("PRAGMA cache_size=-32768")
+
+
+class PostgresDatabase(Database):
+    """PostgreSQL through asyncpg. A lock held for the server's life keeps a second one out."""
+
+    kind = "postgresql"
+
+    def __init__(self, url: sa.URL) -> None:
+        from sqlalchemy.ext.asyncio import create_async_engine
+
+        self._engine = create_async_engine(
+            url.set(drivername="postgresql+asyncpg"), pool_size=_READERS + 1, max_overflow=0, pool_timeout=10
+        )
+        self._write_lock = asyncio.Lock()
+        self._holder: Any = None
+
+    @classmethod
+    async def open(cls, url: sa.URL) -> PostgresDatabase:
+        """Connects, takes the server's lock, creates or migrates the tables. Raises StorageError."""
+        database = cls(url)
+        shown = url.render_as_string(hide_password=True)
+        try:
+            await database._hold()
+            await database._prepare()
+        except StorageError:
+            await database.close()
+            raise
+        except (TimeoutError, OSError, sa.exc.SQLAlchemyError) as error:
+            await database.close()
+            raise StorageError(
+                f"the database {shown} cannot be opened: {_cause(error)}; check that PostgreSQL runs and the address"
+            ) from error
+        return database
+
+    async def _hold(self) -> None:
+        self._holder = await self._engine.connect()
+        got = await self._holder.scalar(sa.text(f"SELECT pg_try_advisory_lock({_LOCK_KEY})"))
+        await self._holder.commit()
+        if not got:
+            raise StorageError(
+                "another Kapell server uses this database; stop it first, or give this one a database of its own"
+            )
+
+    async def _prepare(self) -> None:
+        async with self._engine.connect() as connection:
+            await connection.run_sync(prepare)
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        async with self._write_lock:
+            try:
+                async with self._engine.begin() as connection:
+                    return await connection.run_sync(work)
+            except Exception as error:
+                refusal = _storage_refusal(error)
+                if refusal is not None:
+                    raise refusal from error
+                raise
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        async with self._engine.connect() as connection:
+            await connection.execution_options(isolation_level="REPEATABLE READ")
+            return await connection.run_sync(work)
+
+    async def maintain(self) -> None:
+        """PostgreSQL keeps house by itself."""
+
+    async def close(self) -> None:
+        if self._holder is not None:
+            await self._holder.close()
+        await self._engine.dispose()
+
+
+def _storage_refusal(error: BaseException) -> KapellError | None:
+    """What a client is told of a database that could not; None for a defect of ours."""
+    if not isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError, ConnectionError)):
+        return None
+    text = _cause(error)
+    if "disk is full" in text or "No space left" in text or "could not extend file" in text:
+        return KapellError(
+            ERROR_REASON_STORAGE_FULL,
+            "nothing was changed: the disk of the data directory is full; free some space and try again",
+        )
+    return KapellError(
+        ERROR_REASON_STORAGE_BUSY,
+        "nothing was changed: the database did not take the write; try again, and see the server's log if it persists",
+        retry_after=1.0,
+    )
+
+
+def _cause(error: BaseException) -> str:
+    """The driver's own words, without SQL and parameters."""
+    original = getattr(error, "orig", None) or error
+    return str(original).splitlines()[0] if str(original) else type(original).__name__

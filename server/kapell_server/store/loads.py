@@ -1,0 +1,162 @@
+"""Reads for the writer: the rows a batch needs, what a start needs, and the answers given before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from kapell.v1.agent_pb2 import Agent
+from kapell.v1.task_pb2 import (
+    ATTEMPT_STATE_RUNNING,
+    TASK_STATE_CANCELLING,
+    TASK_STATE_QUEUED,
+    TASK_STATE_RUNNING,
+    Task,
+    TaskAttempt,
+)
+from sqlalchemy import bindparam
+from sqlalchemy.engine import Connection
+
+from kapell_server.domain.ready import ReadyEntry
+from kapell_server.domain.transitions import AGENT_FINAL
+from kapell_server.store.schema import agents, answers, attempts, events, meta, task_contents, tasks
+
+_CHUNK = 500
+"""Ids in one query: below the limits of both databases."""
+
+_tasks_by_id = sa.select(tasks.c.data).where(tasks.c.task_id.in_(bindparam("ids", expanding=True)))
+_contents_by_id = sa.select(task_contents.c.task_id, task_contents.c.data).where(
+    task_contents.c.task_id.in_(bindparam("ids", expanding=True))
+)
+_agent_by_id = sa.select(agents.c.data).where(agents.c.agent_id == bindparam("agent_id"))
+_answers_by_key = sa.select(answers.c.request_key, answers.c.fingerprint, answers.c.data).where(
+    answers.c.request_key.in_(bindparam("keys", expanding=True))
+)
+
+
+class RowLoader:
+    """The engine's eyes during one batch: loads rows over the batch's own connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def load_tasks(self, task_ids: Iterable[str]) -> list[Task]:
+        """The tasks that exist, in no order."""
+        return [
+            Task.FromString(data)
+            for ids in _chunks(task_ids)
+            for (data,) in self._connection.execute(_tasks_by_id, {"ids": ids})
+        ]
+
+    def load_contents(self, task_ids: Iterable[str]) -> dict[str, bytes]:
+        """The encoded contents of the tasks that have one."""
+        return {
+            task_id: bytes(data)
+            for ids in _chunks(task_ids)
+            for task_id, data in self._connection.execute(_contents_by_id, {"ids": ids})
+        }
+
+    def load_agent(self, agent_id: str) -> Agent | None:
+        """The agent, or None."""
+        data = self._connection.scalar(_agent_by_id, {"agent_id": agent_id})
+        return None if data is None else Agent.FromString(data)
+
+    def load_answers(self, keys: Iterable[str]) -> dict[str, tuple[bytes, bytes]]:
+        """Fingerprint and answer of the keys that were answered before."""
+        return {
+            key: (bytes(fingerprint), bytes(data))
+            for chunk in _chunks(keys)
+            for key, fingerprint, data in self._connection.execute(_answers_by_key, {"keys": chunk})
+        }
+
+
+def _chunks(ids: Iterable[str]) -> Iterable[list[str]]:
+    whole = list(ids)
+    for start in range(0, len(whole), _CHUNK):
+        yield whole[start : start + _CHUNK]
+
+
+@dataclass(slots=True)
+class Resumption:
+    """What the engine holds in memory, as the database has it."""
+
+    log_id: str
+    revision: int
+    agents: list[tuple[Agent, str]]
+    """Agents that have not ended, each with its instance key."""
+    attempts: list[tuple[TaskAttempt, str]]
+    """Running attempts, each with the poll_id that got it."""
+    ready: dict[str, list[ReadyEntry]]
+    """Places in the queue by agent type."""
+
+
+def load_resumption(connection: Connection) -> Resumption:
+    """Reads what a start needs: no more than what lives."""
+    log_id = connection.scalar(sa.select(meta.c.value).where(meta.c.name == "log_id"))
+    assert log_id is not None, "a prepared database has a log_id"
+    return Resumption(
+        log_id=log_id,
+        revision=head(connection),
+        agents=_load_live_agents(connection),
+        attempts=_load_running(connection),
+        ready=_load_ready(connection),
+    )
+
+
+def head(connection: Connection) -> int:
+    """The newest revision; 0 for an empty log."""
+    return connection.scalar(sa.select(sa.func.max(events.c.revision))) or 0
+
+
+def _load_live_agents(connection: Connection) -> list[tuple[Agent, str]]:
+    rows = connection.execute(
+        sa.select(agents.c.data, agents.c.instance_key)
+        .where(agents.c.state.not_in(AGENT_FINAL))
+        .order_by(agents.c.create_revision)
+    )
+    return [(Agent.FromString(data), key) for data, key in rows]
+
+
+def _load_running(connection: Connection) -> list[tuple[TaskAttempt, str]]:
+    rows = connection.execute(
+        sa.select(attempts.c.data, attempts.c.poll_id)
+        .join(tasks, tasks.c.task_id == attempts.c.task_id)
+        .where(
+            tasks.c.state.in_((TASK_STATE_RUNNING, TASK_STATE_CANCELLING)),
+            attempts.c.state == ATTEMPT_STATE_RUNNING,
+        )
+    )
+    return [(TaskAttempt.FromString(data), poll_id) for data, poll_id in rows]
+
+
+def _load_ready(connection: Connection) -> dict[str, list[ReadyEntry]]:
+    ready: dict[str, list[ReadyEntry]] = {}
+    rows = connection.execute(
+        sa.select(tasks.c.agent_type, tasks.c.priority, tasks.c.queue_ns, tasks.c.task_id).where(
+            tasks.c.state == TASK_STATE_QUEUED
+        )
+    )
+    for agent_type, priority, queue_ns, task_id in rows:
+        ready.setdefault(agent_type, []).append(ReadyEntry(-priority, queue_ns, task_id))
+    return ready
+
+
+def load_due(connection: Connection, after_ns: int, limit: int) -> list[tuple[int, str]]:
+    """The earliest deadlines of tasks beyond `after_ns`, in order: (time, task id)."""
+    rows = connection.execute(
+        sa.select(tasks.c.due_ns, tasks.c.task_id)
+        .where(tasks.c.due_ns.is_not(None), tasks.c.due_ns >= after_ns)
+        .order_by(tasks.c.due_ns)
+        .limit(limit)
+    )
+    return [(due_ns, task_id) for due_ns, task_id in rows]
+
+
+def forget_answers(connection: Connection, before_ns: int, limit: int) -> int:
+    """Drops up to `limit` answers given before `before_ns`. Returns how many."""
+    old = sa.select(answers.c.request_key).where(answers.c.create_ns < before_ns).limit(limit)
+    keys = list(connection.scalars(old))
+    for chunk in _chunks(keys):
+        connection.execute(sa.delete(answers).where(answers.c.request_key.in_(chunk)))
+    return len(keys)

@@ -1,0 +1,210 @@
+"""All reads of clients and watchers. They go past the engine and never wait for the writer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import sqlalchemy as sa
+from kapell.v1.agent_pb2 import Agent, ListAgentsRequest, ListAgentsResponse
+from kapell.v1.event_pb2 import Event, GetLogInfoResponse, ListEventsRequest
+from kapell.v1.task_pb2 import (
+    CountTasksRequest,
+    CountTasksResponse,
+    ListTaskAttemptsResponse,
+    ListTasksRequest,
+    Task,
+    TaskAttempt,
+    TaskStateCount,
+)
+from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
+from sqlalchemy.engine import Connection
+
+from kapell_server.domain.state import agent_not_found, task_not_found
+from kapell_server.domain.times import stamp
+from kapell_server.store import queries
+from kapell_server.store.cache import TaskCache
+from kapell_server.store.database import Database
+from kapell_server.store.loads import head
+from kapell_server.store.pages import Page
+from kapell_server.store.record import Record
+from kapell_server.store.schema import agents, attempts, events, task_contents, tasks
+from kapell_server.wire import field, int_field
+
+_MAX_ATTEMPTS = 1000
+
+_task_with_content = (
+    sa.select(tasks.c.data, task_contents.c.data)
+    .join(task_contents, task_contents.c.task_id == tasks.c.task_id, isouter=True)
+    .where(tasks.c.task_id == sa.bindparam("task_id"))
+)
+_task_row = sa.select(tasks.c.data).where(tasks.c.task_id == sa.bindparam("task_id"))
+_agent_row = sa.select(agents.c.data, agents.c.seen_ns).where(agents.c.agent_id == sa.bindparam("agent_id"))
+
+
+class Reads:
+    """Answers from committed state. `head` tells the newest revision that watchers know."""
+
+    def __init__(self, database: Database, cache: TaskCache, *, log_id: str, head: Callable[[], int]) -> None:
+        self._database = database
+        self._cache = cache
+        self._log_id = log_id
+        self._head = head
+
+    # -- tasks -------------------------------------------------------------------------------
+
+    async def get_task(self, task_id: str) -> bytes:
+        """The encoded task with prompt, input and result. Raises TASK_NOT_FOUND."""
+        cached = self._cache.get(task_id)
+        if cached is not None:
+            return cached
+        row = await self._database.read(
+            lambda connection: connection.execute(_task_with_content, {"task_id": task_id}).first()
+        )
+        if row is None:
+            raise task_not_found(task_id)
+        return bytes(row[0]) + bytes(row[1] or b"")
+
+    async def task(self, task_id: str) -> Task:
+        """The task without its content. Raises TASK_NOT_FOUND."""
+        data = await self._database.read(lambda connection: connection.scalar(_task_row, {"task_id": task_id}))
+        if data is None:
+            raise task_not_found(task_id)
+        return Task.FromString(data)
+
+    async def list_tasks(self, request: ListTasksRequest) -> bytes:
+        """An encoded ListTasksResponse. Raises PAGE_TOKEN_INVALID."""
+        page = Page(size=request.page_size, token=request.page_token, order=request.order, bound_to=request.filter)
+        return await self._page(page, lambda connection: queries.list_tasks(connection, request.filter, page))
+
+    async def _page(self, page: Page, query: Callable[[Connection], queries.Rows]) -> bytes:
+        """A list response: resources in field 1, next_page_token in 2, revision in 3."""
+
+        def work(connection: Connection) -> tuple[int, queries.Rows]:
+            return head(connection), query(connection)
+
+        revision, rows = await self._database.read(work)
+        parts = [field(1, data) for data in rows.data]
+        if rows.next_cursor is not None:
+            parts.append(field(2, page.token(rows.next_cursor).encode()))
+        parts.append(int_field(3, revision))
+        return b"".join(parts)
+
+    async def count_tasks(self, request: CountTasksRequest) -> CountTasksResponse:
+        """How many matching tasks are in each state."""
+
+        def work(connection: Connection) -> tuple[int, list[tuple[int, int]]]:
+            return head(connection), queries.count_tasks(connection, request.filter)
+
+        revision, counts = await self._database.read(work)
+        return CountTasksResponse(
+            counts=[TaskStateCount(state=state, count=count) for state, count in counts],  # type: ignore[arg-type]
+            revision=revision,
+        )
+
+    async def list_attempts(self, task_id: str) -> ListTaskAttemptsResponse:
+        """All attempts of a task, the first one first. Raises TASK_NOT_FOUND."""
+        newest = (
+            sa.select(attempts.c.data)
+            .where(attempts.c.task_id == task_id)
+            .order_by(attempts.c.attempt.desc())
+            .limit(_MAX_ATTEMPTS)
+        )
+
+        def work(connection: Connection) -> ListTaskAttemptsResponse:
+            if connection.scalar(_task_row, {"task_id": task_id}) is None:
+                raise task_not_found(task_id)
+            rows = connection.scalars(newest).all()
+            return ListTaskAttemptsResponse(
+                attempts=[TaskAttempt.FromString(data) for data in reversed(rows)], revision=head(connection)
+            )
+
+        return await self._database.read(work)
+
+    # -- agents ------------------------------------------------------------------------------
+
+    async def get_agent(self, agent_id: str) -> Agent:
+        """The agent, with the time it was last heard of. Raises AGENT_NOT_FOUND."""
+        row = await self._database.read(
+            lambda connection: connection.execute(_agent_row, {"agent_id": agent_id}).first()
+        )
+        if row is None:
+            raise agent_not_found(agent_id)
+        agent = Agent.FromString(row[0])
+        if row[1]:
+            stamp(agent.last_heartbeat_time, row[1])
+        return agent
+
+    async def list_agents(self, request: ListAgentsRequest) -> ListAgentsResponse:
+        """A page of agents, each with the time it was last heard of. Raises PAGE_TOKEN_INVALID."""
+        page = Page(size=request.page_size, token=request.page_token, order=request.order, bound_to=request.filter)
+        encoded = await self._page(page, lambda connection: queries.list_agents(connection, request.filter, page))
+        response = ListAgentsResponse.FromString(encoded)
+        ids = [agent.agent_id for agent in response.agents]
+        seen = await self._database.read(
+            lambda connection: connection.execute(
+                sa.select(agents.c.agent_id, agents.c.seen_ns).where(agents.c.agent_id.in_(ids))
+            ).all()
+        )
+        seen_ns = {agent_id: ns for agent_id, ns in seen if ns}
+        for agent in response.agents:
+            if agent.agent_id in seen_ns:
+                stamp(agent.last_heartbeat_time, seen_ns[agent.agent_id])
+        return response
+
+    # -- events ------------------------------------------------------------------------------
+
+    async def list_events(self, request: ListEventsRequest) -> bytes:
+        """An encoded ListEventsResponse. Raises PAGE_TOKEN_INVALID."""
+        page = Page(size=request.page_size, token=request.page_token, order=request.order, bound_to=request.filter)
+        return await self._page(page, lambda connection: queries.list_events(connection, request.filter, page))
+
+    async def events_after(self, revision: int, limit: int) -> list[Record]:
+        """Up to `limit` records beyond `revision`, in order."""
+        statement = (
+            sa.select(events.c.revision, events.c.kind, events.c.resource_id, events.c.data)
+            .where(events.c.revision > revision)
+            .order_by(events.c.revision)
+            .limit(limit)
+        )
+        rows = await self._database.read(lambda connection: connection.execute(statement).all())
+        return [_record(*row) for row in rows]
+
+    async def snapshot(
+        self, kind: Literal["task", "agent"], after: int, until_revision: int, limit: int
+    ) -> tuple[list[Record], int | None]:
+        """SNAPSHOT records of what has not changed since `until_revision`, in order of creation.
+
+        `after` is the cursor of the page before, 0 at first. The second value is the next cursor,
+        None when there is no more.
+        """
+        table = tasks if kind == "task" else agents
+        statement = (
+            sa.select(table.c.create_revision, table.c.data)
+            .where(table.c.create_revision > after, table.c.create_revision <= until_revision)
+            .order_by(table.c.create_revision)
+            .limit(limit)
+        )
+        rows = await self._database.read(lambda connection: connection.execute(statement).all())
+        records = [_snapshot_record(kind, bytes(data)) for _, data in rows]
+        cursor = rows[-1][0] if len(rows) == limit else None
+        return [record for record in records if record.revision <= until_revision], cursor
+
+    async def log_info(self) -> GetLogInfoResponse:
+        """Which log this is, and what it holds. Nothing is compacted yet: a watch may start anywhere."""
+        return GetLogInfoResponse(log_id=self._log_id, revision=self._head(), oldest_revision=0)
+
+
+def _record(revision: int, kind: int, resource_id: str, data: bytes) -> Record:
+    event = Event.FromString(data)
+    resource = event.task if event.HasField("task") else event.agent
+    return Record(revision, kind, resource_id, resource, bytes(data))
+
+
+def _snapshot_record(kind: Literal["task", "agent"], data: bytes) -> Record:
+    resource = Task.FromString(data) if kind == "task" else Agent.FromString(data)
+    resource_id = resource.task_id if isinstance(resource, Task) else resource.agent_id
+    number = Event.DESCRIPTOR.fields_by_name[kind].number
+    event = Event(revision=resource.revision, kind=EVENT_KIND_SNAPSHOT)
+    encoded = event.SerializeToString() + field(number, data)
+    return Record(resource.revision, EVENT_KIND_SNAPSHOT, resource_id, resource, encoded)

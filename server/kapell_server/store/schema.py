@@ -1,0 +1,125 @@
+"""The tables. A row is the columns that queries need and the message's bytes.
+
+Every index names the query that needs it; each one costs a write two to three times its price.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    text,
+)
+
+VERSION = "0001"
+"""The newest migration; a test holds it against store/migrations."""
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_Revision = BigInteger().with_variant(Integer(), "sqlite")
+"""An INTEGER PRIMARY KEY is SQLite's row id: the table itself is the index."""
+
+meta = Table(
+    "meta",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", String(256), nullable=False),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("revision", _Revision, primary_key=True, autoincrement=False),
+    Column("kind", SmallInteger, nullable=False),
+    Column("resource_id", String(64), nullable=False),
+    Column("previous_revision", BigInteger, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+)
+"""The log. `previous_revision` is that of the resource's event before, 0 for its first: the history
+of one resource is walked from its newest revision, without an index."""
+
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("create_revision", _Revision, primary_key=True, autoincrement=False),
+    Column("task_id", String(64), nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("agent_type", String(63), nullable=False),
+    Column("priority", SmallInteger, nullable=False),
+    Column("create_ns", BigInteger, nullable=False),
+    Column("queue_ns", BigInteger, nullable=False),
+    Column("due_ns", BigInteger),
+    Column("data", LargeBinary, nullable=False),
+    # Get, and every write: the row of an id.
+    Index(None, "task_id", unique=True),
+    # List and count by state, newest first; the start: all that is queued or leased.
+    Index(None, "state", "create_revision"),
+)
+# The timer: what is due next. Few tasks have a deadline.
+Index(
+    "ix_tasks_due_ns",
+    tasks.c.due_ns,
+    sqlite_where=text("due_ns IS NOT NULL"),
+    postgresql_where=text("due_ns IS NOT NULL"),
+)
+
+task_contents = Table(
+    "task_contents",
+    metadata,
+    Column("task_id", String(64), primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Prompt, input and result: a Task with only these fields, so that it may be appended to the row's."""
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("task_id", String(64), primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("state", SmallInteger, nullable=False),
+    Column("poll_id", String(64), nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+agents = Table(
+    "agents",
+    metadata,
+    Column("create_revision", _Revision, primary_key=True, autoincrement=False),
+    Column("agent_id", String(64), nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("instance_key", String(64), nullable=False),
+    Column("seen_ns", BigInteger, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    Index(None, "agent_id", unique=True),
+    # List by state, and the start: all that live.
+    Index(None, "state", "create_revision"),
+)
+"""A heartbeat writes `seen_ns` alone: it is not an event."""
+
+answers = Table(
+    "answers",
+    metadata,
+    Column("request_key", String(160), primary_key=True),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    Column("create_ns", BigInteger, nullable=False),
+    # Forgetting what is older than a day.
+    Index(None, "create_ns"),
+    sqlite_with_rowid=False,
+)
+"""First answers by caller and request_id."""
