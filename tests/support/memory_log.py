@@ -12,8 +12,8 @@ from kapell.v1.agent_pb2 import Agent
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse
 from kapell.v1.task_pb2 import Task
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT, EVENT_KIND_TASK_DELETED, EventKind
+from kapell_server.store.record import Record
 from kapell_server.watch.filters import ResourceKind
-from kapell_server.watch.record import Record
 from kapell_server.watch.ring import Ring
 
 

@@ -1,0 +1,50 @@
+"""Fixtures that every level may use: a real server process and a throw-away PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.postgres import Postgres, running_postgres
+from tests.support.server_process import ServerProcess
+
+_servers: pytest.StashKey[list[ServerProcess]] = pytest.StashKey()
+
+
+@pytest.fixture
+def server_process(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServerProcess]:
+    """A real server with a fresh data directory, serving. A failed test shows its log."""
+    server = ServerProcess(tmp_path / "data")
+    request.node.stash.setdefault(_servers, []).append(server)
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """One PostgreSQL for the session."""
+    with running_postgres(tmp_path_factory.mktemp("pg")) as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> Iterator[str]:
+    """The URL of an empty database that only this test uses."""
+    url = postgres.create_database()
+    yield url
+    postgres.drop_database(url)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Adds the logs of the test's servers to the report of a failure."""
+    report = yield
+    if report.failed:
+        for server in item.stash.get(_servers, []):
+            report.sections.append(("server log", server.log[-20_000:]))
+    return report
