@@ -1,0 +1,41 @@
+"""What `kapell up` says when the server serves: where it is, what proves who you are, what to try."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from kapell.cli.terminal import Terminal
+
+
+def banner(terminal: Terminal, *, address: str, data_dir: Path, is_demo: bool) -> list[str]:
+    """At most twenty lines."""
+    token_file = data_dir / "admin.token"
+    title = "Kapell is up" + (", with a demo: three agents run real commands here, no model." if is_demo else ".")
+    curl = (
+        f'buf curl -H "authorization: Bearer $(cat {shlex.quote(str(token_file))})" --protocol grpc '
+        f"--http2-prior-knowledge http://{address} --list-methods"
+    )
+    tries = [
+        ("kapell status", "what waits for you"),
+        ('kapell task run --type shell "wc -l *.md"', "run a command in an agent"),
+        ("kapell event watch", "see everything happen"),
+    ]
+    width = max(len(command) for command, _ in tries)
+    return [
+        "",
+        f"  {terminal.out(title, 'bold')}",
+        "",
+        f"  {terminal.out('gRPC  ', 'dim')}  {address}",
+        f"  {terminal.out('token ', 'dim')}  {token_file}",
+        f"  {terminal.out('data  ', 'dim')}  {data_dir}",
+        "",
+        terminal.out("  In another terminal:", "dim"),
+        *(f"    {terminal.out(command.ljust(width), 'cyan')}  {terminal.out(does, 'dim')}" for command, does in tries),
+        "",
+        terminal.out("  From any shell, without kapell:", "dim"),
+        f"    {curl}",
+        "",
+        terminal.out("  Ctrl-C ends the server and all its agents.", "dim"),
+        "",
+    ]

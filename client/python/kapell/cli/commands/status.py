@@ -1,0 +1,206 @@
+"""`kapell status`: what waits for you, and how everything is, on one screen."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kapell.cli import options
+from kapell.cli.app import App
+from kapell.cli.output import View, as_data, write, write_one
+from kapell.cli.shape import command
+from kapell.cli.states import AGENT_STATES, TASK_STATES, activity_look, agent_look, state_name
+from kapell.cli.table import Cell, Column, rows_for_terminal
+from kapell.cli.terminal import Terminal, visible
+from kapell.cli.times import age, short
+from kapell.cli.views import agent_state, percent, task_state
+
+if TYPE_CHECKING:
+    from kapell import Client
+    from kapell.v1.admin_pb2 import GetServerInfoResponse
+    from kapell.v1.agent_pb2 import Agent
+    from kapell.v1.task_pb2 import Task
+
+_MOST_AGENTS = 6
+_MOST_TASKS = 6
+_LIVE_WORDS = tuple(look.word for look in AGENT_STATES.values() if not look.final)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """What the server looked like at one moment. `unserved` are types of waiting tasks that no agent takes."""
+
+    info: GetServerInfoResponse
+    address: str
+    counts: dict[str, int]
+    agents: list[Agent]
+    running: list[Task]
+    failed_lately: int
+    unserved: dict[str, int]
+
+    def as_data(self) -> dict[str, Any]:
+        """The picture for `-o json`: messages in proto JSON form."""
+        return {
+            "waitsForYou": [text for text, _ in waits_for_you(self)],
+            "server": as_data(self.info) | {"address": self.address},
+            "taskCounts": self.counts,
+            "agents": [as_data(agent) for agent in self.agents],
+            "runningTasks": [as_data(task) for task in self.running],
+        }
+
+
+@command(
+    "status",
+    "Show what waits for you, and how everything is.",
+    examples="""
+        kapell status
+        kapell status -o json
+    """,
+)
+@options.output
+@click.pass_obj
+def status(app: App) -> None:
+    address = app.endpoint().address
+    picture = app.run(lambda client: _look(client, address))
+    if app.is_table:
+        for line in _screen(picture, app.terminal):
+            write(line)
+    else:
+        write_one(picture.as_data(), View(columns=(), id=lambda _: address), app.terminal, app.output)
+
+
+async def _look(client: Client, address: str) -> Picture:
+    info, counts, agents, running, failed, waiting = await asyncio.gather(
+        client.admin.server_info(),
+        client.tasks.count(),
+        client.agents.list(states=_LIVE_WORDS, page_size=200),
+        client.tasks.list(states=["running", "cancelling"], page_size=_MOST_TASKS + 1),
+        client.tasks.list(states=["failed"], page_size=100, created_after=_an_hour_ago()),
+        client.tasks.list(states=["queued"], page_size=200),
+    )
+    by_state = {entry.state: entry.count for entry in counts.counts}
+    from kapell.v1.task_pb2 import TaskState
+
+    return Picture(
+        info=info,
+        address=address,
+        counts={look.word: by_state.get(TaskState.Value(name), 0) for name, look in TASK_STATES.items()},
+        agents=list(agents.agents),
+        running=list(running.tasks),
+        failed_lately=len(failed.tasks),
+        unserved=_unserved(waiting.tasks, agents.agents),
+    )
+
+
+def _an_hour_ago() -> Any:
+    from datetime import UTC, datetime, timedelta
+
+    return datetime.now(UTC) - timedelta(hours=1)
+
+
+def _unserved(waiting: Any, agents: Any) -> dict[str, int]:
+    served = {agent_type for agent in agents for agent_type in agent.agent_types}
+    unserved: dict[str, int] = {}
+    for task in waiting:
+        if task.agent_type not in served:
+            unserved[task.agent_type] = unserved.get(task.agent_type, 0) + 1
+    return unserved
+
+
+def waits_for_you(picture: Picture) -> list[tuple[str, str]]:
+    """What a person should look at, the most urgent first, each with the command that helps."""
+    found = [
+        (f"{count} {_tasks(count)} of type {agent_type!r} and no agent serves it", "kapell agent spawn --help")
+        for agent_type, count in picture.unserved.items()
+    ]
+    lost = [agent for agent in picture.agents if agent_look(agent.state).word == "lost"]
+    if lost:
+        found.append((f"{len(lost)} lost agent{'s' * (len(lost) > 1)}", "kapell agent list --state lost"))
+    if picture.failed_lately:
+        count = picture.failed_lately
+        text = f"{count}{'+' if count >= 100 else ''} {_tasks(count, 'failed')} in the last hour"
+        found.append((text, "kapell task list --state failed"))
+    return found
+
+
+def _tasks(count: int, verb: str = "waiting") -> str:
+    return f"{'task' if count == 1 else 'tasks'} {verb}"
+
+
+def _screen(picture: Picture, terminal: Terminal) -> list[str]:
+    """At most 24 lines."""
+    waits = waits_for_you(picture)[:3]
+    lines = [terminal.out(_headline(waits), "yellow" if waits else "green")]
+    lines += [f"  {terminal.out(command, 'dim')}" for _, command in waits]
+    lines += ["", *_facts(picture, terminal)]
+    if picture.agents:
+        lines += ["", *_agents(picture.agents, terminal)]
+    if picture.running:
+        lines += ["", *_running(picture.running, terminal)]
+    if not picture.agents:
+        lines += ["", terminal.out("No agents yet. Start one with: kapell agent spawn shell", "dim")]
+    return lines
+
+
+def _headline(waits: list[tuple[str, str]]) -> str:
+    return "Waits for you: " + "; ".join(text for text, _ in waits) + "." if waits else "Nothing waits for you."
+
+
+def _facts(picture: Picture, terminal: Terminal) -> list[str]:
+    import time
+
+    info = picture.info
+    up = short(time.time() - info.start_time.seconds)
+    server = f"{picture.address}  version {info.version}  {info.database}  up {up}  revision {info.revision}"
+    counts = [
+        _count(word, count, terminal)
+        for word, count in picture.counts.items()
+        if count or word in ("queued", "running")
+    ]
+    used = sum(agent.slots_used for agent in picture.agents)
+    total = sum(agent.slots_total for agent in picture.agents)
+    agents = f"{len(picture.agents)} live  {used} of {total} slots used"
+    return [
+        f"{terminal.out('Server', 'dim')}  {visible(server)}",
+        f"{terminal.out('Tasks ', 'dim')}  {'  '.join(counts)}",
+        f"{terminal.out('Agents', 'dim')}  {agents}",
+    ]
+
+
+def _count(word: str, count: int, terminal: Terminal) -> str:
+    look = TASK_STATES[state_name(TASK_STATES, word)]
+    text = f"{look.mark} {count} {word}" if terminal.marks else f"{count} {word}"
+    return terminal.out(text, look.colour)
+
+
+def _agents(agents: list[Agent], terminal: Terminal) -> list[str]:
+    columns = (
+        Column("AGENT", lambda a: a.display_name or a.agent_id, flexible=True),
+        Column("STATE", agent_state),
+        Column("ACTIVITY", lambda a: Cell(activity_look(a.activity).word, activity_look(a.activity).colour)),
+        Column("SLOTS", lambda a: f"{a.slots_used}/{a.slots_total}", right=True),
+        Column("SERVES", lambda a: ", ".join(a.agent_types), flexible=True),
+    )
+    return _first(agents, _MOST_AGENTS, columns, terminal, "kapell agent list")
+
+
+def _running(tasks: list[Task], terminal: Terminal) -> list[str]:
+    columns = (
+        Column("TASK", lambda t: Cell(t.task_id)),
+        Column("STATE", task_state),
+        Column("DONE", percent, right=True),
+        Column("FOR", lambda t: age(t.lease.start_time), right=True),
+        Column("NAME", lambda t: t.display_name, flexible=True),
+    )
+    return _first(tasks, _MOST_TASKS, columns, terminal, "kapell task list --state running")
+
+
+def _first(items: list[Any], most: int, columns: Any, terminal: Terminal, command: str) -> list[str]:
+    """The first of a list as a table, and, where it is longer, the command that shows all."""
+    lines = rows_for_terminal(columns, items[:most], terminal)
+    if len(items) > most:
+        lines[-1] = terminal.out(f"… all of them: {command}", "dim")
+    return lines

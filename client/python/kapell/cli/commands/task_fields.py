@@ -1,0 +1,89 @@
+"""What `task run` and `task create` ask about a new task, and how it becomes the SDK's arguments."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from kapell.cli import options
+from kapell.cli.times import DURATION, MOMENT
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_PARAMETERS = (
+    click.argument("prompt", nargs=-1, metavar="[PROMPT]..."),
+    click.option("-t", "--type", "agent_type", required=True, metavar="TYPE", help="Which agents may take it."),
+    click.option("-f", "--file", metavar="FILE", help="Read the prompt from a file; - is stdin."),
+    click.option("--name", metavar="TEXT", help="A name for people. [default: the prompt's first line]"),
+    click.option("--id", "task_id", metavar="TASK_ID", help="An id of your choice, task_…; it makes repeating safe."),
+    click.option(
+        "-i", "--input", "inputs", multiple=True, metavar="KEY=VALUE", help="A parameter; JSON where it parses."
+    ),
+    click.option("--input-json", metavar="OBJECT", help="All parameters as one JSON object; - is stdin."),
+    click.option(
+        "-p", "--priority", type=click.IntRange(0, 1000), metavar="0-1000", help="Higher runs first. [default: 500]"
+    ),
+    options.labels("A label; may be repeated."),
+    click.option("--not-before", type=MOMENT, metavar="TIME", help="Start no earlier: 10m from now, or a time."),
+    click.option("--max-attempts", type=click.IntRange(1, 100), metavar="N", help="Attempts in all. [default: 3]"),
+    click.option("--queue-timeout", type=DURATION, metavar="DURATION", help="Fail when no agent took it by then."),
+    click.option("--run-timeout", type=DURATION, metavar="DURATION", help="Stop an attempt that takes longer."),
+    click.option("--total-timeout", type=DURATION, metavar="DURATION", help="Fail when it has not ended by then."),
+)
+
+
+def task_fields(function: _F) -> _F:
+    """Adds the parameters above; the command gets them as keywords and hands them to `new_task`."""
+    for parameter in reversed(_PARAMETERS):
+        function = parameter(function)
+    return function
+
+
+@dataclass(frozen=True)
+class NewTask:
+    """The arguments of `client.tasks.create`."""
+
+    agent_type: str
+    prompt: str
+    fields: dict[str, Any]
+
+
+def new_task(
+    *,
+    agent_type: str,
+    prompt: tuple[str, ...],
+    file: str | None,
+    name: str | None,
+    task_id: str | None,
+    inputs: tuple[str, ...],
+    input_json: str | None,
+    labels: dict[str, str],
+    not_before: float | None,
+    **rest: Any,
+) -> NewTask:
+    """A new task as it was asked for. Several words of a prompt are joined as a shell would quote them."""
+    fields: dict[str, Any] = {
+        "display_name": name,
+        "task_id": task_id,
+        "input": options.input_data(inputs, input_json),
+        "labels": labels or None,
+        "not_before": None if not_before is None else datetime.fromtimestamp(not_before, UTC),
+        **rest,
+    }
+    given = {key: value for key, value in fields.items() if value is not None}
+    return NewTask(agent_type, _prompt(prompt, file), given)
+
+
+def _prompt(words: tuple[str, ...], file: str | None) -> str:
+    if file is not None and words:
+        raise click.UsageError("The prompt was given twice, as an argument and by --file.")
+    if file is not None:
+        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    return words[0] if len(words) == 1 else shlex.join(words)

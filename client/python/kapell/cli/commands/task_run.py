@@ -1,0 +1,182 @@
+"""`kapell task run`: create, follow live, and exit with the task's outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kapell.cli import options
+from kapell.cli.app import App
+from kapell.cli.commands.task_fields import new_task, task_fields
+from kapell.cli.commands.task_write import is_served, not_served
+from kapell.cli.errors import Done, Exit
+from kapell.cli.live import bar
+from kapell.cli.loglines import LogPrinter
+from kapell.cli.output import note, write_one
+from kapell.cli.shape import command
+from kapell.cli.states import task_look
+from kapell.cli.terminal import visible
+from kapell.cli.times import DURATION, short
+from kapell.cli.views import TASKS, failure_text
+
+if TYPE_CHECKING:
+    from kapell import Client
+    from kapell.v1.task_pb2 import Task
+    from kapell.watch import Watch
+
+_UNSERVED_AFTER = 1.0
+_LOG_TAIL = 5.0
+"""Seconds the rest of the log may take to arrive after the task has ended."""
+
+
+@command(
+    "run",
+    "Create a task and follow it to its end. The exit code is 0 if it succeeded, 7 if not.",
+    examples="""
+        kapell task run --type shell "wc -l *.py"
+        kapell task run --type shell -- wc -l README.md
+        kapell task run --type shell --run-timeout 10m --label job=nightly "make test"
+        kapell task run --type review --file prompt.md --input pr=17 -o json
+    """,
+)
+@task_fields
+@click.option(
+    "--timeout", type=DURATION, metavar="DURATION", help="Stop following after this; exit code 8. The task goes on."
+)
+@click.option("--times", is_flag=True, help="Show when each line was written.")
+@options.dry_run
+@options.output
+@click.pass_obj
+def run(app: App, /, dry_run: bool, timeout: float | None, times: bool, **values: Any) -> None:
+    if dry_run:
+        from kapell.cli.commands.task_write import create
+
+        click.get_current_context().invoke(create, dry_run=True, **values)
+        return
+    wanted = new_task(**values)
+
+    async def work(client: Client) -> Task:
+        task = await client.tasks.create(wanted.agent_type, wanted.prompt, **wanted.fields)
+        app.reattach = (
+            f"The task goes on. Re-attach with: kapell task logs --follow {task.task_id}\n"
+            f"Stop it with: kapell task cancel {task.task_id}"
+        )
+        return await _Following(app, client, task, times=times).until_end(timeout)
+
+    task = app.run(work)
+    raise Done(_outcome(app, task))
+
+
+class _Following:
+    """Follows one task: its log scrolls by, its state stands below."""
+
+    def __init__(self, app: App, client: Client, task: Task, *, times: bool) -> None:
+        self._app = app
+        self._client = client
+        self._task = task
+        self._printer = LogPrinter(app.terminal, app.output, times=times, aside=not app.is_table)
+        self._began = time.monotonic()
+        self._watch: Watch[Any] | None = None
+
+    async def until_end(self, timeout: float | None) -> Task:
+        """The task as it ended, or as it is when `timeout` is over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._follow()
+        return await self._client.tasks.get(self._task.task_id)
+
+    async def _follow(self) -> None:
+        # What scrolls by and what is drawn end with this block, whichever way it is left.
+        try:
+            async with asyncio.TaskGroup() as group:
+                log = group.create_task(self._print_log(), name="print log")
+                clock = group.create_task(self._draw_every_moment(), name="draw state")
+                served = group.create_task(self._mind_missing_agents(), name="look for agents")
+                await self._watch_state()
+                served.cancel()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(asyncio.shield(log), _LOG_TAIL)
+                log.cancel()
+                clock.cancel()
+        finally:
+            self._printer.live.clear()
+
+    async def _watch_state(self) -> None:
+        id = self._task.task_id
+        start = self._task.revision
+        async with self._client.tasks.watch(task_ids=[id], after_revision=start) as self._watch:
+            async for event in self._watch:
+                self._task = event.task
+                self._draw()
+                if task_look(event.task.state).final:
+                    return
+
+    async def _print_log(self) -> None:
+        async with self._client.tasks.logs(self._task.task_id, follow=True) as entries:
+            async for entry in entries:
+                self._printer.write(entry, attempt=entries.attempt, offset=entries.offset - 1)
+
+    async def _draw_every_moment(self) -> None:
+        while self._app.terminal.live:
+            self._draw()
+            await asyncio.sleep(0.5)
+
+    async def _mind_missing_agents(self) -> None:
+        """Says once when the task waits and nobody serves its type."""
+        await asyncio.sleep(_UNSERVED_AFTER)
+        if self._task.attempt == 0 and not await is_served(self._client, self._task.agent_type):
+            with self._printer.live.above():
+                note(self._app.terminal.err(not_served(self._task.agent_type), "yellow"))
+
+    def _draw(self) -> None:
+        task, terminal = self._task, self._app.terminal
+        look = task_look(task.state)
+        parts = [f"{look.word} {short(time.monotonic() - self._began)}"]
+        if task.attempts_used > 1 or task.attempt > 1:
+            parts.append(f"attempt {task.attempt} of {task.retry_policy.max_attempts}")
+        if task.HasField("progress"):
+            fraction = task.progress.fraction
+            known = f"{bar(fraction, terminal)} {fraction * 100:.0f}%" if fraction >= 0 else ""
+            parts += [known, task.progress.step, task.progress.message]
+        elif task.state_reason:
+            parts.append(task.state_reason)
+        if self._watch is not None and self._watch.reconnects and not self._watch.connected:
+            parts.append("the server is away, reconnecting")
+        self._printer.live.set(look.mark, look.colour, "  ".join(part for part in parts if part))
+
+
+def _outcome(app: App, /, task: Task) -> Exit:
+    """Says how the task ended, and gives the exit code."""
+    from kapell.v1.task_pb2 import TASK_STATE_SUCCEEDED
+
+    look, terminal = task_look(task.state), app.terminal
+    head = terminal.err(f"{look.mark} {look.word}" if terminal.marks else look.word, look.colour)
+    if not look.final:
+        note(f"{head}  {task.task_id} has not ended yet; it goes on")
+        note(terminal.err(app.reattach, "dim"))
+        exit = Exit.STILL_PENDING
+    else:
+        tries = f"  {task.attempts_used} attempts" if task.attempts_used > 1 else ""
+        failure = f"  {visible(failure_text(task.failure))}" if task.HasField("failure") else ""
+        is_good = task.state == TASK_STATE_SUCCEEDED
+        note(f"{head}  {task.task_id}  {_took(task)}{tries}{'' if is_good else failure}")
+        exit = Exit.DONE if is_good else Exit.TASK_FAILED
+        if not is_good and terminal.is_tty:
+            note(
+                terminal.err(
+                    f"Look closer: kapell task attempts {task.task_id}   Again: kapell task retry {task.task_id}", "dim"
+                )
+            )
+    if not app.is_table:
+        write_one(task, TASKS, terminal, app.output)
+    return exit
+
+
+def _took(task: Task) -> str:
+    from kapell.cli.times import seconds_between
+
+    return f"in {short(seconds_between(task.create_time, task.end_time))}"

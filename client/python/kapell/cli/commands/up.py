@@ -1,0 +1,62 @@
+"""`kapell up`: the server here. It becomes the server, or, with --demo, keeps one as a child and fills it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+
+import click
+
+from kapell.cli.app import App
+from kapell.cli.errors import Done, Exit, Refusal
+from kapell.cli.shape import command
+
+_EPILOG = "Every option has an environment variable KAPELL_* and a key in kapell.toml."
+
+
+@command(
+    "up",
+    "Start the server here.",
+    examples="""
+        kapell up
+        kapell up --demo                  # with agents at work; real commands, no model
+        kapell up --grpc-address 127.0.0.1:0 --data-dir /tmp/kapell
+    """,
+    epilog=_EPILOG,
+)
+@click.option("--demo", is_flag=True, help="Spawn three agents and give them tasks over this directory's files.")
+@click.option("--data-dir", metavar="DIRECTORY", help="Where everything is kept. [default: ~/.local/share/kapell]")
+@click.option("--grpc-address", metavar="HOST:PORT", help="Where to listen; port 0 is any. [default: 127.0.0.1:50051]")
+@click.option("--database-url", metavar="URL", help="A PostgreSQL server instead of the embedded database.")
+@click.option("--config", metavar="FILE", help="The configuration file. [default: kapell.toml in the data directory]")
+@click.option("--no-auth", is_flag=True, help="Ask nobody for a token; for loopback addresses only.")
+@click.option("--log-format", type=click.Choice(["console", "json"]), help="How the server logs.")
+@click.pass_obj
+def up(app: App, /, demo: bool, no_auth: bool, **values: str | None) -> None:
+    if find_spec("kapell_server") is None:
+        raise Refusal(
+            "the server is not installed here",
+            why="this Python has the client package only",
+            next="pip install kapell",
+        )
+    arguments = [part for name, value in values.items() if value for part in (_flag(name), value)]
+    if no_auth:
+        arguments.append("--no-auth")
+    if demo:
+        raise Done(_demo(app, arguments))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "kapell_server", *arguments])
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _demo(app: App, /, arguments: list[str]) -> Exit:
+    import asyncio
+
+    from kapell.cli.demo_show import show
+
+    return asyncio.run(show(app.terminal, arguments))

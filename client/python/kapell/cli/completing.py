@@ -1,0 +1,74 @@
+"""Live ids for the shell's completion: what the server knows within a moment, or nothing at all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from kapell.cli.app import App
+from kapell.cli.terminal import detect, visible
+
+if TYPE_CHECKING:
+    from kapell import Client
+
+_PATIENCE = 1.0
+_MOST = 100
+
+
+def task_items(_ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+    """The newest tasks whose ids begin with what was typed; their state and name as help."""
+    from kapell.cli.states import task_look
+
+    async def tasks(client: Client) -> list[CompletionItem]:
+        page = await client.tasks.list(page_size=_MOST)
+        return [
+            CompletionItem(task.task_id, help=visible(f"{task_look(task.state).word} {task.display_name}"[:60]))
+            for task in page.tasks
+            if task.task_id.startswith(incomplete)
+        ]
+
+    return _quietly(tasks)
+
+
+def agent_items(_ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+    """The newest agents whose ids begin with what was typed; their state and name as help."""
+    from kapell.cli.states import agent_look
+
+    async def agents(client: Client) -> list[CompletionItem]:
+        page = await client.agents.list(page_size=_MOST)
+        return [
+            CompletionItem(agent.agent_id, help=visible(f"{agent_look(agent.state).word} {agent.display_name}"[:60]))
+            for agent in page.agents
+            if agent.agent_id.startswith(incomplete)
+        ]
+
+    return _quietly(agents)
+
+
+def profile_items(_ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+    """The profiles whose names begin with what was typed."""
+
+    async def profiles(client: Client) -> list[CompletionItem]:
+        return [
+            CompletionItem(profile.profile, help=visible(profile.description[:60]))
+            for profile in (await client.agents.profiles()).profiles
+            if profile.profile.startswith(incomplete)
+        ]
+
+    return _quietly(profiles)
+
+
+def _quietly(ask: Callable[[Client], Awaitable[list[Any]]]) -> list[Any]:
+    """What `ask` finds; nothing when the server is slow, away, or refuses: a Tab must never fail loudly."""
+
+    async def soon(client: Client) -> list[Any]:
+        return await asyncio.wait_for(ask(client), _PATIENCE)
+
+    try:
+        return App(terminal=detect()).run(soon)
+    except Exception:
+        return []

@@ -1,0 +1,92 @@
+"""`kapell up --demo`: a server as a child, a stage on it, and a calm account of what happens.
+
+Ctrl-C, SIGTERM and SIGHUP end everything: the agents, their programs, the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+from kapell.cli.banner import banner
+from kapell.cli.errors import Exit, Refusal
+from kapell.cli.output import note, write
+from kapell.cli.states import task_look
+from kapell.cli.terminal import Terminal, visible
+from kapell.cli.views import failure_text
+from kapell.client import Client
+from kapell.demo.server import DemoServer, ServerFailedError
+from kapell.demo.stage import LABELS, Stage
+from kapell.v1.task_pb2 import Task
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+async def show(terminal: Terminal, arguments: Sequence[str]) -> Exit:
+    """Runs the demo until it is stopped. Raises Refusal when the server ends by itself."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in _STOP_SIGNALS:
+        loop.add_signal_handler(number, stop.set)
+    try:
+        async with DemoServer(arguments, say=lambda line: note(visible(line))) as server:
+            for line in banner(terminal, address=server.address, data_dir=server.data_dir, is_demo=True):
+                write(line)
+            await _play(server, terminal, stop)
+            write(terminal.out("Stopping: the agents first, then the server.", "dim"))
+    except ServerFailedError as error:
+        raise Refusal("the server did not start or has died", why=str(error), next="see its words above") from None
+    finally:
+        for number in _STOP_SIGNALS:
+            loop.remove_signal_handler(number)
+    write(terminal.out("Everything has stopped.", "dim"))
+    return Exit.DONE
+
+
+async def _play(server: DemoServer, terminal: Terminal, stop: asyncio.Event) -> None:
+    """Plays until `stop` is set. Raises what made the play end by itself."""
+    async with Client(server.address, data_dir=server.data_dir) as client:
+        parts = [
+            asyncio.create_task(_fill(client), name="demo stage"),
+            asyncio.create_task(_tell(client, terminal), name="demo account"),
+            asyncio.create_task(_until_dead(server), name="server's end"),
+        ]
+        stopping = asyncio.create_task(stop.wait(), name="stop signal")
+        try:
+            done, _ = await asyncio.wait([*parts, stopping], return_when=asyncio.FIRST_COMPLETED)
+            for part in done:
+                part.result()
+        finally:
+            for part in [*parts, stopping]:
+                part.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.gather(*parts, stopping, return_exceptions=True)
+
+
+async def _fill(client: Client) -> None:
+    stage = Stage(client, Path.cwd())
+    await stage.open()
+    await stage.keep_alive()
+
+
+async def _until_dead(server: DemoServer) -> None:
+    raise ServerFailedError(await server.ended())
+
+
+async def _tell(client: Client, terminal: Terminal) -> None:
+    """One line for each task of the demo that ended or will be tried again."""
+    kinds = ["task.completed", "task.failed", "task.cancelled", "task.requeued"]
+    async with client.watch(kinds=kinds, labels=LABELS) as events:
+        async for event in events:
+            write(_line(event.task, terminal))
+
+
+def _line(task: Task, terminal: Terminal) -> str:
+    look = task_look(task.state)
+    mark = f"{look.mark} " if terminal.marks else ""
+    said = failure_text(task.failure) if task.HasField("failure") and look.word != "succeeded" else ""
+    tail = f"  {terminal.out(visible(said), 'dim')}" if said else ""
+    return f"  {terminal.out(mark + look.word.ljust(9), look.colour)}  {visible(task.display_name)}{tail}"

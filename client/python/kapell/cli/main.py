@@ -1,0 +1,106 @@
+"""The entry of the `kapell` command: parses, runs, and turns every failure into lines and an exit code.
+
+Imports click and nothing heavier: `--version`, `--help` and completion must be there at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+from click.exceptions import NoArgsIsHelpError
+
+from kapell.cli import options
+from kapell.cli.app import App
+from kapell.cli.errors import Done, Exit, Refusal, refusal_of, report
+from kapell.cli.shape import Group
+from kapell.cli.terminal import detect
+from kapell.cli.tree import TREE
+
+
+def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"kapell {version('kapell')}")
+        ctx.exit()
+
+
+def root() -> click.Group:
+    """The command `kapell`."""
+    settings = {"help_option_names": ["-h", "--help"]}
+    group: click.Group = options.server(Group("kapell", TREE, callback=lambda: None, context_settings=settings))
+    group.params.reverse()
+    group.params.append(
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_print_version,
+            help="Show the version and exit.",
+        )
+    )
+    return group
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits with a code of `Exit`."""
+    sys.exit(run(sys.argv[1:] if args is None else args))
+
+
+def run(args: Sequence[str]) -> int:
+    """Runs the command line and returns the exit code. Nothing but a defect with --debug raises."""
+    app = App(terminal=detect())
+    try:
+        result = root().main(list(args), prog_name="kapell", standalone_mode=False, obj=app)
+        sys.stdout.flush()
+    except NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+        return Exit.USAGE
+    except KeyboardInterrupt:
+        return _interrupted(app)
+    except Exception as error:
+        return _failed(app, error)
+    return result if isinstance(result, int) else Exit.DONE
+
+
+def _interrupted(app: App) -> int:
+    sys.stderr.write("\n")
+    if app.reattach:
+        sys.stderr.write(app.terminal.err(app.reattach, "dim") + "\n")
+    return Exit.INTERRUPTED
+
+
+def _reader_left() -> int:
+    """The reader of our stdout went away, as `| head` does: no error, and nothing more to say."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return Exit.DONE
+
+
+def _failed(app: App, error: Exception) -> int:
+    """Says what went wrong and gives the exit code for it."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    match error:
+        case Done():
+            return error.exit
+        case BrokenPipeError():
+            return _reader_left()
+        case click.UsageError():
+            path = error.ctx.command_path if error.ctx else "kapell"
+            refusal = Refusal(error.format_message().rstrip("."), next=f"{path} --help", exit=Exit.USAGE)
+        case click.ClickException():
+            refusal = Refusal(error.format_message(), exit=Exit.USAGE)
+        case _:
+            if app.debug and not isinstance(error, Refusal):
+                raise error
+            refusal = refusal_of(error)
+    report(refusal, app.terminal)
+    return refusal.exit
+
+
+if __name__ == "__main__":
+    main()

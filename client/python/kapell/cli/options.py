@@ -1,0 +1,237 @@
+"""Options and arguments that many commands share, each declared once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from kapell.cli.errors import Exit, Refusal
+from kapell.cli.output import FORMATS
+from kapell.cli.shape import CommonOption
+
+if TYPE_CHECKING:
+    from kapell.cli.app import App
+
+_T = TypeVar("_T")
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _set(attribute: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    """A callback that stores an option's value in the App, unless it was left out."""
+
+    def store(ctx: click.Context, _param: click.Parameter, value: Any) -> None:
+        if value is not None and value is not False and ctx.obj is not None:
+            setattr(ctx.obj, attribute, value)
+
+    return store
+
+
+_ADDRESS = click.option(
+    "--address",
+    cls=CommonOption,
+    metavar="HOST:PORT",
+    expose_value=False,
+    callback=_set("address"),
+    help="The server. [env KAPELL_ADDRESS; default: the one that runs here]",
+)
+_DATA_DIR = click.option(
+    "--data-dir",
+    cls=CommonOption,
+    metavar="DIRECTORY",
+    expose_value=False,
+    callback=_set("data_dir"),
+    help="Where the local server keeps its token. [env KAPELL_DATA_DIR]",
+)
+_DEBUG = click.option(
+    "--debug", cls=CommonOption, is_flag=True, expose_value=False, callback=_set("debug"), help="Show tracebacks."
+)
+
+
+def server(function: _F) -> _F:
+    """--address, --data-dir, --debug."""
+    return _ADDRESS(_DATA_DIR(_DEBUG(function)))
+
+
+def output(function: _F) -> _F:
+    """-o, and what `server` adds."""
+    option = click.option(
+        "-o",
+        "--output",
+        cls=CommonOption,
+        type=click.Choice(FORMATS),
+        expose_value=False,
+        callback=_set("output"),
+        metavar="FORMAT",
+        help="table, wide, json, jsonl, yaml or id.",
+    )
+    return option(server(function))
+
+
+def dry_run(function: _F) -> _F:
+    """--dry-run."""
+    return click.option("--dry-run", is_flag=True, help="Show what would be done; change nothing.")(function)
+
+
+def yes(function: _F) -> _F:
+    """--yes."""
+    return click.option("-y", "--yes", is_flag=True, help="Do not ask.")(function)
+
+
+def labels(help: str) -> Callable[[_F], _F]:
+    """--label KEY=VALUE, as often as wanted; the command gets a dict."""
+    return click.option("-l", "--label", "labels", multiple=True, metavar="KEY=VALUE", callback=_pairs, help=help)
+
+
+def _pairs(_ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    return pairs(values, param.opts[-1])
+
+
+def pairs(values: Sequence[str], option: str) -> dict[str, str]:
+    """The values of a repeated KEY=VALUE option as a dict; BadParameter for one without a value."""
+    found = {}
+    for value in values:
+        key, equals, text = value.partition("=")
+        if not equals or not key:
+            raise click.BadParameter(f"{value!r} has no value; write KEY=VALUE", param_hint=option)
+        found[key] = text
+    return found
+
+
+def limit(function: _F) -> _F:
+    """--limit."""
+    return click.option(
+        "-n", "--limit", type=click.IntRange(1), default=50, metavar="N", help="How many at most. [default: 50]"
+    )(function)
+
+
+async def take(items: AsyncIterator[_T], count: int) -> list[_T]:
+    """The first `count` items."""
+    taken: list[_T] = []
+    async for item in items:
+        taken.append(item)
+        if len(taken) >= count:
+            break
+    return taken
+
+
+def say_more(app: App, what: str, *, shown: int, found: int) -> None:
+    """Says on a terminal that a list was cut."""
+    if found > shown and app.terminal.is_tty and app.is_table:
+        hint = f"The first {shown} {what}; there are more: --limit {shown * 4}"
+        click.echo(app.terminal.err(hint, "dim"), err=True)
+
+
+def watch_start(function: _F) -> _F:
+    """--initial and --after."""
+    initial = click.option("--initial", is_flag=True, help="First everything that matches, as it is now.")
+    after = click.option("--after", type=click.IntRange(0), metavar="REVISION", help="Everything after this revision.")
+    return initial(after(function))
+
+
+def reattach(command: str, revision: int | None) -> str:
+    """What to say when a watch was stopped: the command that goes on where it was."""
+    return f"Go on from here with: {command} --after {revision}" if revision else ""
+
+
+def task_ids(*, required: bool = True) -> Callable[[_F], _F]:
+    """One or more task ids; `-` reads them from stdin."""
+    return _ids("task_ids", "TASK_ID", _complete_tasks, required)
+
+
+def agent_ids(*, required: bool = True) -> Callable[[_F], _F]:
+    """One or more agent ids; `-` reads them from stdin."""
+    return _ids("agent_ids", "AGENT_ID", _complete_agents, required)
+
+
+def task_id(function: _F) -> _F:
+    """One task id."""
+    return click.argument("task_id", metavar="TASK_ID", shell_complete=_complete_tasks)(function)
+
+
+def agent_id(function: _F) -> _F:
+    """One agent id."""
+    return click.argument("agent_id", metavar="AGENT_ID", shell_complete=_complete_agents)(function)
+
+
+def _ids(name: str, metavar: str, complete: Any, required: bool) -> Callable[[_F], _F]:
+    shown = f"{metavar}..." if required else f"[{metavar}]..."
+    return click.argument(
+        name, nargs=-1, required=required, metavar=shown, callback=_with_stdin, shell_complete=complete
+    )
+
+
+def _with_stdin(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Replaces "-" by the first word of each line of stdin, and drops repeated ids."""
+    ids: list[str] = []
+    for value in values:
+        ids += [line.split()[0] for line in sys.stdin if line.strip()] if value == "-" else [value]
+    return tuple(dict.fromkeys(ids))
+
+
+def _complete_tasks(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[Any]:
+    from kapell.cli.completing import task_items
+
+    return task_items(ctx, incomplete)
+
+
+def _complete_agents(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[Any]:
+    from kapell.cli.completing import agent_items
+
+    return agent_items(ctx, incomplete)
+
+
+def input_data(entries: Sequence[str], document: str | None) -> dict[str, Any] | None:
+    """The task's input from `--input KEY=VALUE` (a value that is JSON counts as such) and `--input-json`."""
+    if not entries and document is None:
+        return None
+    data: dict[str, Any] = {}
+    if document is not None:
+        data = _json_object(sys.stdin.read() if document == "-" else document)
+    return data | {key: _json_or_text(text) for key, text in pairs(entries, "--input").items()}
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"not JSON: {error}", param_hint="--input-json") from None
+    if not isinstance(value, dict):
+        raise click.BadParameter("must be a JSON object, as in '{\"files\": 3}'", param_hint="--input-json")
+    return value
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def confirm(app: App, question: str, preview: Sequence[str], *, yes: bool, typed: str = "") -> None:
+    """Asks before something is lost, on stderr, unless `--yes` was given.
+
+    With `typed` (a count or a name) that text must be typed, not just y. Never asks on a pipe:
+    raises Refusal with exit code 2 there, and with 1 when the answer is no.
+    """
+    if yes:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise Refusal(
+            f"{question} needs a yes, and there is no terminal to ask on",
+            next="say it beforehand with --yes, or look first with --dry-run",
+            exit=Exit.USAGE,
+        )
+    for line in preview[:10]:
+        click.echo(f"  {line}", err=True)
+    if len(preview) > 10:
+        click.echo(f"  … and {len(preview) - 10} more", err=True)
+    wanted = typed or "y"
+    prompt = f"{question}? Type {typed} to go on: " if typed else f"{question}? [y/N] "
+    click.echo(app.terminal.err(prompt, "bold"), err=True, nl=False)
+    answer = sys.stdin.readline().strip()
+    if answer.lower() not in ({wanted.lower(), "yes"} if not typed else {wanted.lower()}):
+        raise Refusal("nothing was changed", why=f"the answer was not {wanted!r}")

@@ -1,0 +1,115 @@
+"""How states look: the one table of their words, marks and colours.
+
+Keyed by the names of the proto enums, so that the table can be read without the stubs. A test
+proves that it knows every value. Colours are names of `terminal.CODES`; each state has a word
+and a mark besides its colour.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One state: its word in tables and `--state`, its mark on a terminal, its colour, whether it is final."""
+
+    word: str
+    mark: str
+    colour: str
+    final: bool = False
+
+
+UNKNOWN = Look("unknown", "?", "plain")
+
+TASK_STATES = {
+    "TASK_STATE_PENDING": Look("pending", "◔", "dim"),
+    "TASK_STATE_QUEUED": Look("queued", "○", "plain"),
+    "TASK_STATE_RUNNING": Look("running", "●", "cyan"),
+    "TASK_STATE_CANCELLING": Look("cancelling", "◍", "yellow"),
+    "TASK_STATE_SUCCEEDED": Look("succeeded", "✓", "green", final=True),
+    "TASK_STATE_FAILED": Look("failed", "✗", "red", final=True),
+    "TASK_STATE_CANCELLED": Look("cancelled", "⊘", "dim", final=True),
+}
+
+ATTEMPT_STATES = {
+    "ATTEMPT_STATE_RUNNING": Look("running", "●", "cyan"),
+    "ATTEMPT_STATE_SUCCEEDED": Look("succeeded", "✓", "green", final=True),
+    "ATTEMPT_STATE_FAILED": Look("failed", "✗", "red", final=True),
+    "ATTEMPT_STATE_LOST": Look("lost", "!", "red", final=True),
+    "ATTEMPT_STATE_RELEASED": Look("released", "↩", "dim", final=True),
+    "ATTEMPT_STATE_CANCELLED": Look("cancelled", "⊘", "dim", final=True),
+}
+
+AGENT_STATES = {
+    "AGENT_STATE_PENDING": Look("pending", "◔", "dim"),
+    "AGENT_STATE_STARTING": Look("starting", "◔", "yellow"),
+    "AGENT_STATE_ACTIVE": Look("active", "●", "green"),
+    "AGENT_STATE_DRAINING": Look("draining", "◍", "yellow"),
+    "AGENT_STATE_TERMINATING": Look("terminating", "◍", "yellow"),
+    "AGENT_STATE_TERMINATED": Look("terminated", "⊘", "dim", final=True),
+    "AGENT_STATE_FAILED": Look("failed", "✗", "red", final=True),
+    "AGENT_STATE_LOST": Look("lost", "!", "red"),
+}
+
+AGENT_ACTIVITIES = {
+    "AGENT_ACTIVITY_UNSPECIFIED": Look("-", "", "dim"),
+    "AGENT_ACTIVITY_IDLE": Look("idle", "", "dim"),
+    "AGENT_ACTIVITY_WORKING": Look("working", "", "cyan"),
+    "AGENT_ACTIVITY_SILENT": Look("silent", "", "red"),
+}
+
+TASK_WORDS = tuple(look.word for look in TASK_STATES.values())
+AGENT_WORDS = tuple(look.word for look in AGENT_STATES.values())
+
+
+def state_name(table: dict[str, Look], word: str) -> str:
+    """The enum name that a word of `--state` stands for. KeyError for a word that is not in the table."""
+    for name, look in table.items():
+        if look.word == word:
+            return name
+    raise KeyError(word)
+
+
+def task_look(state: int) -> Look:
+    """The look of a `TaskState`."""
+    from kapell.v1.task_pb2 import TaskState
+
+    return TASK_STATES.get(_name(TaskState, state), UNKNOWN)
+
+
+def attempt_look(state: int) -> Look:
+    """The look of an `AttemptState`."""
+    from kapell.v1.task_pb2 import AttemptState
+
+    return ATTEMPT_STATES.get(_name(AttemptState, state), UNKNOWN)
+
+
+def agent_look(state: int) -> Look:
+    """The look of an `AgentState`."""
+    from kapell.v1.agent_pb2 import AgentState
+
+    return AGENT_STATES.get(_name(AgentState, state), UNKNOWN)
+
+
+def activity_look(activity: int) -> Look:
+    """The look of an `AgentActivity`."""
+    from kapell.v1.agent_pb2 import AgentActivity
+
+    return AGENT_ACTIVITIES.get(_name(AgentActivity, activity), UNKNOWN)
+
+
+def event_name(kind: int) -> str:
+    """An `EventKind` as people write it: EVENT_KIND_TASK_COMPLETED is "task.completed"."""
+    from kapell.v1.watch_pb2 import EventKind
+
+    return _name(EventKind, kind).removeprefix("EVENT_KIND_").lower().replace("_", ".", 1)
+
+
+def _name(enum: object, value: int) -> str:
+    """The value's name; a number the stubs do not know yet (a newer server) as digits."""
+    try:
+        name: str = enum.Name(value)  # type: ignore[attr-defined]
+    except ValueError:
+        return str(value)
+    return name

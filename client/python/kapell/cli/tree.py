@@ -1,0 +1,87 @@
+"""The command tree: every command's name, its line in the help, and the module that has it.
+
+To add a command: a line here, a function in `commands/`, a transcript in `tests/golden/cli/`.
+A test compares the lines here with the help of the commands themselves.
+"""
+
+from __future__ import annotations
+
+from kapell.cli.shape import Node
+
+TREE = Node(
+    "Kapell runs AI agents as supervised processes and keeps their work durable.",
+    examples="""
+        kapell up --demo                              # see it alive
+        kapell status                                 # what waits for you
+        kapell task run --type shell "wc -l *.py"     # run a command in an agent
+        kapell task list --state failed -o id | kapell task retry -
+    """,
+    children={
+        "up": Node("Start the server here.", "up:up"),
+        "status": Node("Show what waits for you, and how everything is.", "status:status"),
+        "task": Node(
+            "Create, follow and steer tasks.",
+            examples="""
+                kapell task run --type shell "wc -l *.py"
+                kapell task list --state running
+                kapell task logs --follow task_01kabc
+            """,
+            children={
+                "run": Node("Create a task and follow it to its end.", "task_run:run"),
+                "create": Node("Create a task and return at once.", "task_write:create"),
+                "list": Node("List tasks, the newest first.", "task_read:list_"),
+                "get": Node("Show one task with its prompt, input and result.", "task_read:get"),
+                "logs": Node("Show what a task printed.", "task_follow:logs"),
+                "watch": Node("Show changes of tasks as they happen.", "task_follow:watch"),
+                "wait": Node("Wait until tasks have ended.", "task_follow:wait"),
+                "attempts": Node("List the attempts at a task.", "task_read:attempts"),
+                "update": Node("Change priority, labels or name of a task.", "task_write:update"),
+                "cancel": Node("Cancel tasks.", "task_end:cancel"),
+                "retry": Node("Queue failed or cancelled tasks again.", "task_end:retry"),
+                "delete": Node("Delete ended tasks with their logs.", "task_end:delete"),
+            },
+        ),
+        "agent": Node(
+            "Spawn, watch and end agents.",
+            examples="""
+                kapell agent spawn shell
+                kapell agent list
+                kapell agent logs --follow agent_01kabc
+            """,
+            children={
+                "spawn": Node("Start an agent from a profile or a command.", "agent_write:spawn"),
+                "list": Node("List agents, the newest first.", "agent_read:list_"),
+                "get": Node("Show one agent.", "agent_read:get"),
+                "logs": Node("Show the log of an agent's own process.", "agent_read:logs"),
+                "watch": Node("Show changes of agents as they happen.", "agent_read:watch"),
+                "drain": Node("Let agents finish what they have and take nothing new.", "agent_write:drain"),
+                "resume": Node("Let draining agents take tasks again.", "agent_write:resume"),
+                "terminate": Node("End agents and everything they started.", "agent_end:terminate"),
+                "delete": Node("Remove ended agents from the lists.", "agent_end:delete"),
+            },
+        ),
+        "profile": Node(
+            "The profiles agents are spawned from.",
+            examples="kapell profile list",
+            children={"list": Node("List the profiles of the server's configuration.", "profile:list_")},
+        ),
+        "event": Node(
+            "The event log: every change, in order.",
+            examples="""
+                kapell event watch --kind task.completed
+                kapell event list --limit 20
+            """,
+            children={
+                "watch": Node("Show every change as it happens, without gap or duplicate.", "event:watch"),
+                "list": Node("List recorded events, the newest first.", "event:list_"),
+            },
+        ),
+        "auth": Node(
+            "What proves who you are.",
+            examples='curl -H "authorization: Bearer $(kapell auth token)" …',
+            children={"token": Node("Print the token this command line uses.", "auth:token")},
+        ),
+        "version": Node("Show the versions of client and server.", "version:version"),
+        "completion": Node("Print the completion script for your shell.", "completion:completion"),
+    },
+)

@@ -1,0 +1,297 @@
+"""How tasks, attempts, agents, profiles and events are shown: their columns and cards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from kapell.cli import states, times
+from kapell.cli.output import View, as_data
+from kapell.cli.states import Look
+from kapell.cli.table import Cell, Column, Line
+
+if TYPE_CHECKING:
+    from kapell.v1.agent_pb2 import Agent, AgentEvent, AgentProfile, AgentSpec
+    from kapell.v1.event_pb2 import Event
+    from kapell.v1.task_pb2 import Task, TaskAttempt, TaskEvent, TaskFailure
+    from kapell.v1.watch_pb2 import Actor
+
+    AnyEvent = Event | TaskEvent | AgentEvent
+
+
+def _look(look: Look) -> Cell:
+    return Cell(look.word, look.colour, look.mark)
+
+
+def task_state(task: Task) -> Cell:
+    """Mark, word and colour of the task's state."""
+    return _look(states.task_look(task.state))
+
+
+def agent_state(agent: Agent) -> Cell:
+    """Mark, word and colour of the agent's state."""
+    return _look(states.agent_look(agent.state))
+
+
+def _activity(agent: Agent) -> Cell:
+    return _look(states.activity_look(agent.activity))
+
+
+def labels_text(labels: Mapping[str, str]) -> str:
+    """Labels as they are typed: "a=1,b=2", by key."""
+    return ",".join(f"{key}={labels[key]}" for key in sorted(labels))
+
+
+def percent(task: Task) -> str:
+    """The progress in percent; empty where the task cannot tell."""
+    if not task.HasField("progress") or task.progress.fraction < 0:
+        return ""
+    return f"{task.progress.fraction * 100:.0f}%"
+
+
+def _progress_text(task: Task) -> str:
+    words = [percent(task), task.progress.step, task.progress.message]
+    return "  ".join(word for word in words if word)
+
+
+def failure_text(failure: TaskFailure) -> str:
+    """A failure in one line: its reason and its words."""
+    return ": ".join(part for part in (failure.reason, failure.message) if part)
+
+
+def _actor(actor: Actor) -> str:
+    return actor.id or "-"
+
+
+def ran_for(item: Task | TaskAttempt) -> str:
+    """How long it ran, or has been running; "-" before the start."""
+    if not item.start_time.seconds:
+        return "-"
+    if item.end_time.seconds:
+        return times.short(times.seconds_between(item.start_time, item.end_time))
+    return times.age(item.start_time)
+
+
+def _why(task: Task) -> str:
+    """Why the task is where it is, in words."""
+    if task.state_reason:
+        return task.state_reason
+    waits = [f"until {times.local(wait.until_time)}" for wait in task.waiting_on]
+    return ", ".join(waits)
+
+
+def _value_text(value: Any) -> str:
+    """A result or input for eyes: text bare, everything else as JSON."""
+    data = as_data(value)
+    text = data if isinstance(data, str) else json.dumps(data, indent=2, ensure_ascii=False)
+    return text.rstrip("\n")
+
+
+def task_card(task: Task) -> list[Line]:
+    """All that is worth knowing of a task, for `get`."""
+    return [
+        Line("Task", task.task_id),
+        Line("Name", task.display_name),
+        Line("State", task_state(task)),
+        Line("Why", _why(task)),
+        Line("Progress", _progress_text(task)),
+        Line("Failure", Cell(failure_text(task.failure) if task.HasField("failure") else "", "red")),
+        Line("Type", task.agent_type),
+        Line("Priority", str(task.priority)),
+        Line("Attempts", f"{task.attempts_used} of {task.retry_policy.max_attempts}"),
+        Line("Agent", task.lease.agent_id),
+        Line("Labels", labels_text(task.labels)),
+        Line("Created", times.local(task.create_time)),
+        Line("Started", times.local(task.start_time)),
+        Line("Ended", times.local(task.end_time)),
+        Line("Ran for", ran_for(task) if task.start_time.seconds else ""),
+        Line("Prompt", task.prompt.rstrip("\n")),
+        Line("Input", _value_text(task.input) if task.HasField("input") else ""),
+        Line("Result", _value_text(task.result) if task.HasField("result") else ""),
+    ]
+
+
+TASKS = View(
+    columns=(
+        Column("ID", lambda t: Cell(t.task_id)),
+        Column("STATE", task_state),
+        Column("NAME", lambda t: t.display_name, flexible=True),
+        Column("TYPE", lambda t: t.agent_type, flexible=True),
+        Column("PROGRESS", percent, wide=True, right=True),
+        Column("PRIORITY", lambda t: str(t.priority), wide=True, right=True),
+        Column("ATTEMPT", lambda t: f"{t.attempts_used}/{t.retry_policy.max_attempts}", wide=True, right=True),
+        Column("AGENT", lambda t: t.lease.agent_id or "-", wide=True),
+        Column("LABELS", lambda t: labels_text(t.labels) or "-", wide=True),
+        Column("RAN", ran_for, wide=True, right=True),
+        Column("AGE", lambda t: times.age(t.create_time), right=True),
+    ),
+    id=lambda t: t.task_id,
+    card=task_card,
+    brief=(
+        Column("STATE", task_state),
+        Column("ID", lambda t: Cell(t.task_id)),
+        Column("NAME", lambda t: t.display_name, flexible=True),
+    ),
+)
+
+ATTEMPTS = View(
+    columns=(
+        Column("ATTEMPT", lambda a: str(a.attempt), right=True),
+        Column("STATE", lambda a: _look(states.attempt_look(a.state))),
+        Column("AGENT", lambda a: a.agent_id),
+        Column("RAN", ran_for, right=True),
+        Column("FAILURE", lambda a: failure_text(a.failure) if a.HasField("failure") else "-", flexible=True),
+        Column("STARTED", lambda a: times.iso(a.start_time), wide=True),
+        Column("ENDED", lambda a: times.iso(a.end_time) or "-", wide=True),
+    ),
+    id=lambda a: str(a.attempt),
+)
+
+
+def command_text(spec: AgentSpec) -> str:
+    """The program of a spec and its arguments, quoted for a shell."""
+    import shlex
+
+    return shlex.join(spec.command.argv)
+
+
+def agent_card(agent: Agent) -> list[Line]:
+    """All that is worth knowing of an agent, for `get`."""
+    return [
+        Line("Agent", agent.agent_id),
+        Line("Name", agent.display_name),
+        Line("State", agent_state(agent)),
+        Line("Why", agent.state_reason),
+        Line("Activity", _activity(agent)),
+        Line("Serves", ", ".join(agent.agent_types)),
+        Line("Slots", f"{agent.slots_used} of {agent.slots_total} used"),
+        Line("Tasks", "\n".join(agent.current_task_ids)),
+        Line("Profile", agent.profile),
+        Line("Runtime", agent.runtime),
+        Line("Command", command_text(agent.spec) if agent.HasField("spec") else ""),
+        Line("Directory", agent.spec.command.working_directory),
+        Line("Labels", labels_text(agent.labels)),
+        Line("Process", str(agent.pid) if agent.pid else ""),
+        Line("Exit", agent.exit.message or (f"exit code {agent.exit.code}" if agent.HasField("exit") else "")),
+        Line("Last heard", _ago(times.age(agent.last_heartbeat_time))),
+        Line("Created", times.local(agent.create_time)),
+        Line("Ended", times.local(agent.end_time)),
+    ]
+
+
+def _ago(age: str) -> str:
+    return "" if age == "-" else f"{age} ago"
+
+
+AGENTS = View(
+    columns=(
+        Column("ID", lambda a: Cell(a.agent_id)),
+        Column("STATE", agent_state),
+        Column("ACTIVITY", _activity),
+        Column("NAME", lambda a: a.display_name, flexible=True),
+        Column("SERVES", lambda a: ",".join(a.agent_types), flexible=True),
+        Column("SLOTS", lambda a: f"{a.slots_used}/{a.slots_total}", right=True),
+        Column("PROFILE", lambda a: a.profile or "-", wide=True),
+        Column("RUNTIME", lambda a: a.runtime, wide=True),
+        Column("PID", lambda a: str(a.pid) if a.pid else "-", wide=True, right=True),
+        Column("HEARD", lambda a: times.age(a.last_heartbeat_time), wide=True, right=True),
+        Column("LABELS", lambda a: labels_text(a.labels) or "-", wide=True),
+        Column("AGE", lambda a: times.age(a.create_time), wide=True, right=True),
+    ),
+    id=lambda a: a.agent_id,
+    card=agent_card,
+    brief=(
+        Column("STATE", agent_state),
+        Column("ID", lambda a: Cell(a.agent_id)),
+        Column("NAME", lambda a: a.display_name, flexible=True),
+        Column("WHY", lambda a: a.state_reason, flexible=True),
+    ),
+)
+
+
+def _profile_card(profile: AgentProfile) -> list[Line]:
+    return [
+        Line("Profile", profile.profile),
+        Line("For", profile.description),
+        Line("Serves", ", ".join(profile.spec.agent_types)),
+        Line("Slots", str(profile.spec.slots or 1)),
+        Line("Command", command_text(profile.spec)),
+    ]
+
+
+PROFILES = View(
+    columns=(
+        Column("PROFILE", lambda p: p.profile),
+        Column("SERVES", lambda p: ",".join(p.spec.agent_types)),
+        Column("SLOTS", lambda p: str(p.spec.slots or 1), right=True),
+        Column("COMMAND", lambda p: command_text(p.spec), flexible=True),
+        Column("DESCRIPTION", lambda p: p.description, flexible=True),
+    ),
+    id=lambda p: p.profile,
+    card=_profile_card,
+)
+
+
+def _task_of(event: AnyEvent) -> Task | None:
+    """The task an event is about; None for the event of an agent."""
+    fields = event.DESCRIPTOR.fields_by_name
+    if "task" in fields and event.HasField("task"):  # type: ignore[arg-type]
+        return event.task  # type: ignore[union-attr]
+    return None
+
+
+def _agent_of(event: AnyEvent) -> Agent:
+    return event.agent  # type: ignore[union-attr]
+
+
+def event_subject(event: AnyEvent) -> str:
+    """The id of what an event is about."""
+    task = _task_of(event)
+    return task.task_id if task is not None else _agent_of(event).agent_id
+
+
+def _subject_state(event: AnyEvent) -> Cell:
+    task = _task_of(event)
+    return task_state(task) if task is not None else agent_state(_agent_of(event))
+
+
+def event_text(event: AnyEvent) -> str:
+    """What an event is about, in words: progress, failure, name."""
+    task = _task_of(event)
+    if task is None:
+        agent = _agent_of(event)
+        used = f"{agent.slots_used}/{agent.slots_total} slots"
+        return "  ".join(part for part in (agent.display_name, used, agent.state_reason) if part)
+    match states.event_name(event.kind):
+        case "task.progress":
+            return _progress_text(task)
+        case "task.requeued" | "task.failed" if task.HasField("failure"):
+            return failure_text(task.failure)
+    return task.display_name
+
+
+def _events(*columns: Column) -> View:
+    return View(columns=columns, id=event_subject)
+
+
+_REVISION = Column("REVISION", lambda e: str(e.revision), right=True, least=6)
+_TIME = Column("TIME", lambda e: times.clock(e.event_time), least=8)
+_ISO_TIME = Column("TIME", lambda e: times.iso(e.event_time))
+_KIND = Column("EVENT", lambda e: states.event_name(e.kind), least=14)
+_STATE = Column("STATE", _subject_state, least=12)
+_SUBJECT = Column("ID", lambda e: Cell(event_subject(e)), least=31)
+_TEXT = Column("WHAT", event_text, flexible=True)
+_ACTOR = Column("BY", lambda e: _actor(e.actor), wide=True)
+_FIELDS = Column("CHANGED", lambda e: ",".join(e.changed_fields) or "-", wide=True)
+
+EVENTS = _events(_REVISION, _TIME, _KIND, _SUBJECT, _TEXT, _ACTOR, _FIELDS)
+CHANGES = _events(_TIME, _STATE, _SUBJECT, _TEXT, _ACTOR, _FIELDS)
+EVENTS_PIPED = _events(_REVISION, _ISO_TIME, _KIND, _SUBJECT, _STATE, _TEXT, _ACTOR, _FIELDS)
+
+
+def events_view(*, is_tty: bool, changes: bool = False) -> View:
+    """How events are shown: by revision and kind, or (`changes`) by state; on a pipe all, with full times."""
+    if not is_tty:
+        return EVENTS_PIPED
+    return CHANGES if changes else EVENTS
