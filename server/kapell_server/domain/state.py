@@ -9,6 +9,7 @@ the middle of a decision; prefetching makes that rare.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from random import Random
@@ -121,7 +122,7 @@ class State:
         """Forgets the oldest cached tasks beyond the cap; between batches only."""
         excess = len(self._tasks) - _TASK_CACHE
         if excess > 0:
-            for task_id in list(self._tasks)[:excess]:
+            for task_id in list(itertools.islice(self._tasks, excess)):
                 del self._tasks[task_id]
         while self._content_bytes > _CONTENT_CACHE_BYTES:
             first = next(iter(self._contents))
