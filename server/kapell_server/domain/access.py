@@ -11,6 +11,7 @@ import enum
 import hashlib
 import hmac
 from dataclasses import dataclass
+from functools import lru_cache
 
 from kapell.v1.common_pb2 import (
     SCOPE_ADMIN,
@@ -46,8 +47,9 @@ class Caller:
     agent_id: str = ""
     instance: int = 0
 
+    @lru_cache(maxsize=1024)  # noqa: B019 - callers are few and values
     def actor(self) -> Actor:
-        """The caller as events record it."""
+        """The caller as events record it. Not to be altered."""
         match self.kind:
             case CallerKind.USER:
                 return Actor(kind=ACTOR_KIND_USER, id=self.name)

@@ -15,6 +15,16 @@ _DEFAULT_MULTIPLIER = 2.0
 _DEFAULT_JITTER = 0.2
 
 
+def with_defaults(policy: RetryPolicy | None) -> RetryPolicy:
+    """The policy a task gets: what the client said, and the defaults for the rest. Not to be altered."""
+    if policy is None:
+        return _DEFAULT_POLICY
+    filled = RetryPolicy()
+    filled.CopyFrom(policy)
+    fill_defaults(filled)
+    return filled
+
+
 def fill_defaults(policy: RetryPolicy) -> None:
     """Writes the defaults into what the client left unset."""
     if policy.max_attempts == 0:
@@ -27,6 +37,10 @@ def fill_defaults(policy: RetryPolicy) -> None:
         policy.backoff_multiplier = _DEFAULT_MULTIPLIER
     if not policy.HasField("jitter"):
         policy.jitter = _DEFAULT_JITTER
+
+
+_DEFAULT_POLICY = RetryPolicy()
+fill_defaults(_DEFAULT_POLICY)
 
 
 def may_retry(task: Task, failure: TaskFailure) -> bool:

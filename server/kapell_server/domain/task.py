@@ -35,7 +35,7 @@ from kapell.v1.watch_pb2 import (
 )
 
 from kapell_server.domain.errors import KapellError
-from kapell_server.domain.retry import fill_defaults
+from kapell_server.domain.retry import with_defaults
 from kapell_server.domain.state import State
 from kapell_server.domain.times import stamp, timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL, task_state_conflict
@@ -90,11 +90,10 @@ def _new_task(state: State, spec: TaskSpec, path: str) -> tuple[Task, bytes]:
         state=TASK_STATE_QUEUED,
         priority=spec.priority if spec.HasField("priority") else _DEFAULT_PRIORITY,
         labels=spec.labels,
-        retry_policy=spec.retry_policy,
+        retry_policy=with_defaults(spec.retry_policy if spec.HasField("retry_policy") else None),
         creator=state.caller.actor(),
         content_bytes=len(content),
     )
-    fill_defaults(task.retry_policy)
     if spec.HasField("timeouts"):
         task.timeouts.CopyFrom(spec.timeouts)
     stamp(task.create_time, now)

@@ -1,7 +1,7 @@
 """One batch: decide every command in turn, then write all of it in the caller's transaction.
 
-Runs in the writer: a thread for SQLite, a greenlet for PostgreSQL. A refused command is rolled
-back alone. If anything here or the commit fails, `undo` puts memory back as it was.
+Runs on the event loop, one batch at a time (for PostgreSQL in a greenlet). A refused command is
+rolled back alone. If anything here or the commit fails, `undo` puts memory back as it was.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Batcher:
         agent.describe_busy(state)
         written = encode_changes(state.pending.changes, now_ns)
         outcome = run.finish(written)
-        write_batch(connection, state.pending, written, [(answer, now_ns) for answer in run.given], state.settings)
+        write_batch(connection, state.pending, written, run.given, now_ns, state.settings)
         outcome.contents = state.pending.contents
         outcome.next_due_ns = state.next_due_ns()
         pending = state.pending

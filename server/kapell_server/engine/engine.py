@@ -1,7 +1,7 @@
 """The engine as the rest of the server sees it: submit a command, get its answer after the commit.
 
-All methods belong to the event loop; the batches themselves run in the writer. Answers are
-given, and watchers told, strictly after the commit and in revision order.
+All methods belong to the event loop. Answers are given, and watchers told, strictly after the
+commit and in revision order.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ _BATCH = 256
 _DEFAULT_WAIT = 30.0
 _DEFAULT_GRACE = 5.0
 _MAINTENANCE_SECONDS = 1.0
-_FORGET_EVERY = 60
-_FORGET_CHUNK = 2_000
+_FORGET_EVERY = 5
+_FORGET_CHUNK = 500
 
 
 @dataclass(frozen=True, slots=True)

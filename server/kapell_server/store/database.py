@@ -1,7 +1,7 @@
 """A database to write and read with plain functions of a connection, the same for both kinds.
 
-SQLite: one connection in one thread writes, others read, each in a thread of a small pool; a
-commit is an fsync (synchronous=FULL), checkpoints of the WAL run beside it. PostgreSQL: asyncpg
+SQLite: one connection writes, others read, each in a thread of a small pool; a commit is an
+fsync (synchronous=FULL) in a thread of its own, checkpoints of the WAL run beside it. PostgreSQL: asyncpg
 under `run_sync`. Exactly one server may use a database; a second is refused.
 """
 
@@ -80,23 +80,28 @@ async def open_database(url: str, data_dir: Path) -> Database:
 
 
 class SqliteDatabase(Database):
-    """SQLite in WAL mode. All methods of one event loop."""
+    """SQLite in WAL mode. All methods of one event loop.
+
+    A batch's statements run on the loop, where they contend with nobody for the interpreter; its
+    commit, which is the fsync, runs in a thread, while the loop takes in the next batch.
+    """
 
     kind = "sqlite"
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="reader")
         self._write_engine = self._make_engine(NullPool)
         self._read_engine = self._make_engine(QueuePool, pool_size=_READERS, max_overflow=0)
+        self._write_lock = asyncio.Lock()
         self._connection: Connection | None = None
 
     def _make_engine(self, pool: type[sa.Pool], **options: Any) -> Engine:
         engine = sa.create_engine(
             f"sqlite:///{self._path}",
             poolclass=pool,
-            connect_args={"check_same_thread": False, "timeout": 10, "cached_statements": 256},
+            connect_args={"check_same_thread": False, "cached_statements": 256},
             **options,
         )
         event.listen(engine, "connect", _configure_sqlite)
@@ -108,7 +113,7 @@ class SqliteDatabase(Database):
         """Opens the file, creating it and its tables where it is not there. Raises StorageError."""
         database = cls(path)
         try:
-            await asyncio.get_running_loop().run_in_executor(database._writer, database._connect)
+            database._connect()
         except (sqlite3.Error, sa.exc.DBAPIError) as error:
             await database.close()
             raise StorageError(
@@ -123,21 +128,29 @@ class SqliteDatabase(Database):
         self._connection.rollback()
 
     async def write(self, work: Callable[[Connection], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._writer, self._write, work)
-
-    def _write(self, work: Callable[[Connection], T]) -> T:
         connection = self._connection
         assert connection is not None, "the database is open"
-        try:
-            result = work(connection)
-            connection.commit()
-        except BaseException as error:
-            connection.rollback()
-            refusal = _storage_refusal(error)
-            if refusal is not None:
-                raise refusal from error
-            raise
+        async with self._write_lock:
+            try:
+                result = work(connection)
+                if connection.in_transaction():
+                    await self._in_thread(self._committer, connection.commit)
+            except BaseException as error:
+                connection.rollback()
+                refusal = _storage_refusal(error)
+                if refusal is not None:
+                    raise refusal from error
+                raise
         return result
+
+    async def _in_thread(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+        """Runs `work` to its end even if the caller is cancelled: a commit is never left half way."""
+        running = asyncio.get_running_loop().run_in_executor(pool, work)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.wait([running])
+            raise
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
@@ -156,22 +169,19 @@ class SqliteDatabase(Database):
             raw.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     async def close(self) -> None:
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._readers, self._read_engine.dispose)
-        await loop.run_in_executor(self._writer, self._close)
-        self._readers.shutdown()
-        self._writer.shutdown()
-
-    def _close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-        self._write_engine.dispose()
+        async with self._write_lock:
+            self._committer.shutdown()
+            self._readers.shutdown()
+            self._read_engine.dispose()
+            if self._connection is not None:
+                self._connection.close()
+            self._write_engine.dispose()
 
 
 def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     """Durable at each commit; transactions begin where SQLAlchemy says so, reads included."""
     connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "temp_store=MEMORY"):
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=1000", "temp_store=MEMORY"):
         connection.execute(f"PRAGMA {pragma}")
     connection.execute("PRAGMA cache_size=-32768")
 

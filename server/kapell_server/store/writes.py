@@ -15,11 +15,12 @@ from kapell_server.domain.deadlines import next_deadline_ns
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.state import Change, Pending
 from kapell_server.domain.times import timestamp_ns
+from kapell_server.store.bulk import Bulk
 from kapell_server.store.encode import encode_event, encode_time
 from kapell_server.store.record import Record
 from kapell_server.store.schema import agents, answers, attempts, events, task_contents, tasks
 
-Row = dict[str, Any]
+Row = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,39 +40,40 @@ class Written:
     encoded: dict[int, bytes]
 
 
-_insert_events = sa.insert(events)
-_insert_tasks = sa.insert(tasks)
-_insert_contents = sa.insert(task_contents)
-_insert_attempts = sa.insert(attempts)
-_insert_agents = sa.insert(agents)
-_insert_answers = sa.insert(answers)
+_insert_events = Bulk(sa.insert(events), "revision", "kind", "resource_id", "previous_revision", "data")
+_insert_tasks = Bulk(
+    sa.insert(tasks),
+    *("create_revision", "task_id", "state", "agent_type", "priority", "create_ns", "queue_ns", "due_ns", "data"),
+)
+_insert_contents = Bulk(sa.insert(task_contents), "task_id", "data")
+_insert_attempts = Bulk(sa.insert(attempts), "task_id", "attempt", "state", "poll_id", "data")
+_insert_agents = Bulk(sa.insert(agents), "create_revision", "agent_id", "state", "instance_key", "seen_ns", "data")
+_insert_answers = Bulk(sa.insert(answers), "request_key", "fingerprint", "data", "create_ns")
 
-_update_tasks = (
-    sa.update(tasks)
-    .where(tasks.c.task_id == bindparam("key"))
-    .values({name: bindparam(name) for name in ("state", "priority", "queue_ns", "due_ns", "data")})
-)
-_update_contents = (
-    sa.update(task_contents).where(task_contents.c.task_id == bindparam("key")).values(data=bindparam("data"))
-)
-_update_attempts = (
+
+def _update(table: sa.Table, key: str, *names: str) -> Bulk:
+    values = {name: bindparam(name) for name in names}
+    statement = sa.update(table).where(table.c[key] == bindparam("key")).values(values)
+    return Bulk(statement, *names, "key")
+
+
+def _delete(table: sa.Table, key: str) -> Bulk:
+    return Bulk(sa.delete(table).where(table.c[key] == bindparam("key")), "key")
+
+
+_update_tasks = _update(tasks, "task_id", "state", "priority", "queue_ns", "due_ns", "data")
+_update_contents = _update(task_contents, "task_id", "data")
+_update_agents = _update(agents, "agent_id", "state", "data")
+_update_seen = _update(agents, "agent_id", "seen_ns")
+_update_instance_key = _update(agents, "agent_id", "instance_key")
+_update_attempts = Bulk(
     sa.update(attempts)
     .where(attempts.c.task_id == bindparam("key"), attempts.c.attempt == bindparam("number"))
-    .values(state=bindparam("state"), data=bindparam("data"))
+    .values(state=bindparam("state"), data=bindparam("data")),
+    *("state", "data", "key", "number"),
 )
-_update_agents = (
-    sa.update(agents)
-    .where(agents.c.agent_id == bindparam("key"))
-    .values(state=bindparam("state"), data=bindparam("data"))
-)
-_update_seen = sa.update(agents).where(agents.c.agent_id == bindparam("key")).values(seen_ns=bindparam("seen_ns"))
-_update_instance_key = (
-    sa.update(agents).where(agents.c.agent_id == bindparam("key")).values(instance_key=bindparam("instance_key"))
-)
-_delete_tasks = sa.delete(tasks).where(tasks.c.task_id == bindparam("key"))
-_delete_contents = sa.delete(task_contents).where(task_contents.c.task_id == bindparam("key"))
-_delete_attempts = sa.delete(attempts).where(attempts.c.task_id == bindparam("key"))
-_delete_agents = sa.delete(agents).where(agents.c.agent_id == bindparam("key"))
+_deletes_of_task = (_delete(tasks, "task_id"), _delete(task_contents, "task_id"), _delete(attempts, "task_id"))
+_delete_agents = _delete(agents, "agent_id")
 
 
 def encode_changes(changes: list[Change], now_ns: int) -> Written:
@@ -90,49 +92,28 @@ def encode_changes(changes: list[Change], now_ns: int) -> Written:
 
 
 def write_batch(
-    connection: Connection,
-    pending: Pending,
-    written: Written,
-    given: list[tuple[Answer, int]],
-    settings: Settings,
+    connection: Connection, pending: Pending, written: Written, given: list[Answer], now_ns: int, settings: Settings
 ) -> None:
-    """Writes everything a batch decided, in the caller's transaction.
-
-    `given` holds the answers to remember, each with its time in ns.
-    """
+    """Writes everything a batch decided, in the caller's transaction. `given`: answers to remember."""
     if pending.changes:
         _write_events(connection, pending.changes, written)
         task_changes = [change for change in pending.changes if type(change.resource) is Task]
         agent_changes = [change for change in pending.changes if type(change.resource) is Agent]
         _write_tasks(connection, task_changes, pending, written, settings)
         if agent_changes:
-            _write_agents(connection, agent_changes, pending, written)
+            _write_agents(connection, agent_changes, written)
     if pending.attempts:
         _write_attempts(connection, pending)
-    if pending.heartbeats:
-        rows = [{"key": agent_id, "seen_ns": seen} for agent_id, seen in pending.heartbeats.items()]
-        connection.execute(_update_seen, rows)
-    if given:
-        connection.execute(
-            _insert_answers,
-            [
-                {"request_key": answer.key, "fingerprint": answer.fingerprint, "data": answer.data, "create_ns": now}
-                for answer, now in given
-            ],
-        )
+    _update_instance_key.execute(connection, [(key, agent_id) for agent_id, key in pending.instance_keys.items()])
+    _update_seen.execute(connection, [(seen, agent_id) for agent_id, seen in pending.heartbeats.items()])
+    _insert_answers.execute(connection, [(answer.key, answer.fingerprint, answer.data, now_ns) for answer in given])
 
 
 def _write_events(connection: Connection, changes: list[Change], written: Written) -> None:
-    connection.execute(
-        _insert_events,
+    _insert_events.execute(
+        connection,
         [
-            {
-                "revision": record.revision,
-                "kind": record.kind,
-                "resource_id": record.resource_id,
-                "previous_revision": change.previous_revision,
-                "data": record.data,
-            }
+            (record.revision, record.kind, record.resource_id, change.previous_revision, record.data)
             for change, record in zip(changes, written.records, strict=True)
         ],
     )
@@ -148,80 +129,67 @@ def _write_tasks(
     for change in changes:
         task = change.resource
         assert isinstance(task, Task)
+        task_id = task.task_id
         if change.created:
-            created[task.task_id] = task.revision
-        latest[task.task_id] = task
+            created[task_id] = task.revision
+        latest[task_id] = task
         if change.deleted:
-            deleted.append({"key": task.task_id})
+            deleted.append((task_id,))
     inserts: list[Row] = []
     updates: list[Row] = []
     for task_id, task in latest.items():
-        row: Row = {
-            "state": task.state,
-            "priority": task.priority,
-            "queue_ns": timestamp_ns(task.queue_time),
-            "due_ns": next_deadline_ns(task, settings) or None,
-            "data": written.encoded[task.revision],
-        }
+        data = written.encoded[task.revision]
+        queue_ns = timestamp_ns(task.queue_time)
+        due_ns = next_deadline_ns(task, settings) or None
         create_revision = created.get(task_id)
         if create_revision is None:
-            row["key"] = task_id
-            updates.append(row)
+            updates.append((task.state, task.priority, queue_ns, due_ns, data, task_id))
         else:
-            row["create_revision"] = create_revision
-            row["task_id"] = task_id
-            row["agent_type"] = task.agent_type
-            row["create_ns"] = timestamp_ns(task.create_time)
-            inserts.append(row)
-    _execute(connection, _insert_tasks, inserts)
-    _execute(connection, _update_tasks, updates)
+            create_ns = timestamp_ns(task.create_time)
+            row = (create_revision, task_id, task.state, task.agent_type, task.priority, create_ns, queue_ns, due_ns)
+            inserts.append((*row, data))
+    _insert_tasks.execute(connection, inserts)
+    _update_tasks.execute(connection, updates)
     contents = pending.contents.items()
-    new = [{"task_id": task_id, "data": data} for task_id, data in contents if task_id in created]
-    _execute(connection, _insert_contents, new)
-    if len(new) < len(pending.contents):
-        old = [{"key": task_id, "data": data} for task_id, data in contents if task_id not in created]
-        _execute(connection, _update_contents, old)
-    for statement in (_delete_tasks, _delete_contents, _delete_attempts):
-        _execute(connection, statement, deleted)
+    _insert_contents.execute(connection, [(task_id, data) for task_id, data in contents if task_id in created])
+    _update_contents.execute(connection, [(data, task_id) for task_id, data in contents if task_id not in created])
+    for delete in _deletes_of_task:
+        delete.execute(connection, deleted)
 
 
-def _write_agents(connection: Connection, changes: list[Change], pending: Pending, written: Written) -> None:
-    created = {change.resource.agent_id: change for change in changes if change.created}  # type: ignore[union-attr]
-    latest = {change.resource.agent_id: change for change in changes}  # type: ignore[union-attr]
+def _write_agents(connection: Connection, changes: list[Change], written: Written) -> None:
+    created: dict[str, int] = {}
+    latest: dict[str, Agent] = {}
+    deleted: list[Row] = []
+    for change in changes:
+        agent = change.resource
+        assert isinstance(agent, Agent)
+        if change.created:
+            created[agent.agent_id] = agent.revision
+        latest[agent.agent_id] = agent
+        if change.deleted:
+            deleted.append((agent.agent_id,))
     inserts: list[Row] = []
     updates: list[Row] = []
-    deleted: list[Row] = []
-    for agent_id, change in latest.items():
-        row: Row = {"state": change.resource.state, "data": written.encoded[change.resource.revision]}
+    for agent_id, agent in latest.items():
+        data = written.encoded[agent.revision]
         if agent_id in created:
-            row |= {"create_revision": created[agent_id].resource.revision, "agent_id": agent_id}
-            row |= {"instance_key": "", "seen_ns": 0}
-            inserts.append(row)
+            inserts.append((created[agent_id], agent_id, agent.state, "", 0, data))
         else:
-            row["key"] = agent_id
-            updates.append(row)
-        if change.deleted:
-            deleted.append({"key": agent_id})
-    _execute(connection, _insert_agents, inserts)
-    _execute(connection, _update_agents, updates)
-    keys = [{"key": agent_id, "instance_key": key} for agent_id, key in pending.instance_keys.items()]
-    _execute(connection, _update_instance_key, keys)
-    _execute(connection, _delete_agents, deleted)
+            updates.append((agent.state, data, agent_id))
+    _insert_agents.execute(connection, inserts)
+    _update_agents.execute(connection, updates)
+    _delete_agents.execute(connection, deleted)
 
 
 def _write_attempts(connection: Connection, pending: Pending) -> None:
     inserts: list[Row] = []
     updates: list[Row] = []
     for (task_id, number), (record, poll_id) in pending.attempts.items():
-        row: Row = {"state": record.state, "data": record.SerializeToString()}
+        data = record.SerializeToString()
         if (task_id, number) in pending.new_attempts:
-            inserts.append(row | {"task_id": task_id, "attempt": number, "poll_id": poll_id})
+            inserts.append((task_id, number, record.state, poll_id, data))
         else:
-            updates.append(row | {"key": task_id, "number": number})
-    _execute(connection, _insert_attempts, inserts)
-    _execute(connection, _update_attempts, updates)
-
-
-def _execute(connection: Connection, statement: sa.Executable, rows: list[Row]) -> None:
-    if rows:
-        connection.execute(statement, rows)
+            updates.append((record.state, data, task_id, number))
+    _insert_attempts.execute(connection, inserts)
+    _update_attempts.execute(connection, updates)
