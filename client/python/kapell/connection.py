@@ -299,7 +299,7 @@ class _Details:
 
 def _parse_details(trailers: Any) -> _Details:
     from google.protobuf.message import DecodeError
-    from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+    from google.rpc import error_details_pb2, status_pb2
 
     found = _Details()
     raw = next((value for key, value in trailers or () if key == _DETAILS_KEY), b"")

@@ -69,14 +69,12 @@ def is_local(address: str) -> bool:
     if address.startswith("unix:"):
         return True
     host = address.rpartition(":")[0].strip("[]")
-    return host in _LOCAL_HOSTS or host.startswith("127.")
+    is_loopback = host.startswith("127.") and host.replace(".", "").isdecimal()
+    return is_loopback or host in _LOCAL_HOSTS
 
 
 def _checked(address: str) -> str:
-    if address.startswith("unix:"):
-        return address
-    host, _, port = address.rpartition(":")
-    if "//" not in address and host and port.isdecimal() and 0 < int(port) < 65536:
+    if _is_address(address):
         return address
     raise InvalidRequest(
         f"{address!r} is not an address of a server - it must be host:port, as in 127.0.0.1:50051 - "
@@ -85,11 +83,20 @@ def _checked(address: str) -> str:
     )
 
 
+def _is_address(address: str) -> bool:
+    if address.startswith("unix:"):
+        return True
+    host, _, port = address.rpartition(":")
+    return "//" not in address and bool(host) and port.isdecimal() and 0 < int(port) < 65536
+
+
 def _running_server(home: Path) -> str:
     file = home / "server.json"
     try:
-        known = json.loads(file.read_text(encoding="utf-8"))
-        return _checked(str(known["grpc_address"]))
+        address = json.loads(file.read_text(encoding="utf-8"))["grpc_address"]
+        if isinstance(address, str) and _is_address(address):
+            return address
+        why = f"{file} names no address"
     except FileNotFoundError:
         why = f"{file} does not exist"
     except (OSError, UnicodeDecodeError) as error:

@@ -133,7 +133,7 @@ class Emitter:
                 await self._follow()
                 reconnect.succeeded()
             except RevisionCompacted as error:
-                self._cursor = None
+                self._begin_anew()
                 await self._report(error)
             except KapellError as error:
                 pause = reconnect.pause_after(error)
@@ -143,6 +143,13 @@ class Emitter:
                     await self._report(error)
                     return
                 await asyncio.sleep(pause)
+
+    def _begin_anew(self) -> None:
+        """Forgets every revision: what was missed is lost, and another log counts from elsewhere."""
+        self._covered.clear()
+        self._cursor = None
+        for subscription in self._subscriptions:
+            subscription.since = None
 
     async def _follow(self) -> None:
         """Dispatches until the handlers change, then leaves the cursor where the next watch goes on."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 
 from kapell.connection import backoff
-from kapell.errors import KapellError, Unavailable
+from kapell.errors import DeadlineExceeded, KapellError, Unavailable
 
 CONNECT_TIMEOUT = 2.0
 """Seconds to try for the first connection."""
@@ -48,10 +48,13 @@ class Reconnect:
         return backoff(self._failures)
 
     def _is_passing(self, error: KapellError) -> bool:
-        """Whether time can mend it. Once begun, that includes the limit on watches: the server may
-        still count the stream that broke, until it notices. Proxies report a cut as a reset with INTERNAL."""
+        """Whether time can mend it. Proxies report a cut connection as a reset with INTERNAL.
+
+        Once begun that includes a call that was not answered in time, as over a dead connection,
+        and the limit on watches: the server may count the stream that broke until it notices.
+        """
         if isinstance(error, Unavailable):
             return True
-        if error.from_server:
-            return self.begun and error.reason == "TOO_MANY_WATCHES"
-        return error.code == "INTERNAL" and "RST_STREAM" in error.message
+        if self.begun and (isinstance(error, DeadlineExceeded) or error.reason == "TOO_MANY_WATCHES"):
+            return True
+        return not error.from_server and error.code == "INTERNAL" and "RST_STREAM" in error.message

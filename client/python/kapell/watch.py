@@ -24,8 +24,7 @@ from kapell.messages import duration
 from kapell.reconnect import CONNECT_TIMEOUT, Reconnect
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT, Bookmark, EventKind, WatchOptions
 
-_SILENCE_ALLOWED = 15.0
-"""Seconds beyond the bookmark interval after which a stream without a message is given up."""
+_SILENCE_MARGIN = 15.0
 
 
 class _Event(Protocol):
@@ -65,6 +64,8 @@ class WatchStart:
     """Called just before a snapshot that replaces what was handed out earlier: forget all of it."""
     bookmark_interval: float = 10.0
     """Seconds, 1 to 60, between signs of life of a quiet stream."""
+    silence_timeout: float | None = None
+    """Seconds without a message after which a stream is given up; None: the bookmark interval and 15 s."""
     connect_timeout: float | None = CONNECT_TIMEOUT
     """Seconds to try for the first connection; None tries for ever. A lost one is always sought for ever."""
 
@@ -78,6 +79,7 @@ class WatchKeywords(TypedDict, total=False):
     on_compacted: Literal["raise", "snapshot"]
     on_reset: Callable[[], None] | None
     bookmark_interval: float
+    silence_timeout: float | None
     connect_timeout: float | None
 
 
@@ -106,6 +108,7 @@ class Watch(Generic[E]):
         self._ready: deque[E] = deque()
         self._closed = False
         self._reconnect = Reconnect(start.connect_timeout)
+        self._silence_timeout = start.silence_timeout or start.bookmark_interval + _SILENCE_MARGIN
         self.log_id = start.log_id
         self.connected = False
         self.reconnects = 0
@@ -178,7 +181,7 @@ class Watch(Generic[E]):
         if self._stream is None:
             self._stream = self._open(self._options())
         try:
-            async with asyncio.timeout(self._start.bookmark_interval + _SILENCE_ALLOWED):
+            async with asyncio.timeout(self._silence_timeout):
                 return await anext(self._stream)
         except StopAsyncIteration:
             if self._closed:

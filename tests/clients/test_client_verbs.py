@@ -1,0 +1,204 @@
+"""Every method of the API has a verb in the client, with its request filled in."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from kapell import Client, errors
+from kapell.connection import STREAMING_METHODS
+from kapell.tasks import task_spec
+from kapell.v1 import agent_pb2, task_pb2
+
+from tests.clients.every_method import Recorder, methods, recording
+
+_SPEC = agent_pb2.AgentSpec(agent_types=["a"], command=agent_pb2.CommandRuntime(argv=["true"]))
+
+VERBS: dict[str, Callable[[Client], Awaitable[object]]] = {
+    "GetServerInfo": lambda c: c.admin.server_info(),
+    "GetDiagnostics": lambda c: c.admin.diagnostics(),
+    "SpawnAgent": lambda c: c.agents.spawn("shell", wait=2),
+    "GetAgent": lambda c: c.agents.get("agent_1"),
+    "ListAgents": lambda c: c.agents.list(states=["active"]),
+    "UpdateAgent": lambda c: c.agents.update("agent_1", labels={"a": "b"}),
+    "TerminateAgent": lambda c: c.agents.terminate("agent_1", force=True),
+    "DrainAgent": lambda c: c.agents.drain("agent_1"),
+    "ResumeAgent": lambda c: c.agents.resume("agent_1"),
+    "DeleteAgent": lambda c: c.agents.delete("agent_1"),
+    "StreamAgentLogs": lambda c: anext(c.agents.logs("agent_1"), None),
+    "WatchAgents": lambda c: c.agents.watch(states=["active"]).ready(),
+    "ListAgentProfiles": lambda c: c.agents.profiles(),
+    "Watch": lambda c: c.watch(kinds=["task.completed"]).ready(),
+    "ListEvents": lambda c: c.events.list(kinds=["task.completed"]),
+    "GetLogInfo": lambda c: c.events.log_info(),
+    "CreateTask": lambda c: c.tasks.create("shell", "true"),
+    "BatchCreateTasks": lambda c: c.tasks.create_batch([task_spec("shell"), task_spec("shell")]),
+    "GetTask": lambda c: c.tasks.get("task_1"),
+    "ListTasks": lambda c: c.tasks.list(states=["queued"]),
+    "CountTasks": lambda c: c.tasks.count(),
+    "UpdateTask": lambda c: c.tasks.update("task_1", priority=1),
+    "CancelTask": lambda c: c.tasks.cancel("task_1", reason="enough"),
+    "RetryTask": lambda c: c.tasks.retry("task_1"),
+    "DeleteTask": lambda c: c.tasks.delete("task_1"),
+    "ListTaskAttempts": lambda c: c.tasks.attempts("task_1"),
+    "WaitTask": lambda c: _ignoring_timeout(c.tasks.wait("task_1", timeout=0)),
+    "StreamTaskLogs": lambda c: anext(c.tasks.logs("task_1", attempt=1), None),
+    "WatchTasks": lambda c: c.tasks.watch(states=["queued"]).ready(),
+}
+
+
+async def _ignoring_timeout(waiting: Awaitable[object]) -> None:
+    with pytest.raises(errors.WaitTimeout):
+        await waiting
+
+
+@pytest.fixture
+async def recorded() -> AsyncIterator[tuple[Client, Recorder]]:
+    async with recording() as (address, recorder), Client(address, token="secret-token") as client:
+        yield client, recorder
+
+
+def test_every_method_of_the_api_has_a_verb() -> None:
+    services = {m.name for m in methods() if m.containing_service.name != "WorkerService"}
+
+    assert services == set(VERBS)
+
+
+def test_the_methods_that_grpc_must_not_retry_are_the_streams() -> None:
+    streams = {(m.containing_service.full_name, m.name) for m in methods() if m.server_streaming}
+
+    assert set(STREAMING_METHODS) == streams
+
+
+@pytest.mark.parametrize("method", VERBS)
+async def test_a_verb_calls_its_method_with_token_and_request_id(
+    recorded: tuple[Client, Recorder], method: str
+) -> None:
+    client, recorder = recorded
+
+    await VERBS[method](client)
+
+    request = recorder.requests[method]
+    assert recorder.metadata["authorization"] == "Bearer secret-token"
+    if "request_id" in request.DESCRIPTOR.fields_by_name:
+        assert len(request.request_id) == 32
+
+
+async def test_each_call_has_a_request_id_of_its_own_unless_it_is_given(
+    recorded: tuple[Client, Recorder],
+) -> None:
+    client, recorder = recorded
+    ids = set()
+
+    for _ in range(3):
+        await client.tasks.create("shell")
+        ids.add(recorder.requests["CreateTask"].request_id)
+    await client.tasks.create("shell", request_id="mine")
+
+    assert len(ids) == 3
+    assert recorder.requests["CreateTask"].request_id == "mine"
+
+
+async def test_unary_calls_have_a_deadline_by_default(recorded: tuple[Client, Recorder]) -> None:
+    client, recorder = recorded
+
+    await client.tasks.get("task_1")
+    default = recorder.time_left
+    await client.agents.terminate("agent_1", grace_period=timedelta(minutes=10))
+    patient = recorder.time_left
+
+    assert default is not None
+    assert 25 < default <= 30
+    assert patient is not None
+    assert patient > 600
+
+
+async def test_a_task_is_created_as_described(recorded: tuple[Client, Recorder]) -> None:
+    client, recorder = recorded
+
+    await client.tasks.create(
+        "shell",
+        "count",
+        task_id="task_mine",
+        display_name="Counting",
+        input={"n": 3, "deep": [1, {"x": None}]},
+        priority=0,
+        labels={"a": "b"},
+        not_before=datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC),
+        max_attempts=7,
+        run_timeout=1.5,
+        validate_only=True,
+    )
+
+    request = recorder.requests["CreateTask"]
+    spec = request.task
+    assert request.validate_only
+    assert (spec.task_id, spec.display_name, spec.agent_type, spec.prompt) == (
+        "task_mine",
+        "Counting",
+        "shell",
+        "count",
+    )
+    assert spec.HasField("priority")
+    assert spec.priority == 0
+    assert spec.input["n"] == 3
+    assert spec.input["deep"][1]["x"] is None
+    assert spec.retry_policy.max_attempts == 7
+    assert spec.timeouts.run_timeout.ToMilliseconds() == 1500
+    assert not spec.timeouts.HasField("total_timeout")
+    assert spec.not_before_time.ToJsonString() == "2030-01-02T03:04:05Z"
+
+
+async def test_an_update_names_exactly_what_was_given(recorded: tuple[Client, Recorder]) -> None:
+    client, recorder = recorded
+
+    await client.tasks.update("task_1", labels={}, display_name="x", etag="e1")
+
+    request = recorder.requests["UpdateTask"]
+    assert sorted(request.update_mask.paths) == ["display_name", "labels"]
+    assert request.etag == "e1"
+
+
+async def test_filters_take_words_and_values(recorded: tuple[Client, Recorder]) -> None:
+    client, recorder = recorded
+
+    await client.tasks.list(states=["queued", task_pb2.TASK_STATE_RUNNING], labels={"a": "b"}, page_size=3)
+
+    request = recorder.requests["ListTasks"]
+    assert list(request.filter.states) == [task_pb2.TASK_STATE_QUEUED, task_pb2.TASK_STATE_RUNNING]
+    assert dict(request.filter.labels) == {"a": "b"}
+    assert request.page_size == 3
+
+
+@pytest.mark.parametrize(
+    ("ask", "advice"),
+    [
+        (lambda c: c.tasks.list(states=["quened"]), "did you mean 'queued'"),
+        (lambda c: c.agents.list(states=["zzz"]), "one of: pending, starting"),
+        (lambda c: c.events.list(kinds=["task.complete"]), "did you mean 'task.completed'"),
+        (lambda c: c.tasks.create("shell", input={"x": object()}), "not JSON"),
+        (lambda c: c.agents.spawn(), "exactly one"),
+        (lambda c: c.agents.spawn("shell", spec=_SPEC), "exactly one"),
+    ],
+)
+async def test_what_cannot_be_sent_is_refused_with_advice(
+    recorded: tuple[Client, Recorder], ask: Callable[[Client], Awaitable[object]], advice: str
+) -> None:
+    client, _ = recorded
+
+    with pytest.raises(errors.InvalidRequest, match=advice) as caught:
+        await ask(client)
+
+    assert not caught.value.from_server
+    assert caught.value.reason == "ARGUMENT_INVALID"
+
+
+async def test_an_agent_can_be_spawned_from_a_spec(recorded: tuple[Client, Recorder]) -> None:
+    client, recorder = recorded
+
+    await client.agents.spawn(spec=_SPEC, agent_id="agent_mine", labels={"a": "b"})
+
+    request = recorder.requests["SpawnAgent"]
+    assert request.spec == _SPEC
+    assert request.agent_id == "agent_mine"
