@@ -6,11 +6,15 @@ protobuf reads as one message (repeated occurrences of a message field are merge
 
 from __future__ import annotations
 
+_SMALL = [bytes((value,)) for value in range(0x80)] + [
+    bytes((value & 0x7F | 0x80, value >> 7)) for value in range(0x80, 0x4000)
+]
+
 
 def varint(value: int) -> bytes:
     """A non-negative integer."""
-    if value < 0x80:
-        return bytes((value,))
+    if value < 0x4000:
+        return _SMALL[value]
     parts = bytearray()
     while value >= 0x80:
         parts.append(value & 0x7F | 0x80)

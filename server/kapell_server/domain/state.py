@@ -53,6 +53,7 @@ class Change:
     caller: Caller
     created: bool = False
     deleted: bool = False
+    due_ns: int = 0
 
 
 @dataclass(slots=True)
@@ -182,7 +183,8 @@ class State:
         self._next_revision(task)
         previous_state = previous.state if previous is not None and previous.state != task.state else 0
         since = previous.revision if previous is not None else 0
-        self._append(Change(task, kind, since, previous_state, changed, self.caller, created, deleted))
+        due_ns = 0 if deleted else next_deadline_ns(task, self.settings)
+        self._append(Change(task, kind, since, previous_state, changed, self.caller, created, deleted, due_ns))
         self._set(self._tasks, task_id, None if deleted else task)
         was_queued = previous is not None and previous.state == TASK_STATE_QUEUED
         is_queued = task.state == TASK_STATE_QUEUED and not deleted
@@ -191,8 +193,7 @@ class State:
         if is_queued and not (was_queued and previous.priority == task.priority):  # type: ignore[union-attr]
             self.ready.push(task.agent_type, entry_of(task))
             self.polls.touch_type(task.agent_type)
-        due_ns = 0 if deleted else next_deadline_ns(task, self.settings)
-        if not self.due_horizon_ns or due_ns < self.due_horizon_ns:
+        if due_ns and (not self.due_horizon_ns or due_ns < self.due_horizon_ns):
             self.schedule(due_ns, task_id)
         return task
 

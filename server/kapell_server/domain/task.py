@@ -89,24 +89,25 @@ def _new_task(state: State, spec: TaskSpec, path: str) -> tuple[Task, bytes]:
         agent_type=spec.agent_type,
         state=TASK_STATE_QUEUED,
         priority=spec.priority if spec.HasField("priority") else _DEFAULT_PRIORITY,
-        labels=spec.labels,
-        retry_policy=with_defaults(spec.retry_policy if spec.HasField("retry_policy") else None),
-        creator=state.caller.actor(),
         content_bytes=len(content),
     )
+    task.labels.MergeFrom(spec.labels)
+    task.creator.CopyFrom(state.caller.actor())
+    task.retry_policy.CopyFrom(with_defaults(spec.retry_policy if spec.HasField("retry_policy") else None))
     if spec.HasField("timeouts"):
         task.timeouts.CopyFrom(spec.timeouts)
     stamp(task.create_time, now)
-    stamp(task.state_time, now)
-    not_before = timestamp_ns(spec.not_before_time)
-    if not_before:
-        task.not_before_time.CopyFrom(spec.not_before_time)
-    if not_before > state.now_ns:
+    task.state_time.CopyFrom(task.create_time)
+    if not spec.HasField("not_before_time"):
+        task.queue_time.CopyFrom(task.create_time)
+        return task, content
+    task.not_before_time.CopyFrom(spec.not_before_time)
+    if timestamp_ns(spec.not_before_time) > state.now_ns:
         task.state = TASK_STATE_PENDING
         wait = task.waiting_on.add(kind=WAIT_KIND_NOT_BEFORE)
         wait.until_time.CopyFrom(spec.not_before_time)
     else:
-        stamp(task.queue_time, now)
+        task.queue_time.CopyFrom(task.create_time)
     return task, content
 
 

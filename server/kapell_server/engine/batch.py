@@ -100,7 +100,7 @@ class Batcher:
         agent.describe_busy(state)
         written = encode_changes(state.pending.changes, now_ns)
         outcome = run.finish(written)
-        write_batch(connection, state.pending, written, run.given, now_ns, state.settings)
+        write_batch(connection, state.pending, written, run.given, now_ns)
         outcome.contents = state.pending.contents
         outcome.next_due_ns = state.next_due_ns()
         pending = state.pending

@@ -11,18 +11,24 @@ from kapell.v1.event_pb2 import Event
 from kapell_server.domain.access import Caller
 from kapell_server.domain.state import Change
 from kapell_server.domain.times import stamp
-from kapell_server.wire import field, int_field
+from kapell_server.wire import field, varint
 
 _EVENT = Event.DESCRIPTOR.fields_by_name
-_REVISION = _EVENT["revision"].number
-_KIND = _EVENT["kind"].number
+
+
+def _tag(name: str, wire_type: int) -> bytes:
+    return varint(_EVENT[name].number << 3 | wire_type)
+
+
+_REVISION = _tag("revision", 0)
+_KIND = _tag("kind", 0)
 _TIME = _EVENT["event_time"].number
 _ACTOR = _EVENT["actor"].number
-_PREVIOUS_TASK = _EVENT["previous_task_state"].number
-_PREVIOUS_AGENT = _EVENT["previous_agent_state"].number
+_PREVIOUS_TASK = _tag("previous_task_state", 0)
+_PREVIOUS_AGENT = _tag("previous_agent_state", 0)
 _CHANGED = _EVENT["changed_fields"].number
-_TASK = _EVENT["task"].number
-_AGENT = _EVENT["agent"].number
+_TASK = _tag("task", 2)
+_AGENT = _tag("agent", 2)
 
 
 def encode_time(now_ns: int) -> bytes:
@@ -35,18 +41,12 @@ def encode_time(now_ns: int) -> bytes:
 def encode_event(change: Change, resource: bytes, time: bytes) -> bytes:
     """An encoded Event: a head of its own and the resource's bytes as they are."""
     is_agent = type(change.resource) is Agent
-    previous = int_field(_PREVIOUS_AGENT if is_agent else _PREVIOUS_TASK, change.previous_state)
-    return b"".join(
-        (
-            int_field(_REVISION, change.resource.revision),
-            int_field(_KIND, change.kind),
-            time,
-            _actor(change.caller),
-            previous,
-            _changed(change.changed),
-            field(_AGENT if is_agent else _TASK, resource),
-        )
-    )
+    head = _REVISION + varint(change.resource.revision) + _KIND + varint(change.kind) + time + _actor(change.caller)
+    if change.previous_state:
+        head += (_PREVIOUS_AGENT if is_agent else _PREVIOUS_TASK) + varint(change.previous_state)
+    if change.changed:
+        head += _changed(change.changed)
+    return head + (_AGENT if is_agent else _TASK) + varint(len(resource)) + resource
 
 
 @lru_cache(maxsize=1024)

@@ -11,8 +11,6 @@ from kapell.v1.task_pb2 import Task
 from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
-from kapell_server.domain.deadlines import next_deadline_ns
-from kapell_server.domain.settings import Settings
 from kapell_server.domain.state import Change, Pending
 from kapell_server.domain.times import timestamp_ns
 from kapell_server.store.bulk import Bulk
@@ -91,15 +89,13 @@ def encode_changes(changes: list[Change], now_ns: int) -> Written:
     return Written(records, encoded)
 
 
-def write_batch(
-    connection: Connection, pending: Pending, written: Written, given: list[Answer], now_ns: int, settings: Settings
-) -> None:
+def write_batch(connection: Connection, pending: Pending, written: Written, given: list[Answer], now_ns: int) -> None:
     """Writes everything a batch decided, in the caller's transaction. `given`: answers to remember."""
     if pending.changes:
         _write_events(connection, pending.changes, written)
         task_changes = [change for change in pending.changes if type(change.resource) is Task]
         agent_changes = [change for change in pending.changes if type(change.resource) is Agent]
-        _write_tasks(connection, task_changes, pending, written, settings)
+        _write_tasks(connection, task_changes, pending, written)
         if agent_changes:
             _write_agents(connection, agent_changes, written)
     if pending.attempts:
@@ -119,28 +115,26 @@ def _write_events(connection: Connection, changes: list[Change], written: Writte
     )
 
 
-def _write_tasks(
-    connection: Connection, changes: list[Change], pending: Pending, written: Written, settings: Settings
-) -> None:
+def _write_tasks(connection: Connection, changes: list[Change], pending: Pending, written: Written) -> None:
     """The last form of each task. One created and changed in the same batch is inserted once."""
     created: dict[str, int] = {}
-    latest: dict[str, Task] = {}
+    latest: dict[str, Change] = {}
     deleted: list[Row] = []
     for change in changes:
-        task = change.resource
-        assert isinstance(task, Task)
-        task_id = task.task_id
+        task_id = change.resource.task_id  # type: ignore[union-attr]
         if change.created:
-            created[task_id] = task.revision
-        latest[task_id] = task
+            created[task_id] = change.resource.revision
+        latest[task_id] = change
         if change.deleted:
             deleted.append((task_id,))
     inserts: list[Row] = []
     updates: list[Row] = []
-    for task_id, task in latest.items():
+    for task_id, change in latest.items():
+        task = change.resource
+        assert isinstance(task, Task)
         data = written.encoded[task.revision]
         queue_ns = timestamp_ns(task.queue_time)
-        due_ns = next_deadline_ns(task, settings) or None
+        due_ns = change.due_ns or None
         create_revision = created.get(task_id)
         if create_revision is None:
             updates.append((task.state, task.priority, queue_ns, due_ns, data, task_id))
