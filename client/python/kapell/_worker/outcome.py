@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from google.protobuf.struct_pb2 import Struct
 
-from kapell._worker.values import to_value
+from kapell._worker.values import printable, to_value
 from kapell.v1.task_pb2 import TaskFailure
 
 MAX_MESSAGE_CHARS = 4000
+MAX_DETAILS_BYTES = 16 * 1024
+_REASON = re.compile(r"[A-Z][A-Z0-9_]{0,62}")
 
 
 class TaskFailed(Exception):
@@ -18,7 +21,7 @@ class TaskFailed(Exception):
     `reason` is a constant in upper snake case, `message` says in words what failed and what to do
     (cut at 4,000 characters, the end is kept), `details` is JSON of at most 16 KiB. `retryable=False`
     ends the task whatever its retry policy says; None leaves that to the policy. `retry_delay` is the
-    least number of seconds before the next attempt.
+    least number of seconds before the next attempt. Raises ValueError for a reason of another form.
     """
 
     def __init__(
@@ -30,6 +33,8 @@ class TaskFailed(Exception):
         retryable: bool | None = None,
         retry_delay: float = 0.0,
     ) -> None:
+        if not _REASON.fullmatch(reason):
+            raise ValueError(f"{reason!r} is not a reason - it must be upper snake case, as in OUT_OF_PAPER")
         super().__init__(f"{reason}: {message}" if message else reason)
         self.reason = reason
         self.message = message
@@ -39,9 +44,9 @@ class TaskFailed(Exception):
 
     def to_message(self) -> TaskFailure:
         """The failure as the protocol carries it."""
-        failure = TaskFailure(reason=self.reason, message=_shorten(self.message))
+        failure = TaskFailure(reason=self.reason, message=_shorten(printable(self.message)))
         if self.details:
-            failure.details.CopyFrom(_struct(self.details))
+            failure.details.CopyFrom(_details(self.details))
         if self.retryable is not None:
             failure.retryable = self.retryable
         return failure
@@ -58,6 +63,13 @@ def _shorten(text: str) -> str:
     return f"{head}\n…\n{rest[-kept:]}"
 
 
-def _struct(details: Mapping[str, object]) -> Struct:
-    value = to_value(dict(details))
-    return value.struct_value
+def _details(details: Mapping[str, object]) -> Struct:
+    """The details, or, where they cannot be sent, the reason for that in their place."""
+    try:
+        value = to_value(dict(details)).struct_value
+    except ValueError as error:
+        return to_value({"details_left_out": str(error)}).struct_value
+    if value.ByteSize() > MAX_DETAILS_BYTES:
+        text = f"they have {value.ByteSize()} bytes, {MAX_DETAILS_BYTES} are allowed"
+        return to_value({"details_left_out": text}).struct_value
+    return value

@@ -56,6 +56,11 @@ def to_value(value: object, *, _depth: int = 0) -> Value:
     raise ValueError(f"a value of type {type(value).__name__} is not JSON")
 
 
+def printable(text: str) -> str:
+    """The text with what UTF-8 cannot carry replaced, so that a message takes it."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
+
+
 def from_value(value: Value) -> object:
     """The JSON value of the message; an unset one is None."""
     match value.WhichOneof("kind"):

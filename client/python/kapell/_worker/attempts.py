@@ -1,0 +1,158 @@
+"""One attempt from its offer to its end: runs the handler, ships what it says, sends the outcome.
+
+The outcome goes last, because nothing can be said under a lease that has ended. Cancelling the
+handler is how Python stops it; a runtime that ends programs by itself has no `cancel_grace` and is
+left alone to do so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import traceback
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from google.protobuf.struct_pb2 import Value
+
+from kapell._worker import logs, progress
+from kapell._worker.context import TaskContext
+from kapell._worker.leases import Lease, Phase
+from kapell._worker.outbox import Outbox
+from kapell._worker.outcome import TaskFailed
+from kapell._worker.session import Session
+from kapell._worker.values import to_value
+from kapell.errors import KapellError
+from kapell.v1.common_pb2 import LOG_STREAM_STDERR
+from kapell.v1.task_pb2 import Task
+
+_log = logging.getLogger("kapell.worker")
+
+MAX_RESULT_BYTES = 256 * 1024
+
+Run = Callable[[TaskContext, Task], Awaitable[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """The code for one type of task."""
+
+    run: Run
+    cancel_grace: float | None
+    """Seconds between `ctx.cancelled` and cancelling the coroutine; None: it stops by itself."""
+
+
+class Attempts:
+    """Carries out the attempts of one worker."""
+
+    def __init__(self, session: Session, outbox: Outbox, find_handler: Callable[[Task], Handler | None]) -> None:
+        self._session = session
+        self._outbox = outbox
+        self._find_handler = find_handler
+
+    async def carry_out(self, lease: Lease) -> None:
+        """From the offer to the answered outcome. Leaves nothing running, also when cancelled."""
+        handler = self._find_handler(lease.task)
+        if handler is None or lease.interrupted:
+            lease.worked.set()
+            await self._end(lease, self._outbox.release(lease))
+            return
+        lease.phase = Phase.WORKING
+        async with asyncio.TaskGroup() as reporting:
+            shipping = reporting.create_task(logs.ship(self._session, lease), name=f"log of {lease.task_id}")
+            telling = reporting.create_task(progress.report(self._session, lease), name=f"progress of {lease.task_id}")
+            try:
+                ending = await self._outcome(handler, lease)
+            finally:
+                lease.worked.set()
+                lease.log.close()
+                lease.progress.close()
+            await _until_reported((shipping, telling), lease)
+        if not lease.lost.is_set() and not lease.interrupted:
+            await self._send(lease, ending)
+
+    async def _outcome(self, handler: Handler, lease: Lease) -> Value | TaskFailed:
+        context = TaskContext(lease, self._session.agent_id)
+        try:
+            returned = await _supervise(handler, context, lease)
+        except TaskFailed as failure:
+            return failure
+        except asyncio.CancelledError:
+            if not lease.cancelled.is_set():
+                raise
+            return TaskFailed("CANCELLED", "the work was stopped because the task was cancelled")
+        except Exception as error:
+            return _crash(error, lease)
+        return _checked(returned)
+
+    async def _send(self, lease: Lease, ending: Value | TaskFailed) -> None:
+        lease.phase = Phase.ENDING
+        if isinstance(ending, Value):
+            try:
+                await self._outbox.complete(lease, ending)
+                return
+            except KapellError as error:
+                ending = TaskFailed("RESULT_INVALID", f"the server refused the result: {error}")
+        await self._end(lease, self._outbox.fail(lease, ending))
+
+    async def _end(self, lease: Lease, sending: Awaitable[None]) -> None:
+        try:
+            await sending
+        except KapellError as error:
+            # Nobody renews the lease any more, so the server takes the task back by itself.
+            _log.error("the end of %s, attempt %d, was refused: %s", lease.task_id, lease.attempt, error)
+
+
+async def _supervise(handler: Handler, context: TaskContext, lease: Lease) -> object:
+    """Runs the handler and stops it when its time has come."""
+    work = asyncio.ensure_future(handler.run(context, lease.task))
+    watch = asyncio.create_task(_cancel_in_time(handler, lease, work), name=f"cancel of {lease.task_id}")
+    try:
+        return await work
+    finally:
+        watch.cancel()
+        await asyncio.wait((watch,))
+
+
+async def _cancel_in_time(handler: Handler, lease: Lease, work: asyncio.Future[object]) -> None:
+    await lease.cancelled.wait()
+    if handler.cancel_grace is None:
+        return
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(handler.cancel_grace):
+            await lease.lost.wait()
+    work.cancel()
+
+
+async def _until_reported(reporting: tuple[asyncio.Task[None], ...], lease: Lease) -> None:
+    """Waits until log and progress are out, but not once nobody takes them any more."""
+    lost = asyncio.create_task(lease.lost.wait(), name=f"lease of {lease.task_id}")
+    try:
+        for task in reporting:
+            await asyncio.wait((task, lost), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        lost.cancel()
+        for task in reporting:
+            task.cancel()
+
+
+def _checked(returned: object) -> Value | TaskFailed:
+    try:
+        result = to_value(returned)
+        size = result.ByteSize()
+    except ValueError as error:
+        return TaskFailed("RESULT_INVALID", f"the handler's result is not JSON: {error}", retryable=False)
+    if size > MAX_RESULT_BYTES:
+        return TaskFailed(
+            "RESULT_INVALID",
+            f"the result has {size} bytes, {MAX_RESULT_BYTES} are allowed - return less, or log it",
+            retryable=False,
+        )
+    return result
+
+
+def _crash(error: Exception, lease: Lease) -> TaskFailed:
+    for line in traceback.format_exception(error):
+        lease.log.append(line.rstrip("\n"), LOG_STREAM_STDERR)
+    return TaskFailed("EXCEPTION", f"{type(error).__name__}: {error}", details={"exception": type(error).__qualname__})

@@ -1,0 +1,72 @@
+"""What a handler gets to see of its attempt."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import cached_property
+
+from kapell._worker.leases import Lease
+from kapell._worker.values import from_struct
+from kapell.v1.common_pb2 import LOG_STREAM_STDOUT, LogStream
+
+
+class TaskContext:
+    """One attempt at one task: who it is, what it may say, and whether it is to stop."""
+
+    def __init__(self, lease: Lease, agent_id: str) -> None:
+        self._lease = lease
+        self.agent_id = agent_id
+
+    @property
+    def task_id(self) -> str:
+        return self._lease.task_id
+
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt, from 1."""
+        return self._lease.attempt
+
+    @property
+    def lease_token(self) -> str:
+        """Proves the attempt to the server. A secret: keep it out of logs and results."""
+        return self._lease.token
+
+    @cached_property
+    def input(self) -> dict[str, object]:
+        """The task's input as plain Python values; whole numbers are int."""
+        return from_struct(self._lease.task.input)
+
+    @property
+    def cancelled(self) -> asyncio.Event:
+        """Set when the work is to stop: the task was cancelled, the lease was lost, or the worker ends."""
+        return self._lease.cancelled
+
+    @property
+    def lease_lost(self) -> asyncio.Event:
+        """Set when the attempt is no longer ours; whatever it would still do is another's business."""
+        return self._lease.lost
+
+    @property
+    def log_full(self) -> bool:
+        """Whether the log has reached its limit (16 MiB for one attempt); more is dropped."""
+        return self._lease.log.is_full
+
+    def progress(self, fraction: float | None, step: str = "", message: str = "") -> None:
+        """Says how far the work is, 0 to 1, or None where it cannot tell; never waits.
+
+        Only the latest word is sent, a few times a second. `step` is cut at 200 characters,
+        `message` at 1,000.
+        """
+        self._lease.progress.put(fraction, step, message)
+
+    def log(self, text: str, stream: LogStream.ValueType = LOG_STREAM_STDOUT, *, time_ns: int = 0) -> None:
+        """Adds lines to the attempt's log; never waits. Lines over 16 KiB are split.
+
+        Who logs faster than the server takes it loses lines, and the log says how many; `await
+        log_room()` now and then avoids that. `time_ns` is when it was said, now where it is 0.
+        """
+        self._lease.log.append(text, stream, time_ns=time_ns)
+
+    async def log_room(self) -> None:
+        """Waits until the log takes more without anything being dropped."""
+        await self._lease.log.room()

@@ -1,0 +1,149 @@
+"""What this worker holds: one `Lease` for each task it works on.
+
+Everything here belongs to the loop thread. A lease is only ever told things (cancel, lost,
+interrupt); the attempt that runs under it acts on them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Iterator
+
+from kapell._worker.logs import LogBuffer
+from kapell._worker.progress import ProgressSlot
+from kapell.v1.task_pb2 import Task
+from kapell.v1.worker_pb2 import (
+    LEASE_DIRECTIVE_CANCEL,
+    LEASE_DIRECTIVE_LOST,
+    LeaseDirective,
+    Offer,
+)
+
+
+class Phase(enum.Enum):
+    """How far the attempt under a lease is."""
+
+    OFFERED = "offered"
+    """Nothing was done yet: it can be handed back."""
+    WORKING = "working"
+    ENDING = "ending"
+    """Its outcome is known and on its way to the server."""
+
+
+class Lease:
+    """One attempt that is ours. `cancelled` is set whenever the work is to stop, whatever the reason."""
+
+    def __init__(self, offer: Offer) -> None:
+        self.token: str = offer.lease_token
+        self.task: Task = offer.task
+        self.attempt: int = offer.attempt
+        self.phase = Phase.OFFERED
+        self.cancelled = asyncio.Event()
+        self.lost = asyncio.Event()
+        self.interrupted = False
+        """The worker is stopping: the outcome, if any comes of it, is not the task's."""
+        self.worked = asyncio.Event()
+        """Nothing of the work runs any more; the outcome may still be on its way."""
+        self.carrying_out: asyncio.Task[None] | None = None
+        self.log = LogBuffer()
+        self.progress = ProgressSlot()
+
+    @property
+    def task_id(self) -> str:
+        return self.task.task_id
+
+    def cancel(self) -> None:
+        """The task is to be cancelled."""
+        self.cancelled.set()
+
+    def lose(self) -> None:
+        """The attempt is no longer ours."""
+        self.lost.set()
+        self.cancelled.set()
+
+    def interrupt(self) -> None:
+        """The worker cannot wait for the work any longer."""
+        if self.phase is not Phase.ENDING:
+            self.interrupted = True
+            self.cancelled.set()
+
+    def follow(self, directive: LeaseDirective.ValueType) -> None:
+        """Does what the server answered about this lease.
+
+        While the outcome is on its way, the server may already have ended the attempt; whether it
+        took the outcome is then for the answer to that call to say.
+        """
+        if directive == LEASE_DIRECTIVE_CANCEL:
+            self.cancel()
+        elif directive == LEASE_DIRECTIVE_LOST and self.phase is not Phase.ENDING:
+            self.lose()
+
+
+class LeaseTable:
+    """The leases of one worker with so many slots."""
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._leases: dict[str, Lease] = {}
+        self._accepting = True
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._open = asyncio.Event()
+        self._open.set()
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def __iter__(self) -> Iterator[Lease]:
+        return iter(list(self._leases.values()))
+
+    @property
+    def free(self) -> int:
+        """Slots without a task."""
+        return self._slots - len(self._leases)
+
+    def add(self, lease: Lease) -> bool:
+        """Takes a lease in; False for one that is held already, as a repeated poll may bring."""
+        if lease.token in self._leases:
+            return False
+        self._leases[lease.token] = lease
+        self._update()
+        return True
+
+    def remove(self, lease: Lease) -> None:
+        """The attempt is over."""
+        self._leases.pop(lease.token, None)
+        self._update()
+
+    def find(self, token: str) -> Lease | None:
+        return self._leases.get(token)
+
+    def of_task(self, task_id: str) -> Lease | None:
+        """The newest lease of a task."""
+        found = [lease for lease in self._leases.values() if lease.task_id == task_id]
+        return max(found, key=lambda lease: lease.attempt, default=None)
+
+    def accept(self, accepting: bool) -> None:
+        """Whether new tasks are wanted; they are from the start."""
+        self._accepting = accepting
+        self._update()
+
+    async def wait_open(self) -> None:
+        """Waits until a new task is wanted and there is a slot for it."""
+        await self._open.wait()
+
+    async def wait_empty(self) -> None:
+        """Waits until no lease is held."""
+        await self._empty.wait()
+
+    def _update(self) -> None:
+        _set(self._empty, not self._leases)
+        _set(self._open, self._accepting and self.free > 0)
+
+
+def _set(event: asyncio.Event, value: bool) -> None:
+    if value:
+        event.set()
+    else:
+        event.clear()
