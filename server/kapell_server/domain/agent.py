@@ -240,6 +240,9 @@ def _look_at_silence(state: State, current: Agent) -> None:
                 end(state, current, AGENT_STATE_TERMINATED, current.state_reason, None)
         elif current.state != AGENT_STATE_LOST:
             _move(state, current, AGENT_STATE_LOST, f"not heard of for {state.settings.lease_duration:g} s")
+            _look_later_whether_forgotten(state, current, seen)
+        elif current.runtime == "external":
+            _look_later_whether_forgotten(state, current, seen)
         return
     if silent <= state.now_ns:
         if current.activity != AGENT_ACTIVITY_SILENT and current.state in AGENT_WORKING:
@@ -249,6 +252,17 @@ def _look_at_silence(state: State, current: Agent) -> None:
         state.schedule(lost, current.agent_id)
     else:
         state.schedule(silent, current.agent_id)
+
+
+def _look_later_whether_forgotten(state: State, current: Agent, seen_ns: int) -> None:
+    """Gives an external agent up when its time is over. The end of a spawned one is its process's."""
+    forget_ns = seen_ns + int(state.settings.forget_after * SECOND)
+    if current.runtime != "external":
+        return
+    if forget_ns <= state.now_ns:
+        end(state, current, AGENT_STATE_FAILED, f"not heard of for {state.settings.forget_after:g} s", None)
+    else:
+        state.schedule(forget_ns, current.agent_id)
 
 
 def watch_silence(state: State, agent_id: str) -> None:

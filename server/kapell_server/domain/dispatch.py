@@ -21,8 +21,7 @@ _LOOK_AHEAD = 64
 
 def poll(state: State, request: LeaseTasksRequest, handle: object) -> Poll:
     """Takes up a call for tasks: a repeated one gets its offers again, a new one joins the board."""
-    agent = worker.may_poll(state, request.agent_id)
-    state.see_agent(agent.agent_id)
+    agent = worker.hear(state, worker.may_poll(state, request.agent_id))
     waiting = Poll(
         agent_id=agent.agent_id,
         agent_types=list(agent.agent_types),

@@ -21,6 +21,8 @@ class Settings:
     """How long a spawned agent may take until it registers."""
     silent_after: float = 7.0
     """Without a heartbeat for so long an agent is shown as SILENT."""
+    forget_after: float = 600.0
+    """After so long without a heartbeat an external agent is given up."""
     request_id_lifetime: float = 86_400.0
     """How long a request_id is remembered."""
     max_agents: int = 1_000

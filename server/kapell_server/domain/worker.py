@@ -153,16 +153,21 @@ def heartbeat(state: State, request: HeartbeatRequest) -> HeartbeatResponse:
             response.leases.add(lease_token=beat.lease_token, directive=LEASE_DIRECTIVE_LOST)
         response.revision = state.revision
         return response
-    silent_since_long = current.agent_id not in state.agent_seen_ns
-    state.see_agent(current.agent_id)
-    if current.state == AGENT_STATE_LOST or current.activity == AGENT_ACTIVITY_SILENT or silent_since_long:
-        current = agents.revive(state, current)
-        agents.watch_silence(state, current.agent_id)
+    current = hear(state, current)
     for beat in request.leases:
         directive = _beat(state, current.agent_id, beat)
         response.leases.add(lease_token=beat.lease_token, directive=directive)
     response.revision = state.revision
     return response
+
+
+def hear(state: State, current: Agent) -> Agent:
+    """Notes a sign of life of a live agent; one that was LOST or SILENT is back."""
+    state.see_agent(current.agent_id)
+    if current.state == AGENT_STATE_LOST or current.activity == AGENT_ACTIVITY_SILENT:
+        current = agents.revive(state, current)
+        agents.watch_silence(state, current.agent_id)
+    return current
 
 
 def _beat(state: State, agent_id: str, beat: LeaseBeat) -> LeaseDirective.ValueType:
