@@ -15,7 +15,7 @@ from kapell.v1.watch_pb2 import (
     EventKind,
 )
 from kapell_server.watch.filters import for_agents, for_events, for_tasks
-from kapell_server.watch.record import Record
+from kapell_server.store.record import Record
 
 TASK = Task(
     task_id="task_a",

@@ -10,7 +10,7 @@ from kapell.v1.error_pb2 import ERROR_REASON_SERVER_DRAINING
 from kapell.v1.task_pb2 import Task
 from kapell.v1.watch_pb2 import EVENT_KIND_TASK_PROGRESS
 from kapell_server.domain.errors import KapellError
-from kapell_server.watch.record import Record
+from kapell_server.store.record import Record
 from kapell_server.watch.ring import Ring
 
 LONG = 30.0

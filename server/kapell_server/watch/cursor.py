@@ -17,7 +17,7 @@ from kapell.v1.watch_pb2 import Bookmark, WatchOptions
 from kapell_server.domain.errors import KapellError
 from kapell_server.watch.batches import Batches, split
 from kapell_server.watch.filters import Filter, ResourceKind
-from kapell_server.watch.record import Record
+from kapell_server.store.record import Record
 from kapell_server.watch.ring import Ring
 
 DEFAULT_BOOKMARK_SECONDS = 10.0

@@ -15,7 +15,7 @@ from kapell.v1.event_pb2 import EventFilter
 from kapell.v1.task_pb2 import Task, TaskFilter
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
 
-from kapell_server.watch.record import Record
+from kapell_server.store.record import Record
 
 ResourceKind = Literal["task", "agent"]
 Test = Callable[[Record], bool]

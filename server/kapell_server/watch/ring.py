@@ -21,7 +21,7 @@ from typing import TypeVar
 from kapell.v1.error_pb2 import ERROR_REASON_SERVER_DRAINING
 
 from kapell_server.domain.errors import KapellError
-from kapell_server.watch.record import Record
+from kapell_server.store.record import Record
 
 T = TypeVar("T")
 
