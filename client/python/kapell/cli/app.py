@@ -7,6 +7,7 @@ something answers, runs a coroutine with a `Client`, and leaves errors to `kapel
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-REACH = 2.5
+REACH = 2.0
 """Seconds until a server that does not answer counts as down."""
 
 
@@ -55,8 +56,10 @@ class App:
             from kapell.client import Client
             from kapell.connection import Connection
 
+            gives_up_at = asyncio.get_running_loop().time() + REACH
             await _reach(endpoint.address)
             async with Client(Connection(endpoint)) as client:
+                await _greet(client, gives_up_at)
                 return await work(client)
 
         return asyncio.run(connected())
@@ -74,8 +77,22 @@ async def _reach(address: str) -> None:
     except TimeoutError:
         raise unreachable(address, f"nothing answered within {REACH:g} s") from None
     except OSError as error:
-        raise unreachable(address, (error.strerror or str(error)).lower()) from None
+        why = os.strerror(error.errno).lower() if error.errno else str(error)
+        raise unreachable(address, why) from None
     writer.close()
+
+
+async def _greet(client: Client, gives_up_at: float) -> None:
+    """Returns when what listens has spoken HTTP/2. Raises Refusal (exit code 6) otherwise.
+
+    A server that is frozen, or another program, takes the connection and then says nothing.
+    """
+    try:
+        async with asyncio.timeout_at(gives_up_at):
+            await client.connection.channel.channel_ready()
+    except TimeoutError:
+        why = f"something listens there, but it did not answer within {REACH:g} s"
+        raise unreachable(client.connection.address, why) from None
 
 
 def unreachable(address: str, why: str) -> Refusal:

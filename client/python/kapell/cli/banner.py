@@ -12,10 +12,6 @@ def banner(terminal: Terminal, *, address: str, data_dir: Path, is_demo: bool) -
     """At most twenty lines."""
     token_file = data_dir / "admin.token"
     title = "Kapell is up" + (", with a demo: three agents run real commands here, no model." if is_demo else ".")
-    curl = (
-        f'buf curl -H "authorization: Bearer $(cat {shlex.quote(str(token_file))})" --protocol grpc '
-        f"--http2-prior-knowledge http://{address} --list-methods"
-    )
     tries = [
         ("kapell status", "what waits for you"),
         ('kapell task run --type shell "wc -l *.md"', "run a command in an agent"),
@@ -33,9 +29,19 @@ def banner(terminal: Terminal, *, address: str, data_dir: Path, is_demo: bool) -
         terminal.out("  In another terminal:", "dim"),
         *(f"    {terminal.out(command.ljust(width), 'cyan')}  {terminal.out(does, 'dim')}" for command, does in tries),
         "",
-        terminal.out("  From any shell, without kapell:", "dim"),
-        f"    {curl}",
+        terminal.out("  From any shell, with buf or grpcurl:", "dim"),
+        *(f"    {line}" for line in curl_lines(address, token_file)),
         "",
         terminal.out("  Ctrl-C ends the server and all its agents.", "dim"),
         "",
+    ]
+
+
+def curl_lines(address: str, token_file: Path) -> list[str]:
+    """A command for any shell that creates a task, without Kapell's own client."""
+    return [
+        "buf curl --protocol grpc --http2-prior-knowledge \\",
+        f'  -H "authorization: Bearer $(cat {shlex.quote(str(token_file))})" \\',
+        """  -d '{"task":{"agent_type":"shell","prompt":"date"}}' \\""",
+        f"  http://{address}/kapell.v1.TaskService/CreateTask",
     ]

@@ -15,12 +15,13 @@ from kapell.cli.banner import banner
 from kapell.cli.errors import Exit, Refusal
 from kapell.cli.output import note, write
 from kapell.cli.states import task_look
-from kapell.cli.terminal import Terminal, visible
+from kapell.cli.terminal import Terminal, cut, visible
 from kapell.cli.views import failure_text
 from kapell.client import Client
 from kapell.demo.server import DemoServer, ServerFailedError
 from kapell.demo.stage import LABELS, Stage
-from kapell.v1.task_pb2 import Task
+from kapell.v1.event_pb2 import Event
+from kapell.v1.watch_pb2 import EVENT_KIND_TASK_REQUEUED
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -81,12 +82,18 @@ async def _tell(client: Client, terminal: Terminal) -> None:
     kinds = ["task.completed", "task.failed", "task.cancelled", "task.requeued"]
     async with client.watch(kinds=kinds, labels=LABELS) as events:
         async for event in events:
-            write(_line(event.task, terminal))
+            write(_line(event, terminal))
 
 
-def _line(task: Task, terminal: Terminal) -> str:
+def _line(event: Event, terminal: Terminal) -> str:
+    """The state, the name, and why it failed; cut to the width of a terminal."""
+    task = event.task
     look = task_look(task.state)
-    mark = f"{look.mark} " if terminal.marks else ""
-    said = failure_text(task.failure) if task.HasField("failure") and look.word != "succeeded" else ""
-    tail = f"  {terminal.out(visible(said), 'dim')}" if said else ""
-    return f"  {terminal.out(mark + look.word.ljust(9), look.colour)}  {visible(task.display_name)}{tail}"
+    word = "retrying" if event.kind == EVENT_KIND_TASK_REQUEUED else look.word
+    head = f"{look.mark} {word}" if terminal.marks else word
+    told = f"{visible(task.display_name)}"
+    if task.HasField("failure") and look.word != "succeeded":
+        told += f"  ({visible(failure_text(task.failure))})"
+    if terminal.is_tty:
+        told = cut(told, terminal.width - 17)
+    return f"  {terminal.out(head.ljust(11), look.colour)}  {told}"

@@ -142,7 +142,7 @@ def _explain(error: KapellError) -> Refusal:
 
 
 def _parts(message: str) -> tuple[str, str, str]:
-    """What, why and what to do of "what - why - do", "what; do" or a sentence."""
+    """What, why and what to do, of "what - why - do", "what: why. Do." or "what: why; do"."""
     message = message.strip()
     first, *rest = [part.strip() for part in message.split(" - ", 2)]
     match rest:
@@ -150,8 +150,11 @@ def _parts(message: str) -> tuple[str, str, str]:
             return first, why, do
         case [do]:
             return first, "", do
-    what, _, do = message.rpartition("; ")
-    return (what, "", do) if what else (message, "", "")
+    head, dot, do = message.partition(". ")
+    if not dot:
+        head, _, do = message.rpartition("; ") if "; " in message else (message, "", "")
+    what, _, why = head.partition(": ")
+    return what.rstrip("."), why.rstrip("."), do.rstrip(".")
 
 
 def _filled(command: str, metadata: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 import click
-from click.exceptions import NoArgsIsHelpError
+from click.exceptions import Abort, NoArgsIsHelpError
 
 from kapell.cli import options
 from kapell.cli.app import App
@@ -60,7 +60,7 @@ def run(args: Sequence[str]) -> int:
     except NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "", err=True)
         return Exit.USAGE
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Abort):  # click turns the one into the other
         return _interrupted(app)
     except Exception as error:
         return _failed(app, error)

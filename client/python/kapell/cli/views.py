@@ -76,7 +76,7 @@ def ran_for(item: Task | TaskAttempt) -> str:
 def _why(task: Task) -> str:
     """Why the task is where it is, in words."""
     if task.state_reason:
-        return task.state_reason
+        return "" if task.state_reason == task.failure.message else task.state_reason
     waits = [f"until {times.local(wait.until_time)}" for wait in task.waiting_on]
     return ", ".join(waits)
 

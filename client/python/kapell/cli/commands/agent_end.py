@@ -8,6 +8,7 @@ import click
 
 from kapell.cli import bulk, options
 from kapell.cli.app import App
+from kapell.cli.live import LiveLine
 from kapell.cli.output import note, write, write_changed
 from kapell.cli.shape import command
 from kapell.cli.states import agent_look
@@ -66,7 +67,12 @@ def terminate(
         return await client.agents.terminate(agent_id, force=force, grace_period=grace, reason=reason)
 
     app.reattach = "The agents are still being ended. See: kapell agent list"
-    outcome = app.run(lambda client: bulk.each(agent_ids, lambda id: end(client, id)))
+    live = LiveLine(app.terminal)
+    live.set("◍", "yellow", f"ending {len(agent_ids)} agent{'s' * (len(agent_ids) > 1)} and all they started …")
+    try:
+        outcome = app.run(lambda client: bulk.each(agent_ids, lambda id: end(client, id)))
+    finally:
+        live.clear()
     write_changed(outcome.answers, AGENTS, app.terminal, app.output)
     outcome.finish(app.terminal)
     return None

@@ -14,7 +14,7 @@ from kapell.cli.output import View, as_data, write, write_one
 from kapell.cli.shape import command
 from kapell.cli.states import AGENT_STATES, TASK_STATES, activity_look, agent_look, state_name
 from kapell.cli.table import Cell, Column, rows_for_terminal
-from kapell.cli.terminal import Terminal, visible
+from kapell.cli.terminal import Terminal, cells, cut, visible
 from kapell.cli.times import age, short
 from kapell.cli.views import agent_state, percent, task_state
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from kapell.v1.task_pb2 import Task
 
 _MOST_AGENTS = 6
+_MOST_WAITS = 3
+_MOST_COUNTED = 100
 _MOST_TASKS = 6
 _LIVE_WORDS = tuple(look.word for look in AGENT_STATES.values() if not look.final)
 
@@ -44,7 +46,7 @@ class Picture:
     def as_data(self) -> dict[str, Any]:
         """The picture for `-o json`: messages in proto JSON form."""
         return {
-            "waitsForYou": [text for text, _ in waits_for_you(self)],
+            "waitsForYou": [wait.text for wait in waits_for_you(self)],
             "server": as_data(self.info) | {"address": self.address},
             "taskCounts": self.counts,
             "agents": [as_data(agent) for agent in self.agents],
@@ -78,7 +80,7 @@ async def _look(client: Client, address: str) -> Picture:
         client.tasks.count(),
         client.agents.list(states=_LIVE_WORDS, page_size=200),
         client.tasks.list(states=["running", "cancelling"], page_size=_MOST_TASKS + 1),
-        client.tasks.list(states=["failed"], page_size=100, created_after=_an_hour_ago()),
+        client.tasks.list(states=["failed"], page_size=_MOST_COUNTED, created_after=_an_hour_ago()),
         client.tasks.list(states=["queued"], page_size=200),
     )
     by_state = {entry.state: entry.count for entry in counts.counts}
@@ -110,31 +112,47 @@ def _unserved(waiting: Any, agents: Any) -> dict[str, int]:
     return unserved
 
 
-def waits_for_you(picture: Picture) -> list[tuple[str, str]]:
-    """What a person should look at, the most urgent first, each with the command that helps."""
+@dataclass(frozen=True)
+class Wait:
+    """One thing that waits for a person: in short, in a sentence, and the command that helps."""
+
+    short: str
+    text: str
+    command: str
+
+
+def waits_for_you(picture: Picture) -> list[Wait]:
+    """What a person should look at, the most urgent first."""
     found = [
-        (f"{count} {_tasks(count)} of type {agent_type!r} and no agent serves it", "kapell agent spawn --help")
+        Wait(
+            f"{_many(count, 'task')} without an agent",
+            f"{_many(count, 'task')} of type {agent_type!r}: no agent serves it",
+            "kapell agent spawn --help",
+        )
         for agent_type, count in picture.unserved.items()
     ]
-    lost = [agent for agent in picture.agents if agent_look(agent.state).word == "lost"]
+    lost = sum(agent_look(agent.state).word == "lost" for agent in picture.agents)
     if lost:
-        found.append((f"{len(lost)} lost agent{'s' * (len(lost) > 1)}", "kapell agent list --state lost"))
+        found.append(Wait(_many(lost, "lost agent"), f"{_many(lost, 'agent')} not heard of", "kapell agent list"))
     if picture.failed_lately:
-        count = picture.failed_lately
-        text = f"{count}{'+' if count >= 100 else ''} {_tasks(count, 'failed')} in the last hour"
-        found.append((text, "kapell task list --state failed"))
+        failed = _many(picture.failed_lately, "failed task")
+        found.append(Wait(failed, f"{failed} in the last hour", "kapell task list --state failed"))
     return found
 
 
-def _tasks(count: int, verb: str = "waiting") -> str:
-    return f"{'task' if count == 1 else 'tasks'} {verb}"
+def _many(count: int, noun: str) -> str:
+    more = "+" if count >= _MOST_COUNTED else ""
+    return f"{count}{more} {noun}{'' if count == 1 else 's'}"
 
 
 def _screen(picture: Picture, terminal: Terminal) -> list[str]:
     """At most 24 lines."""
-    waits = waits_for_you(picture)[:3]
-    lines = [terminal.out(_headline(waits), "yellow" if waits else "green")]
-    lines += [f"  {terminal.out(command, 'dim')}" for _, command in waits]
+    waits = waits_for_you(picture)
+    headline = f"Waits for you: {', '.join(wait.short for wait in waits)}." if waits else "Nothing waits for you."
+    lines = [terminal.out(cut(visible(headline), terminal.width), "yellow" if waits else "green")]
+    width = max((cells(wait.text) for wait in waits), default=0)
+    for wait in waits[:_MOST_WAITS]:
+        lines.append(f"  {visible(wait.text).ljust(width)}  {terminal.out(wait.command, 'dim')}")
     lines += ["", *_facts(picture, terminal)]
     if picture.agents:
         lines += ["", *_agents(picture.agents, terminal)]
@@ -143,10 +161,6 @@ def _screen(picture: Picture, terminal: Terminal) -> list[str]:
     if not picture.agents:
         lines += ["", terminal.out("No agents yet. Start one with: kapell agent spawn shell", "dim")]
     return lines
-
-
-def _headline(waits: list[tuple[str, str]]) -> str:
-    return "Waits for you: " + "; ".join(text for text, _ in waits) + "." if waits else "Nothing waits for you."
 
 
 def _facts(picture: Picture, terminal: Terminal) -> list[str]:

@@ -20,7 +20,7 @@ from kapell.cli.output import note, write_one
 from kapell.cli.shape import command
 from kapell.cli.states import task_look
 from kapell.cli.terminal import visible
-from kapell.cli.times import DURATION, short
+from kapell.cli.times import DURATION, seconds_between, short
 from kapell.cli.views import TASKS, failure_text
 
 if TYPE_CHECKING:
@@ -166,17 +166,12 @@ def _outcome(app: App, /, task: Task) -> Exit:
         note(f"{head}  {task.task_id}  {_took(task)}{tries}{'' if is_good else failure}")
         exit = Exit.DONE if is_good else Exit.TASK_FAILED
         if not is_good and terminal.is_tty:
-            note(
-                terminal.err(
-                    f"Look closer: kapell task attempts {task.task_id}   Again: kapell task retry {task.task_id}", "dim"
-                )
-            )
+            note(terminal.err(f"  look closer: kapell task attempts {task.task_id}", "dim"))
+            note(terminal.err(f"  once more:   kapell task retry {task.task_id}", "dim"))
     if not app.is_table:
         write_one(task, TASKS, terminal, app.output)
     return exit
 
 
 def _took(task: Task) -> str:
-    from kapell.cli.times import seconds_between
-
     return f"in {short(seconds_between(task.create_time, task.end_time))}"
