@@ -93,7 +93,13 @@ class App:
 
         database = await open_database(config.database_url, config.data_dir)
         undo.push_async_callback(database.close)
-        engine = self.engine = Engine(database, keyring=keyring, clock=SystemClock(), settings=_settings(config))
+        engine = self.engine = Engine(
+            database,
+            keyring=keyring,
+            clock=SystemClock(),
+            settings=_settings(config),
+            supervisor=self.supervisor,
+        )
         await engine.start()
         undo.push_async_callback(engine.stop)
         logs = LogStore(self.directory.logs)

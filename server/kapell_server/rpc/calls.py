@@ -24,10 +24,10 @@ TICK = 1.0
 Context = ServicerContext[Any, Any]
 
 
-class OpenStream:
-    """A stream as the watchman sees it. `blocked_since` is 0 while nothing is being sent.
+class LongCall:
+    """A stream or a long poll as the watchman sees it. `blocked_since` is 0 while nothing is being sent.
 
-    `ended_with` is set where the server ended the stream by cancelling its task.
+    `ended_with` is set where the server ended the call by cancelling its task.
     """
 
     __slots__ = ("blocked_since", "ended_with")
@@ -43,9 +43,9 @@ class OpenCalls:
     def __init__(self, *, unary_limit: float = UNARY_LIMIT, stall_limit: float = STALL_LIMIT) -> None:
         self.unary: dict[asyncio.Task[Any], tuple[float, Context]] = {}
         """Calls that must answer soon, the oldest first."""
-        self.waiting: dict[asyncio.Task[Any], float] = {}
+        self.waiting: dict[asyncio.Task[Any], LongCall] = {}
         """Calls that bound their own wait: long polls."""
-        self.streams: dict[asyncio.Task[Any], OpenStream] = {}
+        self.streams: dict[asyncio.Task[Any], LongCall] = {}
         self.overdue: set[asyncio.Task[Any]] = set()
         """Unary calls that were cancelled by the watchman, not by their client."""
         self.unary_limit = unary_limit
@@ -70,11 +70,11 @@ class OpenCalls:
                 stream.blocked_since = 0.0
                 task.cancel()
 
-    def end_streams(self, error: KapellError) -> None:
-        """Ends all streams with the error."""
-        for task, stream in self.streams.items():
-            if stream.ended_with is None:
-                stream.ended_with = error
+    def end_long_calls(self, error: KapellError) -> None:
+        """Ends all streams and long polls with the error."""
+        for task, call in [*self.waiting.items(), *self.streams.items()]:
+            if call.ended_with is None:
+                call.ended_with = error
                 task.cancel()
 
     async def until_none(self, timeout: float) -> int:

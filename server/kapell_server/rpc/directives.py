@@ -24,8 +24,8 @@ from kapell.v1.watch_pb2 import EVENT_KIND_TASK_CANCELLING
 
 from kapell_server.domain.access import Caller, CallerKind
 from kapell_server.domain.errors import KapellError
+from kapell_server.store.record import Record
 from kapell_server.supervise import Supervisor
-from kapell_server.watch.record import Record
 from kapell_server.watch.ring import Ring
 
 if TYPE_CHECKING:

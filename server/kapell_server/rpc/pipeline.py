@@ -6,8 +6,8 @@ not by grpc, so that a damaged or too large message is refused like any other ba
 calls and streams pass the same steps, so no policy can skip a watch.
 
 Cancellation (the client left, or the server stops) is never turned into an answer and always
-raised on; the one exception is a unary call that the watchman of `calls` has cancelled, which
-is answered with DEADLINE_EXCEEDED.
+raised on. The exceptions are calls that `calls` has cancelled itself: one that was too slow is
+answered with DEADLINE_EXCEEDED, long ones with SERVER_DRAINING when the server stops.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from kapell_server.domain.access import Caller
 from kapell_server.domain.errors import KapellError
 from kapell_server.rpc import auth, validation
 from kapell_server.rpc.auth import Authenticator
-from kapell_server.rpc.calls import Context, OpenCalls, OpenStream
+from kapell_server.rpc.calls import Context, LongCall, OpenCalls
 from kapell_server.rpc.methods import Method
 from kapell_server.rpc.status import DETAILS_KEY, as_kapell_error, code_of, status_of
 from kapell_server.telemetry import CallStats, Telemetry
@@ -123,11 +123,17 @@ class Pipeline:
         async def call(data: bytes, context: Context) -> bytes:
             task = current_task()
             assert task is not None
-            open_calls[task] = begun = perf_counter()
+            begun = perf_counter()
+            open_calls[task] = poll = LongCall()
             try:
                 caller, request = admit(data, context)
                 response = await handle(request, caller, _patience(context))
                 return response if response.__class__ is bytes else response.SerializeToString()  # type: ignore[union-attr]
+            except asyncio.CancelledError:
+                if poll.ended_with is None:
+                    raise
+                task.uncancel()
+                return await self._refuse(method, stats, context, poll.ended_with)
             except Exception as error:
                 return await self._refuse(method, stats, context, error)
             finally:
@@ -146,7 +152,7 @@ class Pipeline:
             task = current_task()
             assert task is not None
             begun = perf_counter()
-            streams[task] = stream = OpenStream()
+            streams[task] = stream = LongCall()
             try:
                 if len(streams) > self._max_streams:
                     raise _too_many_streams(self._max_streams)
@@ -217,7 +223,7 @@ class Pipeline:
         )
 
 
-async def _send_all(responses: AsyncGenerator[Response, None], context: Context, stream: OpenStream) -> None:
+async def _send_all(responses: AsyncGenerator[Response, None], context: Context, stream: LongCall) -> None:
     write = context.write
     async for response in responses:
         stream.blocked_since = perf_counter()

@@ -92,11 +92,11 @@ class RpcServer:
         self._pipeline.draining = True
 
     async def stop(self, grace: float) -> None:
-        """Ends the streams, lets other calls end for up to `grace` seconds, and cuts the rest.
+        """Ends streams and long polls, lets other calls end for up to `grace` seconds, and cuts the rest.
 
-        Call `drain` first.
+        Call `drain` first. Stopping twice, or before the start, is not an error.
         """
-        self._calls.end_streams(draining())
+        self._calls.end_long_calls(draining())
         await self._calls.until_none(grace)
         await self._server.stop(None)
         # The tasks of calls that were cut end one turn of the loop later.

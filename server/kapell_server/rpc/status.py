@@ -24,8 +24,8 @@ from kapell_server.domain.errors import KapellError
 DOMAIN = "kapell.dev"
 MAX_TEXT_BYTES = 1024
 MAX_DETAIL_BYTES = 2048
-MAX_VALUE_BYTES = 200
-MAX_METADATA = 8
+MAX_VALUE_BYTES = 160
+MAX_METADATA = 6
 
 DETAILS_KEY = "grpc-status-details-bin"
 
@@ -105,7 +105,7 @@ def status_of(error: KapellError) -> status_pb2.Status:
     text = _cut(error.message, MAX_TEXT_BYTES)
     status = status_pb2.Status(code=row.code.value[0], message=text)
     metadata = {
-        _cut(key, 64): _cut(value, MAX_VALUE_BYTES) for key, value in list(error.metadata.items())[:MAX_METADATA]
+        _cut(key, 40): _cut(value, MAX_VALUE_BYTES) for key, value in list(error.metadata.items())[:MAX_METADATA]
     }
     _add(status, error_details_pb2.ErrorInfo(reason=error.reason_name, domain=DOMAIN, metadata=metadata))
     retry_after = error.retry_after if error.retry_after is not None else row.retry_after
@@ -120,7 +120,7 @@ def status_of(error: KapellError) -> status_pb2.Status:
         _add(status, _precondition(error, metadata, row))
     if error.violations:
         _add_violations(status, error.violations)
-    assert status.ByteSize() <= MAX_TEXT_BYTES + MAX_DETAIL_BYTES + 16, "status over its cap"
+    assert sum(map(_size, status.details)) <= MAX_DETAIL_BYTES, "details over their cap"
     return status
 
 
@@ -139,7 +139,7 @@ def _precondition(error: KapellError, metadata: dict[str, str], row: Row) -> err
 def _add_violations(status: status_pb2.Status, violations: tuple[tuple[str, str], ...]) -> None:
     """Adds as many of the violations as the cap allows, and says how many were left out."""
     bad = error_details_pb2.BadRequest()
-    room = MAX_DETAIL_BYTES - sum(detail.ByteSize() + 4 for detail in status.details) - 160
+    room = MAX_DETAIL_BYTES - sum(map(_size, status.details)) - 160
     for position, (field, description) in enumerate(violations):
         bad.field_violations.add(field=_cut(field, MAX_VALUE_BYTES), description=_cut(description, MAX_VALUE_BYTES))
         if bad.ByteSize() > room:
@@ -155,6 +155,11 @@ def _add(status: status_pb2.Status, detail: Message) -> None:
     packed = Any()
     packed.Pack(detail)
     status.details.append(packed)
+
+
+def _size(detail: Any) -> int:
+    """Bytes of a detail with its place in the list."""
+    return int(detail.ByteSize()) + 4
 
 
 def _cut(text: str, limit: int) -> str:
