@@ -1,0 +1,324 @@
+"""What an agent has started, found wherever it went, and killed only after a second look.
+
+Called by `sweep` in a thread: reading /proc of a busy machine takes tens of milliseconds. Linux
+only: it needs /proc and pidfds (5.3).
+
+A process belongs to an agent when its environment carries the agent's mark, or when it descends
+from such a process, or when it lives in a session that one of them opened. The mark survives
+double forks, setsid and a new parent; descent and session catch a program that cleared its
+environment. While the host lives nothing leaves its tree by descent, because the host adopts
+orphans; that is why the host is stopped first and killed last. What remains out of reach: a
+process that cleared its environment and left its session, in the tree of a host that died by
+itself before anybody asked.
+
+The surprise: a mark may hold several parts, joined by ":", where a Kapell server runs inside an
+agent of another; each server looks for its own part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+MARK = "KAPELL_MARK"
+TICKET = "KAPELL_TICKET"
+ADDRESS = "KAPELL_ADDRESS"
+
+_KERNEL_THREAD = 0x00200000
+_CHUNK = 16 * 1024
+# A process in the middle of exec shows an empty environment for microseconds: look again so often.
+_EMPTY_LOOKS = 3
+_LOOK_PAUSE = 0.0005
+# Most pidfds held while waiting for the killed to vanish.
+_WATCHED_EXITS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process as /proc showed it. `started` (clock ticks since boot) tells it from a later one of the same pid."""
+
+    pid: int
+    parent: int
+    group: int
+    session: int
+    started: int
+    # The agent whose mark it carries; empty without a mark.
+    marked: str = ""
+    # It is an agent's host: it carries the ticket, which programs never get, and leads its session.
+    host: bool = False
+    # For a host: the address of the server it reports to.
+    address: str = ""
+
+
+def mark_of(log_id: str, agent_id: str, outer: str = "") -> str:
+    """The mark for an agent's environment. `outer` is the mark of the server's own environment, if it has one."""
+    mark = f"{log_id}/{agent_id}"
+    return f"{outer}:{mark}" if outer else mark
+
+
+class ProcessTable:
+    """One reading of /proc, sorted by agent. Zombies and kernel threads are left out."""
+
+    def __init__(self, processes: dict[int, Process]) -> None:
+        self._processes = processes
+        self._owners = _owners(processes)
+        self._trees: dict[str, list[Process]] = defaultdict(list)
+        for pid, agent_id in self._owners.items():
+            self._trees[agent_id].append(processes[pid])
+
+    @classmethod
+    def read(cls, log_id: str) -> ProcessTable:
+        """Reads all processes; those of agents of the server with this log are told apart. Blocks."""
+        found = {}
+        if sys.platform == "linux":
+            with os.scandir("/proc") as entries:
+                for entry in entries:
+                    if entry.name.isdigit() and (process := _read_process(int(entry.name), log_id)) is not None:
+                        found[process.pid] = process
+        return cls(found)
+
+    @property
+    def agent_ids(self) -> set[str]:
+        """Agents of which at least one process lives."""
+        return set(self._trees)
+
+    def tree(self, agent_id: str) -> list[Process]:
+        """All processes of the agent, in no order."""
+        return self._trees.get(agent_id, [])
+
+    def host(self, agent_id: str) -> Process | None:
+        """The agent's host; the oldest, should there ever be two."""
+        hosts = [process for process in self.tree(agent_id) if process.host]
+        return min(hosts, key=lambda process: process.started, default=None)
+
+    def closed_group(self, process: Process) -> bool:
+        """Whether everybody in the process's group is of its agent, so that the group may be killed as one."""
+        return process.session != os.getsid(0) and (
+            process.session not in self._processes or process.session in self._owners
+        )
+
+
+def _owners(processes: dict[int, Process]) -> dict[int, str]:
+    """Agent by pid: by mark, then by descent and session, until nothing is added."""
+    children: dict[int, list[int]] = defaultdict(list)
+    sessions: dict[int, list[int]] = defaultdict(list)
+    for process in processes.values():
+        children[process.parent].append(process.pid)
+        sessions[process.session].append(process.pid)
+    own_pid, own_session = os.getpid(), os.getsid(0)
+    owners = {pid: process.marked for pid, process in processes.items() if process.marked and pid != own_pid}
+    queue = deque(owners)
+    spread: set[int] = set()
+    while queue:
+        pid = queue.popleft()
+        related = children.get(pid, [])
+        session = processes[pid].session
+        # A session counts only when its leader is ours or gone: a shell that runs a marked command by
+        # hand must not be taken for the agent.
+        if session not in spread and session != own_session and (session in owners or session not in processes):
+            spread.add(session)
+            related = related + sessions[session]
+        for other in related:
+            if other not in owners and other not in (own_pid, 1):
+                owners[other] = owners[pid]
+                queue.append(other)
+    return owners
+
+
+def _read_process(pid: int, log_id: str) -> Process | None:
+    """None for what is gone, dead or of the kernel."""
+    fields = _stat(pid)
+    if fields is None:
+        return None
+    threads = int(fields[17])
+    if fields[0] in (b"Z", b"X") and threads <= 1:
+        return None
+    if int(fields[6]) & _KERNEL_THREAD:
+        return None
+    session = int(fields[3])
+    environment = _environment(pid)
+    marked, host, address = "", False, ""
+    mark = _variable(environment, MARK)
+    if mark:
+        marked = _part_of(mark, log_id)
+        if marked and pid == session:
+            host = bool(_variable(environment, TICKET))
+            address = _variable(environment, ADDRESS) if host else ""
+    return Process(
+        pid=pid,
+        parent=int(fields[1]),
+        group=int(fields[2]),
+        session=session,
+        started=int(fields[19]),
+        marked=marked,
+        host=host,
+        address=address,
+    )
+
+
+def _part_of(mark: str, log_id: str) -> str:
+    """The agent that the mark names for this server; the innermost where there are several."""
+    for part in reversed(mark.split(":")):
+        log, _, agent_id = part.partition("/")
+        if log == log_id:
+            return agent_id
+    return ""
+
+
+def _stat(pid: int) -> list[bytes] | None:
+    """The fields of /proc/PID/stat from the state on (proc(5)); None when the process is gone."""
+    data = _read(f"/proc/{pid}/stat")
+    if not data:
+        return None
+    return data[data.rindex(b")") + 2 :].split(b" ", 20)
+
+
+def _environment(pid: int) -> bytes:
+    """The environment as the process got it, NUL between variables; empty where it may not be read."""
+    for _ in range(_EMPTY_LOOKS):
+        data = _read(f"/proc/{pid}/environ")
+        if data is None:
+            return b""
+        if data:
+            return b"\0" + data
+        time.sleep(_LOOK_PAUSE)
+    return b""
+
+
+def _variable(environment: bytes, name: str) -> str:
+    key = b"\0" + name.encode() + b"="
+    begin = environment.find(key)
+    if begin < 0:
+        return ""
+    begin += len(key)
+    end = environment.find(b"\0", begin)
+    return environment[begin : end if end >= 0 else None].decode(errors="replace")
+
+
+def _read(path: str) -> bytes | None:
+    """A file of /proc; None where it is gone or not ours to read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None
+    try:
+        data = os.read(fd, _CHUNK)
+        while len(data) and len(data) % _CHUNK == 0:
+            more = os.read(fd, _CHUNK)
+            if not more:
+                break
+            data += more
+        return data
+    except (ProcessLookupError, PermissionError):
+        return None
+    finally:
+        os.close(fd)
+
+
+def open_verified(process: Process) -> int | None:
+    """A pidfd of exactly this process, to be closed by the caller; None when it is gone."""
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except OSError:
+        return None
+    # The same start before and after opening: nobody else can have had the pid in between.
+    fields = _stat(process.pid)
+    if fields is None or int(fields[19]) != process.started:
+        os.close(pidfd)
+        return None
+    return pidfd
+
+
+@contextlib.contextmanager
+def _opened(process: Process) -> Iterator[int | None]:
+    pidfd = open_verified(process)
+    try:
+        yield pidfd
+    finally:
+        if pidfd is not None:
+            os.close(pidfd)
+
+
+def send(process: Process, signum: signal.Signals) -> bool:
+    """Signals exactly this process; False when it is gone or not ours to signal."""
+    with _opened(process) as pidfd:
+        if pidfd is None:
+            return False
+        try:
+            signal.pidfd_send_signal(pidfd, signum)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return True
+
+
+def kill_round(log_id: str, agent_ids: Iterable[str], *, patience: float) -> dict[str, list[Process]]:
+    """Reads the table once and kills what it shows of these agents; gives what it had found, by agent.
+
+    The host is stopped, then its tree is killed; a host found alone is killed itself. Waits up to
+    `patience` seconds for the killed to vanish. An agent that is missing in the answer had no
+    process left, as far as one reading can tell: one that forks while it is read can slip through,
+    so ask twice. Blocks.
+    """
+    table = ProcessTable.read(log_id)
+    found = {agent_id: tree for agent_id in agent_ids if (tree := table.tree(agent_id))}
+    victims: list[Process] = []
+    for tree in found.values():
+        hosts = [process for process in tree if process.host]
+        for host in hosts:
+            send(host, signal.SIGSTOP)
+        others = [process for process in tree if not process.host]
+        _kill_groups(table, others, spared={host.group for host in hosts})
+        victims += others or hosts
+    _kill_and_wait(victims, patience)
+    return found
+
+
+def _kill_groups(table: ProcessTable, processes: list[Process], *, spared: set[int]) -> None:
+    """Kills whole process groups at a stroke, which not even a fork bomb outruns."""
+    for group in {each.group for each in processes if table.closed_group(each)} - spared:
+        member = next(each for each in processes if each.group == group)
+        with _opened(member) as pidfd:
+            # A group's number is not given away while it has a member, and this one lived just now.
+            if pidfd is not None and _group_of(member.pid) == group:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(group, signal.SIGKILL)
+
+
+def _group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def _kill_and_wait(victims: list[Process], patience: float) -> None:
+    poll = select.poll()
+    watched: set[int] = set()
+    try:
+        for process in victims:
+            pidfd = open_verified(process)
+            if pidfd is None:
+                continue
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            if len(watched) < _WATCHED_EXITS:
+                watched.add(pidfd)
+                poll.register(pidfd, select.POLLIN)
+            else:
+                os.close(pidfd)
+        deadline = time.monotonic() + patience
+        waiting = len(watched)
+        while waiting and (left := deadline - time.monotonic()) > 0:
+            for pidfd, _ in poll.poll(left * 1000):
+                poll.unregister(pidfd)
+                waiting -= 1
+    finally:
+        for pidfd in watched:
+            os.close(pidfd)
