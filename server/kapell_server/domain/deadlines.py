@@ -14,6 +14,9 @@ from kapell.v1.task_pb2 import (
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.times import SECOND, duration_ns, timestamp_ns
 
+_ONLY_TIMEOUTS = frozenset({TASK_STATE_QUEUED, TASK_STATE_RUNNING})
+"""States that nothing but a timeout ends."""
+
 
 def total_deadline_ns(task: Task) -> int:
     """When the total timeout strikes; 0 for never. A retry by hand begins the time anew."""
@@ -41,6 +44,8 @@ def state_deadline_ns(task: Task, settings: Settings) -> int:
 
 def next_deadline_ns(task: Task, settings: Settings) -> int:
     """The nearest time at which the task needs a look; 0 for never."""
+    if task.state in _ONLY_TIMEOUTS and not task.HasField("timeouts"):
+        return 0
     by_state = state_deadline_ns(task, settings)
     if task.state not in (TASK_STATE_PENDING, TASK_STATE_QUEUED, TASK_STATE_RUNNING):
         return by_state

@@ -34,7 +34,7 @@ def poll(state: State, request: LeaseTasksRequest, handle: object) -> Poll:
         waiting.taken = [lease for lease in held if lease.poll_id == request.poll_id]
     if not waiting.taken:
         state.polls.add(waiting)
-        state.on_rollback(lambda: state.polls.remove(waiting))
+        state.on_rollback(state.polls.remove, waiting)
     return waiting
 
 
@@ -42,7 +42,7 @@ def give_up(state: State, waiting: Poll) -> None:
     """The poll's time is over, or nobody listens any more."""
     if state.polls.contains(waiting):
         state.polls.remove(waiting)
-        state.on_rollback(lambda: state.polls.add(waiting))
+        state.on_rollback(state.polls.add, waiting)
 
 
 def hand_back(state: State, waiting: Poll) -> None:
@@ -104,7 +104,7 @@ def _serve_one(state: State, waiting: Poll, budget: dict[Poll, int]) -> Lease | 
 
 def _take(state: State, agent_type: str) -> ReadyEntry:
     entry = state.ready.pop(agent_type)
-    state.on_rollback(lambda: state.ready.push(agent_type, entry))
+    state.on_rollback(state.ready.push, agent_type, entry)
     return entry
 
 

@@ -15,10 +15,8 @@ _DEFAULT_MULTIPLIER = 2.0
 _DEFAULT_JITTER = 0.2
 
 
-def with_defaults(policy: RetryPolicy | None) -> RetryPolicy:
-    """The policy a task gets: what the client said, and the defaults for the rest. Not to be altered."""
-    if policy is None:
-        return _DEFAULT_POLICY
+def with_defaults(policy: RetryPolicy) -> RetryPolicy:
+    """What the client said, and the defaults for the rest."""
     filled = RetryPolicy()
     filled.CopyFrom(policy)
     fill_defaults(filled)
@@ -39,8 +37,8 @@ def fill_defaults(policy: RetryPolicy) -> None:
         policy.jitter = _DEFAULT_JITTER
 
 
-_DEFAULT_POLICY = RetryPolicy()
-fill_defaults(_DEFAULT_POLICY)
+DEFAULT_POLICY = RetryPolicy()
+fill_defaults(DEFAULT_POLICY)
 
 
 def may_retry(task: Task, failure: TaskFailure) -> bool:

@@ -97,7 +97,7 @@ class State:
         self._tasks: dict[str, Task | None] = {}
         self._contents: dict[str, bytes] = {}
         self._content_bytes = 0
-        self._undo: list[Callable[[], Any]] = []
+        self._undo: list[tuple[Any, ...]] = []
 
     # -- the batch ---------------------------------------------------------------------------
 
@@ -117,7 +117,8 @@ class State:
         """Undoes every write since the mark, the last one first."""
         undo = self._undo
         while len(undo) > mark:
-            undo.pop()()
+            step, *arguments = undo.pop()
+            step(*arguments)
 
     def trim(self) -> None:
         """Forgets the oldest cached tasks beyond the cap; between batches only."""
@@ -179,23 +180,40 @@ class State:
     ) -> Task:
         """Records `task` as the new form, with one event. Takes ownership of the message."""
         task_id = task.task_id
+        state = task.state
         previous = None if created else self._tasks.get(task_id)
-        self._next_revision(task)
-        previous_state = previous.state if previous is not None and previous.state != task.state else 0
-        since = previous.revision if previous is not None else 0
+        self._number(task)
+        since = previous_state = 0
+        was_queued = False
+        if previous is not None:
+            since = previous.revision
+            was_queued = previous.state == TASK_STATE_QUEUED
+            previous_state = previous.state if previous.state != state else 0
+        is_queued = state == TASK_STATE_QUEUED and not deleted
         due_ns = 0 if deleted else next_deadline_ns(task, self.settings)
-        self._append(Change(task, kind, since, previous_state, changed, self.caller, created, deleted, due_ns))
-        self._set(self._tasks, task_id, None if deleted else task)
-        was_queued = previous is not None and previous.state == TASK_STATE_QUEUED
-        is_queued = task.state == TASK_STATE_QUEUED and not deleted
-        if was_queued != is_queued:
-            self._adjust_depth(task.agent_type, 1 if is_queued else -1)
+        self.pending.changes.append(
+            Change(task, kind, since, previous_state, changed, self.caller, created, deleted, due_ns)
+        )
+        self._tasks[task_id] = None if deleted else task
+        deeper = is_queued - was_queued
+        self._undo.append((self._unput_task, task_id, previous, task.agent_type, deeper))
+        if deeper:
+            self.ready.adjust_depth(task.agent_type, deeper)
         if is_queued and not (was_queued and previous.priority == task.priority):  # type: ignore[union-attr]
             self.ready.push(task.agent_type, entry_of(task))
             self.polls.touch_type(task.agent_type)
         if due_ns and (not self.due_horizon_ns or due_ns < self.due_horizon_ns):
             self.schedule(due_ns, task_id)
         return task
+
+    def _unput_task(self, task_id: str, previous: Task | None, agent_type: str, deeper: int) -> None:
+        self.revision -= 1
+        self.pending.changes.pop()
+        if previous is None:
+            del self._tasks[task_id]  # to be loaded again, should anybody ask
+        else:
+            self._tasks[task_id] = previous
+        self.ready.adjust_depth(agent_type, -deeper)
 
     # -- time --------------------------------------------------------------------------------
 
@@ -262,7 +280,7 @@ class State:
     def open_lease(self, lease: Lease) -> None:
         """Grants a lease with its attempt."""
         self.leases.add(lease)
-        self._undo.append(lambda: self.leases.remove(lease))
+        self._undo.append((self.leases.remove, lease))
         self.put_attempt(lease.record, lease.poll_id, new=True)
         self.busy_agents.add(lease.agent_id)
         self.schedule(lease.expire_ns, lease.task_id)
@@ -270,7 +288,7 @@ class State:
     def close_lease(self, lease: Lease, record: TaskAttempt) -> None:
         """Ends a lease; `record` is the attempt as it ended."""
         self.leases.remove(lease)
-        self._undo.append(lambda: self.leases.add(lease))
+        self._undo.append((self.leases.add, lease))
         self.put_attempt(record, lease.poll_id)
         self.busy_agents.add(lease.agent_id)
         self.polls.touch_agent(lease.agent_id)
@@ -311,10 +329,11 @@ class State:
     ) -> Agent:
         """Records `agent` as the new form, with one event. Takes ownership of the message."""
         previous = None if created else self.agents.get(agent.agent_id)
-        self._next_revision(agent)
+        self._number(agent)
         previous_state = previous.state if previous is not None and previous.state != agent.state else 0
         since = previous.revision if previous is not None else 0
-        self._append(Change(agent, kind, since, previous_state, changed, self.caller, created, deleted))
+        self.pending.changes.append(Change(agent, kind, since, previous_state, changed, self.caller, created, deleted))
+        self._undo.append((self._unput_agent,))
         if deleted:
             self._delete(self.agents, agent.agent_id)
         else:
@@ -333,40 +352,37 @@ class State:
 
     # -- the journal -------------------------------------------------------------------------
 
-    def on_rollback(self, undo: Callable[[], Any]) -> None:
+    def on_rollback(self, undo: Callable[..., Any], *arguments: Any) -> None:
         """Registers how to undo a write that State does not know of."""
-        self._undo.append(undo)
+        self._undo.append((undo, *arguments))
 
-    def _next_revision(self, resource: Task | Agent) -> None:
+    def _number(self, resource: Task | Agent) -> None:
+        """Gives the resource the next revision."""
         self.revision += 1
-        self._undo.append(self._previous_revision)
         resource.revision = self.revision
         resource.etag = str(self.revision)
 
-    def _previous_revision(self) -> None:
+    def _unput_agent(self) -> None:
         self.revision -= 1
-
-    def _append(self, change: Change) -> None:
-        changes = self.pending.changes
-        changes.append(change)
-        self._undo.append(changes.pop)
-
-    def _adjust_depth(self, agent_type: str, by: int) -> None:
-        self.ready.adjust_depth(agent_type, by)
-        self._undo.append(lambda: self.ready.adjust_depth(agent_type, -by))
+        self.pending.changes.pop()
 
     def _set(self, mapping: dict[Any, Any], key: Any, value: Any) -> None:
-        if key in mapping:
-            old = mapping[key]
-            self._undo.append(lambda: mapping.__setitem__(key, old))
-        else:
-            self._undo.append(lambda: mapping.pop(key, None))
+        self._undo.append((_restore, mapping, key, mapping.get(key, _ABSENT)))
         mapping[key] = value
 
     def _delete(self, mapping: dict[Any, Any], key: Any) -> None:
         if key in mapping:
-            old = mapping.pop(key)
-            self._undo.append(lambda: mapping.__setitem__(key, old))
+            self._undo.append((_restore, mapping, key, mapping.pop(key)))
+
+
+_ABSENT = object()
+
+
+def _restore(mapping: dict[Any, Any], key: Any, old: Any) -> None:
+    if old is _ABSENT:
+        mapping.pop(key, None)
+    else:
+        mapping[key] = old
 
 
 def task_not_found(task_id: str) -> KapellError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from kapell.v1.error_pb2 import (
     ERROR_REASON_ETAG_MISMATCH,
     ERROR_REASON_ID_TAKEN,
@@ -34,8 +36,9 @@ from kapell.v1.watch_pb2 import (
     EVENT_KIND_TASK_UPDATED,
 )
 
+from kapell_server.domain.access import Caller
 from kapell_server.domain.errors import KapellError
-from kapell_server.domain.retry import with_defaults
+from kapell_server.domain.retry import DEFAULT_POLICY, with_defaults
 from kapell_server.domain.state import State
 from kapell_server.domain.times import stamp, timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL, task_state_conflict
@@ -83,17 +86,18 @@ def _new_task(state: State, spec: TaskSpec, path: str) -> tuple[Task, bytes]:
         )
     content = Task(prompt=spec.prompt, input=spec.input if spec.HasField("input") else None).SerializeToString()
     now = state.tick_ns()
-    task = Task(
-        task_id=task_id,
-        display_name=spec.display_name or _first_line(spec.prompt) or spec.agent_type,
-        agent_type=spec.agent_type,
-        state=TASK_STATE_QUEUED,
-        priority=spec.priority if spec.HasField("priority") else _DEFAULT_PRIORITY,
-        content_bytes=len(content),
-    )
-    task.labels.MergeFrom(spec.labels)
-    task.creator.CopyFrom(state.caller.actor())
-    task.retry_policy.CopyFrom(with_defaults(spec.retry_policy if spec.HasField("retry_policy") else None))
+    task = Task()
+    task.CopyFrom(_blank(state.caller))
+    task.task_id = task_id
+    task.display_name = spec.display_name or _first_line(spec.prompt) or spec.agent_type
+    task.agent_type = spec.agent_type
+    task.content_bytes = len(content)
+    if spec.labels:
+        task.labels.MergeFrom(spec.labels)
+    if spec.HasField("priority"):
+        task.priority = spec.priority
+    if spec.HasField("retry_policy"):
+        task.retry_policy.CopyFrom(with_defaults(spec.retry_policy))
     if spec.HasField("timeouts"):
         task.timeouts.CopyFrom(spec.timeouts)
     stamp(task.create_time, now)
@@ -109,6 +113,14 @@ def _new_task(state: State, spec: TaskSpec, path: str) -> tuple[Task, bytes]:
     else:
         task.queue_time.CopyFrom(task.create_time)
     return task, content
+
+
+@lru_cache(maxsize=256)
+def _blank(creator: Caller) -> Task:
+    """A new task of this creator with nothing but defaults. Not to be altered."""
+    task = Task(state=TASK_STATE_QUEUED, priority=_DEFAULT_PRIORITY, creator=creator.actor())
+    task.retry_policy.CopyFrom(DEFAULT_POLICY)
+    return task
 
 
 def _first_line(prompt: str) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kapell.v1.agent_pb2 import Agent
 from kapell.v1.task_pb2 import Task
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """An event of the log.
 
     `kind` is an EventKind; `resource` is the Task or Agent after the change (without large
