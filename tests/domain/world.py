@@ -1,0 +1,268 @@
+"""The rules with a memory instead of a database: time stands until it is moved, nothing is async.
+
+`World.do` is one batch of the writer: what is due, the commands, dispatch, and the commit into
+`rows`. The same rules over a real database are tested in tests/engine and tests/model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from random import Random
+from typing import Any
+
+from kapell.v1.agent_pb2 import Agent, AgentSpec, CommandRuntime, SpawnAgentRequest
+from kapell.v1.task_pb2 import (
+    CancelTaskRequest,
+    CreateTaskRequest,
+    DeleteTaskRequest,
+    RetryTaskRequest,
+    Task,
+    TaskAttempt,
+    TaskFailure,
+    TaskSpec,
+)
+from kapell.v1.watch_pb2 import EventKind
+from kapell.v1.worker_pb2 import (
+    CompleteTaskRequest,
+    FailTaskRequest,
+    HeartbeatRequest,
+    LeaseTasksRequest,
+    RegisterWorkerRequest,
+    RegisterWorkerResponse,
+    ReleaseTaskRequest,
+)
+from kapell_server.domain import agent, dispatch
+from kapell_server.domain.access import Caller, Keyring, system, user
+from kapell_server.domain.errors import KapellError
+from kapell_server.domain.polls import Poll
+from kapell_server.domain.settings import Settings
+from kapell_server.domain.state import State
+from kapell_server.domain.times import SECOND
+from kapell_server.engine.commands import DECIDERS, look
+from kapell_server.engine.facts import SpawnCommand
+
+USER = user("admin")
+START_NS = 1_800_000_000 * SECOND
+SPEC = AgentSpec(agent_types=["shell"], command=CommandRuntime(argv=["sh", "-c", "{prompt}"]))
+
+
+class Rows:
+    """Committed rows, as the loader of the rules."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[str, Task] = {}
+        self.contents: dict[str, bytes] = {}
+        self.agents: dict[str, Agent] = {}
+        self.attempts: dict[tuple[str, int], TaskAttempt] = {}
+
+    def load_tasks(self, task_ids: Iterable[str]) -> list[Task]:
+        return [self.tasks[task_id] for task_id in task_ids if task_id in self.tasks]
+
+    def load_contents(self, task_ids: Iterable[str]) -> dict[str, bytes]:
+        return {task_id: self.contents[task_id] for task_id in task_ids if task_id in self.contents}
+
+    def load_agent(self, agent_id: str) -> Agent | None:
+        return self.agents.get(agent_id)
+
+
+class World:
+    """A State, its rows and its time. `events` are the names of all events so far, "task.created" and so on."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.keyring = Keyring(b"k" * 32, admin_token="admin")
+        self.state = State(settings=Settings(**settings), keyring=self.keyring, random=Random(7), log_id="log_world")
+        self.rows = Rows()
+        self.now_ns = START_NS
+        self.events: list[str] = []
+
+    def do(self, *commands: Any, caller: Caller = USER) -> Any:
+        """One batch. The last command's answer; its refusal is raised, the others' are dropped."""
+        state = self.state
+        state.begin(self.now_ns, self.rows)
+        state.caller = system("timer")
+        for subject_id in state.take_due(1000):
+            look(state, subject_id)
+        answer: Any = None
+        for command in commands:
+            state.caller = caller
+            answer = self._decide(command)
+        state.caller = system("scheduler")
+        dispatch.dispatch(state)
+        agent.describe_busy(state)
+        self._commit()
+        if isinstance(answer, KapellError):
+            raise answer
+        return answer
+
+    def _decide(self, command: Any) -> Any:
+        mark = self.state.mark()
+        try:
+            if isinstance(command, LeaseTasksRequest):
+                return dispatch.poll(self.state, command, object())
+            return DECIDERS[type(command)](self.state, command)
+        except KapellError as error:
+            self.state.rollback(mark)
+            return error
+
+    def _commit(self) -> None:
+        rows, pending = self.rows, self.state.pending
+        for change in pending.changes:
+            resource = change.resource
+            table: dict[str, Any] = rows.tasks if isinstance(resource, Task) else rows.agents
+            key = resource.task_id if isinstance(resource, Task) else resource.agent_id
+            if change.deleted:
+                table.pop(key)
+            else:
+                table[key] = resource
+            self.events.append(event_name(change.kind))
+        rows.contents.update(pending.contents)
+        rows.attempts.update({key: record for key, (record, _) in pending.attempts.items()})
+
+    def advance(self, seconds: float) -> None:
+        """Lets time pass, and looks at what is due by then."""
+        self.now_ns += int(seconds * SECOND)
+        self.do()
+
+    def picture(self) -> object:
+        """Everything that a refused command must leave as it was."""
+        state = self.state
+        return (
+            state.revision,
+            {task_id: task.SerializeToString() for task_id, task in self.rows.tasks.items()},
+            {agent_id: found.SerializeToString() for agent_id, found in self.rows.agents.items()},
+            {task_id: state.find_task(task_id) for task_id in self.rows.tasks},
+            dict(self.rows.contents),
+            {key: record.SerializeToString() for key, record in self.rows.attempts.items()},
+            {task_id: lease.attempt for task_id, lease in state.leases.by_task.items()},
+            state.ready.depths(),
+            len(state.polls),
+            list(self.events),
+        )
+
+    @contextmanager
+    def refuses(self, reason: str) -> Iterator[list[KapellError]]:
+        """The block is refused with `reason` and leaves no trace. Yields a list that will hold the refusal."""
+        before, caught = self.picture(), []
+        try:
+            yield caught
+        except KapellError as error:
+            caught.append(error)
+        assert [error.reason_name for error in caught] == [reason]
+        assert self.picture() == before
+
+    # -- tasks as clients make them ----------------------------------------------------------
+
+    def create(self, agent_type: str = "shell", **spec: Any) -> str:
+        """A new task's id."""
+        task: Task = self.do(CreateTaskRequest(task=TaskSpec(agent_type=agent_type, **spec)))
+        return task.task_id
+
+    def task(self, task_id: str) -> Task:
+        """The task as committed."""
+        return self.rows.tasks[task_id]
+
+    def cancel(self, task_id: str, reason: str = "") -> Task:
+        return self.do(CancelTaskRequest(task_id=task_id, reason=reason))
+
+    def retry(self, task_id: str) -> Task:
+        return self.do(RetryTaskRequest(task_id=task_id))
+
+    def delete(self, task_id: str) -> Any:
+        return self.do(DeleteTaskRequest(task_id=task_id))
+
+    def content(self, task_id: str) -> Task:
+        """Prompt, input and result as committed."""
+        return Task.FromString(self.rows.contents[task_id])
+
+    def attempt(self, task_id: str, number: int = 1) -> TaskAttempt:
+        """An attempt as committed."""
+        return self.rows.attempts[task_id, number]
+
+    # -- agents as they speak ----------------------------------------------------------------
+
+    def register(self, *agent_types: str, key: str = "", slots: int = 1) -> str:
+        """A new external agent's id."""
+        request = RegisterWorkerRequest(
+            instance_key=key or f"process-{len(self.rows.agents)}", agent_types=agent_types or ["shell"], slots=slots
+        )
+        answer: RegisterWorkerResponse = self.do(request)
+        return answer.agent.agent_id
+
+    def spawn(self, agent_id: str = "", spec: AgentSpec = SPEC) -> str:
+        """A PENDING spawned agent's id."""
+        wanted: Agent = self.do(SpawnCommand(SpawnAgentRequest(agent_id=agent_id, spec=spec), "", spec))
+        return wanted.agent_id
+
+    def agent(self, agent_id: str) -> Agent:
+        """The agent as committed."""
+        return self.rows.agents[agent_id]
+
+    def poll(self, agent_id: str, max_tasks: int = 1, poll_id: str = "", caller: Caller = USER) -> Poll:
+        """A LeaseTasks call that waits if there is nothing; `taken` holds the leases it has got."""
+        found: Poll = self.do(LeaseTasksRequest(agent_id=agent_id, max_tasks=max_tasks, poll_id=poll_id), caller=caller)
+        return found
+
+    def lease(self, agent_id: str) -> str:
+        """The task that the agent is given now, which must be one."""
+        [lease] = self.poll(agent_id).taken
+        return str(lease.task_id)
+
+    def token(self, task_id: str) -> str:
+        """The lease token of the task's latest attempt, as its offer carried it."""
+        return self.keyring.lease_token(task_id, max(1, self.task(task_id).attempt))
+
+    def beat(self, agent_id: str, *task_ids: str, caller: Caller = USER) -> Any:
+        """A heartbeat that names the leases of these tasks."""
+        request = HeartbeatRequest(agent_id=agent_id)
+        for task_id in task_ids:
+            request.leases.add(lease_token=self.token(task_id))
+        return self.do(request, caller=caller)
+
+    def complete(self, task_id: str, result: str = "") -> Any:
+        request = CompleteTaskRequest(lease_token=self.token(task_id))
+        if result:
+            request.result.string_value = result
+        return self.do(request)
+
+    def fail(self, task_id: str, *, retryable: bool | None = None, reason: str = "EXIT_CODE") -> Any:
+        failure = TaskFailure(reason=reason, message="it broke", retryable=retryable)
+        return self.do(FailTaskRequest(lease_token=self.token(task_id), failure=failure))
+
+    def release(self, task_id: str) -> Any:
+        return self.do(ReleaseTaskRequest(lease_token=self.token(task_id)))
+
+    def running(self, **spec: Any) -> str:
+        """A task that a fresh agent has and has spoken of."""
+        agent_id = self.register(f"only-{len(self.rows.agents)}")
+        task_id = self.create(f"only-{len(self.rows.agents) - 1}", **spec)
+        assert self.lease(agent_id) == task_id
+        self.beat(agent_id, task_id)
+        return task_id
+
+
+def event_name(kind: EventKind.ValueType) -> str:
+    """An event kind as clients see it."""
+    return EventKind.Name(kind).removeprefix("EVENT_KIND_").lower().replace("_", ".", 1)
+
+
+def as_agent(found: Agent) -> Caller:
+    """The agent itself, with the token of its present instance."""
+    keyring = World().keyring
+    caller = keyring.authenticate(keyring.agent_token(found.agent_id, found.instance))
+    assert caller is not None
+    return caller
+
+
+def as_ticket(agent_id: str) -> Caller:
+    """The host that was started as this agent, before it has registered."""
+    keyring = World().keyring
+    caller = keyring.authenticate(keyring.ticket(agent_id))
+    assert caller is not None
+    return caller
+
+
+def of_other_instance(caller: Caller) -> Caller:
+    """The same agent's token from another registration."""
+    return dataclasses.replace(caller, instance=caller.instance + 1)
