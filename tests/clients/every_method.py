@@ -54,7 +54,7 @@ class Recorder(grpc.GenericRpcHandler):
             yield response_class()
 
         make = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
-        return make(  # type: ignore[operator]
+        return make(
             stream if method.server_streaming else unary,
             request_deserializer=request_class.FromString,
             response_serializer=response_class.SerializeToString,

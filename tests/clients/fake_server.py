@@ -136,10 +136,16 @@ class FakeServer:
         await self.log.put(watch_pb2.EVENT_KIND_TASK_CREATED, task)
         return task
 
+    def task(self, task_id: str) -> task_pb2.Task:
+        """The task as it stands; it must exist."""
+        task = self.log.resources[task_id]
+        assert isinstance(task, task_pb2.Task)
+        return task
+
     async def change(self, task_id: str, kind: int, **fields: Any) -> int:
         """Records a change of a task."""
         task = task_pb2.Task()
-        task.CopyFrom(self.log.resources[task_id])
+        task.MergeFrom(self.task(task_id))
         task.MergeFrom(task_pb2.Task(**fields))
         return await self.log.put(kind, task)
 
@@ -269,7 +275,7 @@ class _Tasks(task_pb2_grpc.TaskServiceServicer):
         await self._server.change(
             request.task_id, watch_pb2.EVENT_KIND_TASK_CANCELLED, state=task_pb2.TASK_STATE_CANCELLED
         )
-        return task_pb2.CancelTaskResponse(task=self._server.log.resources[request.task_id])
+        return task_pb2.CancelTaskResponse(task=self._server.task(request.task_id))
 
     async def ListTasks(self, request: Any, context: Any) -> Any:
         await self._server.enter("ListTasks", request, context)
@@ -342,10 +348,10 @@ async def _follow_log(
 async def serving(fake: FakeServer, address: str = "127.0.0.1:0") -> AsyncIterator[FakeServer]:
     """Serves until the end of the block; then every open call is cancelled."""
     server = aio.server(options=[("grpc.so_reuseport", 0)])
-    admin_pb2_grpc.add_AdminServiceServicer_to_server(_Admin(fake), server)
-    agent_pb2_grpc.add_AgentServiceServicer_to_server(_Agents(fake), server)
-    event_pb2_grpc.add_EventServiceServicer_to_server(_Events(fake), server)
-    task_pb2_grpc.add_TaskServiceServicer_to_server(_Tasks(fake), server)
+    admin_pb2_grpc.add_AdminServiceServicer_to_server(_Admin(fake), server)  # type: ignore[abstract]
+    agent_pb2_grpc.add_AgentServiceServicer_to_server(_Agents(fake), server)  # type: ignore[abstract]
+    event_pb2_grpc.add_EventServiceServicer_to_server(_Events(fake), server)  # type: ignore[abstract]
+    task_pb2_grpc.add_TaskServiceServicer_to_server(_Tasks(fake), server)  # type: ignore[abstract]
     port = server.add_insecure_port(address)
     fake.address = f"127.0.0.1:{port}"
     await server.start()

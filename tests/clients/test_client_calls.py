@@ -176,3 +176,31 @@ async def test_a_cancelled_caller_is_not_retried(server: FakeServer, client: Cli
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert server.calls["WaitTask"] == 1
+
+
+async def test_an_answer_that_breaks_in_the_middle_is_asked_for_again(
+    server: FakeServer, proxy: CuttingProxy, client: Client
+) -> None:
+    await client.admin.server_info()
+
+    for size in range(0, 160, 4):
+        proxy.cut_after(size)
+        await client.tasks.create("shell", task_id=f"task_{size}")
+
+    assert len(server.log.resources) == 40
+    assert proxy.cuts > 10
+
+
+async def test_closing_the_client_ends_what_is_under_way(server: FakeServer, client: Client) -> None:
+    await server.create("task_1")
+    events = client.watch()
+    await events.ready()
+    waiting = asyncio.ensure_future(client.tasks.wait("task_1"))
+    reading = asyncio.ensure_future(anext(events))
+    await server.called("WaitTask")
+
+    await client.close()
+
+    for ended in (waiting, reading, asyncio.ensure_future(client.tasks.get("task_1"))):
+        with pytest.raises(errors.ClientClosed, match="make a new one"):
+            await ended

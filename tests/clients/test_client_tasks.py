@@ -95,7 +95,7 @@ async def test_a_followed_log_resumes_by_offset_whatever_breaks(
     server: FakeServer, proxy: CuttingProxy, client: Client
 ) -> None:
     await server.create("task_1", attempt=1, state=task_pb2.TASK_STATE_RUNNING)
-    seen = []
+    seen: list[str] = []
 
     async with client.tasks.logs("task_1", follow=True) as lines:
         for number in range(40):
@@ -120,7 +120,7 @@ async def test_a_followed_log_goes_on_with_later_attempts(
 ) -> None:
     await server.create("task_1", attempt=1, state=task_pb2.TASK_STATE_RUNNING)
     await server.write_log("task_1", 1, "first 0", "first 1")
-    seen = []
+    seen: list[str] = []
 
     async with client.tasks.logs("task_1", follow=True) as lines:
         seen.append((await anext(lines)).text)

@@ -4,10 +4,11 @@ What everything that talks to a server stands on: the client's faces, the worker
 host. It knows no service. The one surprise: the channel is made at the first call, because it
 belongs to the event loop that runs then; a connection cannot be shared between loops.
 
-Retries: UNAVAILABLE is retried by gRPC itself for unary methods (service config). A CANCELLED
-that nobody here asked for is what an overrun server core answers, so it is retried too, and so
-is a refusal that names a short time to wait (QUEUE_FULL). Streams are never retried here: who
-reads them knows where to go on.
+Retries: UNAVAILABLE is retried by gRPC itself for unary methods (service config), but not when
+the connection broke in the middle of an answer; that is done here. A CANCELLED that nobody here
+asked for is what an overrun server core answers, so it is retried too, and so is a refusal that
+names a short time to wait (QUEUE_FULL). Streams are never retried here: who reads them knows
+where to go on.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import grpc
 from grpc import aio
 
 from kapell.discovery import Endpoint, discover
-from kapell.errors import FieldViolation, KapellError, Unavailable, error_class
+from kapell.errors import ClientClosed, FieldViolation, KapellError, Unavailable, error_class
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -47,6 +48,7 @@ STREAMING_METHODS = (
 _DOMAIN = "kapell.dev"
 _DETAILS_KEY = "grpc-status-details-bin"
 _LONGEST_PAUSE = 5.0
+_LOST_ANSWERS = 2
 
 _Request = TypeVar("_Request", bound="Message")
 _Response = TypeVar("_Response")
@@ -96,6 +98,7 @@ class Connection:
         self._endpoint = endpoint if endpoint is not None else discover()
         self._timeout = timeout
         self._channel: aio.Channel | None = None
+        self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stubs: dict[Any, Any] = {}
         self._metadata: tuple[tuple[str, str], ...] = ()
@@ -117,7 +120,9 @@ class Connection:
 
     @property
     def channel(self) -> aio.Channel:
-        """The channel, made at the first use. Must be used in one event loop only."""
+        """The channel, made at the first use. Must be used in one event loop only. Raises ClientClosed."""
+        if self._closed:
+            raise ClientClosed("this client was closed - make a new one")
         loop = asyncio.get_running_loop()
         if self._channel is None:
             options = channel_options(local=self._endpoint.is_local)
@@ -152,9 +157,13 @@ class Connection:
             try:
                 left = max(0.0, deadline - loop.time())
                 return await method(request, timeout=left, metadata=self._metadata)
+            except asyncio.CancelledError:
+                if self._closed and not _is_cancelled():
+                    raise ClientClosed("this client was closed during the call - make a new one") from None
+                raise
             except aio.AioRpcError as error:
                 failure = translate(error, self.address)
-                pause = _pause_before_retry(failure, attempt)
+                pause = self._pause_before_retry(failure, attempt)
                 if pause is None or loop.time() + pause >= deadline:
                     raise failure from None
             await asyncio.sleep(pause)
@@ -170,8 +179,28 @@ class Connection:
         """Opens a server stream; it has no deadline unless `timeout` is set."""
         return Stream(method(request, timeout=timeout, metadata=self._metadata), self.address)
 
+    def _pause_before_retry(self, failure: KapellError, attempt: int) -> float | None:
+        """Seconds to wait before the call is sent again; None when it has failed for good."""
+        if attempt >= MAX_ATTEMPTS:
+            return None
+        match failure.code:
+            case "CANCELLED":
+                return backoff(attempt)
+            case "UNAVAILABLE" if not failure.from_server and self._is_reachable():
+                return backoff(attempt) if attempt <= _LOST_ANSWERS else None
+            case "RESOURCE_EXHAUSTED" if failure.retry_after is not None:
+                return failure.retry_after if failure.retry_after <= _LONGEST_PAUSE else None
+        return None
+
+    def _is_reachable(self) -> bool:
+        """False while dialling the server fails; then gRPC's own retries were all in vain."""
+        if self._channel is None:
+            return False
+        return self._channel.get_state() is not grpc.ChannelConnectivity.TRANSIENT_FAILURE
+
     async def close(self) -> None:
-        """Closes the channel; open calls are cancelled. Closing twice is fine."""
+        """Closes the channel for good: open calls raise ClientClosed, streams end. Closing twice is fine."""
+        self._closed = True
         channel, self._channel = self._channel, None
         self._stubs.clear()
         if channel is not None:
@@ -188,13 +217,12 @@ class Stream(Generic[_Response_co]):
     """The messages of one server stream, as an async iterator that ends with it.
 
     Raises a KapellError, Unavailable when the connection was lost. Cancelling the reader cancels
-    the call; so does `cancel()`, after which a waiting reader sees the end.
+    the call. After `cancel()`, or when the connection is closed, a waiting reader sees the end.
     """
 
     def __init__(self, call: aio.UnaryStreamCall[Any, _Response_co], address: str) -> None:
         self._call = call
         self._address = address
-        self._cancelled = False
 
     def __aiter__(self) -> Self:
         return self
@@ -205,17 +233,15 @@ class Stream(Generic[_Response_co]):
         except aio.AioRpcError as error:
             raise translate(error, self._address) from None
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self._cancelled and task is not None and not task.cancelling():
-                raise StopAsyncIteration from None
-            raise
+            if _is_cancelled():
+                raise
+            raise StopAsyncIteration from None
         if message is aio.EOF:
             raise StopAsyncIteration
         return cast(_Response_co, message)
 
     def cancel(self) -> None:
         """Ends the call. Repeating it, or cancelling a call that has ended, does nothing."""
-        self._cancelled = True
         self._call.cancel()
 
     async def aclose(self) -> None:
@@ -223,20 +249,16 @@ class Stream(Generic[_Response_co]):
         self.cancel()
 
 
+def _is_cancelled() -> bool:
+    """Whether the running task itself is being cancelled, and not merely the call that it waits for."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
 def backoff(attempt: int, *, first: float = 0.1, longest: float = 2.0) -> float:
     """Seconds to pause after the failed attempt number `attempt` (from 1): doubling, half of it by chance."""
     pause = min(longest, first * 2.0 ** min(attempt - 1, 16))
     return pause * random.uniform(0.5, 1.0)
-
-
-def _pause_before_retry(failure: KapellError, attempt: int) -> float | None:
-    if attempt >= MAX_ATTEMPTS:
-        return None
-    if failure.code == "CANCELLED":
-        return backoff(attempt)
-    if failure.code == "RESOURCE_EXHAUSTED" and failure.retry_after is not None:
-        return failure.retry_after if failure.retry_after <= _LONGEST_PAUSE else None
-    return None
 
 
 def translate(error: grpc.RpcError, address: str = "") -> KapellError:

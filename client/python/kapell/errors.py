@@ -14,6 +14,7 @@ Imports nothing heavy: the command line decides on exit codes with it before grp
     ├─ Unavailable          not reachable, or stopping ── ServerNotFound  no server is known
     ├─ DeadlineExceeded     ── WaitTimeout     the task goes on, the waiting is over
     ├─ Unsupported          the server does not know the method
+    ├─ ClientClosed         the client was closed meanwhile
     └─ Internal             a defect, or an answer that is not Kapell's
 """
 
@@ -39,11 +40,12 @@ class FieldViolation:
 class KapellError(Exception):
     """A failed call, or a refusal of the client itself.
 
-    `reason` is a constant such as "TASK_NOT_FOUND" (see error.proto), or one of the client's own:
-    SERVER_UNREACHABLE, SERVER_NOT_FOUND, ADDRESS_INVALID, ARGUMENT_INVALID, WAIT_TIMEOUT, or the
-    name of `code` where the answer carried no reason. `message` says what failed, why, and what to
-    do. `code` is the canonical name of the gRPC code, such as "NOT_FOUND". `from_server` is True
-    when a Kapell server said it, False when the client or the network did. `retry_after` is seconds.
+    `reason` is a constant such as "TASK_NOT_FOUND" (see error.proto), or one of the client's own
+    (SERVER_UNREACHABLE, SERVER_NOT_FOUND, ADDRESS_INVALID, ARGUMENT_INVALID, WAIT_TIMEOUT,
+    CLIENT_CLOSED), or the name of `code` where the answer carried no reason. `message` says what
+    failed, why, and what to do. `code` is the canonical name of the gRPC code, such as
+    "NOT_FOUND". `from_server` is True when a Kapell server said it, False when the client or the
+    network did. `retry_after` is seconds.
     """
 
     default_code = "UNKNOWN"
@@ -168,6 +170,15 @@ class Unsupported(KapellError):
     """The server does not know the method; it may be older than this client."""
 
     default_code = "UNIMPLEMENTED"
+
+
+class ClientClosed(KapellError):
+    """The client was closed, before the call or during it."""
+
+    default_code = "CANCELLED"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason="CLIENT_CLOSED")
 
 
 class Internal(KapellError):
