@@ -87,6 +87,11 @@ class AgentRecords:
             # The directive reaches the host by its heartbeat; here by a signal.
             os.kill(agent.pid, signal.SIGUSR1)
 
+    def leave(self, agent_id: str) -> int:
+        """The host has deregistered and is about to exit; its pid."""
+        self._move(agent_id, AGENT_STATE_TERMINATING, reason="said goodbye")
+        return self.agent(agent_id).pid
+
     def delete(self, agent_id: str) -> None:
         self._put(EVENT_KIND_AGENT_DELETED, self._agents[agent_id])
         del self._agents[agent_id]

@@ -17,7 +17,7 @@ from tests.spawner.agent_records import AgentRecords
 from tests.spawner.tree_watch import TreeWatch
 
 ADDRESS = "127.0.0.1:50051"
-QUICK = Patience(start=20.0, grace_margin=0.1, term=0.3)
+QUICK = Patience(grace_margin=0.1, term=0.3)
 
 
 class Place:

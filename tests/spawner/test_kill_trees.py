@@ -112,7 +112,7 @@ async def test_fifty_hosts_die_at_once_and_leave_nothing(place: Place) -> None:
 async def end_trees(place: Place, count: int) -> None:
     """Half by force, half by a grace that the hosts ignore; prints what an end took."""
     watch = place.watch()
-    await place.started(watch.command("deaf", *ESCAPES), patience=Patience(start=600.0, grace_margin=0.0, term=0.1))
+    await place.started(watch.command("deaf", *ESCAPES), patience=Patience(grace_margin=0.0, term=0.1))
     names = [f"agent_{number}" for number in range(count)]
     for name in names:
         place.records.spawn(name)

@@ -10,7 +10,6 @@ from pathlib import Path
 from kapell.v1.agent_pb2 import (
     AGENT_STATE_ACTIVE,
     AGENT_STATE_FAILED,
-    AGENT_STATE_STARTING,
     AGENT_STATE_TERMINATED,
     TERMINATE_MODE_FORCE,
     TERMINATE_MODE_GRACEFUL,
@@ -214,18 +213,31 @@ async def test_host_that_exits_before_it_registers_fails_with_a_hint(place: Plac
     assert agent.state_reason == ("its host exited with code 3 before it registered; see: kapell agent logs agent_a")
 
 
-async def test_host_that_never_registers_is_ended(place: Place) -> None:
-    place.records = AgentRecords(log_id=place.log_id, registers=False)
+async def test_host_that_says_goodbye_may_leave_by_itself(place: Place) -> None:
     watch = place.watch()
-    await place.started(watch.command("deaf", "daemon"), patience=Patience(start=0.3))
-
+    await place.started(watch.command(), patience=Patience(term=LONG))
     place.records.spawn("agent_a")
-    await place.records.reached("agent_a", AGENT_STATE_STARTING)
+    await watch.said("host")
+
+    pid = place.records.leave("agent_a")
+    os.kill(pid, signal.SIGUSR1)
+    agent = await place.records.ended("agent_a")
+
+    assert agent.state == AGENT_STATE_TERMINATED
+    assert agent.exit.message == "exited with code 0"
+
+
+async def test_host_that_says_goodbye_and_stays_is_ended(place: Place) -> None:
+    watch = place.watch()
+    await place.started(watch.command("deaf", "daemon"))
+    place.records.spawn("agent_a")
+    await watch.said("host")
+
+    place.records.leave("agent_a")
     agent = await place.records.ended("agent_a")
 
     assert not watch.alive
-    assert agent.state == AGENT_STATE_FAILED
-    assert agent.state_reason == "its host did not register within 0.3 s; see: kapell agent logs agent_a"
+    assert agent.state == AGENT_STATE_TERMINATED
 
 
 async def test_host_that_cannot_be_started_fails_the_agent(place: Place) -> None:

@@ -5,8 +5,7 @@ woke it does not matter, and acting twice does no harm:
 
     record                          host lives              no host
     PENDING                         report it started       start it
-    STARTING                        end it when too late    clear the tree, report the exit
-    ACTIVE DRAINING LOST            -                       clear the tree, report the exit
+    STARTING ACTIVE DRAINING LOST   -                       clear the tree, report the exit
     TERMINATING                     end it, then as right   clear the tree, report the exit
     TERMINATED FAILED or deleted    clear the tree          clear the tree; the keeper is done
 
@@ -62,8 +61,6 @@ _LOOK_INTERVAL = 1.0
 class Patience:
     """How long keepers wait, seconds."""
 
-    # From the start of a host to its registration.
-    start: float = 30.0
     # Beyond the grace period that the host was told of: the way of the directive and back.
     grace_margin: float = 1.0
     # From SIGTERM to SIGKILL; also what a host has for leaving by itself after its agent has ended.
@@ -92,7 +89,6 @@ class Keeper:
         self._site = site
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._started_at = self._loop.time()
         # Whether the engine knows that the host was started; whether there ever was one.
         self._announced = agent.state != AGENT_STATE_PENDING
         self._launched = False
@@ -167,8 +163,6 @@ class Keeper:
         elif self._verdict:
             await self._site.sweeper.kill(self.agent_id)
             await self._news(self._site.patience.term)
-        elif state in (AGENT_STATE_PENDING, AGENT_STATE_STARTING):
-            await self._await_registration()
         else:
             await self._news(None)
 
@@ -196,19 +190,13 @@ class Keeper:
             await self._report(AgentStartFailed(self.agent_id, reason))
             return
         self._launched = True
-        self._started_at = self._loop.time()
-
-    async def _await_registration(self) -> None:
-        late = self._started_at + self._site.patience.start - self._loop.time()
-        if late > 0:
-            await self._news(late)
-        else:
-            self._verdict = f"its host did not register within {self._site.patience.start:g} s"
 
     async def _terminate(self) -> None:
         asked = self._site.engine.termination(self.agent_id)
-        if self._alive() is not None and asked is not None and not asked.force:
-            grace = max(0.0, asked.grace_seconds) + self._site.patience.grace_margin
+        if self._alive() is not None and not self._is_forced():
+            # Nobody has asked where the host said goodbye by itself, or where that was before a restart.
+            patience = self._site.patience
+            grace = patience.term if asked is None else asked.grace_seconds + patience.grace_margin
             if not await self._leaves_within(grace) and not self._is_forced():
                 self._send(signal.SIGTERM)
                 await self._leaves_within(self._site.patience.term)
