@@ -250,6 +250,6 @@ def deregister(state: State, request: DeregisterRequest) -> DeregisterResponse:
 def may_poll(state: State, agent_id: str) -> Agent:
     """The agent, where it may ask for tasks."""
     current = speaking(state, agent_id)
-    if current.state in AGENT_FINAL or current.state == AGENT_STATE_TERMINATING:
+    if current.state not in agents.POLLING:
         raise agent_state_conflict(current, "given tasks", agents.POLLING)
     return current
