@@ -149,8 +149,9 @@ class World:
             yield caught
         except KapellError as error:
             caught.append(error)
-        assert [error.reason_name for error in caught] == [reason]
-        assert self.picture() == before
+        reasons = [error.reason_name for error in caught]
+        assert reasons == [reason], f"refused with {reasons}, not with {reason}"
+        assert self.picture() == before, "a refused command has left a trace"
 
     # -- tasks as clients make them ----------------------------------------------------------
 
