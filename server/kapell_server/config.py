@@ -3,9 +3,9 @@
 Every value remembers where it came from. What is not known is refused with the close spelling,
 and a value of the wrong type by name, so that a typing mistake never silently means the default.
 
-The file is the one given by --config or KAPELL_CONFIG, else ./kapell.toml, else
-$XDG_CONFIG_HOME/kapell/kapell.toml; it has a [server] table and [profiles.NAME] tables. Other
-KAPELL_* variables are the client's and are left alone.
+The file is the one given by --config or KAPELL_CONFIG, else ./kapell.toml, else kapell.toml in
+the data directory; it has a [server] table and [profiles.NAME] tables. Other KAPELL_* variables
+are the client's and are left alone.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ class Config:
     no_auth: bool
     insecure_bind: bool
     log_format: str
-    demo: bool
     max_watches: int
     max_agents: int
     lease_duration: float
@@ -85,7 +84,7 @@ def load(
     Raises ConfigError.
     """
     values, origins = _defaults(env)
-    path = _find_file(config_file, env, directory or Path.cwd())
+    path = _find_file(config_file, flags, env, directory or Path.cwd())
     profiles = built_in()
     if path is not None:
         document = _read_file(path)
@@ -115,15 +114,14 @@ def _defaults(env: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
     return values, {setting.key: "default" for setting in SETTINGS}
 
 
-def _find_file(given: Path | None, env: Mapping[str, str], directory: Path) -> Path | None:
+def _find_file(given: Path | None, flags: Mapping[str, Any], env: Mapping[str, str], directory: Path) -> Path | None:
     named = given or (Path(env["KAPELL_CONFIG"]) if env.get("KAPELL_CONFIG") else None)
     if named is not None:
         if not named.is_file():
             raise ConfigError(f"There is no configuration file {named}. Check the path given by --config.")
         return named
-    home = env.get("XDG_CONFIG_HOME", "")
-    user = (Path(home) if home else Path("~/.config").expanduser()) / "kapell"
-    for place in (directory, user):
+    data_dir = flags.get("data_dir") or env.get("KAPELL_DATA_DIR") or _defaults(env)[0]["data_dir"]
+    for place in (directory, Path(data_dir).expanduser()):
         if (place / "kapell.toml").is_file():
             return place / "kapell.toml"
     return None
@@ -249,7 +247,6 @@ SETTINGS: tuple[Setting, ...] = (
         read=_log_format,
         help="`console` or `json` (default console)",
     ),
-    Setting(key="demo", default=False, read=_switch, switch=True, help="start the living demo as well"),
     Setting(key="max_watches", default=10_000, read=_count, help="most open watches (default 10000)"),
     Setting(key="max_agents", default=1_000, read=_count, help="most agents that have not ended (default 1000)"),
     Setting(

@@ -41,8 +41,7 @@ async def serve(directory: Path, **config: Any) -> AsyncIterator[TestServer]:
     of the server that died fails the test.
     """
     flags = {"data_dir": directory / "data", "grpc_address": "127.0.0.1:0", **config}
-    env = {"XDG_CONFIG_HOME": str(directory / "no-config")}
-    app = App(load(flags=flags, env=env, directory=directory))
+    app = App(load(flags=flags, env={}, directory=directory))
     await app.start()
     try:
         yield TestServer(address=app.address, admin_token=app.admin_token, app=app)

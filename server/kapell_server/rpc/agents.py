@@ -11,6 +11,7 @@ from kapell.v1.error_pb2 import ERROR_REASON_DEADLINE_EXCEEDED, ERROR_REASON_PRO
 
 from kapell_server.domain.access import Caller
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.transitions import AGENT_FINAL
 from kapell_server.engine.facts import SpawnCommand
 from kapell_server.rpc.durations import seconds
 from kapell_server.rpc.pipeline import waits
@@ -30,8 +31,7 @@ RECHECK = 5.0
 LOOK_AGAIN = 0.25
 EXTERNAL = "external"
 
-FINAL_STATES = frozenset({agent_pb2.AGENT_STATE_TERMINATED, agent_pb2.AGENT_STATE_FAILED})
-_SETTLED = FINAL_STATES | {agent_pb2.AGENT_STATE_ACTIVE, agent_pb2.AGENT_STATE_DRAINING}
+_SETTLED = AGENT_FINAL | {agent_pb2.AGENT_STATE_ACTIVE, agent_pb2.AGENT_STATE_DRAINING}
 
 
 class AgentServicer:
@@ -88,8 +88,8 @@ class AgentServicer:
         response = agent_pb2.TerminateAgentResponse.FromString(answer)
         grace = seconds(request.grace_period) if request.HasField("grace_period") else DEFAULT_GRACE
         wait = grace + KILL_ALLOWANCE if patience == float("inf") else patience
-        agent = await self._until(request.agent_id, FINAL_STATES, wait)
-        if agent.state not in FINAL_STATES:
+        agent = await self._until(request.agent_id, AGENT_FINAL, wait)
+        if agent.state not in AGENT_FINAL:
             raise _still_ending(agent, wait)
         response.agent.CopyFrom(agent)
         response.revision = self._engine.revision
@@ -109,13 +109,13 @@ class AgentServicer:
             yield agent_pb2.StreamAgentLogsResponse(offset=offset)
         follows = request.follow and agent.runtime != EXTERNAL
         while follows:
-            follows = agent.state not in FINAL_STATES
+            follows = agent.state not in AGENT_FINAL
             async for page in self._spawner.stream_log(request.agent_id, offset, follow=True):
                 yield agent_pb2.StreamAgentLogsResponse(offset=page.offset, entries=page.entries)
                 offset = page.next_offset
             if follows:
                 # Its process is not being looked after yet, or no more: the record says which.
-                agent = await self._until(request.agent_id, FINAL_STATES, LOOK_AGAIN)
+                agent = await self._until(request.agent_id, AGENT_FINAL, LOOK_AGAIN)
 
     def WatchAgents(self, request: agent_pb2.WatchAgentsRequest, caller: Caller) -> AsyncGenerator[bytes, None]:
         return self._watches.follow(for_agents(request.filter), request.options)

@@ -24,6 +24,7 @@ from kapell.v1.watch_pb2 import EVENT_KIND_TASK_CANCELLING
 
 from kapell_server.domain.access import Caller, CallerKind
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.transitions import AGENT_FINAL
 from kapell_server.store.record import Record
 from kapell_server.supervise import Supervisor
 from kapell_server.watch.ring import Ring
@@ -38,7 +39,6 @@ _DIRECTIVES: dict[int, worker_pb2.AgentDirective.ValueType] = {
     agent_pb2.AGENT_STATE_DRAINING: worker_pb2.AGENT_DIRECTIVE_DRAIN,
     agent_pb2.AGENT_STATE_TERMINATING: worker_pb2.AGENT_DIRECTIVE_STOP,
 }
-_FINAL = frozenset({agent_pb2.AGENT_STATE_TERMINATED, agent_pb2.AGENT_STATE_FAILED})
 
 
 class _Board:
@@ -72,7 +72,7 @@ class Directives:
             _check_instance(agent, caller)
             sent = _directive(agent)
             yield _message(sent, await self._cancelling(agent))
-            while agent.state not in _FINAL:
+            while agent.state not in AGENT_FINAL:
                 await board.changed.wait()
                 board.changed.clear()
                 if board.error is not None:
@@ -154,7 +154,7 @@ class Directives:
 
 
 def _directive(agent: agent_pb2.Agent) -> worker_pb2.AgentDirective.ValueType:
-    if agent.state in _FINAL:
+    if agent.state in AGENT_FINAL:
         return worker_pb2.AGENT_DIRECTIVE_STOP
     return _DIRECTIVES.get(agent.state, worker_pb2.AGENT_DIRECTIVE_NONE)
 
@@ -175,7 +175,7 @@ def _check_owner(agent_id: str, caller: Caller) -> None:
 
 
 def _check_instance(agent: agent_pb2.Agent, caller: Caller) -> None:
-    if caller.kind is CallerKind.AGENT and (agent.instance != caller.instance or agent.state in _FINAL):
+    if caller.kind is CallerKind.AGENT and (agent.instance != caller.instance or agent.state in AGENT_FINAL):
         raise KapellError(
             ERROR_REASON_TOKEN_INVALID,
             f"The token is of instance {caller.instance} of {agent.agent_id}, which has ended or was"

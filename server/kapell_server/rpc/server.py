@@ -21,6 +21,7 @@ from kapell_server.rpc import methods
 from kapell_server.rpc.calls import Context, OpenCalls
 from kapell_server.rpc.methods import Method
 from kapell_server.rpc.pipeline import MAX_MESSAGE_BYTES, Pipeline, draining
+from kapell_server.rpc.status import UNKNOWN_METHOD
 
 # Messages up to this size reach the pipeline, which refuses those over its own cap with a proper
 # error; beyond it grpc itself refuses, in its own words.
@@ -121,7 +122,7 @@ class _UnknownMethod(grpc.GenericRpcHandler):
 
         async def refuse(_: Any, context: Context) -> None:
             await context.abort(
-                grpc.StatusCode.UNIMPLEMENTED,
+                UNKNOWN_METHOD,
                 f"This server has no method {path[:200]}. Reflection lists those it has; a newer client"
                 " may know more than this server.",
             )

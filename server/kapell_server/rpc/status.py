@@ -28,6 +28,8 @@ MAX_VALUE_BYTES = 160
 MAX_METADATA = 6
 
 DETAILS_KEY = "grpc-status-details-bin"
+# For a path that is no rpc; the only failure without a reason, since nobody of ours has seen the call.
+UNKNOWN_METHOD = StatusCode.UNIMPLEMENTED
 
 
 @dataclass(frozen=True, slots=True)

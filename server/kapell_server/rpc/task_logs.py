@@ -14,6 +14,7 @@ from kapell.v1 import task_pb2
 from kapell.v1.error_pb2 import ERROR_REASON_ATTEMPT_NOT_FOUND
 
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.transitions import TASK_FINAL, TASK_LEASED
 from kapell_server.supervise import Supervisor
 from kapell_server.watch.ring import Ring
 
@@ -25,9 +26,6 @@ T = TypeVar("T")
 
 # A hint may be lost, so waiting looks again after this long, seconds.
 RECHECK = 5.0
-
-_HELD = frozenset({task_pb2.TASK_STATE_RUNNING, task_pb2.TASK_STATE_CANCELLING})
-_FINAL = frozenset({task_pb2.TASK_STATE_SUCCEEDED, task_pb2.TASK_STATE_FAILED, task_pb2.TASK_STATE_CANCELLED})
 
 
 class TaskLogs:
@@ -63,7 +61,7 @@ class TaskLogs:
                 return
             if task.attempt > attempt and not request.attempt:
                 attempt, offset = attempt + 1, 0
-            elif task.state in _FINAL or (request.attempt and _ended(task, attempt)):
+            elif task.state in TASK_FINAL or (request.attempt and _ended(task, attempt)):
                 return
             else:
                 task = await self._news(task, attempt, offset)
@@ -95,7 +93,7 @@ class TaskLogs:
 
 
 def _ended(task: task_pb2.Task, attempt: int) -> bool:
-    return attempt < task.attempt or task.state not in _HELD
+    return attempt < task.attempt or task.state not in TASK_LEASED
 
 
 async def _outcome(wait: Awaitable[T]) -> T | KapellError:

@@ -11,11 +11,13 @@ from kapell.v1.error_pb2 import ERROR_REASON_TASK_NOT_FOUND
 
 from kapell_server.domain.access import Caller
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.transitions import TASK_FINAL
 from kapell_server.rpc.durations import seconds
 from kapell_server.rpc.pipeline import waits
 from kapell_server.rpc.task_logs import TaskLogs
 from kapell_server.watch.filters import for_tasks
 from kapell_server.watch.follow import Watches
+from kapell_server.wire import field, int_field
 
 if TYPE_CHECKING:
     from kapell_server.engine.engine import Engine
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
 DEFAULT_WAIT = 30.0
 # A hint may be lost, so waiting looks again after this long, seconds.
 RECHECK = 5.0
-
-FINAL_STATES = frozenset({task_pb2.TASK_STATE_SUCCEEDED, task_pb2.TASK_STATE_FAILED, task_pb2.TASK_STATE_CANCELLED})
 
 
 class TaskServicer:
@@ -74,7 +74,7 @@ class TaskServicer:
         now = asyncio.get_running_loop().time
         until = now() + min(wait, patience)
         task = await self._reads.task(request.task_id)
-        while task.state not in FINAL_STATES and (left := until - now()) > 0:
+        while task.state not in TASK_FINAL and (left := until - now()) > 0:
             record = await self._engine.ring.wait_resource(request.task_id, task.revision, min(left, RECHECK))
             if record is None:
                 task = await self._reads.task(request.task_id)
@@ -104,10 +104,4 @@ class TaskServicer:
 
 def task_response(task: bytes, revision: int) -> bytes:
     """GetTaskResponse (or WaitTaskResponse, its twin) around an encoded Task, without decoding it."""
-    length = len(task)
-    head = bytearray(b"\x0a")  # field 1, length-delimited
-    while length > 0x7F:
-        head.append(length & 0x7F | 0x80)
-        length >>= 7
-    head.append(length)
-    return b"".join((head, task, task_pb2.GetTaskResponse(revision=revision).SerializeToString()))
+    return field(1, task) + int_field(2, revision)

@@ -1,0 +1,171 @@
+"""Configuration: where values come from, and what is said of those that cannot be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kapell.v1.agent_pb2 import RESULT_FORMAT_JSON
+from kapell_server.config import SETTINGS, Config, ConfigError, load
+
+
+def loaded(directory: Path, toml: str = "", env: dict[str, str] | None = None, **flags: Any) -> Config:
+    (directory / "kapell.toml").write_text(toml)
+    return load(flags=flags, env=env or {}, directory=directory)
+
+
+def refusal(directory: Path, toml: str = "", env: dict[str, str] | None = None, **flags: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        loaded(directory, toml, env, **flags)
+    return str(caught.value)
+
+
+def test_defaults_listen_on_the_loopback_with_authentication(tmp_path: Path) -> None:
+    config = load(flags={}, env={"XDG_DATA_HOME": str(tmp_path)}, directory=tmp_path)
+
+    assert config.grpc_address == "127.0.0.1:50051"
+    assert config.data_dir == tmp_path / "kapell"
+    assert not config.no_auth
+    assert set(config.origins.values()) == {"default"}
+
+
+def test_flag_beats_variable_beats_file_beats_default_and_each_origin_is_known(tmp_path: Path) -> None:
+    config = loaded(
+        tmp_path,
+        '[server]\nmax_agents = 7\nmax_watches = 7\nlog_format = "json"\n',
+        {"KAPELL_MAX_WATCHES": "8", "KAPELL_LOG_FORMAT": "json"},
+        log_format="console",
+    )
+
+    assert (config.max_agents, config.max_watches, config.log_format) == (7, 8, "console")
+    assert config.origins["max_agents"] == str(tmp_path / "kapell.toml")
+    assert config.origins["max_watches"] == "KAPELL_MAX_WATCHES"
+    assert config.origins["log_format"] == "--log-format"
+    assert config.origins["grpc_address"] == "default"
+
+
+def test_every_setting_can_be_given_by_file_variable_and_flag(tmp_path: Path) -> None:
+    values: dict[str, Any] = {
+        "data_dir": "/srv/kapell",
+        "grpc_address": "127.0.0.1:1",
+        "database_url": "postgresql://db/kapell",
+        "no_auth": True,
+        "insecure_bind": True,
+        "log_format": "json",
+        "max_watches": 5,
+        "max_agents": 5,
+        "lease_duration": 20.0,
+        "heartbeat_interval": 2.0,
+    }
+    assert set(values) == {setting.key for setting in SETTINGS}
+    wanted = {**values, "data_dir": Path("/srv/kapell")}
+    toml = "[server]\n" + "".join(f"{key} = {as_toml(value)}\n" for key, value in values.items())
+    env = {setting.variable: str(values[setting.key]) for setting in SETTINGS}
+
+    for config in (loaded(tmp_path, toml), loaded(tmp_path, "", env), loaded(tmp_path, **values)):
+        assert {key: getattr(config, key) for key in values} == wanted
+
+
+def as_toml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"')
+
+
+def test_a_misspelt_key_is_refused_with_the_close_spelling(tmp_path: Path) -> None:
+    assert "`grpc_adress`; did you mean `grpc_address`?" in refusal(tmp_path, '[server]\ngrpc_adress = "127.0.0.1:1"')
+    assert "`sever`; did you mean `server`?" in refusal(tmp_path, "[sever]\n")
+    assert "`argvs`; did you mean `argv`?" in refusal(tmp_path, '[profiles.x]\ncommand = { argvs = ["true"] }')
+
+
+@pytest.mark.parametrize(
+    ("toml", "said"),
+    [
+        ('[server]\nmax_agents = "many"', "server.max_agents must be a whole number, not text ('many')"),
+        ("[server]\nmax_agents = 0", "server.max_agents must be from 1 to 1,000,000, not 0"),
+        ("[server]\nno_auth = 1", "server.no_auth must be true or false, not a whole number (1)"),
+        ('[server]\ngrpc_address = "here"', 'server.grpc_address must read "host:port"'),
+        ('[server]\nlog_format = "xml"', "server.log_format must be `console` or `json`, not 'xml'"),
+        ('[server]\ndatabase_url = "mysql://db"', "must begin with postgresql://"),
+        ('[server]\nlease_duration = "soon"', "server.lease_duration must be a number of seconds"),
+        ("[server]\nlease_duration = 5", "must be at least twice heartbeat_interval"),
+        ("server = 3", "server must be a table, not a whole number (3)"),
+        ("[server", "is not valid TOML"),
+        ("[profiles.x]\nslots = 1", "profiles.x has no command"),
+        ('[profiles.x]\ncommand = "ls"', "profiles.x.command must be a table, not text ('ls')"),
+        ("[profiles.x]\ncommand = { argv = [] }", "profiles.x.command.argv: must contain at least 1"),
+        ("[profiles.x]\ncommand = { argv = [1] }", "profiles.x.command.argv[0] must be text"),
+        (
+            '[profiles.x]\nslots = 300\ncommand = { argv = ["true"] }',
+            "profiles.x.slots: must be greater than or equal to 0 and less than or equal to 256",
+        ),
+        (
+            '[profiles.x]\ncommand = { argv = ["true"], result_format = "yaml" }',
+            "profiles.x.command.result_format must be one of text, json, file",
+        ),
+        (
+            '[profiles.x]\ncommand = { argv = ["true"], working_directory = "here" }',
+            "profiles.x.command.working_directory",
+        ),
+        ('[profiles."a b"]\ncommand = { argv = ["true"] }', "a profile's name has 1 to 64"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named(tmp_path: Path, toml: str, said: str) -> None:
+    text = refusal(tmp_path, toml)
+
+    assert said in text
+    assert str(tmp_path / "kapell.toml") in text or "heartbeat_interval" in text
+
+
+def test_a_variable_with_a_wrong_value_is_named(tmp_path: Path) -> None:
+    assert "KAPELL_NO_AUTH must be true or false" in refusal(tmp_path, env={"KAPELL_NO_AUTH": "maybe"})
+    assert "KAPELL_MAX_AGENTS must be a whole number" in refusal(tmp_path, env={"KAPELL_MAX_AGENTS": "x"})
+
+
+def test_other_variables_of_the_name_are_left_alone(tmp_path: Path) -> None:
+    loaded(tmp_path, env={"KAPELL_ADDRESS": "127.0.0.1:1", "KAPELL_TOKEN": "t"})
+
+
+def test_a_named_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no configuration file .*absent\.toml"):
+        load(flags={}, env={"KAPELL_CONFIG": str(tmp_path / "absent.toml")}, directory=tmp_path)
+
+
+def test_the_file_in_the_data_directory_is_found(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "kapell.toml").write_text("[server]\nmax_agents = 3\n")
+
+    config = load(flags={"data_dir": data}, env={}, directory=tmp_path)
+
+    assert config.max_agents == 3
+
+
+def test_a_profile_becomes_a_spec(tmp_path: Path) -> None:
+    config = loaded(
+        tmp_path,
+        """
+        [profiles.lister]
+        description = "Lists."
+        agent_types = ["lister", "ls"]
+        slots = 2
+        command = { argv = ["ls", "{prompt}"], env = { A = "b" }, result_format = "json", kill_grace = "2s" }
+        """,
+    )
+
+    profile = config.profiles["lister"]
+    assert profile.description == "Lists."
+    assert list(profile.spec.agent_types) == ["lister", "ls"]
+    assert profile.spec.slots == 2
+    assert list(profile.spec.command.argv) == ["ls", "{prompt}"]
+    assert dict(profile.spec.command.env) == {"A": "b"}
+    assert profile.spec.command.result_format == RESULT_FORMAT_JSON
+    assert profile.spec.command.kill_grace.seconds == 2
+
+
+def test_the_shell_profile_is_built_in_and_may_be_replaced(tmp_path: Path) -> None:
+    built_in = loaded(tmp_path).profiles["shell"].spec
+    replaced = loaded(tmp_path, '[profiles.shell]\ncommand = { argv = ["bash"] }').profiles["shell"].spec
+
+    assert (list(built_in.agent_types), built_in.slots) == (["shell"], 4)
+    assert list(built_in.command.argv) == ["sh", "-c", "{prompt}"]
+    assert list(replaced.command.argv) == ["bash"]
