@@ -7,8 +7,8 @@ importing `kapell` costs next to nothing; generated messages are in `kapell.v1`.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as typing has it, which is most of what importing this would cost
 if TYPE_CHECKING:
     from kapell.client import Client as Client
     from kapell.connection import Connection as Connection
@@ -32,7 +32,7 @@ _MODULES = frozenset({"errors", "sync"})
 __all__ = ["Client", "Connection", "Endpoint", "KapellError", "SyncClient", "Worker", "discover"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _HOMES:
         value = getattr(import_module(_HOMES[name]), name)
     elif name in _MODULES:
