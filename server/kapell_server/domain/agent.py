@@ -62,7 +62,7 @@ def spawn(state: State, request: SpawnAgentRequest, profile: str, spec: AgentSpe
         if state.find_agent(request.agent_id) is not None:
             raise KapellError(
                 ERROR_REASON_ID_TAKEN,
-                f"agent {request.agent_id} exists already; choose another agent_id, or leave it empty to get one",
+                f"Agent {request.agent_id} exists already. Choose another agent_id, or leave it empty to get one.",
                 metadata={"agent_id": request.agent_id},
             )
         agent_id = request.agent_id
@@ -92,7 +92,7 @@ def check_room(state: State) -> None:
     if sum(agent.state not in AGENT_FINAL for agent in state.agents.values()) >= limit:
         raise KapellError(
             ERROR_REASON_AGENT_LIMIT,
-            f"the server has {limit} agents already, its limit; terminate some, or raise max_agents",
+            f"The server has {limit} agents already, its limit. Terminate some, or raise max_agents.",
             metadata={"limit": str(limit)},
         )
 

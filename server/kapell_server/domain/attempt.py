@@ -97,14 +97,14 @@ def check_token(state: State, token: str, caller: Caller) -> Lease:
     """The live lease that the token proves; LEASE_LOST or NOT_OWNER otherwise. Reads memory only."""
     lease_id = state.keyring.parse_lease_token(token)
     if lease_id is None:
-        raise lease_lost("", 0, "the lease token is damaged or was not minted by this server")
+        raise lease_lost("", 0, "its token is damaged or was not minted by this server")
     lease = state.leases.by_task.get(lease_id.task_id)
     if lease is None or lease.attempt != lease_id.attempt:
         raise lease_lost(lease_id.task_id, lease_id.attempt, "the attempt has ended or was given to another agent")
     if caller.kind is CallerKind.AGENT and caller.agent_id != lease.agent_id:
         raise KapellError(
             ERROR_REASON_NOT_OWNER,
-            f"the lease belongs to agent {lease.agent_id}, not to {caller.agent_id}; use the token of its holder",
+            f"The lease belongs to agent {lease.agent_id}, not to {caller.agent_id}. Use the token of its holder.",
             metadata={"agent_id": lease.agent_id},
         )
     return lease
@@ -120,7 +120,7 @@ def lease_lost(task_id: str, attempt: int, why: str) -> KapellError:
     """The refusal that tells a worker to stop and forget the task."""
     return KapellError(
         ERROR_REASON_LEASE_LOST,
-        f"the lease is lost: {why}; stop working on the task and discard its result",
+        f"The lease is lost: {why}. Stop working on the task and discard its result.",
         metadata={"task_id": task_id, "attempt": str(attempt)} if task_id else None,
     )
 
@@ -150,8 +150,8 @@ def complete(state: State, request: CompleteTaskRequest) -> Task:
         limit = state.settings.max_content_bytes
         raise KapellError(
             ERROR_REASON_REQUEST_INVALID,
-            f"result is too large: {request.result.ByteSize()} bytes, at most {limit} are allowed; "
-            "write it to a file and return its path",
+            f"result is too large: {request.result.ByteSize()} bytes, at most {limit} are allowed. "
+            "Write it to a file and return its path.",
             violations=(("result", f"must be at most {limit} bytes"),),
         )
     if current.state == TASK_STATE_CANCELLING and not current.HasField("failure"):

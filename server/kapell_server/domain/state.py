@@ -389,7 +389,7 @@ def task_not_found(task_id: str) -> KapellError:
     """No task has this id."""
     return KapellError(
         ERROR_REASON_TASK_NOT_FOUND,
-        f"task {task_id} was not found: it never existed or was deleted; list the tasks to find its id",
+        f"Task {task_id} was not found: it never existed or was deleted. List the tasks to find its id.",
         metadata={"task_id": task_id},
     )
 
@@ -398,6 +398,6 @@ def agent_not_found(agent_id: str) -> KapellError:
     """No agent has this id."""
     return KapellError(
         ERROR_REASON_AGENT_NOT_FOUND,
-        f"agent {agent_id} was not found: it never existed or was deleted; list the agents to find its id",
+        f"Agent {agent_id} was not found: it never existed or was deleted. List the agents to find its id.",
         metadata={"agent_id": agent_id},
     )

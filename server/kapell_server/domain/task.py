@@ -80,8 +80,8 @@ def _new_task(state: State, spec: TaskSpec, path: str) -> tuple[Task, bytes]:
         limit = state.settings.max_content_bytes
         raise KapellError(
             ERROR_REASON_REQUEST_INVALID,
-            f"{path}.input is too large: {spec.input.ByteSize()} bytes, at most {limit} are allowed; "
-            "pass a path or an address instead of the data",
+            f"{path}.input is too large: {spec.input.ByteSize()} bytes, at most {limit} are allowed. "
+            "Pass a path or an address instead of the data.",
             violations=((f"{path}.input", f"must be at most {limit} bytes"),),
         )
     content = Task(prompt=spec.prompt, input=spec.input if spec.HasField("input") else None).SerializeToString()
@@ -131,7 +131,7 @@ def _first_line(prompt: str) -> str:
 def _id_taken(task_id: str) -> KapellError:
     return KapellError(
         ERROR_REASON_ID_TAKEN,
-        f"task {task_id} exists already; choose another task_id, or leave it empty to get one",
+        f"Task {task_id} exists already. Choose another task_id, or leave it empty to get one.",
         metadata={"task_id": task_id},
     )
 
@@ -141,7 +141,7 @@ def check_etag(etag: str, current: str) -> None:
     if etag and etag != current:
         raise KapellError(
             ERROR_REASON_ETAG_MISMATCH,
-            f"it has changed since it was read: its etag is {current}, not {etag}; read it again and repeat",
+            f"It has changed since it was read: its etag is {current}, not {etag}. Read it again and repeat.",
             metadata={"expected": etag, "current": current},
         )
 

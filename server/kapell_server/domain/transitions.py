@@ -114,7 +114,7 @@ def task_state_conflict(task: Task, action: str, allowed: Iterable[TaskState.Val
     state = task_state_name(task.state)
     return KapellError(
         ERROR_REASON_TASK_STATE_CONFLICT,
-        f"task {task.task_id} cannot be {action}: it is {state}; it would have to be {names}",
+        f"Task {task.task_id} cannot be {action}: it is {state}. It would have to be {names}.",
         metadata={"task_id": task.task_id, "state": state, "allowed": names},
     )
 
@@ -125,6 +125,6 @@ def agent_state_conflict(agent: Agent, action: str, allowed: Iterable[AgentState
     state = agent_state_name(agent.state)
     return KapellError(
         ERROR_REASON_AGENT_STATE_CONFLICT,
-        f"agent {agent.agent_id} cannot be {action}: it is {state}; it would have to be {names}",
+        f"Agent {agent.agent_id} cannot be {action}: it is {state}. It would have to be {names}.",
         metadata={"agent_id": agent.agent_id, "state": state, "allowed": names},
     )

@@ -82,7 +82,7 @@ def _register_spawned(state: State, agent_id: str, instance_key: str) -> Agent:
         if state.instance_keys.get(agent_id) != instance_key:
             raise KapellError(
                 ERROR_REASON_TOKEN_INVALID,
-                f"agent {agent_id} was registered by another process; spawn a new agent to get a new ticket",
+                f"Agent {agent_id} was registered by another process. Spawn a new agent to get a new ticket.",
             )
         state.see_agent(agent_id)
         return current
@@ -98,7 +98,7 @@ def _register_external(state: State, request: RegisterWorkerRequest) -> Agent:
     if not request.agent_types:
         raise KapellError(
             ERROR_REASON_REQUEST_INVALID,
-            "agent_types is empty: a worker must name at least one type of task that it serves",
+            "agent_types is empty. Name at least one type of task that the worker serves.",
             violations=(("agent_types", "must have at least one entry"),),
         )
     agents.check_room(state)
@@ -124,7 +124,7 @@ def speaking(state: State, agent_id: str) -> Agent:
         if caller.agent_id != agent_id:
             raise KapellError(
                 ERROR_REASON_NOT_OWNER,
-                f"this token speaks for agent {caller.agent_id}, not for {agent_id}; use that agent's own token",
+                f"This token speaks for agent {caller.agent_id}, not for {agent_id}. Use that agent's own token.",
                 metadata={"agent_id": agent_id},
             )
         current = state.find_agent(agent_id)
@@ -137,7 +137,7 @@ def speaking(state: State, agent_id: str) -> Agent:
 def _token_of_the_past(agent_id: str) -> KapellError:
     return KapellError(
         ERROR_REASON_TOKEN_INVALID,
-        f"the token is of an agent that has ended ({agent_id}); register again, or spawn a new agent",
+        f"The token is of an agent that has ended ({agent_id}). Register again, or spawn a new agent.",
     )
 
 

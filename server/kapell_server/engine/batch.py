@@ -17,7 +17,6 @@ from kapell.v1.agent_pb2 import Agent
 from kapell.v1.error_pb2 import ERROR_REASON_REQUEST_ID_REUSED
 from kapell.v1.task_pb2 import Task
 from kapell.v1.worker_pb2 import LeaseTasksRequest
-from sqlalchemy.engine import Connection
 
 from kapell_server.domain import agent, dispatch
 from kapell_server.domain.access import Caller, system
@@ -26,6 +25,7 @@ from kapell_server.domain.polls import Poll
 from kapell_server.domain.state import State
 from kapell_server.engine.commands import DECIDERS, content_ids_of, look, task_ids_of
 from kapell_server.engine.offers import encode_offers
+from kapell_server.store.database import Connection
 from kapell_server.store.loads import RowLoader, load_due
 from kapell_server.store.record import Record
 from kapell_server.store.writes import Answer, Written, encode_changes, write_batch
@@ -211,7 +211,7 @@ class _Run:
             request_id = key.partition("/")[2]
             raise KapellError(
                 ERROR_REASON_REQUEST_ID_REUSED,
-                f"request_id {request_id} was used for another request; use a fresh one for each new request",
+                f"request_id {request_id} was used for another request. Use a fresh one for each new request.",
                 metadata={"request_id": request_id},
             )
         return known[1] + _REPLAYED if known is not None else fresh

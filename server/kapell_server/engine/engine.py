@@ -18,7 +18,6 @@ from kapell.v1.agent_pb2 import TERMINATE_MODE_FORCE, TerminateAgentRequest
 from kapell.v1.error_pb2 import ERROR_REASON_QUEUE_FULL, ERROR_REASON_SERVER_DRAINING
 from kapell.v1.task_pb2 import TASK_STATE_CANCELLING
 from kapell.v1.worker_pb2 import LEASE_DIRECTIVE_CANCEL, LEASE_DIRECTIVE_CONTINUE, LeaseTasksRequest
-from sqlalchemy.engine import Connection
 
 from kapell_server.clock import Clock, SystemClock
 from kapell_server.domain import attempt
@@ -32,7 +31,7 @@ from kapell_server.engine.facts import Termination
 from kapell_server.engine.gather import Gather
 from kapell_server.engine.resume import resume
 from kapell_server.store.cache import TaskCache
-from kapell_server.store.database import Database
+from kapell_server.store.database import Connection, Database
 from kapell_server.store.loads import forget_answers
 from kapell_server.store.reads import Reads
 from kapell_server.supervise import Supervisor
@@ -148,7 +147,7 @@ class Engine:
         if len(self._mailbox) >= _MAILBOX:
             raise KapellError(
                 ERROR_REASON_QUEUE_FULL,
-                f"the server has {_MAILBOX} writes waiting, its limit; try again in a moment",
+                f"The server has {_MAILBOX} writes waiting, its limit. Try again in a moment.",
                 retry_after=0.5,
             )
         self._mailbox.append(command)
@@ -321,5 +320,5 @@ class Engine:
 
 def _draining() -> KapellError:
     return KapellError(
-        ERROR_REASON_SERVER_DRAINING, "the server is stopping; connect again in a moment", retry_after=1.0
+        ERROR_REASON_SERVER_DRAINING, "The server is stopping. Connect again in a moment.", retry_after=1.0
     )

@@ -6,14 +6,13 @@ leases as they were.
 
 from __future__ import annotations
 
-from sqlalchemy.engine import Connection
-
 from kapell_server.domain import agent
 from kapell_server.domain.deadlines import agent_start_deadline_ns
 from kapell_server.domain.leases import Lease
 from kapell_server.domain.state import State
 from kapell_server.domain.times import SECOND
 from kapell_server.engine.batch import load_deadlines
+from kapell_server.store.database import Connection
 from kapell_server.store.loads import RowLoader, load_resumption
 
 

@@ -24,6 +24,8 @@ from sqlalchemy.pool import NullPool, QueuePool
 from kapell_server.domain.errors import KapellError
 from kapell_server.store.migrate import prepare
 
+__all__ = ["Connection", "Database", "StorageError", "open_database"]
+
 T = TypeVar("T")
 
 _READERS = 4
@@ -74,8 +76,8 @@ async def open_database(url: str, data_dir: Path) -> Database:
     if parsed.get_backend_name() == "sqlite" and parsed.database:
         return await SqliteDatabase.open(Path(parsed.database))
     raise StorageError(
-        f"database_url names {parsed.get_backend_name()!r}, which is not supported; "
-        "use postgresql://user@host/name, or leave it out for SQLite"
+        f"database_url names {parsed.get_backend_name()!r}, which is not supported. "
+        "Use postgresql://user@host/name, or leave it out for SQLite."
     )
 
 
@@ -117,7 +119,7 @@ class SqliteDatabase(Database):
         except (sqlite3.Error, sa.exc.DBAPIError) as error:
             await database.close()
             raise StorageError(
-                f"the database {path} cannot be opened: {_cause(error)}; check the disk and the file's permissions"
+                f"The database {path} cannot be opened: {_cause(error)}. Check the disk and the file's permissions."
             ) from error
         return database
 
@@ -214,7 +216,7 @@ class PostgresDatabase(Database):
         except (TimeoutError, OSError, sa.exc.SQLAlchemyError) as error:
             await database.close()
             raise StorageError(
-                f"the database {shown} cannot be opened: {_cause(error)}; check that PostgreSQL runs and the address"
+                f"The database {shown} cannot be opened: {_cause(error)}. Check that PostgreSQL runs and the address."
             ) from error
         return database
 
@@ -224,7 +226,7 @@ class PostgresDatabase(Database):
         await self._holder.commit()
         if not got:
             raise StorageError(
-                "another Kapell server uses this database; stop it first, or give this one a database of its own"
+                "Another Kapell server uses this database. Stop it first, or give this one a database of its own."
             )
 
     async def _prepare(self) -> None:
@@ -264,11 +266,11 @@ def _storage_refusal(error: BaseException) -> KapellError | None:
     if "disk is full" in text or "No space left" in text or "could not extend file" in text:
         return KapellError(
             ERROR_REASON_STORAGE_FULL,
-            "nothing was changed: the disk of the data directory is full; free some space and try again",
+            "Nothing was changed: the disk of the data directory is full. Free some space and try again.",
         )
     return KapellError(
         ERROR_REASON_STORAGE_BUSY,
-        "nothing was changed: the database did not take the write; try again, and see the server's log if it persists",
+        "Nothing was changed: the database did not take the write. Try again, and see the server's log if it persists.",
         retry_after=1.0,
     )
 

@@ -51,6 +51,6 @@ class Page:
 def _invalid(why: str) -> KapellError:
     return KapellError(
         ERROR_REASON_PAGE_TOKEN_INVALID,
-        f"page_token cannot be used: {why}; start again without a page_token",
+        f"page_token cannot be used: {why}. Start again without a page_token.",
         violations=(("page_token", why),),
     )
