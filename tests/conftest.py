@@ -15,8 +15,11 @@ _servers: pytest.StashKey[list[ServerProcess]] = pytest.StashKey()
 
 @pytest.fixture
 def server_process(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServerProcess]:
-    """A real server with a fresh data directory, serving. A failed test shows its log."""
-    server = ServerProcess(tmp_path / "data")
+    """A real server with a fresh data directory, serving. A failed test shows its log.
+
+    More command line comes by indirect parametrizing: `[("--lease-duration", "3s")]`.
+    """
+    server = ServerProcess(tmp_path / "data", arguments=getattr(request, "param", ()))
     request.node.stash.setdefault(_servers, []).append(server)
     server.start()
     yield server
