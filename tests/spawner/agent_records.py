@@ -13,6 +13,7 @@ import signal
 from kapell.v1.agent_pb2 import (
     AGENT_STATE_ACTIVE,
     AGENT_STATE_FAILED,
+    AGENT_STATE_LOST,
     AGENT_STATE_PENDING,
     AGENT_STATE_STARTING,
     AGENT_STATE_TERMINATED,
@@ -57,6 +58,7 @@ class AgentRecords:
         self._agents: dict[str, Agent] = {}
         self._asked: dict[str, Termination] = {}
         self._registers = registers
+        self._looked: dict[str, asyncio.Event] = {}
 
     @property
     def ring(self) -> Ring:
@@ -91,6 +93,22 @@ class AgentRecords:
         """The host has deregistered and is about to exit; its pid."""
         self._move(agent_id, AGENT_STATE_TERMINATING, reason="said goodbye")
         return self.agent(agent_id).pid
+
+    def lose(self, agent_id: str) -> None:
+        """Nothing was heard of it for the length of a lease."""
+        self._move(agent_id, AGENT_STATE_LOST)
+
+    def end(self, agent_id: str) -> None:
+        """The record is final, whatever the processes do."""
+        self._move(agent_id, AGENT_STATE_FAILED)
+
+    def compact(self) -> None:
+        """Forgets the events that the ring does not hold."""
+        self._log.compact(self.ring.oldest)
+
+    def will_look_for(self, agent_id: str) -> asyncio.Event:
+        """Set when the agent is next read by its id."""
+        return self._looked.setdefault(agent_id, asyncio.Event())
 
     def delete(self, agent_id: str) -> None:
         self._put(EVENT_KIND_AGENT_DELETED, self._agents[agent_id])
@@ -148,6 +166,8 @@ class AgentRecords:
 
     async def get_agent(self, agent_id: str) -> Agent:
         await asyncio.sleep(0)
+        if agent_id in self._looked:
+            self._looked[agent_id].set()
         if agent_id not in self._agents:
             raise KapellError(ERROR_REASON_AGENT_NOT_FOUND, "No such agent.")
         return self._agents[agent_id]

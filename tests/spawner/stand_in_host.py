@@ -21,6 +21,8 @@ PR_SET_CHILD_SUBREAPER = 36
 
 def main() -> None:
     fifo, words = sys.argv[1], sys.argv[2:]
+    # Programs never get it.
+    os.environ.pop("KAPELL_TICKET", None)
     report = os.open(fifo, os.O_WRONLY)
     os.set_inheritable(report, True)
     if "adopting" in words:

@@ -290,7 +290,7 @@ async def test_deleted_agent_loses_its_directory(place: Place) -> None:
     assert directory.exists()
 
     place.records.delete("agent_a")
-    # Its log is deleted with it, so a new agent's start is a moment later than the removal.
+    # Starting another agent takes longer than removing a directory.
     place.records.spawn("agent_b")
     await place.records.reached("agent_b", AGENT_STATE_ACTIVE)
     await spawner.stop(terminate_agents=True)

@@ -93,9 +93,12 @@ class ProcessTable:
         """All processes of the agent, in no order."""
         return self._trees.get(agent_id, [])
 
-    def host(self, agent_id: str) -> Process | None:
-        """The agent's host; the oldest, should there ever be two."""
-        hosts = [process for process in self.tree(agent_id) if process.host]
+    def host(self, agent_id: str, pid: int = 0) -> Process | None:
+        """The agent's host, which must be the process `pid` where that is known.
+
+        Where it is not known the oldest is taken: a program looks like its host between fork and exec.
+        """
+        hosts = [process for process in self.tree(agent_id) if process.host and pid in (0, process.pid)]
         return min(hosts, key=lambda process: process.started, default=None)
 
     def closed_group(self, process: Process) -> bool:

@@ -39,7 +39,6 @@ from kapell.v1.agent_pb2 import (
 from kapell.v1.error_pb2 import (
     ERROR_REASON_AGENT_NOT_FOUND,
     ERROR_REASON_AGENT_STATE_CONFLICT,
-    ERROR_REASON_REVISION_COMPACTED,
     ERROR_REASON_SERVER_DRAINING,
 )
 from kapell.v1.watch_pb2 import EVENT_KIND_AGENT_DELETED, EVENT_KIND_AGENT_SPAWNED
@@ -204,14 +203,12 @@ class Spawner:
         while self._cursor < self._engine.ring.head:
             records = self._engine.ring.after(self._cursor, _BATCH)
             if records is None:
-                try:
-                    records = await self._reads.events_after(self._cursor, _BATCH)
-                except KapellError as error:
-                    if error.reason != ERROR_REASON_REVISION_COMPACTED:
-                        raise
-                    self._cursor = self._engine.ring.head
-                    await self._compare(None)
-                    return
+                records = await self._reads.events_after(self._cursor, _BATCH)
+            if not records or records[0].revision != self._cursor + 1:
+                # The log has lost what came next.
+                self._cursor = self._engine.ring.head
+                await self._compare(None)
+                return
             for record in records:
                 self._observe(record)
                 self._cursor = record.revision
@@ -244,7 +241,7 @@ class Spawner:
             table = await self._sweeper.read_table()
         for agent in missing:
             assert table is not None
-            self._keep(agent, table.host(agent.agent_id))
+            self._keep(agent, table.host(agent.agent_id, agent.pid))
         for agent_id in before & self._keepers.keys():
             await self._show(agent_id, live.get(agent_id))
 
