@@ -124,7 +124,6 @@ async def test_every_event_arrives_once_and_in_order_over_200_forced_disconnects
     assert (await client.tasks.count()).counts[0].count == 1 + number * 4
 
 
-@pytest.mark.xfail(reason="the server takes revision 0 for 'from now on', even of a named log", strict=False)
 async def test_a_watch_of_an_empty_log_resumes_without_a_gap(
     server: TestServer, proxy: CuttingProxy, client: Client
 ) -> None:

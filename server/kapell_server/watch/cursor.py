@@ -15,9 +15,9 @@ from kapell.v1.event_pb2 import GetLogInfoResponse, WatchResponse
 from kapell.v1.watch_pb2 import Bookmark, WatchOptions
 
 from kapell_server.domain.errors import KapellError
+from kapell_server.store.record import Record
 from kapell_server.watch.batches import Batches, split
 from kapell_server.watch.filters import Filter, ResourceKind
-from kapell_server.store.record import Record
 from kapell_server.watch.ring import Ring
 
 DEFAULT_BOOKMARK_SECONDS = 10.0
@@ -57,7 +57,7 @@ class Log:
                 " it was restored from a backup or is another server.",
                 await self.reads.log_info(),
             )
-        if start == 0:
+        if start == 0 and (options.send_initial_state or not options.log_id):
             return head
         if start > head:
             raise KapellError(

@@ -168,8 +168,8 @@ class WatchOptions(_message.Message):
     SEND_INITIAL_STATE_FIELD_NUMBER: _builtins.int
     BOOKMARK_INTERVAL_FIELD_NUMBER: _builtins.int
     start_after_revision: _builtins.int
-    """Events after this revision are sent. 0 means: from now on, or, with
-    send_initial_state, from the snapshot on.
+    """Events after this revision are sent. 0 means from now on; with log_id, from the
+    beginning of that log; with send_initial_state, from the snapshot on.
     """
     log_id: _builtins.str
     """The log that start_after_revision belongs to, from any earlier response.
