@@ -8,11 +8,12 @@ left alone to do so.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from google.protobuf.struct_pb2 import Value
 
@@ -60,31 +61,36 @@ class Attempts:
             return
         lease.phase = Phase.WORKING
         async with asyncio.TaskGroup() as reporting:
-            shipping = reporting.create_task(logs.ship(self._session, lease), name=f"log of {lease.task_id}")
-            telling = reporting.create_task(progress.report(self._session, lease), name=f"progress of {lease.task_id}")
+            # Most short tasks say nothing, so the senders are started by the first word.
+            lease.log.on_first(lambda: _start(reporting, logs.ship(self._session, lease), f"log of {lease.task_id}"))
+            lease.progress.on_first(
+                lambda: _start(reporting, progress.report(self._session, lease), f"progress of {lease.task_id}")
+            )
             try:
                 ending = await self._outcome(handler, lease)
             finally:
                 lease.worked.set()
                 lease.log.close()
                 lease.progress.close()
-            await _until_reported((shipping, telling), lease)
+            await _until_reported(lease)
         if not lease.lost.is_set() and not lease.interrupted:
             await self._send(lease, ending)
 
     async def _outcome(self, handler: Handler, lease: Lease) -> Value | TaskFailed:
         context = TaskContext(lease, self._session.agent_id)
+        work = asyncio.ensure_future(handler.run(context, lease.task))
+        lease.on_stop(partial(_stop, work, handler, lease))
         try:
-            returned = await _supervise(handler, context, lease)
+            return _checked(await work)
         except TaskFailed as failure:
             return failure
         except asyncio.CancelledError:
-            if not lease.cancelled.is_set():
+            current = asyncio.current_task()
+            if not lease.cancelled.is_set() or (current is not None and current.cancelling()):
                 raise
             return TaskFailed("CANCELLED", "the work was stopped because the task was cancelled")
         except Exception as error:
             return _crash(error, lease)
-        return _checked(returned)
 
     async def _send(self, lease: Lease, ending: Value | TaskFailed) -> None:
         lease.phase = Phase.ENDING
@@ -104,37 +110,33 @@ class Attempts:
             _log.error("the end of %s, attempt %d, was refused: %s", lease.task_id, lease.attempt, error)
 
 
-async def _supervise(handler: Handler, context: TaskContext, lease: Lease) -> object:
-    """Runs the handler and stops it when its time has come."""
-    work = asyncio.ensure_future(handler.run(context, lease.task))
-    watch = asyncio.create_task(_cancel_in_time(handler, lease, work), name=f"cancel of {lease.task_id}")
-    try:
-        return await work
-    finally:
-        watch.cancel()
-        await asyncio.wait((watch,))
-
-
-async def _cancel_in_time(handler: Handler, lease: Lease, work: asyncio.Future[object]) -> None:
-    await lease.cancelled.wait()
+def _stop(work: asyncio.Future[object], handler: Handler, lease: Lease) -> None:
+    """Stops the handler now or after its grace. Called at each new reason to stop."""
     if handler.cancel_grace is None:
         return
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(handler.cancel_grace):
-            await lease.lost.wait()
-    work.cancel()
+    if lease.lost.is_set() or not handler.cancel_grace:
+        work.cancel()
+    else:
+        asyncio.get_running_loop().call_later(handler.cancel_grace, work.cancel)
 
 
-async def _until_reported(reporting: tuple[asyncio.Task[None], ...], lease: Lease) -> None:
+def _start(group: asyncio.TaskGroup, sending: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    return group.create_task(sending, name=name)
+
+
+async def _until_reported(lease: Lease) -> None:
     """Waits until log and progress are out, but not once nobody takes them any more."""
+    senders = [sender for sender in (lease.log.sender, lease.progress.sender) if sender is not None]
+    if not senders:
+        return
     lost = asyncio.create_task(lease.lost.wait(), name=f"lease of {lease.task_id}")
     try:
-        for task in reporting:
-            await asyncio.wait((task, lost), return_when=asyncio.FIRST_COMPLETED)
+        for sender in senders:
+            await asyncio.wait((sender, lost), return_when=asyncio.FIRST_COMPLETED)
     finally:
         lost.cancel()
-        for task in reporting:
-            task.cancel()
+        for sender in senders:
+            sender.cancel()
 
 
 def _checked(returned: object) -> Value | TaskFailed:

@@ -55,7 +55,8 @@ class Heartbeat:
     def _request(self) -> HeartbeatRequest:
         request = HeartbeatRequest(agent_id=self._session.agent_id)
         for lease in self._table:
-            request.leases.add(lease_token=lease.token)
+            if not lease.lost.is_set():
+                request.leases.add(lease_token=lease.token)
         return request
 
     async def _apply(self, answer: HeartbeatResponse) -> None:

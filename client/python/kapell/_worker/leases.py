@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from kapell._worker.logs import LogBuffer
 from kapell._worker.progress import ProgressSlot
@@ -48,25 +48,36 @@ class Lease:
         self.carrying_out: asyncio.Task[None] | None = None
         self.log = LogBuffer()
         self.progress = ProgressSlot()
+        self._on_stop: Callable[[], None] = _nothing
 
     @property
     def task_id(self) -> str:
         return self.task.task_id
 
+    def on_stop(self, listener: Callable[[], None]) -> None:
+        """Calls `listener`, and no other any more, whenever there is a new reason to stop; now, if there was one."""
+        self._on_stop = listener
+        if self.cancelled.is_set():
+            listener()
+
     def cancel(self) -> None:
         """The task is to be cancelled."""
-        self.cancelled.set()
+        if not self.cancelled.is_set():
+            self.cancelled.set()
+            self._on_stop()
 
     def lose(self) -> None:
         """The attempt is no longer ours."""
-        self.lost.set()
-        self.cancelled.set()
+        if not self.lost.is_set():
+            self.lost.set()
+            self.cancelled.set()
+            self._on_stop()
 
     def interrupt(self) -> None:
         """The worker cannot wait for the work any longer."""
         if self.phase is not Phase.ENDING:
             self.interrupted = True
-            self.cancelled.set()
+            self.cancel()
 
     def follow(self, directive: LeaseDirective.ValueType) -> None:
         """Does what the server answered about this lease.
@@ -140,6 +151,10 @@ class LeaseTable:
     def _update(self) -> None:
         _set(self._empty, not self._leases)
         _set(self._open, self._accepting and self.free > 0)
+
+
+def _nothing() -> None:
+    """What is called where nobody listens."""
 
 
 def _set(event: asyncio.Event, value: bool) -> None:

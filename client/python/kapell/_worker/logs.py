@@ -55,6 +55,9 @@ class LogBuffer:
         self.offset = 0
         """Offset of the first entry that waits."""
         self.is_full = False
+        self.sender: asyncio.Task[None] | None = None
+        """Who sends it; None while nothing was said."""
+        self._start: Callable[[], asyncio.Task[None]] | None = None
         self._waiting: deque[LogEntry] = deque()
         self._waiting_bytes = 0
         self._written_bytes = 0
@@ -65,6 +68,10 @@ class LogBuffer:
         self._many = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
+
+    def on_first(self, start: Callable[[], asyncio.Task[None]]) -> None:
+        """Calls `start` for the sender as soon as there is something to send."""
+        self._start = start
 
     def append(self, text: str, stream: LogStream.ValueType = LOG_STREAM_STDOUT, *, time_ns: int = 0) -> None:
         """Adds the lines of `text`. Never waits and never fails; see the module for what is left out."""
@@ -155,6 +162,8 @@ class LogBuffer:
 
     def _account(self, change: int) -> None:
         self._waiting_bytes += change
+        if self.sender is None and self._start is not None:
+            self.sender = self._start()
         _set(self._filled, bool(self._waiting) or self._closed)
         _set(self._many, self._waiting_bytes >= _HURRY_BYTES or len(self._waiting) >= BATCH_ENTRIES or self._closed)
         _set(self._room, self._waiting_bytes < ROOM_BYTES)

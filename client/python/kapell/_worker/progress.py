@@ -28,9 +28,16 @@ class ProgressSlot:
     """The latest progress that was not reported yet."""
 
     def __init__(self) -> None:
+        self.sender: asyncio.Task[None] | None = None
+        """Who sends it; None while nothing was said."""
+        self._start: Callable[[], asyncio.Task[None]] | None = None
         self._latest: TaskProgress | None = None
         self._filled = asyncio.Event()
         self._closing = asyncio.Event()
+
+    def on_first(self, start: Callable[[], asyncio.Task[None]]) -> None:
+        """Calls `start` for the sender as soon as there is something to send."""
+        self._start = start
 
     def put(self, fraction: float | None, step: str = "", message: str = "") -> None:
         """Replaces what was not reported yet. Out of range is brought into it; texts are cut."""
@@ -41,6 +48,8 @@ class ProgressSlot:
             message=printable(message)[:1000],
         )
         self._filled.set()
+        if self.sender is None and self._start is not None:
+            self.sender = self._start()
 
     def take(self) -> TaskProgress | None:
         """The latest progress, once."""
