@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kapell_server.watch.filters import Filter
 from kapell_server.store.record import Record
+from kapell_server.watch.filters import Filter
 from kapell_server.wire import field
 
 # A message ends with the record that reaches this size.

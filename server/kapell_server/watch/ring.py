@@ -15,6 +15,7 @@ without any pause.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -27,12 +28,14 @@ T = TypeVar("T")
 
 CAPACITY = 16384
 MAX_BYTES = 64 * 1024 * 1024
-# Watchers rung for in one turn of the loop: bounds how long a wave holds up a commit.
-WAVE_STEP = 16
-# A wave of at most this many watchers has no pause after it.
+# Watchers rung for at once: bounds how long a wave holds up a commit.
+WAVE_STEP = 32
+# After each step the loop is left to everybody else for this share of the time the step took,
+# and for at least so many seconds: the threads that receive calls need the processor too.
+REST_SHARE = 1.0
+REST_SECONDS = 0.001
+# A wave of at most this many watchers takes no rest.
 SMALL_WAVE = 16
-# Pause after a larger wave, seconds a watcher woken; found with tests/bench, watchers against creates.
-PAUSE_PER_WATCHER = 5e-6
 
 
 class Ring:
@@ -49,7 +52,6 @@ class Ring:
         self._waiters: dict[asyncio.Future[bool], int] = {}
         self._announced = revision
         self._wave: list[asyncio.Future[bool]] = []
-        self._wave_size = 0
         self._bell: asyncio.Handle | None = None
         self._closed = False
 
@@ -97,7 +99,7 @@ class Ring:
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
         self._waiters[waiter] = revision
-        timer = loop.call_later(timeout, _expire, waiter, False)
+        timer = loop.call_later(timeout, _answer, waiter, False)
         if self._bell is None and self.head > revision:
             self._bell = loop.call_soon(self._start_wave)
         try:
@@ -121,7 +123,7 @@ class Ring:
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Record | None] = loop.create_future()
         self._resource_waiters.setdefault(resource_id, {})[waiter] = None
-        timer = loop.call_later(timeout, _expire, waiter, None)
+        timer = loop.call_later(timeout, _answer, waiter, None)
         try:
             record = await waiter
         finally:
@@ -137,10 +139,10 @@ class Ring:
             self._bell.cancel()
             self._bell = None
         for waiter in list(self._waiters):
-            _expire(waiter, False)
+            _answer(waiter, False)
         for waiters in list(self._resource_waiters.values()):
             for resource_waiter in list(waiters):
-                _expire(resource_waiter, None)
+                _answer(resource_waiter, None)
 
     def _append(self, record: Record) -> None:
         index = record.revision % len(self._slots)
@@ -166,24 +168,29 @@ class Ring:
     def _start_wave(self) -> None:
         self._announced = self.head
         self._wave = [waiter for waiter, revision in self._waiters.items() if revision < self._announced]
-        self._wave_size = len(self._wave)
         self._wave.reverse()
-        self._ring_some()
+        if len(self._wave) > SMALL_WAVE:
+            self._ring_some()
+            return
+        for waiter in self._wave:
+            _answer(waiter, True)
+        self._bell = None
 
     def _ring_some(self) -> None:
-        """One turn of the wave; the next turn comes after everybody else's."""
-        wave = self._wave
-        for _ in range(min(WAVE_STEP, len(wave))):
-            _expire(wave.pop(), True)
-        loop = asyncio.get_running_loop()
-        if wave:
-            self._bell = loop.call_soon(self._ring_some)
-        elif self._wave_size > SMALL_WAVE:
-            self._bell = loop.call_later(self._wave_size * PAUSE_PER_WATCHER, self._end_pause)
-        else:
-            self._end_pause()
+        """One step of a large wave."""
+        begin = time.perf_counter()
+        for _ in range(min(WAVE_STEP, len(self._wave))):
+            _answer(self._wave.pop(), True)
+        # Called after those who were just woken have run.
+        self._bell = asyncio.get_running_loop().call_soon(self._rest, begin)
 
-    def _end_pause(self) -> None:
+    def _rest(self, begin: float) -> None:
+        taken = time.perf_counter() - begin
+        rest = max(REST_SECONDS, taken * REST_SHARE)
+        following = self._ring_some if self._wave else self._end_wave
+        self._bell = asyncio.get_running_loop().call_later(rest, following)
+
+    def _end_wave(self) -> None:
         self._bell = None
         if self._waiters and self.head > self._announced:
             self._start_wave()
@@ -204,6 +211,6 @@ class Ring:
             )
 
 
-def _expire(waiter: asyncio.Future[T], result: T) -> None:
+def _answer(waiter: asyncio.Future[T], result: T) -> None:
     if not waiter.done():
         waiter.set_result(result)
