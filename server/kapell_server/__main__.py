@@ -37,6 +37,8 @@ def main() -> int:
 
 
 def _run(config: Config) -> int:
+    # The core's own lines go to stderr past all formatting, and say nothing that our errors do not.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Late, so that --help and refusals of the configuration answer at once.
     from kapell_server.data_dir import StartRefusedError
     from kapell_server.telemetry import configure_logging

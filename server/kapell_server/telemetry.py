@@ -20,7 +20,7 @@ from kapell.v1.error_pb2 import ErrorReason
 # and passwords in URLs.
 _SECRETS = re.compile(
     r"kapell_(?:admin|agent|ticket)_[\w.\-]+"
-    r"|task_[a-z0-9_\-]+\.\d+\.[0-9a-f]{36}"
+    r"|task_[a-z0-9_\-]+(?:\.[0-9a-f]+){1,3}\.[0-9a-f]{36}"
     r"|(?i:bearer)\s+[\w.\-~+/=]+"
     r"|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"
 )

@@ -16,10 +16,10 @@ def test_secrets_are_made_once_and_readable_by_their_owner_alone(tmp_path: Path)
     directory = DataDirectory(tmp_path / "data")
     directory.acquire()
 
-    first = directory.keyring().lease_token("task_1", 1)
+    first = directory.keyring().ticket("agent_1")
     token = directory.admin_token()
 
-    assert directory.keyring().lease_token("task_1", 1) == first
+    assert directory.keyring().ticket("agent_1") == first
     assert directory.admin_token() == token
     assert directory.keyring().authenticate(token).kind is CallerKind.USER  # type: ignore[union-attr]
     for name in ("server.key", "admin.token", "lock"):

@@ -8,8 +8,11 @@ Python; google.rpc's detail types are imported so that it can serve them.
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
+import socket
 from collections.abc import Mapping
+from socket import AF_INET, AF_INET6
 from typing import Any
 
 import grpc
@@ -69,10 +72,7 @@ class RpcServer:
         except RuntimeError:
             port = 0
         if port == 0:
-            raise AddressUnusableError(
-                f"Cannot listen on {address}: the port is in use, or the address is not one of this machine."
-                " Stop the other program, or choose another with --grpc-address (port 0 takes a free one)."
-            )
+            raise AddressUnusableError(_why_unusable(address))
         return address if address.startswith("unix:") else f"{host}:{port}"
 
     async def start(self, servicers: Mapping[str, object]) -> None:
@@ -147,6 +147,28 @@ def _handler(pipeline: Pipeline, method: Method, servicer: object) -> grpc.RpcMe
     if getattr(handle, "bounds_its_wait", False):
         return grpc.unary_unary_rpc_method_handler(pipeline.waiting(method, handle))
     return grpc.unary_unary_rpc_method_handler(pipeline.unary(method, handle))
+
+
+def _why_unusable(address: str) -> str:
+    """Why grpc could not listen; it does not say, so the attempt is repeated by hand."""
+    choose = "choose another address with --grpc-address (port 0 takes a free port)"
+    if address.startswith("unix:"):
+        return f"Cannot listen on {address}: the path cannot be used; {choose}."
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    try:
+        with socket.create_server((host, int(port)), family=AF_INET6 if ":" in host else AF_INET):
+            return f"Cannot listen on {address}; try again, or {choose}."
+    except OSError as error:
+        match error.errno:
+            case errno.EADDRINUSE:
+                return f"Cannot listen on {address}: the port is in use. Stop the program that has it, or {choose}."
+            case errno.EADDRNOTAVAIL | errno.EAFNOSUPPORT:
+                return f"Cannot listen on {address}: the address is not one of this machine; {choose}."
+            case errno.EACCES | errno.EPERM:
+                return f"Cannot listen on {address}: this user may not use port {port}; {choose}."
+            case _:
+                return f"Cannot listen on {address}: {error}; {choose}."
 
 
 def is_loopback(address: str) -> bool:
