@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 import click
-from click.exceptions import Abort, NoArgsIsHelpError
+from click.exceptions import NoArgsIsHelpError
 
 from kapell.cli import options
 from kapell.cli.app import App
@@ -18,6 +18,9 @@ from kapell.cli.errors import Done, Exit, Refusal, refusal_of, report
 from kapell.cli.shape import Group
 from kapell.cli.terminal import detect
 from kapell.cli.tree import TREE
+
+_COMPLETE = "_KAPELL_COMPLETE"
+"""The variable by which a shell asks for completions."""
 
 
 def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
@@ -55,16 +58,34 @@ def run(args: Sequence[str]) -> int:
     """Runs the command line and returns the exit code. Nothing but a defect with --debug raises."""
     app = App(terminal=detect())
     try:
-        result = root().main(list(args), prog_name="kapell", standalone_mode=False, obj=app)
+        if instruction := os.environ.get(_COMPLETE):
+            return _complete(instruction)
+        _invoke(list(args), app)
         sys.stdout.flush()
     except NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "", err=True)
         return Exit.USAGE
-    except (KeyboardInterrupt, Abort):  # click turns the one into the other
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except KeyboardInterrupt:
         return _interrupted(app)
     except Exception as error:
         return _failed(app, error)
-    return result if isinstance(result, int) else Exit.DONE
+    return Exit.DONE
+
+
+def _invoke(args: list[str], app: App) -> None:
+    """Parses and runs. Not by click's `main`, which has its own mind about Ctrl-C and closed pipes."""
+    group = root()
+    with group.make_context("kapell", args, obj=app) as context:
+        group.invoke(context)
+
+
+def _complete(instruction: str) -> int:
+    """Answers a shell that asks for completions."""
+    from click.shell_completion import shell_complete
+
+    return shell_complete(root(), {}, "kapell", _COMPLETE, instruction)
 
 
 def _interrupted(app: App) -> int:

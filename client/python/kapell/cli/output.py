@@ -49,7 +49,16 @@ def as_data(message: Any) -> Any:
     from google.protobuf import json_format
     from google.protobuf.message import Message
 
-    return json_format.MessageToDict(message) if isinstance(message, Message) else message
+    return _with_integers(json_format.MessageToDict(message)) if isinstance(message, Message) else message
+
+
+def _with_integers(value: Any) -> Any:
+    """17.0 becomes 17, as other languages write the numbers of free JSON."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    if isinstance(value, dict):
+        return {key: _with_integers(item) for key, item in value.items()}
+    return [_with_integers(item) for item in value] if isinstance(value, list) else value
 
 
 def write_list(items: Sequence[Any], view: View, terminal: Terminal, format: str | None, *, empty: str = "") -> None:

@@ -50,7 +50,7 @@ TREE = Node(
             """,
             children={
                 "spawn": Node("Start an agent from a profile or a command.", "agent_write:spawn"),
-                "list": Node("List agents, the newest first.", "agent_read:list_"),
+                "list": Node("List agents that have not ended, the newest first.", "agent_read:list_"),
                 "get": Node("Show one agent.", "agent_read:get"),
                 "logs": Node("Show the log of an agent's own process.", "agent_read:logs"),
                 "watch": Node("Show changes of agents as they happen.", "agent_read:watch"),

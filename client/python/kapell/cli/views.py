@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     AnyEvent = Event | TaskEvent | AgentEvent
 
 
+_LONGEST_LINE = 60
+
+
 def _look(look: Look) -> Cell:
     return Cell(look.word, look.colour, look.mark)
 
@@ -84,8 +87,10 @@ def _why(task: Task) -> str:
 def _value_text(value: Any) -> str:
     """A result or input for eyes: text bare, everything else as JSON."""
     data = as_data(value)
-    text = data if isinstance(data, str) else json.dumps(data, indent=2, ensure_ascii=False)
-    return text.rstrip("\n")
+    if isinstance(data, str):
+        return data.rstrip("\n")
+    line = json.dumps(data, ensure_ascii=False)
+    return line if len(line) <= _LONGEST_LINE else json.dumps(data, indent=2, ensure_ascii=False)
 
 
 def task_card(task: Task) -> list[Line]:

@@ -28,7 +28,7 @@ def _complete_profile(ctx: click.Context, _param: click.Parameter, incomplete: s
 
 @command(
     "spawn",
-    "Start an agent, from a profile or from a command that is run for each task.",
+    "Start an agent from a profile or a command; the command is run once for each task.",
     examples="""
         kapell agent spawn shell
         kapell agent spawn shell --name builder --label team=web

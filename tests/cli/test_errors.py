@@ -1,0 +1,212 @@
+"""Exit codes are a contract, and an error is at most four lines that say what to do."""
+
+from __future__ import annotations
+
+import io
+import re
+import signal
+import socket
+from contextlib import redirect_stderr
+
+import pytest
+from kapell.cli.errors import Exit, Refusal, refusal_of, report
+from kapell.cli.terminal import detect
+from kapell.errors import FieldViolation, KapellError, error_class
+from kapell.v1.error_pb2 import ErrorReason
+
+from tests.cli.shell import Shell
+from tests.support.server_process import ServerProcess, free_port
+
+EXIT_CODES = {
+    "REQUEST_INVALID": 2,
+    "PAGE_TOKEN_INVALID": 2,
+    "PAYLOAD_TOO_LARGE": 2,
+    "ADDRESS_INVALID": 2,
+    "ARGUMENT_INVALID": 2,
+    "TASK_NOT_FOUND": 3,
+    "AGENT_NOT_FOUND": 3,
+    "ATTEMPT_NOT_FOUND": 3,
+    "PROFILE_NOT_FOUND": 3,
+    "TOKEN_MISSING": 4,
+    "TOKEN_INVALID": 4,
+    "SCOPE_MISSING": 4,
+    "NOT_OWNER": 4,
+    "REQUEST_ID_REUSED": 5,
+    "ID_TAKEN": 5,
+    "TASK_STATE_CONFLICT": 5,
+    "AGENT_STATE_CONFLICT": 5,
+    "PROGRAM_NOT_FOUND": 5,
+    "ETAG_MISMATCH": 5,
+    "LEASE_LOST": 5,
+    "REVISION_COMPACTED": 5,
+    "REVISION_IN_FUTURE": 5,
+    "LOG_OFFSET_GAP": 5,
+    "SERVER_DRAINING": 6,
+    "SERVER_UNREACHABLE": 6,
+    "SERVER_NOT_FOUND": 6,
+    "WAIT_TIMEOUT": 8,
+    "AGENT_LIMIT": 1,
+    "QUEUE_FULL": 1,
+    "TOO_MANY_WATCHES": 1,
+    "STORAGE_FULL": 1,
+    "STORAGE_BUSY": 1,
+    "DEADLINE_EXCEEDED": 1,
+    "INTERNAL": 1,
+}
+
+
+@pytest.mark.parametrize(("reason", "code"), EXIT_CODES.items())
+def test_a_reason_has_its_exit_code(reason: str, code: int) -> None:
+    assert refusal_of(KapellError("it failed", reason=reason)).exit == code
+
+
+def test_every_reason_of_the_api_has_an_exit_code() -> None:
+    reasons = {name.removeprefix("ERROR_REASON_") for name, _ in ErrorReason.items()} - {"UNSPECIFIED"}
+
+    assert reasons <= EXIT_CODES.keys()
+
+
+@pytest.mark.parametrize(
+    ("code", "exit"), [("NOT_FOUND", 3), ("PERMISSION_DENIED", 4), ("ABORTED", 5), ("UNAVAILABLE", 6), ("UNKNOWN", 1)]
+)
+def test_a_reason_of_a_newer_server_falls_back_on_its_code(code: str, exit: int) -> None:
+    error = error_class(code, "NEW_REASON")("it failed", reason="NEW_REASON", code=code, from_server=True)
+
+    assert refusal_of(error).exit == exit
+
+
+@pytest.mark.parametrize(
+    ("message", "parts"),
+    [
+        ("the what - the why - the way out", ("the what", "the why", "the way out")),
+        ("the what: the why; the way out", ("the what", "the why", "the way out")),
+        ("The what: the why. Take this way; or that.", ("The what", "the why", "Take this way; or that")),
+        ("just the what", ("just the what", "", "")),
+    ],
+)
+def test_a_message_is_parted_into_what_why_and_what_to_do(message: str, parts: tuple[str, str, str]) -> None:
+    refusal = refusal_of(KapellError(message, reason="QUEUE_FULL"))
+
+    assert (refusal.what, refusal.why, refusal.next) == parts
+
+
+def test_an_error_has_at_most_four_lines() -> None:
+    error = KapellError(
+        "a\nb - c\nd - e\nf",
+        reason="INTERNAL",
+        metadata={"request_id": "req_1"},
+        violations=(FieldViolation("task.prompt", "too long"), FieldViolation("task.labels", "too many")),
+    )
+    written = io.StringIO()
+
+    with redirect_stderr(written):
+        report(refusal_of(error), detect())
+
+    assert len(written.getvalue().splitlines()) == 4
+    assert "request id: req_1" in written.getvalue()
+
+
+def test_an_error_shows_escape_sequences_instead_of_obeying_them() -> None:
+    written = io.StringIO()
+
+    with redirect_stderr(written):
+        report(Refusal("bad \x1b[2J name"), detect())
+
+    assert "\x1b" not in written.getvalue()
+    assert "\\x1b[2J" in written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (("task", "get", "task_nobody_knows"), Exit.NOT_FOUND),
+        (("agent", "get", "agent_nobody_knows"), Exit.NOT_FOUND),
+        (("agent", "spawn", "no-such-profile"), Exit.NOT_FOUND),
+        (("task", "logs", "task_good", "--attempt", "9"), Exit.NOT_FOUND),
+        (("task", "cancel", "task_good"), Exit.CONFLICT),
+        (("task", "create", "-t", "shell", "--id", "task_good", "again"), Exit.CONFLICT),
+        (("task", "update", "task_waiting", "--priority", "1", "--etag", "stale"), Exit.CONFLICT),
+        (("agent", "spawn", "--type", "x", "--command", "no-such-program-anywhere"), Exit.CONFLICT),
+        (("task", "create", "-t", "Bad Type", "x"), Exit.USAGE),
+        (("task", "create", "-t", "shell", "-p", "1001", "x"), Exit.USAGE),
+        (("task", "list", "--nonsense"), Exit.USAGE),
+        (("event", "watch", "--kind", "task.compleated"), Exit.USAGE),
+        (("task",), Exit.USAGE),
+    ],
+)
+def test_exit_code(cast: Shell, line: tuple[str, ...], code: Exit) -> None:
+    result = cast.pipe(*line)
+
+    assert result.code == code, result.err
+    assert result.out == ""
+    if line != ("task",):
+        assert len(result.err.splitlines()) <= 4
+        assert re.match(r"error: \S", result.err)
+
+
+def test_a_wrong_token_is_not_signed_in(shell: Shell) -> None:
+    stranger = Shell({**shell.environment, "KAPELL_TOKEN": "kapell_admin_wrong"})
+
+    result = stranger.pipe("task", "list")
+
+    assert result.code == Exit.DENIED
+    assert "kapell_admin_wrong" not in result.err
+
+
+def test_without_a_server_the_way_to_start_one_is_told(no_server: Shell) -> None:
+    result = no_server.pipe("status")
+
+    assert result.code == Exit.UNREACHABLE
+    assert "kapell up" in result.err
+
+
+def test_a_refused_connection_is_unreachable(no_server: Shell) -> None:
+    result = no_server.pipe("task", "list", "--address", f"127.0.0.1:{free_port()}")
+
+    assert result.code == Exit.UNREACHABLE
+    assert "connection refused" in result.err
+
+
+def test_a_listener_that_says_nothing_is_unreachable(no_server: Shell) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        result = no_server.pipe("task", "list", "--address", f"127.0.0.1:{silent.getsockname()[1]}")
+
+    assert result.code == Exit.UNREACHABLE
+    assert "did not answer" in result.err
+
+
+def test_a_killed_server_is_unreachable(server_process: ServerProcess, no_server: Shell) -> None:
+    shell = Shell({**no_server.environment, "KAPELL_DATA_DIR": str(server_process.data_dir)})
+    server_process.stop(signal.SIGKILL)
+
+    assert shell.pipe("status").code == Exit.UNREACHABLE
+    server_process.start()
+    assert shell.pipe("status").code == Exit.DONE
+
+
+def test_a_defect_is_called_one_and_has_no_traceback(monkeypatch: pytest.MonkeyPatch, shell: Shell) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr("kapell.cli.commands.profile.write_list", broken)
+
+    result = shell.pipe("profile", "list")
+
+    assert result.code == Exit.FAILURE
+    assert "defect" in result.err
+    assert "Traceback" not in result.err
+    with pytest.raises(ZeroDivisionError):
+        shell.pipe("profile", "list", "--debug")
+
+
+def test_a_reader_that_leaves_is_no_error(cast: Shell) -> None:
+    process = cast.process("event", "watch", "--after", "1")
+    assert process.stdout is not None and process.stderr is not None
+
+    process.stdout.readline()
+    process.stdout.close()
+    cast.pipe("task", "update", "task_waiting", "--name", "Review the change")
+
+    assert process.wait(30) == Exit.DONE
+    assert process.stderr.read() == ""
+    process.stderr.close()
