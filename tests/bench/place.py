@@ -80,8 +80,11 @@ async def beside(module: str, *arguments: object) -> Any:
     """
     words: Sequence[str] = [str(argument) for argument in arguments]
     process = await asyncio.create_subprocess_exec(
-        *pinned(CLIENT_CORE), sys.executable, "-m", f"tests.bench.{module}", *words, stdout=subprocess.PIPE
+        *(*pinned(CLIENT_CORE), sys.executable, "-m", f"tests.bench.{module}", *words),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
-    output, _ = await process.communicate()
-    assert process.returncode == 0, f"tests.bench.{module} ended with code {process.returncode}"
+    output, errors = await process.communicate()
+    if process.returncode != 0:
+        raise RuntimeError(f"tests.bench.{module} ended with code {process.returncode}:\n{errors.decode()}")
     return json.loads(output.splitlines()[-1])

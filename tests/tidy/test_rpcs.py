@@ -154,7 +154,11 @@ def _members(servicer: ast.ClassDef) -> Iterator[str]:
     """Methods of a class, and what it binds to `self`."""
     for node in ast.walk(servicer):
         match node:
-            case ast.AsyncFunctionDef(name=name) | ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):
+            case (
+                ast.FunctionDef(name=name)
+                | ast.AsyncFunctionDef(name=name)
+                | ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store())
+            ):
                 yield name
 
 
