@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -15,24 +15,17 @@ from kapell.v1.task_pb2 import (
     Task,
     TaskAttempt,
 )
-from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
 from kapell_server.domain.ready import ReadyEntry
 from kapell_server.domain.transitions import AGENT_FINAL
+from kapell_server.store.bulk import Bulk, Lookup
 from kapell_server.store.schema import agents, answers, attempts, events, meta, task_contents, tasks
 
-_CHUNK = 500
-"""Ids in one query: below the limits of both databases."""
-
-_tasks_by_id = sa.select(tasks.c.data).where(tasks.c.task_id.in_(bindparam("ids", expanding=True)))
-_contents_by_id = sa.select(task_contents.c.task_id, task_contents.c.data).where(
-    task_contents.c.task_id.in_(bindparam("ids", expanding=True))
-)
-_agent_by_id = sa.select(agents.c.data).where(agents.c.agent_id == bindparam("agent_id"))
-_answers_by_key = sa.select(answers.c.request_key, answers.c.fingerprint, answers.c.data).where(
-    answers.c.request_key.in_(bindparam("keys", expanding=True))
-)
+_tasks_by_id = Lookup(sa.select(tasks.c.data), tasks.c.task_id)
+_contents_by_id = Lookup(sa.select(task_contents.c.task_id, task_contents.c.data), task_contents.c.task_id)
+_agents_by_id = Lookup(sa.select(agents.c.data), agents.c.agent_id)
+_answers_by_key = Lookup(sa.select(answers.c.request_key, answers.c.fingerprint, answers.c.data), answers.c.request_key)
 
 
 class RowLoader:
@@ -41,40 +34,24 @@ class RowLoader:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def load_tasks(self, task_ids: Iterable[str]) -> list[Task]:
+    def load_tasks(self, task_ids: Collection[str]) -> list[Task]:
         """The tasks that exist, in no order."""
-        return [
-            Task.FromString(data)
-            for ids in _chunks(task_ids)
-            for (data,) in self._connection.execute(_tasks_by_id, {"ids": ids})
-        ]
+        return [Task.FromString(data) for (data,) in _tasks_by_id.rows(self._connection, task_ids)]
 
-    def load_contents(self, task_ids: Iterable[str]) -> dict[str, bytes]:
+    def load_contents(self, task_ids: Collection[str]) -> dict[str, bytes]:
         """The encoded contents of the tasks that have one."""
-        return {
-            task_id: bytes(data)
-            for ids in _chunks(task_ids)
-            for task_id, data in self._connection.execute(_contents_by_id, {"ids": ids})
-        }
+        return {task_id: bytes(data) for task_id, data in _contents_by_id.rows(self._connection, task_ids)}
 
     def load_agent(self, agent_id: str) -> Agent | None:
         """The agent, or None."""
-        data = self._connection.scalar(_agent_by_id, {"agent_id": agent_id})
-        return None if data is None else Agent.FromString(data)
+        for (data,) in _agents_by_id.rows(self._connection, (agent_id,)):
+            return Agent.FromString(data)
+        return None
 
-    def load_answers(self, keys: Iterable[str]) -> dict[str, tuple[bytes, bytes]]:
+    def load_answers(self, keys: Collection[str]) -> dict[str, tuple[bytes, bytes]]:
         """Fingerprint and answer of the keys that were answered before."""
-        return {
-            key: (bytes(fingerprint), bytes(data))
-            for chunk in _chunks(keys)
-            for key, fingerprint, data in self._connection.execute(_answers_by_key, {"keys": chunk})
-        }
-
-
-def _chunks(ids: Iterable[str]) -> Iterable[list[str]]:
-    whole = list(ids)
-    for start in range(0, len(whole), _CHUNK):
-        yield whole[start : start + _CHUNK]
+        rows = _answers_by_key.rows(self._connection, keys)
+        return {key: (bytes(fingerprint), bytes(data)) for key, fingerprint, data in rows}
 
 
 @dataclass(slots=True)
@@ -157,6 +134,8 @@ def forget_answers(connection: Connection, before_ns: int, limit: int) -> int:
     """Drops up to `limit` answers given before `before_ns`. Returns how many."""
     old = sa.select(answers.c.request_key).where(answers.c.create_ns < before_ns).limit(limit)
     keys = list(connection.scalars(old))
-    for chunk in _chunks(keys):
-        connection.execute(sa.delete(answers).where(answers.c.request_key.in_(chunk)))
+    _delete_answers.execute(connection, [(key,) for key in keys])
     return len(keys)
+
+
+_delete_answers = Bulk(sa.delete(answers).where(answers.c.request_key == sa.bindparam("key")), "key")
