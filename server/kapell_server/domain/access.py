@@ -75,6 +75,8 @@ class LeaseId:
 
     task_id: str
     attempt: int
+    start_ns: int
+    """When the attempt began: a task that is deleted and made again under its id counts from 1 again."""
 
 
 class Keyring:
@@ -88,9 +90,9 @@ class Keyring:
     def _mac(self, subject: str) -> str:
         return hashlib.blake2b(subject.encode(), key=self._key, digest_size=18).hexdigest()
 
-    def lease_token(self, task_id: str, attempt: int) -> str:
-        """The secret that proves attempt `attempt` of the task."""
-        subject = f"{task_id}.{attempt}"
+    def lease_token(self, task_id: str, attempt: int, start_ns: int) -> str:
+        """The secret that proves attempt `attempt` of the task, begun at `start_ns`."""
+        subject = f"{task_id}.{attempt}.{start_ns:x}"
         return f"{subject}.{self._mac('lease:' + subject)}"
 
     def parse_lease_token(self, token: str) -> LeaseId | None:
@@ -98,8 +100,8 @@ class Keyring:
         subject, _, mac = token.rpartition(".")
         if not hmac.compare_digest(mac.encode(), self._mac("lease:" + subject).encode()):
             return None
-        task_id, _, attempt = subject.rpartition(".")
-        return LeaseId(task_id, int(attempt))
+        task_id, attempt, start = subject.rsplit(".", 2)
+        return LeaseId(task_id, int(attempt), int(start, 16))
 
     def ticket(self, agent_id: str) -> str:
         """The token a spawned host registers with."""

@@ -55,7 +55,7 @@ from kapell_server.domain.access import Caller, CallerKind
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.leases import Lease
 from kapell_server.domain.state import State
-from kapell_server.domain.times import SECOND, duration_ns, stamp
+from kapell_server.domain.times import SECOND, duration_ns, stamp, timestamp_ns
 from kapell_server.domain.transitions import TASK_LEASED
 
 _TIMEOUTS = frozenset({"RUN_TIMEOUT", "TOTAL_TIMEOUT"})
@@ -99,7 +99,7 @@ def check_token(state: State, token: str, caller: Caller) -> Lease:
     if lease_id is None:
         raise lease_lost("", 0, "its token is damaged or was not minted by this server")
     lease = state.leases.by_task.get(lease_id.task_id)
-    if lease is None or lease.attempt != lease_id.attempt:
+    if lease is None or not lease.is_meant_by(lease_id):
         raise lease_lost(lease_id.task_id, lease_id.attempt, "the attempt has ended or was given to another agent")
     if caller.kind is CallerKind.AGENT and caller.agent_id != lease.agent_id:
         raise KapellError(
@@ -143,7 +143,7 @@ def note_progress(state: State, current: Task, progress: TaskProgress) -> Task:
 def complete(state: State, request: CompleteTaskRequest) -> Task:
     """The attempt succeeded; a cancel that came first wins, a timeout that came first loses."""
     done = _ended_by(state, request.lease_token)
-    if done is not None and done.state == TASK_STATE_SUCCEEDED:
+    if done is not None and done.state in (TASK_STATE_SUCCEEDED, TASK_STATE_CANCELLED):
         return done
     lease, current = held(state, request.lease_token)
     if request.result.ByteSize() > state.settings.max_content_bytes:
@@ -183,7 +183,9 @@ def _ended_by(state: State, token: str) -> Task | None:
     if lease_id is None or lease_id.task_id in state.leases.by_task:
         return None
     task = state.find_task(lease_id.task_id)
-    return task if task is not None and task.attempt == lease_id.attempt else None
+    if task is None or task.attempt != lease_id.attempt or timestamp_ns(task.create_time) > lease_id.start_ns:
+        return None
+    return task
 
 
 def end_failed(

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 
 from kapell.v1.task_pb2 import TaskAttempt
 
+from kapell_server.domain.access import LeaseId
+from kapell_server.domain.times import timestamp_ns
+
 
 @dataclass(slots=True)
 class Lease:
@@ -32,6 +35,14 @@ class Lease:
     def attempt(self) -> int:
         return self.record.attempt
 
+    @property
+    def start_ns(self) -> int:
+        return timestamp_ns(self.record.start_time)
+
+    def is_meant_by(self, lease_id: LeaseId) -> bool:
+        """Whether a genuine token speaks of this very attempt."""
+        return self.attempt == lease_id.attempt and self.start_ns == lease_id.start_ns
+
 
 @dataclass(slots=True)
 class LeaseTable:
@@ -51,6 +62,12 @@ class LeaseTable:
         del held[lease.task_id]
         if not held:
             del self.by_agent[lease.agent_id]
+
+    def restore(self, lease: Lease) -> None:
+        """Undoes `remove`: the lease is back in its place among those of its agent."""
+        self.add(lease)
+        held = self.by_agent[lease.agent_id].values()
+        self.by_agent[lease.agent_id] = {one.task_id: one for one in sorted(held, key=lambda one: one.start_ns)}
 
     def of_agent(self, agent_id: str) -> list[Lease]:
         """The agent's leases, oldest first."""

@@ -173,7 +173,7 @@ def hear(state: State, current: Agent) -> Agent:
 def _beat(state: State, agent_id: str, beat: LeaseBeat) -> LeaseDirective.ValueType:
     lease_id = state.keyring.parse_lease_token(beat.lease_token)
     lease = state.leases.by_task.get(lease_id.task_id) if lease_id is not None else None
-    if lease is None or lease.agent_id != agent_id or lease_id is None or lease.attempt != lease_id.attempt:
+    if lease is None or lease.agent_id != agent_id or lease_id is None or not lease.is_meant_by(lease_id):
         return LEASE_DIRECTIVE_LOST
     attempt.renew(state, lease, state.now_ns)
     task = state.task(lease.task_id)

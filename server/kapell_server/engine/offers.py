@@ -22,7 +22,8 @@ def encode_offers(state: State, poll: Poll, written: Written) -> bytes:
             continue
         task = state.task(lease.task_id)
         data = written.encoded.get(task.revision) or task.SerializeToString()
-        offer = Offer(attempt=lease.attempt, lease_token=state.keyring.lease_token(lease.task_id, lease.attempt))
+        token = state.keyring.lease_token(lease.task_id, lease.attempt, lease.start_ns)
+        offer = Offer(attempt=lease.attempt, lease_token=token)
         stamp(offer.expire_time, lease.expire_ns)
         set_duration(offer.ttl_remaining, max(0, lease.expire_ns - state.now_ns))
         offers.append(field(1, field(_TASK, data + state.content(lease.task_id)) + offer.SerializeToString()))
