@@ -92,7 +92,7 @@ def _serve_one(state: State, waiting: Poll, budget: dict[Poll, int]) -> Lease | 
         assert entry is not None, "best_type names a type with an entry"
         task = state.find_task(entry.task_id)
         if task is None or not entry.still_means(task):
-            state.ready.pop(agent_type)
+            _take(state, agent_type)
             continue
         if waiting.taken and task.content_bytes > budget[waiting]:
             return None

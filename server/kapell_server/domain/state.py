@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Protocol
@@ -36,8 +36,8 @@ _CONTENT_CACHE_BYTES = 32 * 1024 * 1024
 class Loader(Protocol):
     """Reads rows for decisions, inside the transaction of the batch."""
 
-    def load_tasks(self, task_ids: Iterable[str]) -> list[Task]: ...
-    def load_contents(self, task_ids: Iterable[str]) -> dict[str, bytes]: ...
+    def load_tasks(self, task_ids: Collection[str]) -> list[Task]: ...
+    def load_contents(self, task_ids: Collection[str]) -> dict[str, bytes]: ...
     def load_agent(self, agent_id: str) -> Agent | None: ...
 
 
@@ -65,6 +65,7 @@ class Pending:
     attempts: dict[tuple[str, int], tuple[TaskAttempt, str]] = field(default_factory=dict)
     new_attempts: set[tuple[str, int]] = field(default_factory=set)
     instance_keys: dict[str, str] = field(default_factory=dict)
+    deleted_agents: dict[str, bool] = field(default_factory=dict)
     heartbeats: dict[str, int] = field(default_factory=dict)
 
 
@@ -209,10 +210,7 @@ class State:
     def _unput_task(self, task_id: str, previous: Task | None, agent_type: str, deeper: int) -> None:
         self.revision -= 1
         self.pending.changes.pop()
-        if previous is None:
-            del self._tasks[task_id]  # to be loaded again, should anybody ask
-        else:
-            self._tasks[task_id] = previous
+        self._tasks[task_id] = previous
         self.ready.adjust_depth(agent_type, -deeper)
 
     # -- time --------------------------------------------------------------------------------
@@ -251,29 +249,36 @@ class State:
         """The encoded prompt, input and result: a Task with only these fields."""
         content = self._contents.get(task_id)
         if content is None:
+            content = self.pending.contents.get(task_id)
+        if content is None:
             self.prefetch_contents((task_id,))
             content = self._contents.get(task_id, b"")
         return content
 
     def prefetch_contents(self, task_ids: Iterable[str]) -> None:
-        """Loads in one query what is not in memory."""
-        missing = [task_id for task_id in task_ids if task_id not in self._contents]
+        """Loads in one query what is not in memory. What this batch has put is not in the database yet."""
+        put = self.pending.contents
+        missing = [task_id for task_id in task_ids if task_id not in self._contents and task_id not in put]
         if missing:
             for task_id, content in self.loader.load_contents(missing).items():
-                self._contents[task_id] = content
-                self._content_bytes += len(content)
+                self._cache_content(task_id, content)
 
     def put_content(self, task_id: str, content: bytes) -> None:
         """Records the content of a task."""
         self._set(self.pending.contents, task_id, content)
-        self._content_bytes += len(content) - len(self._contents.get(task_id, b""))
-        self._set(self._contents, task_id, content)
+        self._undo.append((self._cache_content, task_id, self._contents.get(task_id)))
+        self._cache_content(task_id, content)
 
     def drop_content(self, task_id: str) -> None:
         """Frees the memory of a finished task's content; the database keeps it."""
-        content = self._contents.pop(task_id, None)
+        self._cache_content(task_id, None)
+
+    def _cache_content(self, task_id: str, content: bytes | None) -> None:
+        """Sets or forgets one content, and keeps count."""
+        self._content_bytes -= len(self._contents.pop(task_id, b""))
         if content is not None:
-            self._content_bytes -= len(content)
+            self._contents[task_id] = content
+            self._content_bytes += len(content)
 
     # -- leases and attempts -----------------------------------------------------------------
 
@@ -288,7 +293,7 @@ class State:
     def close_lease(self, lease: Lease, record: TaskAttempt) -> None:
         """Ends a lease; `record` is the attempt as it ended."""
         self.leases.remove(lease)
-        self._undo.append((self.leases.add, lease))
+        self._undo.append((self.leases.restore, lease))
         self.put_attempt(record, lease.poll_id)
         self.busy_agents.add(lease.agent_id)
         self.polls.touch_agent(lease.agent_id)
@@ -305,7 +310,7 @@ class State:
     def find_agent(self, agent_id: str) -> Agent | None:
         """The agent, or None. Live agents are always in memory; ended ones are loaded."""
         agent = self.agents.get(agent_id)
-        if agent is None:
+        if agent is None and agent_id not in self.pending.deleted_agents:
             agent = self.loader.load_agent(agent_id)
             if agent is not None:
                 self.agents[agent_id] = agent
@@ -336,6 +341,7 @@ class State:
         self._undo.append((self._unput_agent,))
         if deleted:
             self._delete(self.agents, agent.agent_id)
+            self._set(self.pending.deleted_agents, agent.agent_id, True)
         else:
             self._set(self.agents, agent.agent_id, agent)
         return agent

@@ -116,7 +116,10 @@ def _write_events(connection: Connection, changes: list[Change], written: Writte
 
 
 def _write_tasks(connection: Connection, changes: list[Change], pending: Pending, written: Written) -> None:
-    """The last form of each task. One created and changed in the same batch is inserted once."""
+    """The last form of each task. One created and changed in the same batch is inserted once.
+
+    Deletes come first, so that a task may be made again under its id in the same batch.
+    """
     created: dict[str, int] = {}
     latest: dict[str, Change] = {}
     deleted: list[Row] = []
@@ -132,6 +135,8 @@ def _write_tasks(connection: Connection, changes: list[Change], pending: Pending
     for task_id, change in latest.items():
         task = change.resource
         assert isinstance(task, Task)
+        if change.deleted:
+            continue
         data = written.encoded[task.revision]
         queue_ns = timestamp_ns(task.queue_time)
         due_ns = change.due_ns or None
@@ -142,38 +147,41 @@ def _write_tasks(connection: Connection, changes: list[Change], pending: Pending
             create_ns = timestamp_ns(task.create_time)
             row = (create_revision, task_id, task.state, task.agent_type, task.priority, create_ns, queue_ns, due_ns)
             inserts.append((*row, data))
-    _insert_tasks.execute(connection, inserts)
-    _update_tasks.execute(connection, updates)
-    contents = pending.contents.items()
-    _insert_contents.execute(connection, [(task_id, data) for task_id, data in contents if task_id in created])
-    _update_contents.execute(connection, [(data, task_id) for task_id, data in contents if task_id not in created])
     for delete in _deletes_of_task:
         delete.execute(connection, deleted)
+    _insert_tasks.execute(connection, inserts)
+    _update_tasks.execute(connection, updates)
+    contents = [(task_id, data) for task_id, data in pending.contents.items() if not latest[task_id].deleted]
+    _insert_contents.execute(connection, [(task_id, data) for task_id, data in contents if task_id in created])
+    _update_contents.execute(connection, [(data, task_id) for task_id, data in contents if task_id not in created])
 
 
 def _write_agents(connection: Connection, changes: list[Change], written: Written) -> None:
     created: dict[str, int] = {}
-    latest: dict[str, Agent] = {}
+    latest: dict[str, Change] = {}
     deleted: list[Row] = []
     for change in changes:
         agent = change.resource
         assert isinstance(agent, Agent)
         if change.created:
             created[agent.agent_id] = agent.revision
-        latest[agent.agent_id] = agent
+        latest[agent.agent_id] = change
         if change.deleted:
             deleted.append((agent.agent_id,))
     inserts: list[Row] = []
     updates: list[Row] = []
-    for agent_id, agent in latest.items():
+    for agent_id, change in latest.items():
+        agent = change.resource
+        if change.deleted:
+            continue
         data = written.encoded[agent.revision]
         if agent_id in created:
             inserts.append((created[agent_id], agent_id, agent.state, "", 0, data))
         else:
             updates.append((agent.state, data, agent_id))
+    _delete_agents.execute(connection, deleted)
     _insert_agents.execute(connection, inserts)
     _update_agents.execute(connection, updates)
-    _delete_agents.execute(connection, deleted)
 
 
 def _write_attempts(connection: Connection, pending: Pending) -> None:
