@@ -1,7 +1,7 @@
 """Every command on an agent in every state: what it becomes and which event says so, or why it is refused.
 
-`=` is an answer that changes nothing. `+` after a state: the state stays, an event tells of more.
-The rows of `x-` are about an external agent, which is nobody's process but its own.
+`=` is an answer that changes nothing. External agents, which nobody here has
+started, end differently and have a table of their own.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ heartbeat     =                     =                     ACTIVE:status         
 deregister    TERMINATED:status     TERMINATED:status     TERMINATED:status     TERMINATED:status     =                     =
 silence       LOST:status           LOST:status           =                     TERMINATED:status     =                     =
 oblivion      FAILED:status         FAILED:status         FAILED:status         TERMINATED:status     =                     =
-"""
+"""  # noqa: E501
 
 DIRECTIVES = {
     "PENDING": AGENT_DIRECTIVE_NONE,

@@ -39,7 +39,7 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.domain.polls import Poll
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.state import State
-from kapell_server.domain.times import SECOND
+from kapell_server.domain.times import SECOND, timestamp_ns
 from kapell_server.engine.commands import DECIDERS, look
 from kapell_server.engine.facts import SpawnCommand
 
@@ -212,7 +212,9 @@ class World:
 
     def token(self, task_id: str) -> str:
         """The lease token of the task's latest attempt, as its offer carried it."""
-        return self.keyring.lease_token(task_id, max(1, self.task(task_id).attempt))
+        number = max(1, self.task(task_id).attempt)
+        record = self.rows.attempts.get((task_id, number), TaskAttempt())
+        return self.keyring.lease_token(task_id, number, timestamp_ns(record.start_time))
 
     def beat(self, agent_id: str, *task_ids: str, caller: Caller = USER) -> Any:
         """A heartbeat that names the leases of these tasks."""
