@@ -29,7 +29,7 @@ class Bulk:
         sql, order = self._sql.get(connection.dialect.name) or self._compile(connection)
         if order:
             rows = [tuple([row[index] for index in order]) for row in rows]
-        connection.exec_driver_sql(sql, rows if len(rows) > 1 else rows[0])  # type: ignore[arg-type]
+        connection.exec_driver_sql(sql, rows if len(rows) > 1 else rows[0])
 
     def _compile(self, connection: Connection) -> tuple[str, list[int]]:
         assert isinstance(self._statement, sa.sql.ClauseElement)
@@ -54,7 +54,7 @@ class Lookup:
         self._key = key
         self._sql: dict[tuple[str, int], str] = {}
 
-    def rows(self, connection: Connection, keys: Collection[Any]) -> Iterator[sa.Row[Any]]:
+    def rows(self, connection: Connection, keys: Collection[Any]) -> Iterator[Any]:
         """The rows of the keys that exist, in no order."""
         wanted = list(keys)
         largest = self._SIZES[-1]

@@ -50,7 +50,7 @@ _insert_answers = Bulk(sa.insert(answers), "request_key", "fingerprint", "data",
 
 
 def _update(table: sa.Table, key: str, *names: str) -> Bulk:
-    values = {name: bindparam(name) for name in names}
+    values: dict[str, Any] = {name: bindparam(name) for name in names}
     statement = sa.update(table).where(table.c[key] == bindparam("key")).values(values)
     return Bulk(statement, *names, "key")
 
