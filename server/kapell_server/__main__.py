@@ -62,7 +62,8 @@ async def _serve(config: Config) -> int:
     await app.start()
     _calm_collector()
     _say_serving(config, app)
-    await asyncio.wait([asked, app.failed], return_when=asyncio.FIRST_COMPLETED)
+    ends: list[asyncio.Future[Any]] = [asked, app.failed]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     if asked.done():
         ending = asked.result() is signal.SIGINT
         _say(config, "stopping", "Stopping, with the agents." if ending else "Stopping; the agents work on.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -18,6 +19,9 @@ from kapell_server.rpc.methods import Method, methods, services
 from kapell_server.rpc.pipeline import Pipeline
 from kapell_server.rpc.server import RpcServer
 from kapell_server.telemetry import Telemetry
+from kapell_server.testing import TestServer, serve
+
+from tests.rpc.services import Services, bearer
 
 ADMIN_TOKEN = "kapell_admin_for_tests_0123456789"
 KEYRING = Keyring(b"k" * 32, admin_token=ADMIN_TOKEN)
@@ -63,10 +67,6 @@ class Rpc:
     ) -> bytes:
         """The raw answer of a method; for a stream its first message."""
         return await raw_call(self.channel, METHODS[method], data, token=token, timeout=timeout)
-
-
-def bearer(token: str | None) -> tuple[tuple[str, str], ...]:
-    return (("authorization", f"Bearer {token}"),) if token is not None else ()
 
 
 async def raw_call(
@@ -139,3 +139,23 @@ async def failure(call: Any) -> Failure:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return unpack(caught.value)
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[TestServer]:
+    """A whole server, agents included."""
+    async with serve(tmp_path) as running_server:
+        yield running_server
+
+
+@pytest.fixture
+async def channel(server: TestServer) -> AsyncIterator[grpc.aio.Channel]:
+    """A connection to it."""
+    async with grpc.aio.insecure_channel(server.address) as opened:
+        yield opened
+
+
+@pytest.fixture
+def owner(server: TestServer, channel: grpc.aio.Channel) -> Services:
+    """Its services with the owner's token."""
+    return Services(channel, server.admin_token)

@@ -33,10 +33,10 @@ from tests.rpc.conftest import (
     KEYRING,
     METHODS,
     Rpc,
-    bearer,
     failure,
     running,
 )
+from tests.rpc.services import bearer
 
 every_rpc = pytest.mark.parametrize("method", methods(), ids=lambda method: method.name)
 

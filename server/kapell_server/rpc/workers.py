@@ -49,7 +49,9 @@ class WorkerServicer:
         task_id, attempt, directive = self._engine.check_lease(request.lease_token, caller)
         offset = await self._logs.append(task_id, attempt, request.offset, request.entries)
         return worker_pb2.AppendTaskLogsResponse(
-            next_offset=offset, directive=directive, revision=self._engine.revision
+            next_offset=offset,
+            directive=worker_pb2.LeaseDirective.ValueType(directive),
+            revision=self._engine.revision,
         )
 
     def WatchDirectives(
