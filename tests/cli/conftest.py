@@ -1,4 +1,4 @@
-"""A server for the whole session, a shell on it, and a fixed cast of tasks and agents."""
+"""A server for each module, a shell on it, and a fixed cast of tasks and agents."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ def shell_environment(home: Path, **more: str) -> dict[str, str]:
     return {**kept, "HOME": str(home), "LANG": "C.UTF-8", "TZ": "UTC", "PYTHONDONTWRITEBYTECODE": "", **more}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cli_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A real server for the session."""
+    """A real server for the tests of one module."""
     with ServerProcess(tmp_path_factory.mktemp("cli") / "data") as server:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shell(cli_server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Shell:
-    """A shell that finds the session's server by its data directory."""
+    """A shell that finds the module's server by its data directory."""
     home = tmp_path_factory.mktemp("home")
     return Shell(shell_environment(home, KAPELL_DATA_DIR=str(cli_server.data_dir)))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def agent(shell: Shell) -> str:
     """The id of an active agent that serves "shell"."""
     spawned = shell.pipe("agent", "spawn", "shell", "--id", "agent_shell", "--name", "worker", "-o", "id")
@@ -40,7 +40,7 @@ def agent(shell: Shell) -> str:
     return spawned.out.strip()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cast(shell: Shell, agent: str) -> Shell:
     """The shell, with tasks in every state that lasts: task_good, task_bad, task_stopped, task_waiting."""
     for line in (

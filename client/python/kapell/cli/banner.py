@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+import shutil
+import sys
 from pathlib import Path
 
 from kapell.cli.terminal import Terminal
@@ -12,10 +15,11 @@ def banner(terminal: Terminal, *, address: str, data_dir: Path, is_demo: bool) -
     """At most twenty lines."""
     token_file = data_dir / "admin.token"
     title = "Kapell is up" + (", with a demo: three agents run real commands here, no model." if is_demo else ".")
+    program = _program()
     tries = [
-        ("kapell status", "what waits for you"),
-        ('kapell task run --type shell "wc -l *.md"', "run a command in an agent"),
-        ("kapell event watch", "see everything happen"),
+        (f"{program} status", "what waits for you"),
+        (f'{program} task run --type shell "wc -l *.md"', "run a command in an agent"),
+        (f"{program} event watch", "see everything happen"),
     ]
     width = max(len(command) for command, _ in tries)
     return [
@@ -35,6 +39,18 @@ def banner(terminal: Terminal, *, address: str, data_dir: Path, is_demo: bool) -
         terminal.out("  Ctrl-C ends the server and all its agents.", "dim"),
         "",
     ]
+
+
+def _program() -> str:
+    """How another terminal can call us: by name, or by path where the name would not be found."""
+    if shutil.which("kapell"):
+        return "kapell"
+    path = Path(sys.argv[0])
+    if path.name != "kapell":
+        return f"{shlex.quote(sys.executable)} -m kapell.cli.main"
+    with contextlib.suppress(ValueError):
+        path = path.absolute().relative_to(Path.cwd())
+    return shlex.quote(str(path))
 
 
 def curl_lines(address: str, token_file: Path) -> list[str]:

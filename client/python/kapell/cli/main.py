@@ -33,8 +33,7 @@ def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> 
 
 def root() -> click.Group:
     """The command `kapell`."""
-    settings = {"help_option_names": ["-h", "--help"]}
-    group: click.Group = options.server(Group("kapell", TREE, callback=lambda: None, context_settings=settings))
+    group: click.Group = options.server(Group("kapell", TREE, callback=lambda: None))
     group.params.reverse()
     group.params.append(
         click.Option(

@@ -14,6 +14,7 @@ import click
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _COMMON = "Common options"
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Command(click.Command):
     """A command with examples: lines as a user types them, comments behind a #."""
 
     def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, context_settings=_SETTINGS, **kwargs)
         self.examples = inspect.cleandoc(examples)
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -66,7 +67,7 @@ class Group(click.Group):
     """A group whose commands are named by a tree and imported one at a time."""
 
     def __init__(self, name: str, node: Node, *, examples: str = "", **kwargs: Any) -> None:
-        super().__init__(name, help=node.help, no_args_is_help=True, **kwargs)
+        super().__init__(name, help=node.help, no_args_is_help=True, context_settings=_SETTINGS, **kwargs)
         self.node = node
         self.examples = inspect.cleandoc(examples or node.examples)
 

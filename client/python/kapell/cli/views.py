@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kapell.cli import states, times
@@ -159,6 +159,14 @@ def command_text(spec: AgentSpec) -> str:
     import shlex
 
     return shlex.join(spec.command.argv)
+
+
+def spawn_command(agent_type: str, profiles: Iterable[AgentProfile]) -> str:
+    """The command that starts an agent for a type: from the first profile that serves it; else how to write one."""
+    for profile in profiles:
+        if agent_type in profile.spec.agent_types:
+            return f"kapell agent spawn {profile.profile}"
+    return "kapell agent spawn --help"
 
 
 def agent_card(agent: Agent) -> list[Line]:

@@ -16,12 +16,12 @@ from kapell.cli.states import AGENT_STATES, TASK_STATES, activity_look, agent_lo
 from kapell.cli.table import Cell, Column, rows_for_terminal
 from kapell.cli.terminal import Terminal, cells, cut, visible
 from kapell.cli.times import age, short
-from kapell.cli.views import agent_state, percent, task_state
+from kapell.cli.views import agent_state, percent, spawn_command, task_state
 
 if TYPE_CHECKING:
     from kapell import Client
     from kapell.v1.admin_pb2 import GetServerInfoResponse
-    from kapell.v1.agent_pb2 import Agent
+    from kapell.v1.agent_pb2 import Agent, AgentProfile
     from kapell.v1.task_pb2 import Task
 
 _MOST_AGENTS = 6
@@ -33,7 +33,7 @@ _LIVE_WORDS = tuple(look.word for look in AGENT_STATES.values() if not look.fina
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """What the server looked like at one moment. `unserved` are types of waiting tasks that no agent takes."""
+    """What the server looked like at one moment. `unserved` counts waiting tasks of types no agent takes."""
 
     info: GetServerInfoResponse
     address: str
@@ -42,6 +42,7 @@ class Picture:
     running: list[Task]
     failed_lately: int
     unserved: dict[str, int]
+    profiles: list[AgentProfile]
 
     def as_data(self) -> dict[str, Any]:
         """The picture for `-o json`: messages in proto JSON form."""
@@ -75,13 +76,18 @@ def status(app: App) -> None:
 
 
 async def _look(client: Client, address: str) -> Picture:
-    info, counts, agents, running, failed, waiting = await asyncio.gather(
-        client.admin.server_info(),
-        client.tasks.count(),
-        client.agents.list(states=_LIVE_WORDS, page_size=200),
-        client.tasks.list(states=["running", "cancelling"], page_size=_MOST_TASKS + 1),
-        client.tasks.list(states=["failed"], page_size=_MOST_COUNTED, created_after=_an_hour_ago()),
-        client.tasks.list(states=["queued"], page_size=200),
+    (info, counts, agents, profiles), (running, failed, waiting) = await asyncio.gather(
+        asyncio.gather(
+            client.admin.server_info(),
+            client.tasks.count(),
+            client.agents.list(states=_LIVE_WORDS, page_size=200),
+            client.agents.profiles(),
+        ),
+        asyncio.gather(
+            client.tasks.list(states=["running", "cancelling"], page_size=_MOST_TASKS + 1),
+            client.tasks.list(states=["failed"], page_size=_MOST_COUNTED, created_after=_an_hour_ago()),
+            client.tasks.list(states=["queued"], page_size=200),
+        ),
     )
     by_state = {entry.state: entry.count for entry in counts.counts}
     from kapell.v1.task_pb2 import TaskState
@@ -94,6 +100,7 @@ async def _look(client: Client, address: str) -> Picture:
         running=list(running.tasks),
         failed_lately=len(failed.tasks),
         unserved=_unserved(waiting.tasks, agents.agents),
+        profiles=list(profiles.profiles),
     )
 
 
@@ -127,7 +134,7 @@ def waits_for_you(picture: Picture) -> list[Wait]:
         Wait(
             f"{_many(count, 'task')} without an agent",
             f"{_many(count, 'task')} of type {agent_type!r}: no agent serves it",
-            "kapell agent spawn --help",
+            spawn_command(agent_type, picture.profiles),
         )
         for agent_type, count in picture.unserved.items()
     ]

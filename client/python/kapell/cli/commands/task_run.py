@@ -12,7 +12,7 @@ import click
 from kapell.cli import options
 from kapell.cli.app import App
 from kapell.cli.commands.task_fields import new_task, task_fields
-from kapell.cli.commands.task_write import is_served, not_served
+from kapell.cli.commands.task_write import unserved
 from kapell.cli.errors import Done, Exit
 from kapell.cli.live import bar
 from kapell.cli.loglines import LogPrinter
@@ -128,9 +128,9 @@ class _Following:
     async def _mind_missing_agents(self) -> None:
         """Says once when the task waits and nobody serves its type."""
         await asyncio.sleep(_UNSERVED_AFTER)
-        if self._task.attempt == 0 and not await is_served(self._client, self._task.agent_type):
+        if self._task.attempt == 0 and (warning := await unserved(self._client, self._task.agent_type)):
             with self._printer.live.above():
-                note(self._app.terminal.err(not_served(self._task.agent_type), "yellow"))
+                note(self._app.terminal.err(warning, "yellow"))
 
     def _draw(self) -> None:
         task, terminal = self._task, self._app.terminal

@@ -11,7 +11,7 @@ from kapell.cli.app import App
 from kapell.cli.commands.task_fields import new_task, task_fields
 from kapell.cli.output import note, write_changed
 from kapell.cli.shape import command
-from kapell.cli.views import TASKS
+from kapell.cli.views import TASKS, spawn_command
 
 if TYPE_CHECKING:
     from kapell import Client
@@ -35,29 +35,27 @@ if TYPE_CHECKING:
 def create(app: App, /, dry_run: bool, **values: Any) -> None:
     wanted = new_task(**values)
 
-    async def work(client: Client) -> tuple[Task, bool]:
+    async def work(client: Client) -> tuple[Task, str]:
         task = await client.tasks.create(wanted.agent_type, wanted.prompt, validate_only=dry_run, **wanted.fields)
-        return task, app.terminal.is_tty and not await is_served(client, wanted.agent_type)
+        return task, await unserved(client, wanted.agent_type) if app.terminal.is_tty else ""
 
-    task, is_waiting = app.run(work)
+    task, warning = app.run(work)
     if dry_run:
         note("Dry run: the server would create this task. Nothing was changed.")
     write_changed([task], TASKS, app.terminal, app.output)
     if app.terminal.is_tty and app.is_table and not dry_run:
         note(app.terminal.err(f"Follow it with: kapell task logs --follow {task.task_id}", "dim"))
-        if is_waiting:
-            note(app.terminal.err(not_served(task.agent_type), "yellow"))
+        if warning:
+            note(app.terminal.err(warning, "yellow"))
 
 
-async def is_served(client: Client, agent_type: str) -> bool:
-    """Whether an agent is there, or coming, that takes tasks of the type."""
+async def unserved(client: Client, agent_type: str) -> str:
+    """What to say when no agent that takes tasks of the type is there or coming; empty when one is."""
     page = await client.agents.list(states=["pending", "starting", "active"], agent_types=[agent_type], page_size=1)
-    return bool(page.agents)
-
-
-def not_served(agent_type: str) -> str:
-    """What to say when nobody takes tasks of a type."""
-    return f"No agent serves {agent_type!r} yet; the task waits. See: kapell profile list, kapell agent spawn --help"
+    if page.agents:
+        return ""
+    advice = spawn_command(agent_type, (await client.agents.profiles()).profiles)
+    return f"No agent serves {agent_type!r} yet, so the task waits. Start one with: {advice}"
 
 
 @command(
