@@ -127,7 +127,7 @@ class WorkerServiceServicer:
 
     def ReportProgress(self, request, context):
         """Reports the progress of one attempt.
-        Errors: LEASE_LOST.
+        Errors: LEASE_LOST, NOT_OWNER.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,7 +136,7 @@ class WorkerServiceServicer:
     def AppendTaskLogs(self, request, context):
         """Appends to the log of the attempt. Entries below the log's end are taken as
         repeats and dropped, so the call may be retried.
-        Errors: LEASE_LOST, LOG_OFFSET_GAP, PAYLOAD_TOO_LARGE.
+        Errors: LEASE_LOST, NOT_OWNER, LOG_OFFSET_GAP, PAYLOAD_TOO_LARGE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -145,7 +145,7 @@ class WorkerServiceServicer:
     def CompleteTask(self, request, context):
         """Ends the attempt with a result; the task has succeeded. Repeating it with the
         same token is answered like the first time.
-        Errors: LEASE_LOST.
+        Errors: LEASE_LOST, NOT_OWNER.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -161,7 +161,7 @@ class WorkerServiceServicer:
     def FailTask(self, request, context):
         """Ends the attempt with a failure. The task is tried again or fails, as its
         retry policy says; a cancelling task is cancelled.
-        Errors: LEASE_LOST.
+        Errors: LEASE_LOST, NOT_OWNER.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -169,7 +169,7 @@ class WorkerServiceServicer:
 
     def ReleaseTask(self, request, context):
         """Hands an untouched task back; costs no attempt.
-        Errors: LEASE_LOST.
+        Errors: LEASE_LOST, NOT_OWNER.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -59,28 +59,28 @@ class WorkerServiceStub:
     """
     ReportProgress: _grpc.UnaryUnaryMultiCallable[_worker_pb2.ReportProgressRequest, _worker_pb2.ReportProgressResponse]
     """Reports the progress of one attempt.
-    Errors: LEASE_LOST.
+    Errors: LEASE_LOST, NOT_OWNER.
     """
     AppendTaskLogs: _grpc.UnaryUnaryMultiCallable[_worker_pb2.AppendTaskLogsRequest, _worker_pb2.AppendTaskLogsResponse]
     """Appends to the log of the attempt. Entries below the log's end are taken as
     repeats and dropped, so the call may be retried.
-    Errors: LEASE_LOST, LOG_OFFSET_GAP, PAYLOAD_TOO_LARGE.
+    Errors: LEASE_LOST, NOT_OWNER, LOG_OFFSET_GAP, PAYLOAD_TOO_LARGE.
     """
     CompleteTask: _grpc.UnaryUnaryMultiCallable[_worker_pb2.CompleteTaskRequest, _worker_pb2.CompleteTaskResponse]
     """Ends the attempt with a result; the task has succeeded. Repeating it with the
     same token is answered like the first time.
-    Errors: LEASE_LOST.
+    Errors: LEASE_LOST, NOT_OWNER.
     """
     BatchCompleteTasks: _grpc.UnaryUnaryMultiCallable[_worker_pb2.BatchCompleteTasksRequest, _worker_pb2.BatchCompleteTasksResponse]
     """As CompleteTask for up to 100 attempts at once; each has an outcome of its own."""
     FailTask: _grpc.UnaryUnaryMultiCallable[_worker_pb2.FailTaskRequest, _worker_pb2.FailTaskResponse]
     """Ends the attempt with a failure. The task is tried again or fails, as its
     retry policy says; a cancelling task is cancelled.
-    Errors: LEASE_LOST.
+    Errors: LEASE_LOST, NOT_OWNER.
     """
     ReleaseTask: _grpc.UnaryUnaryMultiCallable[_worker_pb2.ReleaseTaskRequest, _worker_pb2.ReleaseTaskResponse]
     """Hands an untouched task back; costs no attempt.
-    Errors: LEASE_LOST.
+    Errors: LEASE_LOST, NOT_OWNER.
     """
     WatchDirectives: _grpc.UnaryStreamMultiCallable[_worker_pb2.WatchDirectivesRequest, _worker_pb2.WatchDirectivesResponse]
     """Streams hints for one agent, so that it need not wait for its next heartbeat.
@@ -116,28 +116,28 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """
     ReportProgress: _aio.UnaryUnaryMultiCallable[_worker_pb2.ReportProgressRequest, _worker_pb2.ReportProgressResponse]  # type: ignore[assignment]
     """Reports the progress of one attempt.
-    Errors: LEASE_LOST.
+    Errors: LEASE_LOST, NOT_OWNER.
     """
     AppendTaskLogs: _aio.UnaryUnaryMultiCallable[_worker_pb2.AppendTaskLogsRequest, _worker_pb2.AppendTaskLogsResponse]  # type: ignore[assignment]
     """Appends to the log of the attempt. Entries below the log's end are taken as
     repeats and dropped, so the call may be retried.
-    Errors: LEASE_LOST, LOG_OFFSET_GAP, PAYLOAD_TOO_LARGE.
+    Errors: LEASE_LOST, NOT_OWNER, LOG_OFFSET_GAP, PAYLOAD_TOO_LARGE.
     """
     CompleteTask: _aio.UnaryUnaryMultiCallable[_worker_pb2.CompleteTaskRequest, _worker_pb2.CompleteTaskResponse]  # type: ignore[assignment]
     """Ends the attempt with a result; the task has succeeded. Repeating it with the
     same token is answered like the first time.
-    Errors: LEASE_LOST.
+    Errors: LEASE_LOST, NOT_OWNER.
     """
     BatchCompleteTasks: _aio.UnaryUnaryMultiCallable[_worker_pb2.BatchCompleteTasksRequest, _worker_pb2.BatchCompleteTasksResponse]  # type: ignore[assignment]
     """As CompleteTask for up to 100 attempts at once; each has an outcome of its own."""
     FailTask: _aio.UnaryUnaryMultiCallable[_worker_pb2.FailTaskRequest, _worker_pb2.FailTaskResponse]  # type: ignore[assignment]
     """Ends the attempt with a failure. The task is tried again or fails, as its
     retry policy says; a cancelling task is cancelled.
-    Errors: LEASE_LOST.
+    Errors: LEASE_LOST, NOT_OWNER.
     """
     ReleaseTask: _aio.UnaryUnaryMultiCallable[_worker_pb2.ReleaseTaskRequest, _worker_pb2.ReleaseTaskResponse]  # type: ignore[assignment]
     """Hands an untouched task back; costs no attempt.
-    Errors: LEASE_LOST.
+    Errors: LEASE_LOST, NOT_OWNER.
     """
     WatchDirectives: _aio.UnaryStreamMultiCallable[_worker_pb2.WatchDirectivesRequest, _worker_pb2.WatchDirectivesResponse]  # type: ignore[assignment]
     """Streams hints for one agent, so that it need not wait for its next heartbeat.
@@ -194,7 +194,7 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_worker_pb2.ReportProgressResponse, _abc.Awaitable[_worker_pb2.ReportProgressResponse]]:
         """Reports the progress of one attempt.
-        Errors: LEASE_LOST.
+        Errors: LEASE_LOST, NOT_OWNER.
         """
 
     @_abc_1.abstractmethod
@@ -205,7 +205,7 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_worker_pb2.AppendTaskLogsResponse, _abc.Awaitable[_worker_pb2.AppendTaskLogsResponse]]:
         """Appends to the log of the attempt. Entries below the log's end are taken as
         repeats and dropped, so the call may be retried.
-        Errors: LEASE_LOST, LOG_OFFSET_GAP, PAYLOAD_TOO_LARGE.
+        Errors: LEASE_LOST, NOT_OWNER, LOG_OFFSET_GAP, PAYLOAD_TOO_LARGE.
         """
 
     @_abc_1.abstractmethod
@@ -216,7 +216,7 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_worker_pb2.CompleteTaskResponse, _abc.Awaitable[_worker_pb2.CompleteTaskResponse]]:
         """Ends the attempt with a result; the task has succeeded. Repeating it with the
         same token is answered like the first time.
-        Errors: LEASE_LOST.
+        Errors: LEASE_LOST, NOT_OWNER.
         """
 
     @_abc_1.abstractmethod
@@ -235,7 +235,7 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_worker_pb2.FailTaskResponse, _abc.Awaitable[_worker_pb2.FailTaskResponse]]:
         """Ends the attempt with a failure. The task is tried again or fails, as its
         retry policy says; a cancelling task is cancelled.
-        Errors: LEASE_LOST.
+        Errors: LEASE_LOST, NOT_OWNER.
         """
 
     @_abc_1.abstractmethod
@@ -245,7 +245,7 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_worker_pb2.ReleaseTaskResponse, _abc.Awaitable[_worker_pb2.ReleaseTaskResponse]]:
         """Hands an untouched task back; costs no attempt.
-        Errors: LEASE_LOST.
+        Errors: LEASE_LOST, NOT_OWNER.
         """
 
     @_abc_1.abstractmethod
