@@ -36,7 +36,7 @@ class Command(click.Command):
     """A command with examples: lines as a user types them, comments behind a #."""
 
     def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
-        super().__init__(*args, context_settings=_SETTINGS, **kwargs)
+        super().__init__(*args, **{"context_settings": _SETTINGS, **kwargs})
         self.examples = inspect.cleandoc(examples)
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
