@@ -92,6 +92,8 @@ class Keeper:
         # Whether the engine knows that the host was started; whether there ever was one.
         self._announced = agent.state != AGENT_STATE_PENDING
         self._launched = False
+        # Its termination was asked of an earlier server process, which has had its time.
+        self._overdue = agent.state == AGENT_STATE_TERMINATING
         # Why this keeper itself has its host killed; empty while it does not.
         self._verdict = ""
         self._host: HostProcess | None = None
@@ -194,7 +196,7 @@ class Keeper:
     async def _terminate(self) -> None:
         asked = self._site.engine.termination(self.agent_id)
         if self._alive() is not None and not self._is_forced():
-            # Nobody has asked where the host said goodbye by itself, or where that was before a restart.
+            # Nobody has asked where the host said goodbye by itself.
             patience = self._site.patience
             grace = patience.term if asked is None else asked.grace_seconds + patience.grace_margin
             if not await self._leaves_within(grace) and not self._is_forced():
@@ -250,7 +252,7 @@ class Keeper:
 
     def _is_forced(self) -> bool:
         asked = self._site.engine.termination(self.agent_id)
-        return asked is not None and asked.force
+        return self._overdue if asked is None else asked.force
 
     async def _leaves_within(self, seconds: float) -> bool:
         """Whether the host has ended by itself; gives up early when force is asked for."""
