@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 from kapell.v1.error_pb2 import ERROR_REASON_STORAGE_BUSY, ERROR_REASON_STORAGE_FULL
@@ -22,9 +22,12 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.pool import NullPool, QueuePool
 
 from kapell_server.domain.errors import KapellError
-from kapell_server.store.migrate import prepare
+from kapell_server.store.migrate import UnknownSchemaError, prepare
 
 __all__ = ["Connection", "Database", "StorageError", "open_database"]
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 T = TypeVar("T")
 
@@ -52,7 +55,7 @@ class Database(ABC):
 
     @abstractmethod
     async def read(self, work: Callable[[Connection], T]) -> T:
-        """Runs `work` on a connection of its own that sees one committed state."""
+        """Runs `work` on a connection of its own that sees one committed state. KapellError STORAGE_BUSY as above."""
 
     @abstractmethod
     async def close(self) -> None:
@@ -60,7 +63,7 @@ class Database(ABC):
 
     @abstractmethod
     async def maintain(self) -> None:
-        """Housekeeping between commits, called now and then; never delays one."""
+        """Housekeeping between commits, called now and then; never delays one. KapellError as `write`."""
 
 
 async def open_database(url: str, data_dir: Path) -> Database:
@@ -103,6 +106,7 @@ class SqliteDatabase(Database):
         engine = sa.create_engine(
             f"sqlite:///{self._path}",
             poolclass=pool,
+            hide_parameters=True,
             connect_args={"check_same_thread": False, "cached_statements": 256},
             **options,
         )
@@ -116,6 +120,9 @@ class SqliteDatabase(Database):
         database = cls(path)
         try:
             database._connect()
+        except UnknownSchemaError as error:
+            await database.close()
+            raise StorageError(f"The database {path} cannot be used: {error}") from error
         except (sqlite3.Error, sa.exc.DBAPIError) as error:
             await database.close()
             raise StorageError(
@@ -139,9 +146,7 @@ class SqliteDatabase(Database):
                     await self._in_thread(self._committer, connection.commit)
             except BaseException as error:
                 connection.rollback()
-                refusal = _storage_refusal(error)
-                if refusal is not None:
-                    raise refusal from error
+                _raise_refusal(error)
                 raise
         return result
 
@@ -158,17 +163,25 @@ class SqliteDatabase(Database):
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
 
     def _read(self, work: Callable[[Connection], T]) -> T:
-        with self._read_engine.connect() as connection:
-            return work(connection)
+        try:
+            with self._read_engine.connect() as connection:
+                return work(connection)
+        except Exception as error:
+            _raise_refusal(error)
+            raise
 
     async def maintain(self) -> None:
         await asyncio.get_running_loop().run_in_executor(self._readers, self._checkpoint)
 
     def _checkpoint(self) -> None:
-        with self._read_engine.connect() as connection:
-            raw = connection.connection.driver_connection
-            assert raw is not None
-            raw.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        try:
+            with self._read_engine.connect() as connection:
+                raw = connection.connection.driver_connection
+                assert raw is not None
+                raw.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except Exception as error:
+            _raise_refusal(error)
+            raise
 
     async def close(self) -> None:
         async with self._write_lock:
@@ -189,18 +202,24 @@ def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
 
 
 class PostgresDatabase(Database):
-    """PostgreSQL through asyncpg. A lock held for the server's life keeps a second one out."""
+    """PostgreSQL through asyncpg. The writer's own connection holds a lock that keeps a second server out.
+
+    So the lock lives exactly as long as the connection that writes: whoever has lost it must get
+    it again before the next batch.
+    """
 
     kind = "postgresql"
 
     def __init__(self, url: sa.URL) -> None:
         from sqlalchemy.ext.asyncio import create_async_engine
 
-        self._engine = create_async_engine(
-            url.set(drivername="postgresql+asyncpg"), pool_size=_READERS + 1, max_overflow=0, pool_timeout=10
-        )
+        options: dict[str, Any] = {"hide_parameters": True}
+        address = url.set(drivername="postgresql+asyncpg")
+        self._write_engine = create_async_engine(address, poolclass=NullPool, **options)
+        options |= {"pool_size": _READERS, "max_overflow": 0, "pool_timeout": 10, "isolation_level": "REPEATABLE READ"}
+        self._read_engine = create_async_engine(address, **options)
         self._write_lock = asyncio.Lock()
-        self._holder: Any = None
+        self._writer: AsyncConnection | None = None
 
     @classmethod
     async def open(cls, url: sa.URL) -> PostgresDatabase:
@@ -208,11 +227,13 @@ class PostgresDatabase(Database):
         database = cls(url)
         shown = url.render_as_string(hide_password=True)
         try:
-            await database._hold()
-            await database._prepare()
-        except StorageError:
+            await (await database._connected()).run_sync(prepare)
+        except KapellError as error:
             await database.close()
-            raise
+            raise StorageError(error.message) from error
+        except UnknownSchemaError as error:
+            await database.close()
+            raise StorageError(f"The database {shown} cannot be used: {error}") from error
         except (TimeoutError, OSError, sa.exc.SQLAlchemyError) as error:
             await database.close()
             raise StorageError(
@@ -220,59 +241,85 @@ class PostgresDatabase(Database):
             ) from error
         return database
 
-    async def _hold(self) -> None:
-        self._holder = await self._engine.connect()
-        got = await self._holder.scalar(sa.text(f"SELECT pg_try_advisory_lock({_LOCK_KEY})"))
-        await self._holder.commit()
+    async def _connected(self) -> AsyncConnection:
+        """The writer's connection with its lock; a broken one is replaced."""
+        writer = self._writer
+        if writer is not None and not writer.invalidated:
+            return writer
+        self._writer = None
+        if writer is not None:
+            await writer.close()
+        writer = await self._write_engine.connect()
+        got = await writer.scalar(sa.text(f"SELECT pg_try_advisory_lock({_LOCK_KEY})"))
+        await writer.commit()
         if not got:
-            raise StorageError(
-                "Another Kapell server uses this database. Stop it first, or give this one a database of its own."
+            await writer.close()
+            raise KapellError(
+                ERROR_REASON_STORAGE_BUSY,
+                "Another Kapell server uses this database. Stop it first, or give this one a database of its own.",
+                retry_after=1.0,
             )
-
-    async def _prepare(self) -> None:
-        async with self._engine.connect() as connection:
-            await connection.run_sync(prepare)
+        self._writer = writer
+        return writer
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         async with self._write_lock:
             try:
-                async with self._engine.begin() as connection:
-                    return await connection.run_sync(work)
+                writer = await self._connected()
+                async with writer.begin():
+                    return await writer.run_sync(work)
             except Exception as error:
-                refusal = _storage_refusal(error)
-                if refusal is not None:
-                    raise refusal from error
+                _raise_refusal(error)
                 raise
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        async with self._engine.connect() as connection:
-            await connection.execution_options(isolation_level="REPEATABLE READ")
-            return await connection.run_sync(work)
+        try:
+            async with self._read_engine.connect() as connection:
+                return await connection.run_sync(work)
+        except Exception as error:
+            _raise_refusal(error)
+            raise
 
     async def maintain(self) -> None:
         """PostgreSQL keeps house by itself."""
 
     async def close(self) -> None:
-        if self._holder is not None:
-            await self._holder.close()
-        await self._engine.dispose()
+        if self._writer is not None:
+            await self._writer.close()
+        await self._write_engine.dispose()
+        await self._read_engine.dispose()
 
 
-def _storage_refusal(error: BaseException) -> KapellError | None:
-    """What a client is told of a database that could not; None for a defect of ours."""
-    if not isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError, ConnectionError)):
-        return None
-    text = _cause(error)
-    if "disk is full" in text or "No space left" in text or "could not extend file" in text:
-        return KapellError(
+_FULL = ("disk is full", "No space left", "could not extend file")
+
+
+def _raise_refusal(error: BaseException) -> None:
+    """Raises what a client is told of a database that could not; returns where it is a defect of ours."""
+    if not _is_of_the_database(error):
+        return
+    if any(words in _cause(error) for words in _FULL):
+        raise KapellError(
             ERROR_REASON_STORAGE_FULL,
-            "Nothing was changed: the disk of the data directory is full. Free some space and try again.",
-        )
-    return KapellError(
+            "Nothing was changed: the disk of the database is full. Free some space and try again.",
+        ) from error
+    raise KapellError(
         ERROR_REASON_STORAGE_BUSY,
-        "Nothing was changed: the database did not take the write. Try again, and see the server's log if it persists.",
+        "Nothing was changed: the database did not answer. Try again, and see the server's log if it persists.",
         retry_after=1.0,
-    )
+    ) from error
+
+
+_PASSING_STATES = ("08", "25P03", "40", "53", "55P03", "57", "58")
+"""PostgreSQL's codes of what is not the statement's fault: lost connections, rollbacks, resources, shutdown, I/O."""
+
+
+def _is_of_the_database(error: BaseException) -> bool:
+    if isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated:
+        return True
+    if str(getattr(getattr(error, "orig", None), "sqlstate", None) or "").startswith(_PASSING_STATES):
+        return True
+    kinds = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError, sqlite3.OperationalError, OSError)
+    return isinstance(error, kinds)
 
 
 def _cause(error: BaseException) -> str:

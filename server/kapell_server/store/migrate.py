@@ -17,8 +17,12 @@ from kapell_server.store.schema import VERSION, meta, metadata
 _version = sa.table("alembic_version", sa.column("version_num"))
 
 
+class UnknownSchemaError(Exception):
+    """The database has a schema that this version does not know; the text says what to do."""
+
+
 def prepare(connection: Connection) -> None:
-    """Creates, migrates or leaves alone; commits. Gives a new database its log_id."""
+    """Creates, migrates or leaves alone; commits. Gives a new database its log_id. Raises UnknownSchemaError."""
     inspector = sa.inspect(connection)
     if not inspector.has_table("alembic_version"):
         metadata.create_all(connection)
@@ -34,8 +38,16 @@ def upgrade(connection: Connection, revision: str = "head") -> None:
     """Runs the migrations that the database lacks, up to `revision`."""
     from alembic import command
     from alembic.config import Config
+    from alembic.util import CommandError
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.attributes["connection"] = connection
-    command.upgrade(config, revision)
+    try:
+        command.upgrade(config, revision)
+    except CommandError as error:
+        found = connection.scalar(sa.select(_version.c.version_num))
+        raise UnknownSchemaError(
+            f"its schema {found} is not known to this version of Kapell, which has {VERSION}. "
+            "Start the version that made it, or a newer one."
+        ) from error
