@@ -121,8 +121,13 @@ class State:
             step, *arguments = undo.pop()
             step(*arguments)
 
-    def trim(self) -> None:
-        """Forgets the oldest cached tasks beyond the cap; between batches only."""
+    def settle(self) -> None:
+        """The batch is committed: it cannot be undone any more, even if the next one fails before it begins."""
+        self._undo.clear()
+        self._trim()
+
+    def _trim(self) -> None:
+        """Forgets the oldest cached tasks and contents beyond the cap."""
         excess = len(self._tasks) - _TASK_CACHE
         if excess > 0:
             for task_id in list(itertools.islice(self._tasks, excess)):

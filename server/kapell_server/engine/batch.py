@@ -26,7 +26,7 @@ from kapell_server.domain.state import State
 from kapell_server.engine.commands import DECIDERS, content_ids_of, look, task_ids_of
 from kapell_server.engine.offers import encode_offers
 from kapell_server.store.database import Connection
-from kapell_server.store.loads import RowLoader, load_due
+from kapell_server.store.loads import RowLoader, head, load_due
 from kapell_server.store.record import Record
 from kapell_server.store.writes import Answer, Written, encode_changes, write_batch
 from kapell_server.wire import field as wire_field
@@ -77,16 +77,23 @@ class _Remembered:
     command: Command
 
 
+class StaleMemoryError(Exception):
+    """The database has more than memory knows: a commit that seemed to fail did not. Only a restart mends it."""
+
+
 class Batcher:
     """Decides and writes batches over one State. Belongs to the writer."""
 
     def __init__(self, state: State) -> None:
         self._state = state
         self._due: list[str] = []
+        self._in_doubt = False
 
     def run(self, connection: Connection, commands: Sequence[Command], now_ns: int) -> Outcome:
         """Decides all commands and what is due, and writes the result. The caller commits."""
         state = self._state
+        if self._in_doubt:
+            self._compare(connection)
         loader = RowLoader(connection)
         state.begin(now_ns, loader)
         self._load_horizon(connection)
@@ -97,6 +104,7 @@ class Batcher:
             run.decide(command)
         state.caller = _SCHEDULER
         run.served(dispatch.dispatch(state))
+        run.end_polls()
         agent.describe_busy(state)
         written = encode_changes(state.pending.changes, now_ns)
         outcome = run.finish(written)
@@ -110,15 +118,23 @@ class Batcher:
     def settle(self) -> None:
         """After the commit: nothing can be undone any more."""
         self._due.clear()
-        self._state.trim()
+        self._state.settle()
 
     def undo(self) -> None:
         """After a failure: memory is as it was before the batch; what was due stays due."""
+        self._in_doubt = True
         state = self._state
         state.rollback(0)
         for subject_id in self._due:
             state.schedule(state.now_ns + 1_000_000_000, subject_id)
         self._due.clear()
+
+    def _compare(self, connection: Connection) -> None:
+        """A connection that broke during the commit leaves open whether it was done."""
+        found = head(connection)
+        if found != self._state.revision:
+            raise StaleMemoryError(f"the database is at revision {found}, memory at {self._state.revision}")
+        self._in_doubt = False
 
     def _prefetch(self, commands: Sequence[Command]) -> None:
         task_ids: set[str] = set()
@@ -162,6 +178,7 @@ class _Run:
         self._decided: list[tuple[Command, Any]] = []
         self._fresh: dict[str, _Remembered] = {}
         self._keys: dict[Command, str] = {}
+        self._over: list[Command] = []
         self.given: list[Answer] = []
         for command in commands:
             request_id = getattr(command.request, "request_id", "")
@@ -218,19 +235,23 @@ class _Run:
 
     def _end_poll(self, over: PollOver) -> Any:
         poll = over.command.poll
-        if poll is None:
-            return None
-        still_waiting = self._state.polls.contains(poll)
-        dispatch.give_up(self._state, poll)
-        if over.abandoned:
+        if poll is not None and over.abandoned:
+            dispatch.give_up(self._state, poll)
             dispatch.hand_back(self._state, poll)
-        elif still_waiting:
-            self._decided.append((over.command, poll))
+        elif poll is not None:
+            self._over.append(over.command)
         return None
 
     def served(self, polls: list[Poll]) -> None:
         """Polls that dispatch has found tasks for."""
         self._decided.extend((poll.handle, poll) for poll in polls)
+
+    def end_polls(self) -> None:
+        """Polls whose time is over: empty-handed only if dispatch, which comes first, had nothing for them."""
+        for command in self._over:
+            if command.poll is not None and self._state.polls.contains(command.poll):
+                dispatch.give_up(self._state, command.poll)
+                self._decided.append((command, command.poll))
 
     def finish(self, written: Written) -> Outcome:
         """Encodes every answer, and remembers those with a request_id."""

@@ -26,7 +26,8 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.state import State
 from kapell_server.domain.times import SECOND, duration_ns
-from kapell_server.engine.batch import Batcher, Command, Outcome, PollOver
+from kapell_server.domain.transitions import AGENT_FINAL
+from kapell_server.engine.batch import Batcher, Command, Outcome, PollOver, StaleMemoryError
 from kapell_server.engine.facts import Termination
 from kapell_server.engine.gather import Gather
 from kapell_server.engine.resume import resume
@@ -220,10 +221,15 @@ class Engine:
         try:
             outcome = await self._write(commands)
         except KapellError as error:
-            self._refuse(commands, error)
+            for command in commands:
+                self._fail(command, error)
+        except StaleMemoryError:
+            self._give_up(commands)
+            raise
         except Exception as error:
             await self._isolate(commands, error)
         else:
+            self._batcher.settle()
             self._commits += outcome.wrote
             self._commit_seconds.append(time.perf_counter() - began)
             self._publish(commands, outcome)
@@ -241,30 +247,40 @@ class Engine:
             batcher.undo()
             self._arm_timer(self._state.next_due_ns())
             raise
-        batcher.settle()
         return outcome
+
+    def _give_up(self, commands: list[Command]) -> None:
+        """Nothing can be decided any more: refuses everything. The crash of the loop stops the server."""
+        self._draining = True
+        for command in [*commands, *self._mailbox]:
+            self._fail(command, _draining())
+        self._end_waiting_polls()
 
     async def _isolate(self, commands: list[Command], error: Exception) -> None:
         """A batch failed by a defect: each command is tried alone, so only the guilty one fails."""
         if len(commands) <= 1:
             _log.error("a command failed in the writer", exc_info=error)
             for command in commands:
-                if not command.future.done():
-                    command.future.set_exception(error)
+                self._fail(command, error)
             return
         for command in commands:
             await self._commit([command])
 
-    def _refuse(self, commands: list[Command], error: KapellError) -> None:
-        for command in commands:
-            if not command.future.done():
-                command.future.set_exception(error)
+    def _fail(self, command: Command, error: Exception) -> None:
+        """Answers with the error. A poll that was to end ends by it: nobody would try that again."""
+        if type(command.request) is PollOver:
+            command = command.request.command
+            if command.poll is not None:
+                self._state.polls.remove(command.poll)
+        if not command.future.done():
+            command.future.set_exception(error)
 
     def _publish(self, commands: list[Command], outcome: Outcome) -> None:
         self._commands += len(commands)
         for command, answer in outcome.answers:
             if type(command.request) is TerminateAgentRequest and not isinstance(answer, KapellError):
                 self._note_termination(command.request)
+        self._forget_terminations(outcome)
         if outcome.records:
             self._cache.feed(outcome.records, outcome.contents)
             self.ring.publish(outcome.records)
@@ -280,7 +296,16 @@ class Engine:
     def _note_termination(self, request: TerminateAgentRequest) -> None:
         graceful = duration_ns(request.grace_period) / SECOND if request.HasField("grace_period") else _DEFAULT_GRACE
         force = request.mode == TERMINATE_MODE_FORCE
+        known = self._terminations.get(request.agent_id)
+        if known is not None and known.force:
+            return
         self._terminations[request.agent_id] = Termination(force, 0.0 if force else graceful, request.reason)
+
+    def _forget_terminations(self, outcome: Outcome) -> None:
+        if self._terminations:
+            for record in outcome.records:
+                if record.resource_id in self._terminations and record.resource.state in AGENT_FINAL:
+                    del self._terminations[record.resource_id]
 
     def _end_waiting_polls(self) -> None:
         for poll in self._state.polls.all():
@@ -307,15 +332,20 @@ class Engine:
         while True:
             await asyncio.sleep(_MAINTENANCE_SECONDS)
             rounds += 1
-            if self._commits != seen:
-                seen = self._commits
-                await self._database.maintain()
-            if rounds % _FORGET_EVERY == 0:
-                await self._forget_answers()
+            try:
+                if self._commits != seen:
+                    seen = self._commits
+                    await self._database.maintain()
+                if rounds % _FORGET_EVERY == 0:
+                    await self.forget_answers()
+            except KapellError as error:
+                _log.warning("housekeeping is put off", reason=error.reason_name)
 
-    async def _forget_answers(self) -> None:
+    async def forget_answers(self) -> None:
+        """Drops the answers whose request_id need not be known any more, some at a time between batches."""
         before = self._clock.now_ns() - int(self._settings.request_id_lifetime * SECOND)
-        await self._database.write(lambda connection: forget_answers(connection, before, _FORGET_CHUNK))
+        while await self._database.write(lambda connection: forget_answers(connection, before, _FORGET_CHUNK)):
+            pass
 
 
 def _draining() -> KapellError:
