@@ -137,16 +137,16 @@ def test_refused_creations_do_not_fill_the_memory_for_contents(monkeypatch: pyte
     for _ in range(5):
         with world.refuses("ID_TAKEN"):
             world.do(refused)
-        world.state.trim()
+        world.state.settle()
     world.create(prompt="y" * 400)
-    world.state.trim()
+    world.state.settle()
 
 
 def test_contents_beyond_the_cap_are_read_again_when_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state_module, "_CONTENT_CACHE_BYTES", 500)
     world = World()
     tasks = [world.create(prompt=str(number) * 400) for number in range(3)]
-    world.state.trim()
+    world.state.settle()
 
     assert [Task.FromString(world.state.content(task_id)).prompt[0] for task_id in tasks] == ["0", "1", "2"]
 
@@ -155,7 +155,7 @@ def test_tasks_beyond_the_cap_are_read_again_when_they_are_needed(monkeypatch: p
     monkeypatch.setattr(state_module, "_TASK_CACHE", 2)
     world = World()
     tasks = [world.create() for _ in range(5)]
-    world.state.trim()
+    world.state.settle()
 
     assert world.state.cached_task(tasks[0]) is None
     assert [world.state.task(task_id).task_id for task_id in tasks] == tasks

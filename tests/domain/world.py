@@ -92,6 +92,7 @@ class World:
         dispatch.dispatch(state)
         agent.describe_busy(state)
         self._commit()
+        state.settle()
         if isinstance(answer, KapellError):
             raise answer
         return answer
