@@ -14,7 +14,6 @@ import json
 import os
 import signal
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -99,23 +98,26 @@ def _calm_collector() -> None:
 
 
 def _say_serving(config: Config, app: Any) -> None:
-    token_file = app.directory.admin_token_file
     if config.log_format == "json":
         note = {"event": "serving", "grpc_address": app.address, "data_dir": str(config.data_dir)}
-        print(json.dumps(note | {"pid": os.getpid(), "log_id": app.engine.log_id}), flush=True)
+        _print(json.dumps(note | {"pid": os.getpid(), "log_id": app.engine.log_id}))
         return
-    who = "anyone on this machine (--no-auth)" if config.no_auth else f"the bearer of {token_file}"
-    print(
-        f"Kapell {version('kapell')} serves gRPC on {app.address}\n"
-        f"  data      {config.data_dir}\n"
-        f"  lets in   {who}\n"
-        "  Ctrl-C    ends the agents and the server",
-        flush=True,
-    )
+    from kapell.cli.banner import banner
+    from kapell.cli.terminal import detect
+
+    for line in banner(detect(), address=app.address, data_dir=config.data_dir, no_auth=config.no_auth):
+        _print(line)
 
 
 def _say(config: Config, event: str, text: str) -> None:
-    print(json.dumps({"event": event}) if config.log_format == "json" else text, flush=True)
+    _print(json.dumps({"event": event}) if config.log_format == "json" else text)
+
+
+def _print(line: str) -> None:
+    """To stdout, if anybody still reads it."""
+    from kapell_server.telemetry import Lasting
+
+    print(line, file=Lasting(sys.stdout), flush=True)
 
 
 def _refuse(sentence: str) -> int:

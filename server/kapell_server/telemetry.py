@@ -7,11 +7,12 @@ cost more than two calls.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import sys
 from collections.abc import Iterator, Mapping, MutableMapping
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import structlog
 from kapell.v1.error_pb2 import ErrorReason
@@ -35,9 +36,30 @@ def hide_secrets(text: str) -> str:
     return _SECRETS.sub(HIDDEN, text)
 
 
+class Lasting:
+    """A stream whose reader may go away, as a closed terminal or a killed parent: what cannot be written
+    is dropped, because words that nobody reads must not stop the server half-way.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            return self._stream.write(text)
+        return 0
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+
 def configure_logging(log_format: str, *, stream: TextIO | None = None, level: int = logging.INFO) -> None:
     """Sends all log lines, those of libraries included, to `stream` (stderr) as "console" text or "json"."""
-    out = stream if stream is not None else sys.stderr
+    out = Lasting(stream if stream is not None else sys.stderr)
     renderer: Any = (
         structlog.processors.JSONRenderer()
         if log_format == "json"
@@ -51,7 +73,7 @@ def configure_logging(log_format: str, *, stream: TextIO | None = None, level: i
     structlog.configure(
         processors=[*shared, *exceptions, renderer, _hide],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(out),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, out)),
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(out)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
+import os
 
 import pytest
 import structlog
@@ -65,3 +67,12 @@ def test_calls_are_counted_by_time() -> None:
     assert stats.quantile(0.5) == pytest.approx(0.001024)
     assert stats.quantile(0.99) == pytest.approx(0.524288)
     assert CallStats("/a/C").quantile(0.99) == 0
+
+
+def test_what_nobody_reads_is_dropped_in_silence() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with contextlib.suppress(BrokenPipeError), os.fdopen(writer, "w") as closed:
+        configure_logging("json", stream=closed)
+
+        structlog.get_logger("test").warning("nobody hears this")

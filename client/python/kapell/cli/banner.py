@@ -6,15 +6,21 @@ import contextlib
 import shlex
 import shutil
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from kapell.cli.terminal import Terminal
 
 
-def banner(terminal: Terminal, *, address: str, data_dir: Path, is_demo: bool) -> list[str]:
+def banner(
+    terminal: Terminal, *, address: str, data_dir: Path, is_demo: bool = False, no_auth: bool = False
+) -> list[str]:
     """At most twenty lines."""
     token_file = data_dir / "admin.token"
-    title = "Kapell is up" + (", with a demo: three agents run real commands here, no model." if is_demo else ".")
+    token = "anyone on this machine is let in (--no-auth)" if no_auth else str(token_file)
+    title = f"Kapell {version('kapell')} is up" + (
+        ", with a demo: three agents run real commands here, no model." if is_demo else "."
+    )
     program = _program()
     tries = [
         (f"{program} status", "what waits for you"),
@@ -27,7 +33,7 @@ def banner(terminal: Terminal, *, address: str, data_dir: Path, is_demo: bool) -
         f"  {terminal.out(title, 'bold')}",
         "",
         f"  {terminal.out('gRPC  ', 'dim')}  {address}",
-        f"  {terminal.out('token ', 'dim')}  {token_file}",
+        f"  {terminal.out('token ', 'dim')}  {token}",
         f"  {terminal.out('data  ', 'dim')}  {data_dir}",
         "",
         terminal.out("  In another terminal:", "dim"),
