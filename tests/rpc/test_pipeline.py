@@ -37,6 +37,7 @@ from tests.rpc.conftest import (
     running,
 )
 from tests.rpc.services import bearer
+from tests.support.turns import reached
 
 every_rpc = pytest.mark.parametrize("method", methods(), ids=lambda method: method.name)
 
@@ -400,6 +401,31 @@ async def test_stopping_ends_streams_and_long_polls_with_server_draining() -> No
 
         assert (await failure(call.read())).info.reason == "SERVER_DRAINING"
         assert (await polling).info.reason == "SERVER_DRAINING"
+
+
+async def test_a_stream_in_its_first_message_is_told_too_why_it_ends() -> None:
+    async def flood(request: Message, caller: Caller) -> AsyncGenerator[bytes, None]:
+        yield b"\0" * 20_000_000
+        yield await asyncio.get_running_loop().create_future()
+
+    async with running({"Watch": flood}) as server:
+        options = (("grpc.max_receive_message_length", -1),)
+        async with grpc.aio.insecure_channel(server.address, options=options) as channel:
+            call = channel.unary_stream(METHODS["Watch"].path)(b"", metadata=bearer(ADMIN_TOKEN))
+            await reached(
+                lambda: any(0 < s.blocked_since < perf_counter() - 0.1 for s in server.calls.streams.values())
+            )
+
+            stopping = asyncio.ensure_future(server.server.stop(5))
+            failed = asyncio.ensure_future(failure(_to_the_end(call)))
+            await stopping
+
+            assert (await failed).info.reason == "SERVER_DRAINING"
+
+
+async def _to_the_end(call: Any) -> None:
+    while await call.read():
+        pass
 
 
 async def test_an_unknown_method_is_named(rpc: Rpc) -> None:

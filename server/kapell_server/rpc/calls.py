@@ -27,7 +27,7 @@ Context = ServicerContext[Any, Any]
 class LongCall:
     """A stream or a long poll as the watchman sees it. `blocked_since` is 0 while nothing is being sent.
 
-    `ended_with` is set where the server ended the call by cancelling its task.
+    `ended_with` is set where the server ends the call, by cancelling its task or after the message at hand.
     """
 
     __slots__ = ("blocked_since", "ended_with")
@@ -71,11 +71,16 @@ class OpenCalls:
                 task.cancel()
 
     def end_long_calls(self, error: KapellError) -> None:
-        """Ends all streams and long polls with the error."""
+        """Ends all streams and long polls with the error.
+
+        A stream in the middle of a message ends itself after it: where its first write is cancelled,
+        grpc sends the headers a second time with the status, fails, and the client never learns why.
+        """
         for task, call in [*self.waiting.items(), *self.streams.items()]:
             if call.ended_with is None:
                 call.ended_with = error
-                task.cancel()
+                if not call.blocked_since:
+                    task.cancel()
 
     async def until_none(self, timeout: float) -> int:
         """Waits until no call is open, at most `timeout` seconds; how many are left."""

@@ -163,7 +163,7 @@ class Pipeline:
                 finally:
                     await responses.aclose()
             except asyncio.CancelledError:
-                if stream.ended_with is None:
+                if stream.ended_with is None or stream.blocked_since:
                     raise
                 task.uncancel()
                 await self._refuse(method, stats, context, stream.ended_with)
@@ -229,6 +229,8 @@ async def _send_all(responses: AsyncGenerator[Response, None], context: Context,
         stream.blocked_since = perf_counter()
         await write(response if response.__class__ is bytes else response.SerializeToString())  # type: ignore[union-attr]
         stream.blocked_since = 0.0
+        if stream.ended_with is not None:
+            raise stream.ended_with
 
 
 def _patience(context: Context) -> float:
