@@ -62,9 +62,9 @@ def kapell(directory: Path, *arguments: str) -> Iterator[Target]:
 
 @contextmanager
 def floor() -> Iterator[Target]:
-    """The bare server that floors are measured on."""
+    """The bare server that floors are measured on; in a session of its own, like the other one."""
     command = [*pinned(SERVER_CORE), sys.executable, "-m", "tests.bench.floor"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
         assert process.stdout is not None
         port = int(process.stdout.readline())
         try:

@@ -26,7 +26,7 @@ async def cold_start(setting: Setting) -> Sequence[Row]:
     imports = [*pinned(SERVER_CORE), sys.executable, "-c", "import grpc, sqlalchemy"]
     for _ in range(setting.repetitions):
         begin = time.perf_counter()
-        await asyncio.to_thread(subprocess.run, imports, check=True)
+        await asyncio.to_thread(subprocess.run, imports, check=True, start_new_session=True)
         floors.append((time.perf_counter() - begin) * 1e3)
         begin = time.perf_counter()
         with kapell(setting.directory):

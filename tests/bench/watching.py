@@ -201,9 +201,13 @@ async def watcher_memory(setting: Setting) -> Sequence[Row]:
 
 async def _weight(target: Target, count: int, streams_a_connection: int, path: str, request: bytes) -> float:
     """KB of the server's process a watcher. A few were open before, so that nothing is counted but watchers."""
-    async with audience(target, 20, path=path, request=request, streams_a_connection=1):
+
+    def unread(_: bytes) -> list[int]:
+        return []
+
+    async with audience(target, 20, path=path, request=request, times=unread, streams_a_connection=1):
         before = target.memory()
         async with audience(
-            target, count, path=path, request=request, times=lambda _: [], streams_a_connection=streams_a_connection
+            target, count, path=path, request=request, times=unread, streams_a_connection=streams_a_connection
         ):
             return (target.memory() - before) / count / 1000

@@ -30,12 +30,14 @@ CAPACITY = 16384
 MAX_BYTES = 64 * 1024 * 1024
 # Watchers rung for at once: bounds how long a wave holds up a commit.
 WAVE_STEP = 32
+# A wave of at most this many is one step.
+SMALL_WAVE = 128
 # After each step the loop is left to everybody else for this share of the time the step took,
 # and for at least so many seconds: the threads that receive calls need the processor too.
 REST_SHARE = 1.0
 REST_SECONDS = 0.001
-# A wave of at most this many watchers takes no rest.
-SMALL_WAVE = 16
+# A wave of at most this many takes no rest.
+TINY_WAVE = 16
 
 
 class Ring:
@@ -169,17 +171,17 @@ class Ring:
         self._announced = self.head
         self._wave = [waiter for waiter, revision in self._waiters.items() if revision < self._announced]
         self._wave.reverse()
-        if len(self._wave) > SMALL_WAVE:
-            self._ring_some()
+        if len(self._wave) > TINY_WAVE:
+            self._ring_some(WAVE_STEP if len(self._wave) > SMALL_WAVE else SMALL_WAVE)
             return
         for waiter in self._wave:
             _answer(waiter, True)
         self._bell = None
 
-    def _ring_some(self) -> None:
-        """One step of a large wave."""
+    def _ring_some(self, count: int) -> None:
+        """One step of a wave that is not tiny."""
         begin = time.perf_counter()
-        for _ in range(min(WAVE_STEP, len(self._wave))):
+        for _ in range(min(count, len(self._wave))):
             _answer(self._wave.pop(), True)
         # Called after those who were just woken have run.
         self._bell = asyncio.get_running_loop().call_soon(self._rest, begin)
@@ -187,8 +189,11 @@ class Ring:
     def _rest(self, begin: float) -> None:
         taken = time.perf_counter() - begin
         rest = max(REST_SECONDS, taken * REST_SHARE)
-        following = self._ring_some if self._wave else self._end_wave
-        self._bell = asyncio.get_running_loop().call_later(rest, following)
+        loop = asyncio.get_running_loop()
+        if self._wave:
+            self._bell = loop.call_later(rest, self._ring_some, WAVE_STEP)
+        else:
+            self._bell = loop.call_later(rest, self._end_wave)
 
     def _end_wave(self) -> None:
         self._bell = None
