@@ -109,7 +109,7 @@ class MemoryServer(WorkerServiceServicer):
         await self._notify()
         return job
 
-    async def until(self, condition: Callable[[], object], timeout: float = 20) -> None:
+    async def until(self, condition: Callable[[], object], timeout: float = 60) -> None:
         """Waits until something has become true."""
         async with asyncio.timeout(timeout), self._changed:
             await self._changed.wait_for(lambda: bool(condition()))

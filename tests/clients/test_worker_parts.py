@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from kapell._worker.logs import (
     BATCH_BYTES,
     BATCH_ENTRIES,
+    DROP_BEYOND_ROOMS,
     MAX_LINE_BYTES,
     MAX_LOG_BYTES,
-    MAX_WAITING_BYTES,
     ROOM_BYTES,
     LogBuffer,
 )
@@ -94,7 +94,7 @@ def _is_short(log: LogBuffer) -> bool:
 
 def test_lines_of_who_does_not_wait_are_dropped_and_counted() -> None:
     log = LogBuffer()
-    count = MAX_WAITING_BYTES // 1000
+    count = DROP_BEYOND_ROOMS * ROOM_BYTES // 1000
     for number in range(count):
         log.append(f"{number:6}" + "x" * 994)
 

@@ -122,7 +122,7 @@ async def test_flood_does_not_grow_the_host(tmp_path: Path, server: MemoryServer
     async with host(tmp_path, server) as running:
         warm = await server.add(prompt="true")
         await server.ended(warm)
-        job = await server.add(prompt="yes 'a line of the flood' | head -c 1000000000; echo; echo end")
+        job = await server.add(prompt=f"yes '{'flood ' * 80}' | head -c 150000000; echo; echo end")
         await server.ended(job)
         status = Path(f"/proc/{running.process.pid}/status").read_text()
 

@@ -122,6 +122,28 @@ async def test_killed_host_takes_its_programs_along_and_its_task_goes_to_another
     assert after.state == AGENT_STATE_FAILED
 
 
+async def test_host_and_server_killed_together_leave_no_program_and_lose_no_task(
+    client: Client, server_process: ServerProcess
+) -> None:
+    agent = await spawn(client)
+    # The second one gave its parent up, so that only the server's sweep can find it.
+    script = 'test "$KAPELL_ATTEMPT" = 2 || { echo $$; setsid sleep 300 & echo $!; sleep 300; }'
+    task = await client.tasks.create("sh", script)
+    pids = [int(line) for line in await first_lines(client, task, 2)]
+    watched = [os.pidfd_open(pid) for pid in pids]
+
+    os.kill(agent.pid, signal.SIGKILL)
+    await asyncio.to_thread(server_process.kill)
+    await asyncio.to_thread(server_process.start)
+    for pidfd in watched:
+        await ends(pidfd)
+    await spawn(client)
+    async with asyncio.timeout(30):
+        ended = await client.tasks.wait(task.task_id)
+
+    assert (ended.state, ended.attempt) == (TASK_STATE_SUCCEEDED, 2)
+
+
 async def test_cancelled_task_leaves_no_process(client: Client) -> None:
     await spawn(client)
     task = await client.tasks.create("sh", "echo $$; setsid sleep 300 & echo $!; wait")

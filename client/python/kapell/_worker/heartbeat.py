@@ -47,7 +47,10 @@ class Heartbeat:
         """Beats until cancelled. Raises KapellError when the server refuses to know this worker."""
         while True:
             answer = await self._session.insist(
-                self._session.stub.Heartbeat, self._request, timeout=max(1.0, self._session.heartbeat_interval)
+                self._session.stub.Heartbeat,
+                self._request,
+                timeout=max(1.0, self._session.heartbeat_interval),
+                bears_defects=True,
             )
             await self._apply(answer)
             await self._rest()

@@ -10,7 +10,7 @@ import asyncio
 import enum
 from collections.abc import Callable, Iterator
 
-from kapell._worker.logs import LogBuffer
+from kapell._worker.logs import ROOM_BYTES, LogBuffer, room_for
 from kapell._worker.progress import ProgressSlot
 from kapell.v1.task_pb2 import Task
 from kapell.v1.worker_pb2 import (
@@ -34,7 +34,7 @@ class Phase(enum.Enum):
 class Lease:
     """One attempt that is ours. `cancelled` is set whenever the work is to stop, whatever the reason."""
 
-    def __init__(self, offer: Offer) -> None:
+    def __init__(self, offer: Offer, *, log_room_bytes: int = ROOM_BYTES) -> None:
         self.token: str = offer.lease_token
         self.task: Task = offer.task
         self.attempt: int = offer.attempt
@@ -46,7 +46,7 @@ class Lease:
         self.worked = asyncio.Event()
         """Nothing of the work runs any more; the outcome may still be on its way."""
         self.carrying_out: asyncio.Task[None] | None = None
-        self.log = LogBuffer()
+        self.log = LogBuffer(log_room_bytes)
         self.progress = ProgressSlot()
         self._on_stop: Callable[[], None] = _nothing
 
@@ -96,6 +96,8 @@ class LeaseTable:
 
     def __init__(self, slots: int) -> None:
         self._slots = slots
+        self.log_room_bytes = room_for(slots)
+        """What each attempt's log may take of the memory."""
         self._leases: dict[str, Lease] = {}
         self._accepting = True
         self._empty = asyncio.Event()

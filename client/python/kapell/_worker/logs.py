@@ -2,7 +2,7 @@
 
 Lines are given offsets as they are written and kept until the server has taken them, so a lost
 answer or a restarted server costs a repeat and nothing else. Three bounds: a line (MAX_LINE_BYTES),
-what waits in memory (ROOM_BYTES, beyond which `log_room` makes writers wait; MAX_WAITING_BYTES,
+what waits in memory (the room, beyond which `log_room` makes writers wait; four times the room,
 beyond which lines of writers that do not wait are dropped) and the whole log (MAX_LOG_BYTES).
 Whatever is left out is said in the log itself.
 """
@@ -33,7 +33,8 @@ _log = logging.getLogger("kapell.worker")
 
 MAX_LINE_BYTES = 16 * 1024
 ROOM_BYTES = 2 * 1024 * 1024
-MAX_WAITING_BYTES = 4 * ROOM_BYTES
+ROOM_OF_ALL_BYTES = 64 * 1024 * 1024
+DROP_BEYOND_ROOMS = 4
 # The server keeps 16 MiB of each attempt; the difference is for our own remarks at the end.
 MAX_LOG_BYTES = 16 * 1024 * 1024 - 256 * 1024
 _REMARKS_BYTES = 128 * 1024
@@ -48,10 +49,16 @@ _MEMORY_OVERHEAD = 160
 _STORED_OVERHEAD = 28
 
 
+def room_for(slots: int) -> int:
+    """The room of one of so many attempts at a time, so that all of them together have a limit."""
+    return min(ROOM_BYTES, ROOM_OF_ALL_BYTES // slots)
+
+
 class LogBuffer:
     """The part of an attempt's log that the server has not taken yet. One reader, any writers."""
 
-    def __init__(self) -> None:
+    def __init__(self, room_bytes: int = ROOM_BYTES) -> None:
+        self._room_bytes = room_bytes
         self.offset = 0
         """Offset of the first entry that waits."""
         self.is_full = False
@@ -81,7 +88,7 @@ class LogBuffer:
                 self._add(LogEntry(time=at, stream=stream, text=part))
 
     async def room(self) -> None:
-        """Waits until less than ROOM_BYTES wait."""
+        """Waits until less than the room is taken."""
         await self._room.wait()
 
     def close(self) -> None:
@@ -142,7 +149,7 @@ class LogBuffer:
         size = len(entry.text.encode()) + _STORED_OVERHEAD
         if self._written_bytes + size > MAX_LOG_BYTES + is_remark * _REMARKS_BYTES:
             self._fill_up()
-        elif self._waiting_bytes > MAX_WAITING_BYTES and not is_remark:
+        elif self._waiting_bytes > DROP_BEYOND_ROOMS * self._room_bytes and not is_remark:
             self._dropped += 1
         else:
             self._written_bytes += size
@@ -156,7 +163,7 @@ class LogBuffer:
             self.append(f"the log is full ({mebibytes} MiB): what follows is not kept", LOG_STREAM_SYSTEM)
 
     def _note_dropped(self) -> None:
-        if self._dropped and self._waiting_bytes < ROOM_BYTES:
+        if self._dropped and self._waiting_bytes < self._room_bytes:
             dropped, self._dropped = self._dropped, 0
             self.append(f"{dropped} lines were dropped: they came faster than the server took them", LOG_STREAM_SYSTEM)
 
@@ -166,7 +173,7 @@ class LogBuffer:
             self.sender = self._start()
         _set(self._filled, bool(self._waiting) or self._closed)
         _set(self._many, self._waiting_bytes >= _HURRY_BYTES or len(self._waiting) >= BATCH_ENTRIES or self._closed)
-        _set(self._room, self._waiting_bytes < ROOM_BYTES)
+        _set(self._room, self._waiting_bytes < self._room_bytes)
 
 
 async def ship(session: Session, lease: Lease) -> None:

@@ -31,7 +31,9 @@ async def poll(session: Session, table: LeaseTable, begin: Callable[[Lease], Non
         await table.wait_open()
         asked = loop.time()
         try:
-            answer = await session.insist(session.stub.LeaseTasks, _asking(session, table.free), timeout=WAIT + _MARGIN)
+            answer = await session.insist(
+                session.stub.LeaseTasks, _asking(session, table.free), timeout=WAIT + _MARGIN, bears_defects=True
+            )
         except KapellError as error:
             # The agent is on its way out; the heartbeat says what is to be done.
             if error.reason != "AGENT_STATE_CONFLICT":
@@ -39,7 +41,7 @@ async def poll(session: Session, table: LeaseTable, begin: Callable[[Lease], Non
             await asyncio.sleep(_PAUSE)
             continue
         for offer in answer.offers:
-            lease = Lease(offer)
+            lease = Lease(offer, log_room_bytes=table.log_room_bytes)
             if table.add(lease):
                 begin(lease)
         if not answer.offers and loop.time() - asked < _PAUSE:
