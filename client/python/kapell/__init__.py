@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from kapell.discovery import discover as discover
     from kapell.errors import KapellError as KapellError
     from kapell.sync import SyncClient as SyncClient
+    from kapell.worker import TaskContext as TaskContext
+    from kapell.worker import TaskFailed as TaskFailed
     from kapell.worker import Worker as Worker
 
 _HOMES = {
@@ -24,12 +26,24 @@ _HOMES = {
     "Endpoint": "kapell.discovery",
     "KapellError": "kapell.errors",
     "SyncClient": "kapell.sync",
+    "TaskContext": "kapell.worker",
+    "TaskFailed": "kapell.worker",
     "Worker": "kapell.worker",
     "discover": "kapell.discovery",
 }
 _MODULES = frozenset({"errors", "sync"})
 
-__all__ = ["Client", "Connection", "Endpoint", "KapellError", "SyncClient", "Worker", "discover"]
+__all__ = [
+    "Client",
+    "Connection",
+    "Endpoint",
+    "KapellError",
+    "SyncClient",
+    "TaskContext",
+    "TaskFailed",
+    "Worker",
+    "discover",
+]
 
 
 def __getattr__(name: str) -> object:
