@@ -75,6 +75,12 @@ class App:
         """Stops everything. With `terminate_agents` the spawned agents are ended first, else they live on."""
         self._terminate_agents = terminate_agents
         await self._undo.aclose()
+        calls = self.telemetry.summary()
+        _log.info(
+            "stopped",
+            calls=sum(method["calls"] for method in calls.values()),
+            errors=sum(method["errors"] for method in calls.values()),
+        )
 
     async def _start(self) -> None:
         config, undo = self.config, self._undo

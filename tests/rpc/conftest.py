@@ -92,10 +92,12 @@ async def running(answers: dict[str, Any] | None = None, **options: Any) -> Asyn
     server = RpcServer(Pipeline(authenticator, calls, telemetry, **options), calls)
     address = server.bind("127.0.0.1:0")
     await server.start({s.name: Servicer(s.full_name, answers or {}) for s in services()})
-    async with grpc.aio.insecure_channel(address) as channel:
-        yield Rpc(server, calls, telemetry, address, channel)
-    await server.drain()
-    await server.stop(5)
+    try:
+        async with grpc.aio.insecure_channel(address) as channel:
+            yield Rpc(server, calls, telemetry, address, channel)
+    finally:
+        await server.drain()
+        await server.stop(5)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from kapell.v1 import agent_pb2, task_pb2, worker_pb2
 from kapell.v1.error_pb2 import (
+    ERROR_REASON_AGENT_NOT_FOUND,
     ERROR_REASON_NOT_OWNER,
     ERROR_REASON_SERVER_DRAINING,
     ERROR_REASON_TASK_NOT_FOUND,
@@ -68,8 +69,7 @@ class Directives:
         """
         _check_owner(agent_id, caller)
         with self._board(agent_id) as board:
-            agent = await self._reads.get_agent(agent_id)
-            _check_instance(agent, caller)
+            agent = await self._agent(agent_id, caller)
             sent = _directive(agent)
             yield _message(sent, await self._cancelling(agent))
             while agent.state not in AGENT_FINAL:
@@ -88,13 +88,25 @@ class Directives:
                     sent = directive
                     yield _message(directive, cancel_task_ids)
 
+    async def _agent(self, agent_id: str, caller: Caller) -> agent_pb2.Agent:
+        """The agent, if the caller's token still speaks for it."""
+        try:
+            agent = await self._reads.get_agent(agent_id)
+        except KapellError as error:
+            if caller.kind is CallerKind.AGENT and error.reason == ERROR_REASON_AGENT_NOT_FOUND:
+                raise _superseded(agent_id, caller) from None
+            raise
+        if caller.kind is CallerKind.AGENT and (agent.instance != caller.instance or agent.state in AGENT_FINAL):
+            raise _superseded(agent_id, caller)
+        return agent
+
     @contextmanager
     def _board(self, agent_id: str) -> Iterator[_Board]:
         """A board that is written to from now on; entered before the state is read, so nothing is missed."""
         board = _Board()
         self._boards.setdefault(agent_id, set()).add(board)
         if self._reader is None or self._reader.done():
-            self._reader = self._supervisor.spawn(self._read_ring(), name="directives")
+            self._reader = self._supervisor.spawn(self._read_ring(self._ring.head), name="directives")
         try:
             yield board
         finally:
@@ -103,8 +115,7 @@ class Directives:
             if not boards:
                 del self._boards[agent_id]
 
-    async def _read_ring(self) -> None:
-        cursor = self._ring.head
+    async def _read_ring(self, cursor: int) -> None:
         try:
             while self._boards:
                 await self._ring.wait_beyond(cursor, IDLE)
@@ -174,11 +185,10 @@ def _check_owner(agent_id: str, caller: Caller) -> None:
         )
 
 
-def _check_instance(agent: agent_pb2.Agent, caller: Caller) -> None:
-    if caller.kind is CallerKind.AGENT and (agent.instance != caller.instance or agent.state in AGENT_FINAL):
-        raise KapellError(
-            ERROR_REASON_TOKEN_INVALID,
-            f"The token is of instance {caller.instance} of {agent.agent_id}, which has ended or was"
-            " superseded. Stop its work and register again.",
-            metadata={"agent_id": agent.agent_id},
-        )
+def _superseded(agent_id: str, caller: Caller) -> KapellError:
+    return KapellError(
+        ERROR_REASON_TOKEN_INVALID,
+        f"The token is of instance {caller.instance} of {agent_id}, which has ended or was superseded."
+        " Stop its work and register again.",
+        metadata={"agent_id": agent_id},
+    )

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kapell.v1 import task_pb2
 from kapell.v1.error_pb2 import ERROR_REASON_ATTEMPT_NOT_FOUND
 
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.transitions import TASK_FINAL, TASK_LEASED
+from kapell_server.store.record import Record
 from kapell_server.supervise import Supervisor
 from kapell_server.watch.ring import Ring
 
@@ -68,26 +69,26 @@ class TaskLogs:
 
     async def _news(self, task: task_pb2.Task, attempt: int, offset: int) -> task_pb2.Task:
         """Waits until the task has changed or its attempt has an entry at `offset`; the task by then."""
-        change = self._supervisor.spawn(
-            _outcome(self._ring.wait_resource(task.task_id, task.revision, RECHECK)),
-            name=f"follow {task.task_id}",
-        )
-        waiting: list[asyncio.Task[object]] = [change]
+        changed = self._ring.wait_resource(task.task_id, task.revision, RECHECK)
+        change = self._supervisor.spawn(_outcome(changed), name=f"follow {task.task_id}")
+        waiting: list[asyncio.Task[Any]] = [change]
         if not _ended(task, attempt):
-            entry = self._logs.wait(task.task_id, attempt, offset, RECHECK)
-            waiting.append(self._supervisor.spawn(entry, name=f"log of {task.task_id}"))
+            grown = self._logs.wait(task.task_id, attempt, offset, RECHECK)
+            waiting.append(self._supervisor.spawn(_outcome(grown), name=f"log of {task.task_id}"))
         try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waiting:
                 wait.cancel()
-        if not change.done() or change.cancelled():
+        for wait in done:
+            if isinstance(error := wait.result(), Exception):
+                raise error
+        if change not in done:
             return task
         record = change.result()
-        if isinstance(record, KapellError):
-            raise record
         if record is None:
             return await self._reads.task(task.task_id)
+        assert isinstance(record, Record)
         assert isinstance(record.resource, task_pb2.Task)
         return record.resource
 
@@ -96,11 +97,11 @@ def _ended(task: task_pb2.Task, attempt: int) -> bool:
     return attempt < task.attempt or task.state not in TASK_LEASED
 
 
-async def _outcome(wait: Awaitable[T]) -> T | KapellError:
-    """A refusal as a value: the watch ends with it, and no background task has died."""
+async def _outcome(wait: Awaitable[T]) -> T | Exception:
+    """A failure as a value: it ends this stream, and is no death of a part of the server."""
     try:
         return await wait
-    except KapellError as error:
+    except Exception as error:
         return error
 
 
