@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import shutil
 import sys
@@ -10,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from kapell.cli.terminal import Terminal
+from kapell.discovery import data_dir as default_data_dir
 
 
 def banner(
@@ -37,26 +39,30 @@ def banner(
         f"  {terminal.out('data  ', 'dim')}  {data_dir}",
         "",
         terminal.out("  In another terminal:", "dim"),
+        *([] if _is_found(data_dir) else [f"    export KAPELL_DATA_DIR={shlex.quote(str(data_dir))}"]),
         *(f"    {terminal.out(command.ljust(width), 'cyan')}  {terminal.out(does, 'dim')}" for command, does in tries),
         "",
         terminal.out("  From any shell, with buf or grpcurl:", "dim"),
         *(f"    {line}" for line in curl_lines(address, token_file)),
         "",
         terminal.out("  Ctrl-C ends the server and all its agents.", "dim"),
-        "",
     ]
 
 
 def _program() -> str:
     """How another terminal can call us: by name, or by path where the name would not be found."""
-    if shutil.which("kapell"):
+    script = Path(sys.executable).with_name("kapell")
+    if shutil.which("kapell") or not script.exists():
         return "kapell"
-    path = Path(sys.argv[0])
-    if path.name != "kapell":
-        return f"{shlex.quote(sys.executable)} -m kapell.cli.main"
     with contextlib.suppress(ValueError):
-        path = path.absolute().relative_to(Path.cwd())
-    return shlex.quote(str(path))
+        script = script.relative_to(Path.cwd())
+    return shlex.quote(str(script))
+
+
+def _is_found(data_dir: Path) -> bool:
+    """Whether a fresh terminal looks for its server in this directory."""
+    fresh = {name: value for name, value in os.environ.items() if name != "KAPELL_DATA_DIR"}
+    return data_dir.absolute() == default_data_dir(fresh).absolute()
 
 
 def curl_lines(address: str, token_file: Path) -> list[str]:
