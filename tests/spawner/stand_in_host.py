@@ -115,6 +115,22 @@ def bomb(report: int) -> None:
                 os._exit(0)
 
 
+def runaway(report: int) -> None:
+    """As bomb, with a session of its own for each process, so that there is no group to kill."""
+    if os.fork() == 0:
+        os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", RUNAWAY, str(report)])
+
+
+RUNAWAY = """
+import os, sys
+os.write(int(sys.argv[1]), b'runaway\\n')
+while True:
+    if os.fork() != 0:
+        os._exit(0)
+    os.setsid()
+"""
+
+
 def ignore_signals() -> None:
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(signum, signal.SIG_IGN)
@@ -132,6 +148,7 @@ PROGRAMS = {
     "daemon": daemon,
     "bare": bare,
     "bomb": bomb,
+    "runaway": runaway,
 }
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from tests.spawner.conftest import Place
 ESCAPES = ("child", "stubborn", "session", "daemon")
 
 
-@pytest.mark.parametrize("program", [*ESCAPES, "bomb"])
+@pytest.mark.parametrize("program", [*ESCAPES, "bomb", "runaway"])
 async def test_no_way_out_survives_a_forced_termination(place: Place, program: str) -> None:
     watch = place.watch()
     await place.started(watch.command("deaf", program))

@@ -11,6 +11,10 @@ orphans; that is why the host is stopped first and killed last. What remains out
 process that cleared its environment and left its session, in the tree of a host that died by
 itself before anybody asked.
 
+A reading of /proc is no snapshot: a process that forks and exits, again and again, is never where
+one looks. So a reading goes on with the pids that were given away meanwhile until none was; then
+whoever lives has been seen.
+
 The surprise: a mark may hold several parts, joined by ":", where a Kapell server runs inside an
 agent of another; each server looks for its own part.
 """
@@ -18,13 +22,14 @@ agent of another; each server looks for its own part.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import select
 import signal
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 MARK = "KAPELL_MARK"
@@ -36,6 +41,11 @@ _CHUNK = 16 * 1024
 # A process in the middle of exec shows an empty environment for microseconds: look again so often.
 _EMPTY_LOOKS = 3
 _LOOK_PAUSE = 0.0005
+# How often a reading goes after the pids that were given away while it was looking.
+_CHASES = 64
+# For how long after a reading a process group may be killed of which no seen member is left, seconds. Its
+# number could only be another's by then if the pids of the machine had gone round in that time.
+_FRESH = 0.5
 # Most pidfds held while waiting for the killed to vanish.
 _WATCHED_EXITS = 128
 
@@ -64,9 +74,14 @@ def mark_of(log_id: str, agent_id: str, outer: str = "") -> str:
 
 
 class ProcessTable:
-    """One reading of /proc, sorted by agent. Zombies and kernel threads are left out."""
+    """One reading of /proc, sorted by agent. Zombies and kernel threads are left out.
 
-    def __init__(self, processes: dict[int, Process]) -> None:
+    `complete` says that nobody who lives can have been missed.
+    """
+
+    def __init__(self, processes: dict[int, Process], *, complete: bool = True) -> None:
+        self.complete = complete
+        self.read_at = time.monotonic()
         self._processes = processes
         self._owners = _owners(processes)
         self._trees: dict[str, list[Process]] = defaultdict(list)
@@ -74,15 +89,36 @@ class ProcessTable:
             self._trees[agent_id].append(processes[pid])
 
     @classmethod
-    def read(cls, log_id: str) -> ProcessTable:
-        """Reads all processes; those of agents of the server with this log are told apart. Blocks."""
-        found = {}
-        if sys.platform == "linux":
-            with os.scandir("/proc") as entries:
-                for entry in entries:
-                    if entry.name.isdigit() and (process := _read_process(int(entry.name), log_id)) is not None:
-                        found[process.pid] = process
-        return cls(found)
+    def read(cls, log_id: str, *, on_sight: Callable[[Process], None] | None = None) -> ProcessTable:
+        """Reads all processes; those of agents of the server with this log are told apart. Blocks.
+
+        `on_sight` is shown each marked process as soon as it is seen.
+        """
+        found: dict[int, Process] = {}
+        if sys.platform != "linux":
+            return cls(found)
+
+        def see(pid: int) -> None:
+            process = _read_process(pid, log_id)
+            if process is not None:
+                found[pid] = process
+                if process.marked and on_sight is not None:
+                    on_sight(process)
+
+        latest = _latest_pid()
+        with os.scandir("/proc") as entries:
+            for entry in entries:
+                if entry.name.isdigit():
+                    see(int(entry.name))
+        for _ in range(_CHASES):
+            newest = _latest_pid()
+            if newest == latest:
+                return cls(found, complete=True)
+            for pid in _given_since(latest, newest):
+                if pid not in found and _is_process(pid):
+                    see(pid)
+            latest = newest
+        return cls(found, complete=False)
 
     @property
     def agent_ids(self) -> set[str]:
@@ -164,6 +200,28 @@ def _read_process(pid: int, log_id: str) -> Process | None:
         host=host,
         address=address,
     )
+
+
+def _latest_pid() -> int:
+    """The pid given away last, as threads get them too (proc(5), loadavg)."""
+    return int((_read("/proc/loadavg") or b"0").rsplit(b" ", 1)[-1])
+
+
+def _given_since(before: int, latest: int) -> Iterable[int]:
+    """The pids given away after `before`, the latest first; they start again at the bottom when all are used up."""
+    if latest > before:
+        return range(latest, before, -1)
+    top = int(_read("/proc/sys/kernel/pid_max") or b"4194304")
+    return itertools.chain(range(latest, 0, -1), range(top, before, -1))
+
+
+def _is_process(pid: int) -> bool:
+    """Whether it is a process that lives, and not one of the threads that /proc shows but does not list."""
+    try:
+        os.close(os.pidfd_open(pid))
+    except OSError:
+        return False
+    return True
 
 
 def _part_of(mark: str, log_id: str) -> str:
@@ -261,15 +319,30 @@ def send(process: Process, signum: signal.Signals) -> bool:
         return True
 
 
-def kill_round(log_id: str, agent_ids: Iterable[str], *, patience: float) -> dict[str, list[Process]]:
-    """Reads the table once and kills what it shows of these agents; gives what it had found, by agent.
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What a round saw before it killed it, by agent; whether it may have missed somebody."""
 
-    The host is stopped, then its tree is killed; a host found alone is killed itself. Waits up to
-    `patience` seconds for the killed to vanish. An agent that is missing in the answer had no
-    process left, as far as one reading can tell: one that forks while it is read can slip through,
-    so ask twice. Blocks.
+    found: dict[str, list[Process]]
+    complete: bool
+
+
+def kill_round(
+    log_id: str, agent_ids: Collection[str], *, patience: float, cornered: Collection[str] = (), insist: bool = False
+) -> Round:
+    """Reads the table once and kills what it shows of these agents; waits up to `patience` seconds for their end.
+
+    A host is stopped, then its tree is killed; a host found alone, in a complete reading or where
+    the caller insists, is killed itself. Agents in `cornered` have been through a round: whoever of
+    theirs turns up now is killed on sight, before it can fork again. Blocks.
     """
-    table = ProcessTable.read(log_id)
+    chased = frozenset(cornered)
+
+    def on_sight(process: Process) -> None:
+        if process.marked in chased and not process.host:
+            send(process, signal.SIGKILL)
+
+    table = ProcessTable.read(log_id, on_sight=on_sight)
     found = {agent_id: tree for agent_id in agent_ids if (tree := table.tree(agent_id))}
     victims: list[Process] = []
     for tree in found.values():
@@ -278,18 +351,22 @@ def kill_round(log_id: str, agent_ids: Iterable[str], *, patience: float) -> dic
             send(host, signal.SIGSTOP)
         others = [process for process in tree if not process.host]
         _kill_groups(table, others, spared={host.group for host in hosts})
-        victims += others or hosts
+        if others:
+            victims += others
+        elif table.complete or insist:
+            victims += hosts
     _kill_and_wait(victims, patience)
-    return found
+    return Round(found, table.complete)
 
 
 def _kill_groups(table: ProcessTable, processes: list[Process], *, spared: set[int]) -> None:
     """Kills whole process groups at a stroke, which not even a fork bomb outruns."""
-    for group in {each.group for each in processes if table.closed_group(each)} - spared:
-        member = next(each for each in processes if each.group == group)
-        with _opened(member) as pidfd:
-            # A group's number is not given away while it has a member, and this one lived just now.
-            if pidfd is not None and _group_of(member.pid) == group:
+    members = {process.group: process for process in processes if table.closed_group(process)}
+    for group in members.keys() - spared:
+        with _opened(members[group]) as pidfd:
+            # A group's number is not given away while it has a member.
+            lives = pidfd is not None and _group_of(members[group].pid) == group
+            if lives or time.monotonic() < table.read_at + _FRESH:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(group, signal.SIGKILL)
 

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from kapell_server.spawner.process_tree import Process, ProcessTable, kill_round
+from kapell_server.spawner.process_tree import Process, ProcessTable, Round, kill_round
 from kapell_server.supervise import Supervisor
 
 _log = structlog.get_logger(__name__)
 
-# Readings in a row that must find nothing before a tree counts as gone.
-_CLEAN_READINGS = 2
+# Readings in a row that must find nothing before a tree counts as gone, where none of them is complete
+# because the machine starts processes all the time. A complete one is enough.
+_CLEAN_READINGS = 10
 # How long a round waits for the killed to vanish before it looks again, seconds.
 _PATIENCE = 0.25
 # Rounds after which what cannot be killed is logged, and only looked at once a second.
@@ -73,9 +74,11 @@ class Sweeper:
         try:
             while self._hunts:
                 sought = dict(self._hunts)
-                found = await loop.run_in_executor(self._thread, self._round, list(sought))
+                cornered = [agent_id for agent_id, hunt in sought.items() if hunt.rounds]
+                insist = all(hunt.rounds > _CLEAN_READINGS for hunt in sought.values())
+                result = await loop.run_in_executor(self._thread, self._round, list(sought), cornered, insist)
                 for agent_id, hunt in sought.items():
-                    self._judge(agent_id, hunt, found.get(agent_id, []))
+                    self._judge(agent_id, hunt, result.found.get(agent_id, []), result.complete)
                 if self._hunts and all(hunt.rounds > _STUBBORN_ROUNDS for hunt in self._hunts.values()):
                     await asyncio.sleep(_STUBBORN_PAUSE)
         except Exception as error:
@@ -84,12 +87,12 @@ class Sweeper:
         finally:
             self._hunting = None
 
-    def _round(self, agent_ids: list[str]) -> dict[str, list[Process]]:
-        return kill_round(self._log_id, agent_ids, patience=_PATIENCE)
+    def _round(self, agent_ids: list[str], cornered: list[str], insist: bool) -> Round:
+        return kill_round(self._log_id, agent_ids, patience=_PATIENCE, cornered=cornered, insist=insist)
 
-    def _judge(self, agent_id: str, hunt: _Hunt, found: list[Process]) -> None:
+    def _judge(self, agent_id: str, hunt: _Hunt, found: list[Process], complete: bool) -> None:
         hunt.rounds += 1
-        hunt.clean = 0 if found else hunt.clean + 1
+        hunt.clean = 0 if found else _CLEAN_READINGS if complete else hunt.clean + 1
         if hunt.rounds == _STUBBORN_ROUNDS and found:
             _log.warning("processes outlive SIGKILL", agent_id=agent_id, pids=[each.pid for each in found])
         if hunt.clean >= _CLEAN_READINGS:
