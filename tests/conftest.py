@@ -27,9 +27,9 @@ def server_process(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[S
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def postgres() -> Iterator[Postgres]:
     """One PostgreSQL for the session."""
-    with running_postgres(tmp_path_factory.mktemp("pg")) as server:
+    with running_postgres() as server:
         yield server
 
 

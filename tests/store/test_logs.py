@@ -61,9 +61,7 @@ async def test_attempts_and_tasks_have_logs_of_their_own(logs: LogStore) -> None
     assert (await logs.read("task_02", 1, 0))[0].text == "other 0"
 
 
-async def test_a_log_that_was_never_written_is_empty_and_leaves_no_file(
-    logs: LogStore, tmp_path: Path
-) -> None:
+async def test_a_log_that_was_never_written_is_empty_and_leaves_no_file(logs: LogStore, tmp_path: Path) -> None:
     assert await logs.read(TASK, 1, 0) == []
     assert list(tmp_path.iterdir()) == []
 
@@ -230,9 +228,7 @@ async def test_deleting_a_task_removes_its_logs_and_ends_the_waits(logs: LogStor
     assert await logs.read(TASK, 1, 0) == []
 
 
-async def test_more_attempts_than_are_kept_open_lose_nothing(
-    logs: LogStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_more_attempts_than_are_kept_open_lose_nothing(logs: LogStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kapell_server.store.logs._KEPT_OPEN", 4)
 
     await asyncio.gather(*(logs.append(f"task_{n}", 1, 0, lines(n, 2)) for n in range(50)))

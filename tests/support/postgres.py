@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,8 +33,18 @@ class Postgres:
 
 
 @contextmanager
-def running_postgres(directory: Path) -> Iterator[Postgres]:
-    """Starts a server with its data below `directory`, and ends it."""
+def running_postgres() -> Iterator[Postgres]:
+    """Starts a server with its data in a directory of its own, and ends it.
+
+    Not below pytest's: run by root, the server is another user, and pytest shuts others out of its
+    directories whenever a run begins.
+    """
+    with tempfile.TemporaryDirectory(prefix="kapell-pg-") as directory, _running(Path(directory)) as server:
+        yield server
+
+
+@contextmanager
+def _running(directory: Path) -> Iterator[Postgres]:
     with warnings.catch_warnings():
         # The wheel's own look for a runtime directory; nothing here depends on it.
         warnings.simplefilter("ignore")
