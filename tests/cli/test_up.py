@@ -174,3 +174,24 @@ def test_the_command_for_any_shell_works(up: Shell) -> None:
 
     assert json.loads(done.stdout)["task"]["displayName"] == "date"
     assert lines[0].startswith("buf curl")
+
+
+def test_a_demo_that_cannot_start_says_what_to_mend(up: Shell) -> None:
+    with running(up, "--demo", "--grpc-address", "nonsense") as process:
+        _, err = process.communicate(timeout=60)
+
+    assert process.returncode == 1
+    assert "host:port" in err
+    assert "error: the server did not start" in err
+    assert "Traceback" not in err
+
+
+def test_two_servers_on_one_directory_the_second_is_refused(up: Shell) -> None:
+    with running(up) as first:
+        read_until(first, "Ctrl-C")
+        with running(up, "--demo") as second:
+            _, err = second.communicate(timeout=60)
+
+        assert second.returncode == 1
+        assert "error: the server did not start" in err
+        assert up.pipe("status").code == 0

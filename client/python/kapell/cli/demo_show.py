@@ -39,12 +39,20 @@ async def show(terminal: Terminal, arguments: Sequence[str]) -> Exit:
             await _play(server, terminal, stop)
             write(terminal.out("Stopping: the agents first, then the server.", "dim"))
     except ServerFailedError as error:
-        raise Refusal("the server did not start or has died", why=str(error), next="see its words above") from None
+        raise _refusal(error) from None
     finally:
         for number in _STOP_SIGNALS:
             loop.remove_signal_handler(number)
     write(terminal.out("Everything has stopped.", "dim"))
     return Exit.DONE
+
+
+def _refusal(error: ServerFailedError) -> Refusal:
+    if error.had_served:
+        return Refusal(
+            "the server has died", why=str(error), next="kapell up      (its agents work on and will be found)"
+        )
+    return Refusal("the server did not start", why=str(error), next="mend what it says above, then try again")
 
 
 async def _play(server: DemoServer, terminal: Terminal, stop: asyncio.Event) -> None:
@@ -74,7 +82,7 @@ async def _fill(client: Client) -> None:
 
 
 async def _until_dead(server: DemoServer) -> None:
-    raise ServerFailedError(await server.ended())
+    raise ServerFailedError(await server.ended(), had_served=True)
 
 
 async def _tell(client: Client, terminal: Terminal) -> None:

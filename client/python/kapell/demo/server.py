@@ -37,11 +37,12 @@ if os.getppid() == parent:
 
 
 class ServerFailedError(Exception):
-    """The server ended by itself; `code` is its exit code, and it has said why on stderr."""
+    """The server ended by itself, before or after it served. It has said why, where it could."""
 
-    def __init__(self, code: int) -> None:
-        super().__init__(f"the server ended with exit code {code}")
-        self.code = code
+    def __init__(self, code: int, *, had_served: bool) -> None:
+        how = f"it was killed by signal {-code}" if code < 0 else f"it ended with exit code {code}"
+        super().__init__(how)
+        self.had_served = had_served
 
 
 class DemoServer:
@@ -115,7 +116,7 @@ class DemoServer:
                 return self._serving.result()
             if ended.done():
                 await asyncio.gather(*self._readers, return_exceptions=True)
-                raise ServerFailedError(ended.result())
+                raise ServerFailedError(ended.result(), had_served=False)
         finally:
             ended.cancel()
         raise TimeoutError(f"the server did not serve within {START_LIMIT:g} s")

@@ -144,7 +144,7 @@ class _Following:
             parts += [known, task.progress.step, task.progress.message]
         elif task.state_reason:
             parts.append(task.state_reason)
-        if self._watch is not None and self._watch.reconnects and not self._watch.connected:
+        if self._watch is not None and not self._watch.connected:
             parts.append("the server is away, reconnecting")
         self._printer.live.set(look.mark, look.colour, "  ".join(part for part in parts if part))
 

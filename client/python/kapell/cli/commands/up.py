@@ -29,7 +29,11 @@ _EPILOG = "Every option has an environment variable KAPELL_* and a key in kapell
 @click.option("--data-dir", metavar="DIRECTORY", help="Where everything is kept. [default: ~/.local/share/kapell]")
 @click.option("--grpc-address", metavar="HOST:PORT", help="Where to listen; port 0 is any. [default: 127.0.0.1:50051]")
 @click.option("--database-url", metavar="URL", help="A PostgreSQL server instead of the embedded database.")
-@click.option("--config", metavar="FILE", help="The configuration file. [default: kapell.toml in the data directory]")
+@click.option(
+    "--config",
+    metavar="FILE",
+    help="The configuration file. [default: ./kapell.toml, then ~/.config/kapell/kapell.toml]",
+)
 @click.option("--no-auth", is_flag=True, help="Ask nobody for a token; for loopback addresses only.")
 @click.option("--log-format", type=click.Choice(["console", "json"]), help="How the server logs.")
 @click.pass_obj
