@@ -126,6 +126,8 @@ def list_agents(connection: Connection, wanted: AgentFilter, page: Page) -> Rows
 
 def list_events(connection: Connection, wanted: EventFilter, page: Page) -> Rows:
     """Encoded events. The history of one resource is walked back along its own chain."""
+    if wanted.task_ids and wanted.agent_ids:
+        return Rows([], None)  # no event is of a task and of an agent
     ids = [*wanted.task_ids, *wanted.agent_ids]
     if len(ids) == 1 and not page.oldest_first:
         return _history(connection, ids[0], wanted, page)
