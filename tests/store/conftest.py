@@ -17,6 +17,12 @@ def database_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
+def postgresql_url(request: pytest.FixtureRequest) -> str:
+    """For what only PostgreSQL has: connections to lose, and a second server on another machine."""
+    return url_of("postgresql", request)
+
+
+@pytest.fixture
 async def live(database_url: str, tmp_path: Path) -> AsyncIterator[LiveEngine]:
     async with live_engine(database_url, tmp_path) as live:
         yield live
