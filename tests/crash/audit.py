@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator
 
+from google.protobuf.struct_pb2 import Value
 from kapell.v1 import agent_pb2, event_pb2, task_pb2
 from kapell.v1.agent_pb2 import Agent
 from kapell.v1.common_pb2 import LIST_ORDER_OLDEST_FIRST
@@ -167,7 +168,7 @@ class Audit:
                 yield f"D2: {there} of the {size} tasks of {mark} are there; answered: {mark in answered}"
 
     async def attempts_agree_with_the_log(self, peer: Peer, task_ids: Iterable[str]) -> list[str]:
-        """Each attempt once, in order, none left running; poached nowhere."""
+        """Each attempt once, in order, none left running; the result that of the last; poached nowhere."""
         faults = []
         for task_id in task_ids:
             answer = await peer.read(peer.tasks.ListTaskAttempts, task_pb2.ListTaskAttemptsRequest(task_id=task_id))
@@ -176,7 +177,11 @@ class Audit:
                 faults.append(f"T2: {task_id} is at attempt {task.attempt} and has {answer.attempts}")
             if any(attempt.state == ATTEMPT_STATE_RUNNING for attempt in answer.attempts):
                 faults.append(f"G2: {task_id} has an attempt that runs: {answer.attempts}")
-            if POACHED in str(answer) or POACHED in str(task):
+            read = await peer.read(peer.tasks.GetTask, task_pb2.GetTaskRequest(task_id=task_id))
+            own = result_of(task_id, task.attempt) if task.state == TASK_STATE_SUCCEEDED else Value()
+            if read.task.result != own:
+                faults.append(f"T5: {task_id} has a result that is not its own: {read.task}")
+            if POACHED in str(answer) or POACHED in str(read):
                 faults.append(f"T5: {task_id} was poached")
         return faults
 

@@ -118,8 +118,9 @@ class SnapshotWatcher:
     def __init__(self, peer: Peer) -> None:
         self.checker = WatchChecker()
         self.resources: dict[str, Task | Agent] = {}
-        self.snapshots = 0
-        self.reached = asyncio.Condition()
+        self.streams = 0
+        self._complete = False
+        self._moved = asyncio.Condition()
         self._peer = peer
 
     async def run(self) -> None:
@@ -127,24 +128,26 @@ class SnapshotWatcher:
         while True:
             self.checker.begin_stream(snapshot=True)
             self.resources.clear()
+            self.streams += 1
+            self._complete = False
             request = WatchRequest(options=WatchOptions(send_initial_state=True))
             stream = self._peer.events.Watch(request, metadata=self._peer.metadata, wait_for_ready=True)
             try:
                 async for message in stream:
                     self.checker.take(message)
                     self._apply(message)
-                    async with self.reached:
-                        self.reached.notify_all()
+                    async with self._moved:
+                        self._moved.notify_all()
             except grpc.aio.AioRpcError as error:
                 assert _is_loss(error), f"a watch was refused: {error.details()}"
 
     async def until(self, revision: int) -> None:
-        """Returns when a snapshot is complete and everything up to `revision` was taken."""
-        async with self.reached:
-            await self.reached.wait_for(lambda: self.snapshots > 0 and (self.checker.cursor or 0) >= revision)
+        """Returns when its snapshot is complete and everything up to `revision` was taken."""
+        async with self._moved:
+            await self._moved.wait_for(lambda: self._complete and (self.checker.cursor or 0) >= revision)
 
     def _apply(self, message: Any) -> None:
-        self.snapshots += message.bookmark.snapshot_complete
+        self._complete |= message.bookmark.snapshot_complete
         for event in message.events:
             resource = event.task if event.HasField("task") else event.agent
             key = event.task.task_id if event.HasField("task") else event.agent.agent_id
@@ -171,6 +174,11 @@ class SdkWatcher:
             self.seen[event.revision] = digest(event)
             async with self._moved:
                 self._moved.notify_all()
+
+    async def until(self, revision: int) -> None:
+        """Returns when the event of the revision, which must match, has come."""
+        async with self._moved:
+            await self._moved.wait_for(lambda: revision in self.seen)
 
     async def has(self, count: int) -> None:
         """Returns when so many events have come."""

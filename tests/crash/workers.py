@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from google.protobuf.struct_pb2 import Value
 from kapell.errors import KapellError
 from kapell.v1 import worker_pb2
 from kapell.v1.common_pb2 import LogEntry
-from kapell.v1.task_pb2 import TASK_STATE_SUCCEEDED, TaskFailure, TaskProgress
+from kapell.v1.task_pb2 import TASK_STATE_CANCELLED, TASK_STATE_SUCCEEDED, TaskFailure, TaskProgress
 from kapell.v1.worker_pb2 import LEASE_DIRECTIVE_LOST, Offer
 
 from tests.crash.creators import AGENT_TYPE
@@ -233,8 +233,10 @@ class StormWorker:
         self._working.pop(offer.lease_token, None)
         await self._until_taken_away(offer)
         request = worker_pb2.CompleteTaskRequest(lease_token=offer.lease_token, result=Value(string_value=POACHED))
-        await self._peer.ask("complete late", self._peer.worker.CompleteTask, request)
-        self._journal.broken.append(f"T5: {offer.task.task_id} was completed by an attempt that had lost it")
+        answer = await self._peer.ask("complete late", self._peer.worker.CompleteTask, request)
+        # Where the task was cancelled meanwhile it is told so; anything else would be a breach.
+        if answer.state != TASK_STATE_CANCELLED:
+            self._journal.broken.append(f"T5: {offer.task.task_id} was completed by an attempt that had lost it")
 
     async def _until_taken_away(self, offer: Offer) -> None:
         """Waits for the event that ends the attempt."""
@@ -301,15 +303,16 @@ class Poacher:
         logs = worker_pb2.AppendTaskLogsRequest(lease_token=token, entries=[LogEntry(text=POACHED)])
         await self._refused(worker.AppendTaskLogs, logs)
         completion = worker_pb2.CompleteTaskRequest(lease_token=token, result=Value(string_value=POACHED))
-        # The attempt that did succeed gets its first answer again; everybody else is refused.
-        await self._refused(worker.CompleteTask, completion, but_repeats=token in self._tokens.succeeded)
+        # The attempt that did succeed gets its first answer again, that of a cancelled task is told so.
+        ends = [TASK_STATE_SUCCEEDED] if token in self._tokens.succeeded else [TASK_STATE_CANCELLED]
+        await self._refused(worker.CompleteTask, completion, unless=ends)
 
-    async def _refused(self, method: Any, request: Any, *, but_repeats: bool = False) -> None:
+    async def _refused(self, method: Any, request: Any, *, unless: Collection[int] = ()) -> None:
         try:
             answer = await self._user.ask("poach", method, request)
         except KapellError as error:
             if error.reason != "LEASE_LOST":
                 self._journal.broken.append(f"T5: a dead token was refused with {error.reason}: {error}")
             return
-        if not (but_repeats and answer.state == TASK_STATE_SUCCEEDED):
+        if not unless or answer.state not in unless:
             self._journal.broken.append(f"T5: {type(request).__name__} with a dead token was answered with {answer}")
