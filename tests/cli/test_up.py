@@ -99,6 +99,7 @@ def test_a_refusal_of_the_server_is_passed_on(up: Shell) -> None:
 def test_the_demo_does_what_it_says_and_leaves_nothing(up: Shell) -> None:
     with running(up, "--demo") as process:
         said = read_until(process, "will be cancelled")
+        up.pipe("task", "wait", *up.pipe("task", "list", "-o", "id").out.split())
         agents = json.loads(up.pipe("agent", "list", "-o", "json").out)
         seen = states(up)
         attempts = {t["displayName"]: t["attempt"] for t in json.loads(up.pipe("task", "list", "-o", "json").out)}

@@ -55,13 +55,15 @@ class Done(Exception):
         self.exit = exit
 
 
+_SIGN_IN = "export KAPELL_TOKEN=…      (the server's owner gets it there with: kapell auth token)"
+
 # Reason -> exit code and the command that helps; {…} is filled from the error's metadata.
 _REASONS: dict[str, tuple[Exit, str]] = {
     "REQUEST_INVALID": (Exit.USAGE, ""),
     "PAGE_TOKEN_INVALID": (Exit.USAGE, ""),
     "REQUEST_ID_REUSED": (Exit.CONFLICT, ""),
-    "TOKEN_MISSING": (Exit.DENIED, "kapell auth token"),
-    "TOKEN_INVALID": (Exit.DENIED, "kapell auth token"),
+    "TOKEN_MISSING": (Exit.DENIED, _SIGN_IN),
+    "TOKEN_INVALID": (Exit.DENIED, _SIGN_IN),
     "SCOPE_MISSING": (Exit.DENIED, ""),
     "NOT_OWNER": (Exit.DENIED, ""),
     "TASK_NOT_FOUND": (Exit.NOT_FOUND, "kapell task list"),
