@@ -48,6 +48,10 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
 )
 
 
+# What is answered last still has to leave, seconds.
+FLUSH = 0.1
+
+
 class AddressUnusableError(Exception):
     """The server cannot listen there; the text says why."""
 
@@ -99,7 +103,7 @@ class RpcServer:
         """
         self._calls.end_long_calls(draining())
         await self._calls.until_none(grace)
-        await self._server.stop(None)
+        await self._server.stop(FLUSH)
         # The tasks of calls that were cut end one turn of the loop later.
         await asyncio.sleep(0)
 
