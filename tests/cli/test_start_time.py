@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests.cli.shell import Shell
+from tests.cli.test_help import LEAVES
 
 HEAVY = ("grpc", "rich", "google.protobuf", "kapell.v1", "kapell.client", "sqlalchemy", "asyncio", "structlog")
 
@@ -26,6 +27,11 @@ def imported(shell: Shell, *args: str, **environment: str) -> set[str]:
     return set(re.findall(r"(?m)^import time: +\d+ \| +\d+ \| +([\w.]+)$", done.stderr))
 
 
+def heavy_ones(modules: set[str]) -> list[str]:
+    """Those of the modules that the start must not pay for."""
+    return sorted(name for name in modules for heavy in HEAVY if name == heavy or name.startswith(heavy + "."))
+
+
 @pytest.mark.parametrize(
     ("args", "environment"),
     [
@@ -40,7 +46,14 @@ def test_nothing_heavy_is_imported(no_server: Shell, args: tuple[str, ...], envi
     modules = imported(no_server, *args, **environment)
 
     assert "click" in modules
-    assert sorted(m for m in modules for heavy in HEAVY if m == heavy or m.startswith(heavy + ".")) == []
+    assert heavy_ones(modules) == []
+
+
+@pytest.mark.parametrize("path", LEAVES)
+def test_the_help_of_a_command_imports_nothing_heavy(no_server: Shell, path: str) -> None:
+    modules = imported(no_server, *path.split(), "--help")
+
+    assert heavy_ones(modules) == []
 
 
 def test_listing_needs_no_rich(cast: Shell) -> None:

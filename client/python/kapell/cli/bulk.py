@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -32,6 +31,8 @@ class Outcome(Generic[_T]):
 
 async def each(ids: Sequence[str], act: Callable[[str], Awaitable[_T]]) -> Outcome[_T]:
     """Calls `act` with every id."""
+    import asyncio
+
     from kapell.errors import KapellError
 
     gate = asyncio.Semaphore(AT_A_TIME)

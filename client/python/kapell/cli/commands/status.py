@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +75,8 @@ def status(app: App) -> None:
 
 
 async def _look(client: Client, address: str) -> Picture:
+    import asyncio
+
     (info, counts, agents, profiles), (running, failed, waiting) = await asyncio.gather(
         asyncio.gather(
             client.admin.server_info(),

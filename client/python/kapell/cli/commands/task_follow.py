@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -79,6 +78,8 @@ def watch(app: App, /, task_ids: tuple[str, ...], initial: bool, after: int | No
     stream = Stream(events_view(is_tty=app.terminal.is_tty, changes=True), app.terminal, app.output)
 
     async def work(client: Client) -> None:
+        import asyncio
+
         awaited = set(task_ids)
         if task_ids:
             query["task_ids"] = task_ids
@@ -123,6 +124,8 @@ def wait(app: App, /, task_ids: tuple[str, ...], timeout: float | None) -> None:
         return task
 
     async def work(client: Client) -> list[Task | BaseException]:
+        import asyncio
+
         return await asyncio.gather(*(one(client, task_id) for task_id in task_ids), return_exceptions=True)
 
     results = app.run(work)
