@@ -35,10 +35,12 @@ def digest(event: Event) -> bytes:
 
 
 class Standing:
-    """How all tasks stand, as far as a watcher has heard. Others wait here for what they need."""
+    """How all tasks and agents stand, as far as a watcher has heard. Others wait here for what they need."""
 
     def __init__(self) -> None:
         self.tasks: dict[str, Task] = {}
+        self.agents: dict[str, Agent] = {}
+        self.events: list[Event] = []
         self.open: set[str] = set()
         self.revision = 0
         self._changed = asyncio.Condition()
@@ -46,6 +48,9 @@ class Standing:
     async def take(self, event: Event) -> None:
         """The next event of the log."""
         self.revision = event.revision
+        self.events.append(event)
+        if event.HasField("agent"):
+            self.agents[event.agent.agent_id] = event.agent
         if event.HasField("task"):
             task_id = event.task.task_id
             self.tasks[task_id] = event.task
