@@ -8,6 +8,7 @@ from kapell.v1.agent_pb2 import (
     AGENT_STATE_ACTIVE,
     AGENT_STATE_LOST,
     AGENT_STATE_PENDING,
+    AGENT_STATE_STARTING,
     AGENT_STATE_TERMINATING,
     DeleteAgentRequest,
     TerminateAgentRequest,
@@ -153,16 +154,25 @@ async def test_an_agent_keeps_its_identity(live: LiveEngine) -> None:
     await live.call(HeartbeatRequest(agent_id=agent_id), agent_itself(live, agent_id))
 
 
-async def test_a_spawned_agent_has_its_time_to_start_anew(live: LiveEngine) -> None:
+async def test_a_started_agent_has_its_time_to_register_anew(live: LiveEngine) -> None:
     agent = await live.spawn()
+    await live.call(AgentProcessStarted(agent.agent_id, 4))
     live.clock.advance(29)
 
     await live.crash()
     await live.advance(29)
-    assert (await live.agent(agent.agent_id)).state == AGENT_STATE_PENDING
+    assert (await live.agent(agent.agent_id)).state == AGENT_STATE_STARTING
     await live.advance(2)
 
     assert (await live.agent(agent.agent_id)).state == AGENT_STATE_TERMINATING
+
+
+async def test_an_agent_may_wait_for_the_spawner_as_long_as_it_takes(live: LiveEngine) -> None:
+    agent = await live.spawn()
+
+    await live.advance(3600)
+
+    assert (await live.agent(agent.agent_id)).state == AGENT_STATE_PENDING
 
 
 async def test_ended_agents_are_not_loaded_until_they_are_asked_for(live: LiveEngine) -> None:

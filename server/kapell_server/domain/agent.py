@@ -82,7 +82,6 @@ def spawn(state: State, request: SpawnAgentRequest, profile: str, spec: AgentSpe
     )
     stamp(agent.create_time, state.tick_ns())
     state.put_agent(agent, EVENT_KIND_AGENT_SPAWNED, (), created=True)
-    state.schedule(agent_start_deadline_ns(agent, state.settings), agent_id)
     return agent
 
 
@@ -174,6 +173,8 @@ def process_started(state: State, agent_id: str, pid: int) -> None:
     agent.pid = pid
     if agent.state == AGENT_STATE_PENDING:
         agent.state = AGENT_STATE_STARTING
+        state.see_agent(agent_id)
+        state.schedule(agent_start_deadline_ns(agent, state.settings, state.now_ns), agent_id)
     state.put_agent(agent, EVENT_KIND_AGENT_STATUS, ("state", "pid"))
 
 
@@ -218,7 +219,7 @@ def look_at_agent(state: State, agent_id: str) -> None:
     current = state.agents.get(agent_id)
     if current is None or current.state in AGENT_FINAL:
         return
-    start = agent_start_deadline_ns(current, state.settings, state.started_ns)
+    start = agent_start_deadline_ns(current, state.settings, state.agent_seen_ns.get(agent_id, 0))
     if start:
         if start <= state.now_ns:
             reason = f"{_NOT_REGISTERED} within {state.settings.start_timeout:g} s; see the agent's log"

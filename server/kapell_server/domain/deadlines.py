@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kapell.v1.agent_pb2 import AGENT_STATE_PENDING, AGENT_STATE_STARTING, Agent
+from kapell.v1.agent_pb2 import AGENT_STATE_STARTING, Agent
 from kapell.v1.task_pb2 import (
     TASK_STATE_CANCELLING,
     TASK_STATE_PENDING,
@@ -53,8 +53,11 @@ def next_deadline_ns(task: Task, settings: Settings) -> int:
     return min(by_state, total) if by_state and total else by_state or total
 
 
-def agent_start_deadline_ns(agent: Agent, settings: Settings, since_ns: int = 0) -> int:
-    """When a spawned agent must have registered; 0 where it has. Time before `since_ns` does not count."""
-    if agent.state not in (AGENT_STATE_PENDING, AGENT_STATE_STARTING):
+def agent_start_deadline_ns(agent: Agent, settings: Settings, seen_ns: int) -> int:
+    """When a STARTING agent, last looked after at `seen_ns`, must have registered; 0 in any other state.
+
+    A PENDING one waits for the spawner, which may have many to start, and says itself if it cannot.
+    """
+    if agent.state != AGENT_STATE_STARTING:
         return 0
-    return max(timestamp_ns(agent.create_time), since_ns) + int(settings.start_timeout * SECOND)
+    return seen_ns + int(settings.start_timeout * SECOND)

@@ -81,7 +81,6 @@ class State:
         self.caller: Caller = system("server")
         self.revision = 0
         self.now_ns = 0
-        self.started_ns = 0
         self.pending = Pending()
         self.ready = ReadyIndex()
         self.leases = LeaseTable()

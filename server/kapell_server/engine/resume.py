@@ -22,7 +22,6 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
     state.begin(now_ns, RowLoader(connection))
     state.log_id = loaded.log_id
     state.revision = loaded.revision
-    state.started_ns = now_ns
     grace = now_ns + int(state.settings.lease_duration * SECOND)
     for known, instance_key in loaded.agents:
         state.agents[known.agent_id] = known
