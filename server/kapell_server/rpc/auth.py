@@ -1,13 +1,10 @@
-"""Who calls: the `authorization` header turned into a Caller, once a token.
+"""Who calls, and whether they may: the `authorization` header turned into a Caller.
 
-The same few tokens come with every call, so the answer for a header that was genuine is kept;
-what was refused is not, so guessing cannot push real tokens out. Whether an agent of a genuine
-token still lives is for the engine to say, and it does so on every command.
+Whether an agent of a genuine token still lives is for the engine to say, and it does so on every
+command. That is why `pipeline` may remember the answer for a header.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 from kapell.v1.common_pb2 import Scope
 from kapell.v1.error_pb2 import (
@@ -21,7 +18,6 @@ from kapell_server.domain.access import Caller, CallerKind, Keyring
 from kapell_server.domain.errors import KapellError
 from kapell_server.rpc.methods import Method
 
-CACHE_ENTRIES = 4096
 # The only method a spawn ticket opens.
 TICKET_METHOD = "RegisterWorker"
 
@@ -32,17 +28,14 @@ class Authenticator:
     def __init__(self, keyring: Keyring, *, required: bool = True) -> None:
         self._keyring = keyring
         self._required = required
-        self._known: dict[str | bytes, Caller] = {}
 
-    def caller(self, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
-        """The caller of a call with these headers.
+    def caller(self, header: str | bytes | None) -> Caller:
+        """The caller of a call with this authorization header, None where there is none.
 
         Raises KapellError TOKEN_MISSING or TOKEN_INVALID.
         """
-        for key, value in metadata:
-            if key == "authorization":
-                known = self._known.get(value)
-                return known if known is not None else self._examine(value)
+        if header is not None:
+            return self._examine(header)
         if not self._required:
             return _ANYBODY
         raise KapellError(
@@ -68,9 +61,6 @@ class Authenticator:
                 "The token is not one of this server. Take the one from the file admin.token of the"
                 " server's data directory; an agent must register again.",
             )
-        if len(self._known) >= CACHE_ENTRIES:
-            self._known.clear()
-        self._known[header] = caller
         return caller
 
 
