@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from importlib.metadata import version
 
 import structlog
+from kapell._version import __version__
 
 from kapell_server.clock import SystemClock
 from kapell_server.config import Config
@@ -136,7 +136,7 @@ class App:
         config, reads = self.config, engine.reads
         watches = Watches(engine.ring, reads, log_id=engine.log_id, limit=config.max_watches)
         facts = ServerFacts(
-            version=version("kapell"),
+            version=__version__,
             database=database.kind,
             max_watches=config.max_watches,
             max_agents=config.max_agents,

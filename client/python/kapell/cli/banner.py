@@ -7,9 +7,9 @@ import os
 import shlex
 import shutil
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
+from kapell._version import __version__
 from kapell.cli.terminal import Terminal
 from kapell.discovery import data_dir as default_data_dir
 
@@ -20,7 +20,7 @@ def banner(
     """At most twenty lines."""
     token_file = data_dir / "admin.token"
     token = "anyone on this machine is let in (--no-auth)" if no_auth else str(token_file)
-    title = f"Kapell {version('kapell')} is up" + (
+    title = f"Kapell {__version__} is up" + (
         " with a demo: three agents run real commands, no model." if is_demo else "."
     )
     program = _program()

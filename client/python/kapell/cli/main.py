@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import click
 from click.exceptions import NoArgsIsHelpError
 
+from kapell._version import __version__
 from kapell.cli import options
 from kapell.cli.app import App
 from kapell.cli.errors import Done, Exit, Refusal, refusal_of, report
@@ -25,9 +26,7 @@ _COMPLETE = "_KAPELL_COMPLETE"
 
 def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from importlib.metadata import version
-
-        click.echo(f"kapell {version('kapell')}")
+        click.echo(f"kapell {__version__}")
         ctx.exit()
 
 

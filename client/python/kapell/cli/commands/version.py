@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from kapell._version import __version__
 from kapell.cli import options
 from kapell.cli.app import App
 from kapell.cli.errors import Refusal
@@ -25,11 +26,9 @@ from kapell.cli.table import Column, Line
 @options.output
 @click.pass_obj
 def version(app: App) -> None:
-    from importlib.metadata import version as package_version
-
     from kapell.errors import Unavailable
 
-    versions: dict[str, Any] = {"client": package_version("kapell")}
+    versions: dict[str, Any] = {"client": __version__}
     missing = ""
     try:
         info = app.run(lambda client: client.admin.server_info())
