@@ -14,6 +14,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 
 SLEEP = "/bin/sleep"
 PR_SET_CHILD_SUBREAPER = 36
@@ -105,14 +106,20 @@ def regrow(report: int) -> None:
         os.waitpid(pid, 0)
 
 
+FORKING_SECONDS = 60
+"""A tree that a broken kill leaves behind must not outlive its test for long."""
+
+
 def bomb(report: int) -> None:
-    """A group in which every process starts the next and dies, for ever."""
+    """A group in which every process starts the next and dies, for as long as a test may take."""
     if os.fork() == 0:
         os.setsid()
         os.write(report, b"bomb\n")
-        while True:
+        end = time.monotonic() + FORKING_SECONDS
+        while time.monotonic() < end:
             if os.fork() != 0:
                 os._exit(0)
+        os._exit(0)
 
 
 def runaway(report: int) -> None:
@@ -121,10 +128,11 @@ def runaway(report: int) -> None:
         os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", RUNAWAY, str(report)])
 
 
-RUNAWAY = """
-import os, sys
+RUNAWAY = f"""
+import os, sys, time
 os.write(int(sys.argv[1]), b'runaway\\n')
-while True:
+end = time.monotonic() + {FORKING_SECONDS}
+while time.monotonic() < end:
     if os.fork() != 0:
         os._exit(0)
     os.setsid()
