@@ -53,23 +53,27 @@ class Crew:
         self._watching.cancel()
         await asyncio.gather(self._watching, return_exceptions=True)
 
-    async def spawn(self) -> Agent:
-        """A new agent, ACTIVE."""
+    async def ask_for_agent(self) -> str:
+        """The id of a new agent, which is about to be started."""
         spec = agent_pb2.AgentSpec(
             agent_types=[AGENT_TYPE], slots=SLOTS, command=agent_pb2.CommandRuntime(argv=["sh", "-c", "{prompt}"])
         )
         answer = await self.peer.ask("spawn", self.peer.agents.SpawnAgent, agent_pb2.SpawnAgentRequest(spec=spec))
-        agent_id = answer.agent.agent_id
+        return str(answer.agent.agent_id)
+
+    async def spawn(self) -> Agent:
+        """A new agent, ACTIVE."""
+        agent_id = await self.ask_for_agent()
         await self.until(lambda: self.state_of(agent_id) in (AGENT_STATE_ACTIVE, *_ENDED))
         agent = self.standing.agents[agent_id]
         assert agent.state == AGENT_STATE_ACTIVE, agent
         return agent
 
-    async def create(self, script: str) -> Task:
+    async def create(self, script: str, *, max_attempts: int = 100) -> Task:
         """A task whose program is the script, run by `sh` under the task's lock."""
         prompt = _PROLOGUE.replace("{place}", str(self.place)) + script
         spec = TaskSpec(agent_type=AGENT_TYPE, prompt=prompt)
-        spec.retry_policy.max_attempts = 100
+        spec.retry_policy.max_attempts = max_attempts
         spec.retry_policy.initial_backoff.FromMilliseconds(1)
         answer = await self.peer.ask("create", self.peer.tasks.CreateTask, task_pb2.CreateTaskRequest(task=spec))
         task: Task = answer.task

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from kapell.v1.agent_pb2 import AGENT_STATE_ACTIVE, AGENT_STATE_LOST, Agent
 from kapell.v1.event_pb2 import Event, GetLogInfoRequest
-from kapell.v1.task_pb2 import TASK_STATE_RUNNING, TASK_STATE_SUCCEEDED, Task
+from kapell.v1.task_pb2 import TASK_STATE_FAILED, TASK_STATE_RUNNING, TASK_STATE_SUCCEEDED, Task
 from kapell.v1.watch_pb2 import EVENT_KIND_TASK_STARTED
 
 from tests.crash.crew import ARGUMENTS, LEASE_SECONDS, Crew, crew_of, kill, marked
@@ -99,6 +99,20 @@ async def test_a_frozen_host_loses_its_task_in_time_and_cannot_harm_when_it_wake
     # An offer that reached it while it was getting up may have gone back; that costs no attempt.
     assert (done.state, done.attempts_used) == (TASK_STATE_SUCCEEDED, 2)
     assert await crew.result_of(task.task_id) == f"attempt {done.attempt}"
+    assert await crew.faults() == []
+
+
+async def test_a_task_that_kills_its_hosts_at_once_is_given_up(crew: Crew) -> None:
+    task = await crew.create("kill -9 $PPID; sleep 1000", max_attempts=2)
+
+    for _ in range(2):
+        agent_id = await crew.ask_for_agent()
+        await crew.until(partial(crew.has_ended, agent_id))
+    await crew.until(lambda: task.task_id not in crew.standing.open)
+
+    done = crew.standing.tasks[task.task_id]
+    assert (done.state, done.attempts_used, done.failure.reason) == (TASK_STATE_FAILED, 2, "AGENT_LOST")
+    assert marked(f"{await log_id(crew)}/") == []
     assert await crew.faults() == []
 
 

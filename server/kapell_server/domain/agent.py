@@ -192,11 +192,15 @@ def process_exited(state: State, agent_id: str, exit_: ProcessExit, reason: str)
 
 
 def end(state: State, current: Agent, final: int, reason: str, exit_: ProcessExit | None) -> Agent:
-    """Ends an agent and requeues what it had (G2)."""
+    """Ends an agent and requeues what it had (G2).
+
+    What a dead process had been offered counts as an attempt even if it never spoke of it: a task that
+    kills its agent at once would otherwise do so for ever.
+    """
     assert final in AGENT_FINAL, "an agent ends in a final state"
     for lease in state.leases.of_agent(current.agent_id):
         task = state.task(lease.task_id)
-        if not lease.confirmed:
+        if not lease.confirmed and final != AGENT_STATE_FAILED:
             attempt.end_unconfirmed(state, lease, task)
             continue
         failure = TaskFailure(reason="AGENT_LOST", message=f"its agent {current.agent_id} ended: {reason}")
