@@ -12,7 +12,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from kapell_server.store.schema import VERSION, meta, metadata
+from kapell_server.store.schema import VERSION, meta, metadata, specialise
 
 _version = sa.table("alembic_version", sa.column("version_num"))
 
@@ -23,6 +23,7 @@ class UnknownSchemaError(Exception):
 
 def prepare(connection: Connection) -> None:
     """Creates, migrates or leaves alone; commits. Gives a new database its log_id. Raises UnknownSchemaError."""
+    specialise(connection.dialect.name)
     inspector = sa.inspect(connection)
     if not inspector.has_table("alembic_version"):
         metadata.create_all(connection)

@@ -69,12 +69,7 @@ tasks = Table(
     Index(None, "state", "create_revision"),
 )
 # The timer: what is due next. Few tasks have a deadline.
-Index(
-    "ix_tasks_due_ns",
-    tasks.c.due_ns,
-    sqlite_where=text("due_ns IS NOT NULL"),
-    postgresql_where=text("due_ns IS NOT NULL"),
-)
+_due_index = Index("ix_tasks_due_ns", tasks.c.due_ns, sqlite_where=text("due_ns IS NOT NULL"))
 
 task_contents = Table(
     "task_contents",
@@ -123,3 +118,9 @@ answers = Table(
     sqlite_with_rowid=False,
 )
 """First answers by caller and request_id."""
+
+
+def specialise(dialect: str) -> None:
+    """Completes the tables for a dialect. Naming PostgreSQL above would load its dialect for everybody."""
+    if dialect == "postgresql":
+        _due_index.dialect_options["postgresql"]["where"] = text("due_ns IS NOT NULL")
