@@ -14,8 +14,8 @@ from kapell.v1.watch_pb2 import (
     EVENT_KIND_TASK_CREATED,
     EventKind,
 )
-from kapell_server.watch.filters import for_agents, for_events, for_tasks
 from kapell_server.store.record import Record
+from kapell_server.watch.filters import for_agents, for_events, for_tasks
 
 TASK = Task(
     task_id="task_a",

@@ -7,7 +7,8 @@ that the server never saw (`from_server` False).
 from __future__ import annotations
 
 import difflib
-import uuid
+import secrets
+import time
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -39,8 +40,11 @@ _Value = TypeVar("_Value", bound=int)
 
 
 def new_request_id() -> str:
-    """An id that makes one call repeatable: the server answers a repeat as it did the first time."""
-    return uuid.uuid4().hex
+    """An id that makes one call repeatable: the server answers a repeat as it did the first time.
+
+    It begins with the time, so that the server keeps neighbours together on disk.
+    """
+    return f"{time.time_ns() // 1_000_000:011x}{secrets.token_hex(10)}"
 
 
 def duration(value: Seconds | None) -> Duration | None:
