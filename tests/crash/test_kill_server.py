@@ -62,3 +62,14 @@ async def test_no_promise_is_broken_by_forty_kills_under_load(server_process: Se
     server_process.stop()
     assert storm.kills == 40
     assert database_is_sound(server_process.data_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_no_promise_is_broken_on_postgresql(tmp_path: Path, postgres_url: str) -> None:
+    server = ServerProcess(tmp_path / "data", arguments=(*ARGUMENTS, "--database-url", postgres_url))
+    server.start()
+    try:
+        await survive(server, kills=12, freezes=4)
+    finally:
+        server.close()
