@@ -267,6 +267,33 @@ async def test_the_checkpoint_moves_the_log_into_the_file(tmp_path: Path) -> Non
     await database.close()
 
 
+async def test_a_long_wal_begins_anew_though_the_first_look_cannot_move_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kapell_server.store.database._LONG_WAL", 8)
+    database = await SqliteDatabase.open(tmp_path / "kapell.db")
+    reader = sqlite3.connect(tmp_path / "kapell.db", isolation_level=None, check_same_thread=False)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM meta").fetchall()
+    for number in range(8):
+        await database.write(lambda c, number=number: c.execute(put(f"row-{number}", "x" * 4096)))  # type: ignore[misc]
+    look = database._checkpoint
+
+    def look_before_the_reader_ends() -> int:
+        frames = look()
+        reader.close()
+        return frames
+
+    monkeypatch.setattr(database, "_checkpoint", look_before_the_reader_ends)
+
+    await database.maintain()
+
+    size = (tmp_path / "kapell.db-wal").stat().st_size
+    await database.write(lambda connection: connection.execute(put("after")))
+    assert (tmp_path / "kapell.db-wal").stat().st_size == size
+    await database.close()
+
+
 async def test_a_locked_file_is_a_busy_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     database = await open_database("", tmp_path)
     await database.write(lambda connection: connection.exec_driver_sql("PRAGMA busy_timeout=1"))

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _READERS = 4
+_LONG_WAL = 8192
+"""Pages (32 MiB) from which on the WAL is to begin anew."""
 _LOCK_KEY = 0x6B6170656C6C
 """The advisory lock of PostgreSQL that one server holds: "kapell"."""
 
@@ -63,7 +65,7 @@ class Database(ABC):
 
     @abstractmethod
     async def maintain(self) -> None:
-        """Housekeeping between commits, called now and then; never delays one. KapellError as `write`."""
+        """Housekeeping between commits, called now and then; delays one by moments only. KapellError as `write`."""
 
 
 async def open_database(url: str, data_dir: Path) -> Database:
@@ -171,14 +173,24 @@ class SqliteDatabase(Database):
             raise
 
     async def maintain(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._readers, self._checkpoint)
+        """Moves the WAL into the database. A WAL begins anew only where a commit finds all of it moved.
 
-    def _checkpoint(self) -> None:
+        Under a steady load there is always more in it by then, and it would grow for ever. So a long
+        one gets a second look between two commits, which has only the latest pages left to move.
+        """
+        frames = await asyncio.get_running_loop().run_in_executor(self._readers, self._checkpoint)
+        if frames > _LONG_WAL:
+            async with self._write_lock:
+                await self._in_thread(self._committer, self._checkpoint)
+
+    def _checkpoint(self) -> int:
+        """Moves what no reader holds back; how many pages the WAL has."""
         try:
             with self._read_engine.connect() as connection:
                 raw = connection.connection.driver_connection
                 assert raw is not None
-                raw.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                [(_, frames, _)] = raw.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                return int(frames)
         except Exception as error:
             _raise_refusal(error)
             raise
