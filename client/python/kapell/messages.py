@@ -44,7 +44,7 @@ def new_request_id() -> str:
 
     It begins with the time, so that the server keeps neighbours together on disk.
     """
-    return f"{time.time_ns() // 1_000_000:011x}{secrets.token_hex(10)}"
+    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
 
 
 def duration(value: Seconds | None) -> Duration | None:
