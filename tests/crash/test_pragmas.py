@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import asyncpg
 import pytest
 from kapell_server.store.database import open_database
 from sqlalchemy.engine import Connection
@@ -41,6 +42,10 @@ async def test_a_commit_is_still_durable_after_housekeeping(tmp_path: Path) -> N
 
 
 async def test_postgresql_answers_a_commit_after_its_sync(tmp_path: Path, postgres_url: str) -> None:
+    cluster = await asyncpg.connect(postgres_url)
+    name = await cluster.fetchval("SELECT current_database()")
+    await cluster.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = off')
+    await cluster.close()
     database = await open_database(postgres_url, tmp_path)
 
     found = await database.write(lambda connection: connection.exec_driver_sql("SHOW synchronous_commit").scalar())

@@ -227,7 +227,9 @@ class PostgresDatabase(Database):
 
         options: dict[str, Any] = {"hide_parameters": True}
         address = url.set(drivername="postgresql+asyncpg")
-        self._write_engine = create_async_engine(address, poolclass=NullPool, **options)
+        # Whatever the cluster's default is, an answer is given after the sync (D1).
+        durable = {"server_settings": {"synchronous_commit": "on"}}
+        self._write_engine = create_async_engine(address, poolclass=NullPool, connect_args=durable, **options)
         options |= {"pool_size": _READERS, "max_overflow": 0, "pool_timeout": 10, "isolation_level": "REPEATABLE READ"}
         self._read_engine = create_async_engine(address, **options)
         self._write_lock = asyncio.Lock()
