@@ -6,13 +6,28 @@ import asyncio
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from kapell.v1.agent_pb2 import TERMINATE_MODE_FORCE, TerminateAgentRequest
+from google.protobuf.field_mask_pb2 import FieldMask
+from kapell.v1.agent_pb2 import (
+    AGENT_STATE_ACTIVE,
+    AGENT_STATE_LOST,
+    TERMINATE_MODE_FORCE,
+    Agent,
+    DeleteAgentRequest,
+    TerminateAgentRequest,
+    UpdateAgentRequest,
+)
 from kapell.v1.common_pb2 import ProcessExit
 from kapell.v1.error_pb2 import ERROR_REASON_STORAGE_FULL
 from kapell.v1.task_pb2 import CancelTaskRequest
-from kapell.v1.worker_pb2 import LEASE_DIRECTIVE_CANCEL, LEASE_DIRECTIVE_CONTINUE, LeaseTasksRequest
+from kapell.v1.worker_pb2 import (
+    LEASE_DIRECTIVE_CANCEL,
+    LEASE_DIRECTIVE_CONTINUE,
+    DeregisterRequest,
+    LeaseTasksRequest,
+    RegisterWorkerRequest,
+)
 from kapell_server.domain.errors import KapellError
-from kapell_server.engine.facts import AgentProcessExited
+from kapell_server.engine.facts import AgentProcessExited, AgentStartFailed
 
 from tests.support.live_engine import USER, LiveEngine, new_task, settled
 
@@ -125,6 +140,57 @@ async def test_how_an_agent_is_to_be_ended_is_known_until_it_has(on_sqlite: Live
 
     await on_sqlite.call(AgentProcessExited(agent.agent_id, ProcessExit(signal=9)))
     assert on_sqlite.engine.termination(agent.agent_id) is None
+
+
+async def test_agents_that_have_ended_take_no_memory(live: LiveEngine) -> None:
+    state = live.engine._state
+    kept = await live.register()
+    for _ in range(3):
+        await live.call(DeregisterRequest(agent_id=await live.register()))
+    spawned = (await live.spawn()).agent_id
+    await live.call(AgentStartFailed(spawned, "no program"))
+
+    assert set(state.agents) == set(state.instance_keys) == set(state.agent_seen_ns) == {kept}
+
+
+async def test_an_ended_agent_can_still_be_renamed_and_deleted(live: LiveEngine) -> None:
+    agent_id = await live.register()
+    await live.call(DeregisterRequest(agent_id=agent_id))
+    before = (await live.agent(agent_id)).revision
+
+    renamed = Agent(agent_id=agent_id, display_name="the late one")
+    await live.call(UpdateAgentRequest(agent=renamed, update_mask=FieldMask(paths=["display_name"])))
+    assert (await live.agent(agent_id)).display_name == "the late one"
+    assert (await live.log())[-1].revision == before + 1
+    await live.call(DeleteAgentRequest(agent_id=agent_id))
+
+    assert live.engine._state.agents == {}
+    with pytest.raises(KapellError, match="was not found"):
+        await live.agent(agent_id)
+
+
+async def test_terminating_what_has_ended_is_not_remembered(on_sqlite: LiveEngine) -> None:
+    agent = await on_sqlite.spawn()
+    await on_sqlite.call(AgentProcessExited(agent.agent_id, ProcessExit()))
+
+    await on_sqlite.call(TerminateAgentRequest(agent_id=agent.agent_id, mode=TERMINATE_MODE_FORCE))
+
+    assert on_sqlite.engine.termination(agent.agent_id) is None
+
+
+async def test_a_lost_worker_that_registers_again_and_dies_is_lost_again(on_sqlite: LiveEngine) -> None:
+    registration = RegisterWorkerRequest(instance_key="the same process", agent_types=["shell"], slots=1)
+    agent_id = (await on_sqlite.call(registration)).agent.agent_id
+    for _ in range(2):
+        await on_sqlite.advance(8)
+    assert (await on_sqlite.agent(agent_id)).state == AGENT_STATE_LOST
+
+    again = await on_sqlite.call(registration)
+    assert (again.agent.agent_id, again.agent.state) == (agent_id, AGENT_STATE_ACTIVE)
+    for _ in range(2):
+        await on_sqlite.advance(8)
+
+    assert (await on_sqlite.agent(agent_id)).state == AGENT_STATE_LOST
 
 
 async def test_housekeeping_survives_a_database_that_cannot(

@@ -311,6 +311,7 @@ def revive(state: State, current: Agent) -> Agent:
         agent.state_reason = ""
     _describe_work(state, agent)
     state.polls.touch_agent(agent.agent_id)
+    watch_silence(state, agent.agent_id)
     return state.put_agent(agent, EVENT_KIND_AGENT_STATUS, ("state", "activity"))
 
 

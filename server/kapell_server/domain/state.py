@@ -28,6 +28,7 @@ from kapell_server.domain.leases import Lease, LeaseTable
 from kapell_server.domain.polls import PollBoard
 from kapell_server.domain.ready import ReadyIndex, entry_of
 from kapell_server.domain.settings import Settings
+from kapell_server.domain.transitions import AGENT_FINAL
 
 _TASK_CACHE = 20_000
 _CONTENT_CACHE_BYTES = 32 * 1024 * 1024
@@ -89,6 +90,7 @@ class State:
         self.agent_seen_ns: dict[str, int] = {}
         self.instance_keys: dict[str, str] = {}
         self.busy_agents: set[str] = set()
+        self._passing_agents: set[str] = set()
         self.due_horizon_ns = 0
         self._due: list[tuple[int, str]] = []
         self._scheduled: dict[str, int] = {}
@@ -124,6 +126,17 @@ class State:
         """The batch is committed: it cannot be undone any more, even if the next one fails before it begins."""
         self._undo.clear()
         self._trim()
+        self._forget_ended_agents()
+
+    def _forget_ended_agents(self) -> None:
+        """Agents come and go for as long as the server runs; those that have ended are the database's."""
+        for agent_id in self._passing_agents:
+            agent = self.agents.get(agent_id)
+            if agent is None or agent.state in AGENT_FINAL:
+                self.agents.pop(agent_id, None)
+                self.agent_seen_ns.pop(agent_id, None)
+                self.instance_keys.pop(agent_id, None)
+        self._passing_agents.clear()
 
     def _trim(self) -> None:
         """Forgets the oldest cached tasks and contents beyond the cap."""
@@ -318,6 +331,7 @@ class State:
             agent = self.loader.load_agent(agent_id)
             if agent is not None:
                 self.agents[agent_id] = agent
+                self._passing_agents.add(agent_id)
         return agent
 
     def agent(self, agent_id: str) -> Agent:
@@ -343,6 +357,8 @@ class State:
         since = previous.revision if previous is not None else 0
         self.pending.changes.append(Change(agent, kind, since, previous_state, changed, self.caller, created, deleted))
         self._undo.append((self._unput_agent,))
+        if agent.state in AGENT_FINAL:
+            self._passing_agents.add(agent.agent_id)
         if deleted:
             self._delete(self.agents, agent.agent_id)
             self._set(self.pending.deleted_agents, agent.agent_id, True)

@@ -166,7 +166,6 @@ def hear(state: State, current: Agent) -> Agent:
     state.see_agent(current.agent_id)
     if current.state == AGENT_STATE_LOST or current.activity == AGENT_ACTIVITY_SILENT:
         current = agents.revive(state, current)
-        agents.watch_silence(state, current.agent_id)
     return current
 
 

@@ -294,6 +294,8 @@ class Engine:
         self._arm_timer(outcome.next_due_ns)
 
     def _note_termination(self, request: TerminateAgentRequest) -> None:
+        if request.agent_id not in self._state.agents:
+            return  # It has ended already, so nobody will ask.
         graceful = duration_ns(request.grace_period) / SECOND if request.HasField("grace_period") else _DEFAULT_GRACE
         force = request.mode == TERMINATE_MODE_FORCE
         known = self._terminations.get(request.agent_id)
