@@ -73,14 +73,16 @@ def floor() -> Iterator[Target]:
             process.terminate()
 
 
-async def beside(module: str, *arguments: object) -> Any:
+async def beside(module: str, server: Target, *arguments: object) -> Any:
     """Runs `python -m tests.bench.MODULE` on the clients' core, beside the caller; its last line, as JSON.
 
-    For load that must not wait for the event loop of the process that measures.
+    For load that must not wait for the event loop of the process that measures. It finds the server
+    by KAPELL_ADDRESS and KAPELL_TOKEN, as every client does: arguments can be read by everybody.
     """
     words: Sequence[str] = [str(argument) for argument in arguments]
     process = await asyncio.create_subprocess_exec(
         *(*pinned(CLIENT_CORE), sys.executable, "-m", f"tests.bench.{module}", *words),
+        env=os.environ | {"KAPELL_ADDRESS": server.address, "KAPELL_TOKEN": server.token},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

@@ -37,9 +37,7 @@ async def reads_under_load(setting: Setting) -> Sequence[Row]:
             for _ in range(setting.repetitions):
                 for name, (call, request) in reads.items():
                     idle = await in_flight(call, same(request), width=1, seconds=setting.seconds / 2)
-                    writer = asyncio.ensure_future(
-                        beside("writer", server.address, server.token, 0, setting.seconds * 2)
-                    )
+                    writer = asyncio.ensure_future(beside("writer", server, 0, setting.seconds * 2))
                     await asyncio.sleep(setting.seconds / 2)
                     busy = await in_flight(call, same(request), width=1, seconds=setting.seconds)
                     await writer

@@ -112,7 +112,7 @@ async def watch_latency(setting: Setting) -> Sequence[Row]:
     alone: list[float] = []
     with kapell(setting.directory) as server:
         for _ in range(setting.repetitions):
-            found = await beside("writer", server.address, server.token, RATE, setting.seconds * 2)
+            found = await beside("writer", server, RATE, setting.seconds * 2)
             alone.append(found["p99_ms"])
         for count, goal, stretch in ((100, 5.0, 2.0), (1000, 40.0, 25.0)):
             rows += await _watched(setting, server, count, goal, stretch, alone)
@@ -132,7 +132,7 @@ async def _watched(
             floors.append(percentile(crowd.delays, 99) * 1e3)
         async with audience(server, count) as crowd:
             crowd.forget()
-            found = await beside("writer", server.address, server.token, RATE, seconds)
+            found = await beside("writer", server, RATE, seconds)
             await _all_received(crowd, int(RATE * seconds) * count)
             figures.append(percentile(crowd.delays, 99) * 1e3)
             medians.append(percentile(crowd.delays, 50) * 1e3)

@@ -1,7 +1,8 @@
-"""Writes beside a measurement, in a process of its own: `python -m tests.bench.writer ADDRESS TOKEN …`.
+"""Writes beside a measurement, in a process of its own: `python -m tests.bench.writer RATE SECONDS`.
 
-With a rate it creates tasks at fixed times, else it keeps 64 calls open. Its last line is JSON:
-calls a second and the milliseconds of p50 and p99.
+The server is the one of KAPELL_ADDRESS and KAPELL_TOKEN. With a rate it creates tasks at fixed
+times, else it keeps 64 calls open. Its last line is JSON: calls a second and the milliseconds of
+p50 and p99.
 """
 
 from __future__ import annotations
@@ -34,5 +35,5 @@ async def write(address: str, token: str, rate: float, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    address, token, rate, seconds = sys.argv[1:]
-    uvloop.run(write(address, token, float(rate), float(seconds)))
+    rate, seconds = sys.argv[1:]
+    uvloop.run(write(os.environ["KAPELL_ADDRESS"], os.environ["KAPELL_TOKEN"], float(rate), float(seconds)))
