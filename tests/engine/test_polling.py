@@ -66,6 +66,33 @@ async def test_the_same_poll_id_gets_the_same_offers(live: LiveEngine) -> None:
     assert (await live.task(first[0].task.task_id)).attempt == 1
 
 
+async def test_a_repeated_call_takes_the_place_of_the_one_that_still_waits(live: LiveEngine) -> None:
+    agent_id = await live.register()
+    request = LeaseTasksRequest(agent_id=agent_id, poll_id="poll-1")
+    lost = await settled(live.call(request))
+    await live.pulse()
+    repeated = await settled(live.call(request))
+    await live.pulse()
+    assert list((await lost).offers) == []
+    assert live.engine.diagnostics().open_polls == 1
+
+    task = await live.create()
+
+    [offer] = (await repeated).offers
+    assert offer.task.task_id == task.task_id
+
+
+async def test_calls_without_a_poll_id_wait_side_by_side(live: LiveEngine) -> None:
+    agent_id = await live.register(slots=2)
+    request = LeaseTasksRequest(agent_id=agent_id)
+    polls = [await settled(live.call(request)) for _ in range(2)]
+    await live.pulse()
+
+    await live.together(new_task(), new_task())
+
+    assert [len((await poll).offers) for poll in polls] == [1, 1]
+
+
 async def test_the_same_poll_id_gets_the_same_offers_after_a_crash(live: LiveEngine) -> None:
     agent_id = await live.register()
     await live.create(prompt="p")

@@ -38,6 +38,15 @@ def poll(state: State, request: LeaseTasksRequest, handle: object) -> Poll:
     return waiting
 
 
+def superseded(state: State, repeated: Poll) -> list[Poll]:
+    """Gives up the calls that `repeated` repeats: nobody listens to them, but they stand first in line."""
+    same = [poll for poll in state.polls.of_agent(repeated.agent_id) if poll.poll_id == repeated.poll_id]
+    older = [poll for poll in same if poll is not repeated and repeated.poll_id]
+    for waiting in older:
+        give_up(state, waiting)
+    return older
+
+
 def give_up(state: State, waiting: Poll) -> None:
     """The poll's time is over, or nobody listens any more."""
     if state.polls.contains(waiting):

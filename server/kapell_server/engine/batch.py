@@ -203,6 +203,7 @@ class _Run:
         request = command.request
         if type(request) is LeaseTasksRequest:
             command.poll = dispatch.poll(self._state, request, command)
+            self.served(dispatch.superseded(self._state, command.poll))
             return command.poll if command.poll.taken else _WAITING
         if type(request) is PollOver:
             return self._end_poll(request)
@@ -243,7 +244,7 @@ class _Run:
         return None
 
     def served(self, polls: list[Poll]) -> None:
-        """Polls that dispatch has found tasks for."""
+        """Polls that are answered: dispatch has found tasks for them, or a repeat has taken their place."""
         self._decided.extend((poll.handle, poll) for poll in polls)
 
     def end_polls(self) -> None:
