@@ -93,7 +93,13 @@ class App:
         undo.push_async_callback(self.supervisor.stop)
         calls = OpenCalls()
         authenticator = Authenticator(keyring, required=not config.no_auth)
-        self.rpc = rpc = RpcServer(Pipeline(authenticator, calls, self.telemetry), calls)
+        pipeline = Pipeline(
+            authenticator,
+            calls,
+            self.telemetry,
+            lives=lambda agent_id, instance: self.engine.agent_lives(agent_id, instance),
+        )
+        self.rpc = rpc = RpcServer(pipeline, calls)
         undo.push_async_callback(rpc.stop, STOP_GRACE)
         self.address = rpc.bind(config.grpc_address)
 

@@ -43,6 +43,17 @@ async def test_a_lost_lease_is_aborted_and_changes_nothing(owner: Services, chan
     assert answer.leases[0].directive == worker_pb2.LEASE_DIRECTIVE_LOST
 
 
+async def test_the_token_of_an_ended_agent_reads_nothing(owner: Services, channel: grpc.aio.Channel) -> None:
+    worker = await register(owner, channel)
+    await worker.call(worker.call.tasks.ListTasks, task_pb2.ListTasksRequest())
+
+    await worker.call(worker.call.workers.Deregister, worker_pb2.DeregisterRequest(agent_id=worker.agent_id))
+
+    failed = await failure(worker.call(worker.call.tasks.ListTasks, task_pb2.ListTasksRequest()))
+    assert (failed.code, failed.info.reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_INVALID")
+    await owner(owner.tasks.ListTasks, task_pb2.ListTasksRequest())
+
+
 async def test_progress_is_seen_by_readers(owner: Services, channel: grpc.aio.Channel) -> None:
     worker = await register(owner, channel)
     await create(owner, task_id="task_a")

@@ -77,7 +77,7 @@ def register(state: State, request: RegisterWorkerRequest) -> RegisterWorkerResp
 def _register_spawned(state: State, agent_id: str, instance_key: str) -> Agent:
     current = state.find_agent(agent_id)
     if current is None or current.state in AGENT_FINAL:
-        raise _token_of_the_past(agent_id)
+        raise token_of_the_past(agent_id)
     if current.instance:
         if state.instance_keys.get(agent_id) != instance_key:
             raise KapellError(
@@ -129,12 +129,13 @@ def speaking(state: State, agent_id: str) -> Agent:
             )
         current = state.find_agent(agent_id)
         if current is None or current.instance != caller.instance:
-            raise _token_of_the_past(agent_id)
+            raise token_of_the_past(agent_id)
         return current
     return state.agent(agent_id)
 
 
-def _token_of_the_past(agent_id: str) -> KapellError:
+def token_of_the_past(agent_id: str) -> KapellError:
+    """The refusal of a genuine token whose agent, or instance of it, is no more."""
     return KapellError(
         ERROR_REASON_TOKEN_INVALID,
         f"The token is of an agent that has ended ({agent_id}). Register again, or spawn a new agent.",

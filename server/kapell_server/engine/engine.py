@@ -185,6 +185,11 @@ class Engine:
         cancelling = task is not None and task.state == TASK_STATE_CANCELLING
         return lease.task_id, lease.attempt, LEASE_DIRECTIVE_CANCEL if cancelling else LEASE_DIRECTIVE_CONTINUE
 
+    def agent_lives(self, agent_id: str, instance: int) -> bool:
+        """Whether this instance of the agent has not ended. For calls that do not pass the writer."""
+        agent = self._state.agents.get(agent_id)
+        return agent is not None and agent.instance == instance and agent.state not in AGENT_FINAL
+
     def termination(self, agent_id: str) -> Termination | None:
         """How the agent is to be ended; None where nobody has asked in the life of this process."""
         return self._terminations.get(agent_id)

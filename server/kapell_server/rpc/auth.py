@@ -1,7 +1,8 @@
 """Who calls, and whether they may: the `authorization` header turned into a Caller.
 
-Whether an agent of a genuine token still lives is for the engine to say, and it does so on every
-command. That is why `pipeline` may remember the answer for a header.
+Whether an agent of a genuine token still lives is for the engine to say: on every command of a
+worker, and, asked by `pipeline`, on every other call. That is why `pipeline` may remember the
+answer for a header.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from kapell.v1.error_pb2 import (
 
 from kapell_server.domain.access import Caller
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.worker import token_of_the_past
 from kapell_server.rpc import auth, validation
 from kapell_server.rpc.auth import Authenticator
 from kapell_server.rpc.calls import Context, LongCall, OpenCalls
@@ -68,7 +69,10 @@ def waits(handle: W) -> W:
 
 
 class Pipeline:
-    """Wraps servicer methods. `draining` refuses new calls except those of agents."""
+    """Wraps servicer methods. `draining` refuses new calls except those of agents.
+
+    `lives` tells whether an instance of an agent has not ended: its token is good for no longer.
+    """
 
     def __init__(
         self,
@@ -76,12 +80,14 @@ class Pipeline:
         calls: OpenCalls,
         telemetry: Telemetry,
         *,
+        lives: Callable[[str, int], bool] = lambda agent_id, instance: True,
         max_streams: int = MAX_STREAMS,
     ) -> None:
         self.draining = False
         self._authenticator = authenticator
         self._calls = calls
         self._telemetry = telemetry
+        self._lives = lives
         self._max_streams = max_streams
 
     def unary(self, method: Method, handle: Unary) -> UnaryCall:
@@ -197,6 +203,8 @@ class Pipeline:
             caller = let_in.get(header)
             if caller is None:
                 caller = self._let_in(method, header, let_in)
+            if caller.instance and not for_agents and not self._lives(caller.agent_id, caller.instance):
+                raise token_of_the_past(caller.agent_id)
             if len(data) > MAX_MESSAGE_BYTES:
                 raise _too_large(method, len(data))
             try:
