@@ -126,10 +126,10 @@ class MemoryServer(WorkerServiceServicer):
                 queue.put_nowait(pb.WatchDirectivesResponse(cancel_task_ids=[job.task.task_id]))
         await self._notify()
 
-    async def supersede(self, job: Job) -> None:
+    async def supersede(self, job: Job, *, offer_again: bool = False) -> None:
         """The lease expired: the attempt is no longer anybody's."""
         job.attempt += 1
-        job.state = "superseded"
+        job.state = "queued" if offer_again else "superseded"
         await self._notify()
 
     async def direct(self, directive: pb.AgentDirective.ValueType) -> None:

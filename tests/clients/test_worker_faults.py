@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 
 import pytest
@@ -20,6 +21,7 @@ from kapell.worker import TaskContext, TaskFailed, Worker
 
 from tests.clients.memory_server import MemoryServer, states
 from tests.clients.working import result_of, working
+from tests.support.turns import reached
 
 
 @pytest.fixture
@@ -55,6 +57,39 @@ async def test_nothing_is_lost_when_the_server_dies_and_returns(server: MemorySe
 
     assert states(jobs) == ["succeeded", "succeeded", "failed"]
     assert [job.lines() for job in jobs] == [[f"before {name}", f"after {name}"] for name in go]
+
+
+async def test_task_that_comes_back_waits_for_the_end_of_its_lost_attempt() -> None:
+    attempts: list[str] = []
+    ending = asyncio.Event()
+    turns = itertools.count()
+
+    # So slow a heartbeat that the offer comes before the worker is told that the lease is lost.
+    async with MemoryServer(heartbeat=4) as server:
+        worker = Worker(server.endpoint, slots=2)
+
+        @worker.task("work")
+        async def work(ctx: TaskContext, task: Task) -> str:
+            attempts.append(f"{ctx.attempt} begins")
+            try:
+                if ctx.attempt == 1:
+                    await asyncio.Event().wait()
+                return f"attempt {ctx.attempt}"
+            finally:
+                if ctx.attempt == 1:
+                    ending.set()
+                    await reached(lambda: next(turns) > 100)
+                attempts.append(f"{ctx.attempt} ends")
+
+        async with working(worker):
+            job = await server.add()
+            await reached(lambda: bool(attempts) and server.calls["LeaseTasks"] == 2)
+            await server.supersede(job, offer_again=True)
+            await ending.wait()
+            await server.ended(job)
+
+    assert attempts == ["1 begins", "1 ends", "3 begins", "3 ends"]
+    assert result_of(job) == "attempt 3"
 
 
 @pytest.mark.parametrize("method", ["BatchCompleteTasks", "CompleteTask"])

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from kapell._worker.attempts import Attempts, Handler
 from kapell._worker.directives import listen
 from kapell._worker.heartbeat import Heartbeat
-from kapell._worker.leases import Lease, LeaseTable
+from kapell._worker.leases import Lease, LeaseTable, Phase
 from kapell._worker.outbox import Outbox
 from kapell._worker.polling import poll
 from kapell._worker.session import Session
@@ -107,6 +107,7 @@ class Crew:
 
         async def carry_out(lease: Lease) -> None:
             try:
+                await _outlive(table.earlier_than(lease))
                 await attempts.carry_out(lease)
             finally:
                 table.remove(lease)
@@ -162,6 +163,18 @@ class Crew:
         with contextlib.suppress(KapellError, TimeoutError):
             async with asyncio.timeout(_GOODBYE_WITHIN):
                 await self.session.once(self.session.stub.Deregister, request, timeout=_GOODBYE_WITHIN)
+
+
+async def _outlive(earlier: list[Lease]) -> None:
+    """Waits until nothing of earlier attempts at the same task runs any more.
+
+    A worker that was frozen may get its own task again before any answer has told it that the
+    attempt at hand is lost.
+    """
+    for lease in earlier:
+        if lease.phase is Phase.WORKING:
+            lease.lose()
+        await lease.worked.wait()
 
 
 def _first(group: BaseExceptionGroup[KapellError]) -> KapellError:

@@ -132,6 +132,12 @@ class LeaseTable:
     def find(self, token: str) -> Lease | None:
         return self._leases.get(token)
 
+    def earlier_than(self, lease: Lease) -> list[Lease]:
+        """Older attempts at the task of `lease` that are still here."""
+        return [
+            other for other in self._leases.values() if other.task_id == lease.task_id and other.attempt < lease.attempt
+        ]
+
     def of_task(self, task_id: str) -> Lease | None:
         """The newest lease of a task."""
         found = [lease for lease in self._leases.values() if lease.task_id == task_id]
