@@ -199,6 +199,23 @@ async def test_a_snapshot_and_the_events_after_it_are_the_state(live: LiveEngine
         assert task == await live.engine.reads.task(task_id)
 
 
+async def test_a_snapshot_of_some_looks_at_no_others(live: LiveEngine) -> None:
+    for number in range(6):
+        await live.create(task_id=f"task_{number}")
+    agent_id = await live.register()
+    until = live.engine.revision
+    reads = live.engine.reads
+
+    first, cursor = await reads.snapshot("task", 0, until, 2, ("task_5", "task_0", "task_3", "task_none"))
+    assert [record.resource_id for record in first] == ["task_0", "task_3"]
+    assert cursor is not None
+    rest, cursor = await reads.snapshot("task", cursor, until, 2, ("task_5", "task_0", "task_3", "task_none"))
+    assert ([record.resource_id for record in rest], cursor) == (["task_5"], None)
+
+    agents, cursor = await reads.snapshot("agent", 0, until, 2, (agent_id,))
+    assert ([record.resource_id for record in agents], cursor) == ([agent_id], None)
+
+
 async def test_an_empty_snapshot_is_done_at_once(live: LiveEngine) -> None:
     assert await live.engine.reads.snapshot("task", 0, 0, 10) == ([], None)
 

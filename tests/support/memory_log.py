@@ -7,6 +7,7 @@ the same checks as on a real server.
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 
 from kapell.v1.agent_pb2 import Agent
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse
@@ -58,11 +59,13 @@ class MemoryLog:
         return self._records[begin : begin + limit]
 
     async def snapshot(
-        self, kind: ResourceKind, after: int, until_revision: int, limit: int
+        self, kind: ResourceKind, after: int, until_revision: int, limit: int, ids: Collection[str] = ()
     ) -> tuple[list[Record], int | None]:
         wanted = Task if kind == "task" else Agent
         self.pages_read += 1
         everything = [record for record in self._resources.values() if type(record.resource) is wanted]
+        if ids:
+            everything = [record for record in everything if record.resource_id in ids]
         page = everything[after : after + limit]
         found = [
             _record(record.revision, EVENT_KIND_SNAPSHOT, record.resource)

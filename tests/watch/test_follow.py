@@ -240,6 +240,23 @@ async def test_a_snapshot_holds_only_what_the_filter_wants() -> None:
     assert complete.bookmark.snapshot_complete
 
 
+async def test_a_snapshot_of_one_among_many_takes_one_page() -> None:
+    log = MemoryLog()
+    put_tasks(log, 700)
+    log.put(EVENT_KIND_TASK_CREATED, Task(task_id="task_one"))
+
+    for wanted in (for_tasks(TaskFilter(task_ids=["task_one"])), for_events(EventFilter(task_ids=["task_one"]))):
+        log.pages_read = 0
+        async with aclosing(watches_of(log).follow(wanted, WITH_STATE)) as stream:
+            await anext(stream)
+            snapshot = WatchResponse.FromString(await anext(stream))
+            complete = await take(stream)
+
+        assert [event.task.task_id for event in snapshot.events] == ["task_one"]
+        assert complete.bookmark.snapshot_complete
+        assert log.pages_read == 1
+
+
 async def test_a_filtered_watch_gets_what_matches_and_bookmarks_move_on() -> None:
     log = MemoryLog()
     wanted = for_tasks(TaskFilter(states=[TASK_STATE_QUEUED]))

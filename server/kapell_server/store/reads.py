@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Literal
 
 import sqlalchemy as sa
@@ -171,9 +171,16 @@ class Reads:
         return [_record(*row) for row in rows]
 
     async def snapshot(
-        self, kind: Literal["task", "agent"], after: int, until_revision: int, limit: int
+        self,
+        kind: Literal["task", "agent"],
+        after: int,
+        until_revision: int,
+        limit: int,
+        ids: Collection[str] = (),
     ) -> tuple[list[Record], int | None]:
         """SNAPSHOT records of what has not changed since `until_revision`, in order of creation.
+
+        Where `ids` are given, of these only.
 
         `after` is the cursor of the page before, 0 at first. The second value is the next cursor,
         None when there is no more.
@@ -185,6 +192,8 @@ class Reads:
             .order_by(table.c.create_revision)
             .limit(limit)
         )
+        if ids:
+            statement = statement.where((tasks.c.task_id if kind == "task" else agents.c.agent_id).in_(ids))
         rows = await self._database.read(lambda connection: connection.execute(statement).all())
         records = [_snapshot_record(kind, bytes(data)) for _, data in rows]
         cursor = rows[-1][0] if len(rows) == limit else None

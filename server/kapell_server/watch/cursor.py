@@ -7,7 +7,7 @@ of it reads pages of the log until it is level again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from typing import Protocol
 
 from kapell.v1.error_pb2 import ERROR_REASON_REVISION_COMPACTED, ERROR_REASON_REVISION_IN_FUTURE
@@ -32,7 +32,7 @@ class LogReads(Protocol):
     async def events_after(self, revision: int, limit: int) -> list[Record]: ...
 
     async def snapshot(
-        self, kind: ResourceKind, after: int, until_revision: int, limit: int
+        self, kind: ResourceKind, after: int, until_revision: int, limit: int, ids: Collection[str] = ()
     ) -> tuple[list[Record], int | None]: ...
 
     async def log_info(self) -> GetLogInfoResponse: ...
@@ -124,7 +124,9 @@ class Cursor:
         for kind in self._wanted.kinds_of_resource:
             after: int | None = 0
             while after is not None:
-                records, after = await self._log.reads.snapshot(kind, after, self.revision, SNAPSHOT_PAGE)
+                records, after = await self._log.reads.snapshot(
+                    kind, after, self.revision, SNAPSHOT_PAGE, self._wanted.ids
+                )
                 for message in split([record for record in records if self._wanted.matches(record)]):
                     yield message
         yield self._log.bookmark(self.revision, snapshot_complete=True)

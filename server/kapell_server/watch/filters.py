@@ -31,6 +31,8 @@ class Filter:
 
     key: bytes
     kinds_of_resource: tuple[ResourceKind, ...]
+    ids: tuple[str, ...]
+    """Where not empty, only resources with one of these ids can match."""
     tests: tuple[Test, ...]
 
     def matches(self, record: Record) -> bool:
@@ -53,7 +55,8 @@ def for_events(wanted: EventFilter) -> Filter:
         kinds_of_resource = () if wanted.task_ids else ("agent",)
     if wanted.labels:
         tests.append(_has_labels(wanted.labels))
-    return Filter(key=_key(b"event", wanted), kinds_of_resource=kinds_of_resource, tests=tuple(tests))
+    ids = (*wanted.task_ids, *wanted.agent_ids)
+    return Filter(key=_key(b"event", wanted), kinds_of_resource=kinds_of_resource, ids=ids, tests=tuple(tests))
 
 
 def for_tasks(wanted: TaskFilter) -> Filter:
@@ -75,7 +78,8 @@ def for_tasks(wanted: TaskFilter) -> Filter:
     if wanted.HasField("created_before_time"):
         before = wanted.created_before_time.ToNanoseconds()
         tests.append(lambda record: record.resource.create_time.ToNanoseconds() < before)
-    return Filter(key=_key(b"task", wanted), kinds_of_resource=("task",), tests=tuple(tests))
+    ids = tuple(wanted.task_ids)
+    return Filter(key=_key(b"task", wanted), kinds_of_resource=("task",), ids=ids, tests=tuple(tests))
 
 
 def for_agents(wanted: AgentFilter) -> Filter:
@@ -93,7 +97,8 @@ def for_agents(wanted: AgentFilter) -> Filter:
         )
     if wanted.labels:
         tests.append(_has_labels(wanted.labels))
-    return Filter(key=_key(b"agent", wanted), kinds_of_resource=("agent",), tests=tuple(tests))
+    ids = tuple(wanted.agent_ids)
+    return Filter(key=_key(b"agent", wanted), kinds_of_resource=("agent",), ids=ids, tests=tuple(tests))
 
 
 def _is_a(resource_type: type[Task] | type[Agent]) -> Test:
