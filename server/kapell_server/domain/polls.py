@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from kapell_server.domain.leases import Lease
+
 
 @dataclass(slots=True, eq=False)
 class Poll:
@@ -19,7 +21,7 @@ class Poll:
     max_tasks: int
     poll_id: str
     handle: Any
-    taken: list[Any] = field(default_factory=list)
+    taken: list[Lease] = field(default_factory=list)
 
 
 class PollBoard:

@@ -65,7 +65,7 @@ def everyone() -> Iterator[Process]:
     if LINUX:
         pids = [int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit()]
     else:
-        import psutil  # type: ignore[import-untyped]
+        import psutil
 
         pids = psutil.pids()
     for pid in pids:
