@@ -14,7 +14,7 @@ from kapell.v1.agent_pb2 import (
     TERMINATE_MODE_FORCE,
     TERMINATE_MODE_GRACEFUL,
 )
-from kapell.v1.error_pb2 import ERROR_REASON_QUEUE_FULL
+from kapell.v1.error_pb2 import ERROR_REASON_QUEUE_FULL, ERROR_REASON_STORAGE_FULL
 from kapell_server.domain.errors import KapellError
 from kapell_server.engine.facts import AgentProcessExited, AgentProcessStarted
 from kapell_server.spawner.keeper import Patience
@@ -311,3 +311,17 @@ async def test_stop_of_the_server_ends_all_agents_when_asked_to(place: Place) ->
     for name in ("agent_a", "agent_b", "agent_c"):
         assert place.records.agent(name).state == AGENT_STATE_TERMINATED
         assert place.records.agent(name).state_reason == "the server was stopped"
+
+
+async def test_stop_of_the_server_ends_all_agents_though_nothing_can_be_recorded(place: Place) -> None:
+    watch = place.watch()
+    spawner = await place.started(watch.command("daemon"))
+    for name in ("agent_a", "agent_b"):
+        place.records.spawn(name)
+        await place.records.reached(name, AGENT_STATE_ACTIVE)
+    await watch.said("host", times=2)
+    place.records.refusals = [KapellError(ERROR_REASON_STORAGE_FULL, "The disk is full.")] * 1000
+
+    await spawner.stop(terminate_agents=True)
+
+    assert not watch.alive

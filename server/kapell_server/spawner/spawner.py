@@ -137,12 +137,14 @@ class Spawner:
         """Stops keeping agents.
 
         With `terminate_agents` all of them are ended first, which takes a few seconds and needs the
-        engine and, for grace, the rpc server still running. Otherwise hosts live on and are adopted
-        by the next start.
+        engine and, for grace, the rpc server still running; where the engine takes no writes, as
+        when the disk is full, they are killed and the next start finds them gone. Otherwise hosts
+        live on and are adopted by the next start.
         """
-        if terminate_agents:
-            await self._terminate_all()
+        left = await self._terminate_all() if terminate_agents else []
         await self._supervisor.stop()
+        if left:
+            await self._kill_all(left)
         await self._sweeper.stop(_STOP_PATIENCE)
 
     def find_program(self, spec: AgentSpec) -> str:
@@ -295,17 +297,29 @@ class Spawner:
             if error.reason == ERROR_REASON_AGENT_NOT_FOUND:
                 await self._remove(agent_id)
 
-    async def _terminate_all(self) -> None:
-        """Ends every agent as a user would, and returns when all are gone."""
+    async def _terminate_all(self) -> list[str]:
+        """Ends every agent as a user would, and returns when all are gone; the ids that could not be ended so."""
         self._ending = True
         try:
             async with asyncio.timeout(_STOP_PATIENCE):
                 while keepers := [keeper for keeper in self._keepers.values() if not keeper.ended.is_set()]:
                     await asyncio.gather(*(self._terminate(keeper.agent_id) for keeper in keepers))
                     await asyncio.gather(*(keeper.ended.wait() for keeper in keepers))
-        except (TimeoutError, KapellError) as error:
+        except TimeoutError as error:
             # What the engine has noted as terminating is killed by the next start.
             _log.warning("agents are left", agent_ids=sorted(self._keepers), error=str(error))
+        except KapellError as error:
+            left = sorted(keeper.agent_id for keeper in self._keepers.values() if not keeper.ended.is_set())
+            _log.warning("agents are killed, which cannot be recorded now", agent_ids=left, error=str(error))
+            return left
+        return []
+
+    async def _kill_all(self, agent_ids: list[str]) -> None:
+        try:
+            async with asyncio.timeout(_STOP_PATIENCE):
+                await asyncio.gather(*(self._sweeper.kill(agent_id) for agent_id in agent_ids))
+        except (TimeoutError, OSError) as error:
+            _log.warning("agents are left", agent_ids=agent_ids, error=str(error))
 
     async def _terminate(self, agent_id: str) -> None:
         request = TerminateAgentRequest(
