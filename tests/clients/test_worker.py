@@ -299,9 +299,14 @@ async def test_worker_that_cannot_work_is_refused_with_what_to_do(server: Memory
         await worker.run()
     with pytest.raises(InvalidRequest, match="async def"):
         worker.task("work")(lambda ctx, task: None)  # type: ignore[type-var]
+    with pytest.raises(InvalidRequest, match=r"async def _forgetful\(ctx, task\)"):
+        worker.task("work")(_forgetful)  # type: ignore[type-var]
     worker.task("work")(_nothing)
     with pytest.raises(InvalidRequest, match="has a handler already"):
         worker.task("work")(_nothing)
 
 
 async def _nothing(ctx: TaskContext, task: Task) -> None: ...
+
+
+async def _forgetful(ctx: TaskContext) -> None: ...

@@ -91,12 +91,18 @@ class Worker:
 
         def decorate(function: _F) -> _F:
             is_coroutine: bool = inspect.iscoroutinefunction(function)
+            name = getattr(function, "__name__", repr(function))
             if not is_coroutine:
-                name = getattr(function, "__name__", repr(function))
                 raise _unusable(
                     f"{name} is not a coroutine function - write `async def`, and put what blocks "
                     "into asyncio.to_thread"
                 )
+            try:
+                inspect.signature(function).bind(None, None)
+            except TypeError:
+                raise _unusable(
+                    f"{name} cannot be called with a context and a task - write `async def {name}(ctx, task)`"
+                ) from None
             if agent_type in self._handlers:
                 raise _unusable(f"{agent_type!r} has a handler already - one worker has one for each type")
             self._handlers[agent_type] = Handler(function, cancel_grace)
