@@ -1,8 +1,9 @@
 """`python -m kapell_server`: the server as a process.
 
 SIGINT (Ctrl-C) ends the spawned agents and then the server; SIGTERM ends the server alone, and
-its agents work on until it is back. Exit code 0 after a stop that was asked for; 1, with one
-sentence on stderr, when the server could not start or a part of it died.
+its agents work on until it is back. Exit code 0 after a stop that was asked for; with one sentence
+on stderr 2 when the configuration cannot be used, 1 when the server could not start or a part of
+it died.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def main() -> int:
         given = {key: value for key, value in flags.items() if value is not None}
         config = load(flags=given, env=os.environ, config_file=arguments.config)
     except ConfigError as error:
-        return _refuse(str(error))
+        return _refuse(str(error), code=2)
     if arguments.show_config:
         _show(config)
         return 0
@@ -120,9 +121,9 @@ def _print(line: str) -> None:
     print(line, file=Lasting(sys.stdout), flush=True)
 
 
-def _refuse(sentence: str) -> int:
+def _refuse(sentence: str, *, code: int = 1) -> int:
     print(f"kapell: {sentence}", file=sys.stderr, flush=True)
-    return 1
+    return code
 
 
 def _show(config: Config) -> None:

@@ -92,8 +92,25 @@ def test_a_refusal_of_the_server_is_passed_on(up: Shell) -> None:
     with running(up, "--grpc-address", "nonsense") as process:
         _, err = process.communicate(timeout=60)
 
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert "host:port" in err
+
+
+def test_an_empty_value_is_refused_and_never_means_the_default(up: Shell) -> None:
+    with running(up, "--data-dir", "") as process:
+        _, err = process.communicate(timeout=60)
+
+    assert process.returncode == 2
+    assert "--data-dir must not be empty" in err
+
+
+def test_the_way_out_of_a_refused_address_is_there(up: Shell) -> None:
+    with running(up, "--grpc-address", "0.0.0.0:0") as process:
+        _, err = process.communicate(timeout=60)
+    assert "add --insecure-bind" in err
+
+    with running(up, "--grpc-address", "0.0.0.0:0", "--insecure-bind") as process:
+        assert "is up" in read_until(process, "Ctrl-C")
 
 
 def test_the_demo_does_what_it_says_and_leaves_nothing(up: Shell) -> None:

@@ -29,10 +29,10 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def refusal(*arguments: str, **environment: str) -> str:
-    """What a start that is refused says: one line on stderr, exit code 1, nothing on stdout."""
+def refusal(*arguments: str, code: int = 1, **environment: str) -> str:
+    """What a start that is refused says: one line on stderr, the exit code, nothing on stdout."""
     result = run(*arguments, **environment)
-    assert (result.returncode, result.stdout) == (1, ""), result.stderr
+    assert (result.returncode, result.stdout) == (code, ""), result.stderr
     lines = result.stderr.splitlines()
     assert len(lines) == 1, result.stderr
     return lines[0]
@@ -100,25 +100,25 @@ def test_a_database_that_is_none_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_key_is_refused_with_the_close_spelling(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('[server]\nlog_fromat = "json"\n')
 
-    said = refusal("--config", str(tmp_path / "mine.toml"), "--data-dir", str(tmp_path / "data"))
+    said = refusal("--config", str(tmp_path / "mine.toml"), "--data-dir", str(tmp_path / "data"), code=2)
 
     assert "there is no key `log_fromat`; did you mean `log_format`?" in said
     assert not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "code", "said"),
     [
-        (("--grpc-address", "0.0.0.0:0"), "add --insecure-bind"),
-        (("--grpc-address", "0.0.0.0:0", "--no-auth", "--insecure-bind"), "let anyone on the network"),
-        (("--grpc-address", "nowhere"), 'must read "host:port"'),
-        (("--grpc-address", "192.0.2.1:0", "--insecure-bind"), "not one of this machine"),
+        (("--grpc-address", "0.0.0.0:0"), 1, "add --insecure-bind"),
+        (("--grpc-address", "0.0.0.0:0", "--no-auth", "--insecure-bind"), 1, "let anyone on the network"),
+        (("--grpc-address", "nowhere"), 2, 'must read "host:port"'),
+        (("--grpc-address", "192.0.2.1:0", "--insecure-bind"), 1, "not one of this machine"),
     ],
 )
 def test_an_address_that_would_be_unsafe_or_is_none_is_refused(
-    tmp_path: Path, arguments: tuple[str, ...], said: str
+    tmp_path: Path, arguments: tuple[str, ...], code: int, said: str
 ) -> None:
-    assert said in refusal("--data-dir", str(tmp_path / "data"), *arguments)
+    assert said in refusal("--data-dir", str(tmp_path / "data"), *arguments, code=code)
 
 
 def test_every_value_can_be_shown_with_its_origin(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from kapell.cli.app import App
 from kapell.cli.errors import Done, Exit, Refusal
 from kapell.cli.shape import command
 
-_EPILOG = "Every option has an environment variable KAPELL_* and a key in kapell.toml."
+_EPILOG = (
+    "Every option but --demo has an environment variable KAPELL_*, and a key in the [server] table of kapell.toml."
+)
 
 
 @command(
@@ -32,21 +34,26 @@ _EPILOG = "Every option has an environment variable KAPELL_* and a key in kapell
 @click.option(
     "--config",
     metavar="FILE",
-    help="The configuration file. [default: ./kapell.toml, then ~/.config/kapell/kapell.toml]",
+    help="The configuration file. [default: ./kapell.toml, then kapell.toml in the data directory]",
 )
 @click.option("--no-auth", is_flag=True, help="Ask nobody for a token; for loopback addresses only.")
+@click.option(
+    "--insecure-bind", is_flag=True, help="Allow an address that other machines reach, though nothing is encrypted."
+)
 @click.option("--log-format", type=click.Choice(["console", "json"]), help="How the server logs.")
 @click.pass_obj
-def up(app: App, /, demo: bool, no_auth: bool, **values: str | None) -> None:
+def up(app: App, /, demo: bool, no_auth: bool, insecure_bind: bool, **values: str | None) -> None:
     if find_spec("kapell_server") is None:
         raise Refusal(
             "the server is not installed here",
             why="this Python has the client package only",
             next="pip install kapell",
         )
-    arguments = [part for name, value in values.items() if value for part in (_flag(name), value)]
+    arguments = [part for name, value in values.items() if value is not None for part in (_flag(name), value)]
     if no_auth:
         arguments.append("--no-auth")
+    if insecure_bind:
+        arguments.append("--insecure-bind")
     if demo:
         raise Done(_demo(app, arguments))
     sys.stdout.flush()
