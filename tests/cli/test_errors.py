@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
 import signal
 import socket
+import subprocess
 from contextlib import redirect_stderr
+from pathlib import Path
 
 import pytest
 from kapell.cli.errors import Exit, Refusal, refusal_of, report
@@ -14,7 +17,7 @@ from kapell.cli.terminal import detect
 from kapell.errors import FieldViolation, KapellError, error_class
 from kapell.v1.error_pb2 import ErrorReason
 
-from tests.cli.shell import Shell
+from tests.cli.shell import KAPELL, Shell
 from tests.support.server_process import ServerProcess, free_port
 
 EXIT_CODES = {
@@ -129,6 +132,10 @@ def test_an_error_shows_escape_sequences_instead_of_obeying_them() -> None:
         (("agent", "spawn", "--type", "x", "--command", "no-such-program-anywhere"), Exit.CONFLICT),
         (("task", "create", "-t", "Bad Type", "x"), Exit.USAGE),
         (("task", "create", "-t", "shell", "-p", "1001", "x"), Exit.USAGE),
+        (("task", "create", "-t", "shell", "--file", "/no/such/file"), Exit.USAGE),
+        (("task", "create", "-t", "shell", "--file", "/"), Exit.USAGE),
+        (("agent", "spawn", "--type", "x", "--command", "echo 'unclosed"), Exit.USAGE),
+        (("agent", "spawn", "--type", "x", "--command", " "), Exit.USAGE),
         (("task", "list", "--nonsense"), Exit.USAGE),
         (("event", "watch", "--kind", "task.compleated"), Exit.USAGE),
         (("task",), Exit.USAGE),
@@ -210,3 +217,39 @@ def test_a_reader_that_leaves_is_no_error(cast: Shell) -> None:
     assert process.wait(30) == Exit.DONE
     assert process.stderr.read() == ""
     process.stderr.close()
+
+
+def test_a_prompt_that_is_no_text_is_refused(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "picture").write_bytes(b"\xff\xd8\xff")
+
+    result = shell.pipe("task", "create", "-t", "shell", "--file", str(tmp_path / "picture"))
+
+    assert result.code == Exit.USAGE
+    assert "is not text in UTF-8" in result.err
+
+
+def test_a_message_that_is_too_large_is_refused_in_words(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "novel").write_text("x" * 5_000_000)
+
+    result = shell.pipe("task", "create", "-t", "shell", "--file", str(tmp_path / "novel"))
+
+    assert result.code == Exit.USAGE
+    assert result.err.startswith("error: the message is too large\n")
+    assert "4194304" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("task list <&- >&- 2>&-", Exit.DONE),
+        ("task create -t shell --id task_closed --file - <&-", Exit.DONE),
+        ("task cancel - <&-", Exit.DONE),
+        ("task delete task_good <&-", Exit.USAGE),
+    ],
+)
+def test_closed_streams_are_empty_ones(cast: Shell, line: str, code: Exit) -> None:
+    command = ["sh", "-c", f"exec {shlex.join(KAPELL)} {line}"]
+    ended = subprocess.run(command, env=dict(cast.environment), capture_output=True, text=True)
+
+    assert ended.returncode == code, ended.stderr
+    assert "Traceback" not in ended.stderr

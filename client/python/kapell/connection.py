@@ -297,6 +297,12 @@ def _without_reason(code: str, details: str, address: str) -> KapellError:
             )
         case "DEADLINE_EXCEEDED":
             text = f"the Kapell server{where} did not answer in time - allow a longer timeout"
+        case "RESOURCE_EXHAUSTED" if "larger than max" in details:
+            return error_class(code, "")(
+                f"the message is too large - the server{where} or this client takes no more - send less at a time",
+                reason="PAYLOAD_TOO_LARGE",
+                code=code,
+            )
         case "UNIMPLEMENTED":
             text = f"the server{where} does not know this call - it is older than this client, or not Kapell"
         case _:

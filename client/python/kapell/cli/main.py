@@ -54,6 +54,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def run(args: Sequence[str]) -> int:
     """Runs the command line and returns the exit code. Nothing but a defect with --debug raises."""
+    _open_closed_streams()
     app = App(terminal=detect())
     try:
         if instruction := os.environ.get(_COMPLETE):
@@ -70,6 +71,13 @@ def run(args: Sequence[str]) -> int:
     except Exception as error:
         return _failed(app, error)
     return Exit.DONE
+
+
+def _open_closed_streams() -> None:
+    """Standard streams that the caller has closed, as `>&-` does, become empty ones: Python leaves them None."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123
 
 
 def _invoke(args: list[str], app: App) -> None:

@@ -45,7 +45,7 @@ async def _dial(address: str) -> None:
         raise _unreachable(address, f"nothing answered within {REACH:g} s") from None
     except OSError as error:
         number = error.errno or 0
-        why = os.strerror(number).lower() if number > 0 else str(error)
+        why = (os.strerror(number) if number > 0 else error.strerror or str(error)).lower()
         raise _unreachable(address, why) from None
     writer.close()
 

@@ -126,13 +126,23 @@ def _spec(
     from kapell.v1.agent_pb2 import AgentSpec, CommandRuntime, ResultFormat
 
     command = CommandRuntime(
-        argv=shlex.split(program),
+        argv=_argv(program),
         stdin=stdin or "",
         env=options.pairs(env, "--env"),
         working_directory=str(Path(cwd).expanduser().absolute()) if cwd else "",
         result_format=ResultFormat.Value(f"RESULT_FORMAT_{result.upper()}" if result else "RESULT_FORMAT_UNSPECIFIED"),
     )
     return AgentSpec(agent_types=agent_types, slots=slots or 0, command=command)
+
+
+def _argv(program: str) -> list[str]:
+    try:
+        argv = shlex.split(program)
+    except ValueError as error:
+        raise click.BadParameter(f"{program!r}: {str(error).lower()}", param_hint="--command") from None
+    if not argv:
+        raise click.BadParameter("names no program", param_hint="--command")
+    return argv
 
 
 def _show_only(app: App, /, profile: str | None, spec: AgentSpec | None) -> None:

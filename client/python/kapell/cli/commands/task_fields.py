@@ -85,5 +85,10 @@ def _prompt(words: tuple[str, ...], file: str | None) -> str:
     if file is not None and words:
         raise click.UsageError("The prompt was given twice, as an argument and by --file.")
     if file is not None:
-        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        try:
+            return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        except OSError as error:
+            raise click.BadParameter(f"{file}: {(error.strerror or str(error)).lower()}", param_hint="--file") from None
+        except UnicodeDecodeError:
+            raise click.BadParameter(f"{file} is not text in UTF-8, as a prompt must be", param_hint="--file") from None
     return words[0] if len(words) == 1 else shlex.join(words)
