@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from kapell.cli.commands.status import Picture, headline
+from kapell.v1.admin_pb2 import GetServerInfoResponse
 
 from tests.cli.shell import Result, Shell, compare, forget
 
@@ -100,3 +102,18 @@ def test_status_as_json_holds_what_the_screen_shows(cast: Shell) -> None:
 
 def test_status_fits_a_small_terminal(cast: Shell) -> None:
     assert len(cast.terminal("status").lines) <= 24
+
+
+def test_the_first_line_of_status_adds_up_what_waits_for_an_agent() -> None:
+    picture = Picture(
+        info=GetServerInfoResponse(),
+        address="",
+        counts={},
+        agents=[],
+        running=[],
+        failed_lately=1,
+        unserved={"build": 3, "review": 1},
+        profiles=[],
+    )
+
+    assert headline(picture) == "Waits for you: 4 tasks without an agent, 1 failed task."

@@ -122,9 +122,8 @@ def _unserved(waiting: Any, agents: Any) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Wait:
-    """One thing that waits for a person: in short, in a sentence, and the command that helps."""
+    """One thing that waits for a person: in a sentence, and the command that helps."""
 
-    short: str
     text: str
     command: str
 
@@ -133,19 +132,32 @@ def waits_for_you(picture: Picture) -> list[Wait]:
     """What a person should look at, the most urgent first."""
     found = [
         Wait(
-            f"{_many(count, 'task')} without an agent",
             f"{_many(count, 'task')} of type {agent_type!r}: no agent serves it",
             spawn_command(agent_type, picture.profiles),
         )
         for agent_type, count in picture.unserved.items()
     ]
-    lost = sum(agent_look(agent.state).word == "lost" for agent in picture.agents)
-    if lost:
-        found.append(Wait(_many(lost, "lost agent"), f"{_many(lost, 'agent')} not heard of", "kapell agent list"))
-    if picture.failed_lately:
-        failed = _many(picture.failed_lately, "failed task")
-        found.append(Wait(failed, f"{failed} in the last hour", "kapell task list --state failed"))
+    if lost := _lost(picture):
+        found.append(Wait(f"{_many(lost, 'agent')} not heard of", "kapell agent list"))
+    if failed := picture.failed_lately:
+        found.append(Wait(f"{_many(failed, 'failed task')} in the last hour", "kapell task list --state failed"))
     return found
+
+
+def headline(picture: Picture) -> str:
+    """All that waits for a person, in one line."""
+    parts = []
+    if unserved := sum(picture.unserved.values()):
+        parts.append(f"{_many(unserved, 'task')} without an agent")
+    if lost := _lost(picture):
+        parts.append(_many(lost, "lost agent"))
+    if failed := picture.failed_lately:
+        parts.append(_many(failed, "failed task"))
+    return f"Waits for you: {', '.join(parts)}." if parts else "Nothing waits for you."
+
+
+def _lost(picture: Picture) -> int:
+    return sum(agent_look(agent.state).word == "lost" for agent in picture.agents)
 
 
 def _many(count: int, noun: str) -> str:
@@ -156,8 +168,7 @@ def _many(count: int, noun: str) -> str:
 def _screen(picture: Picture, terminal: Terminal) -> list[str]:
     """At most 24 lines."""
     waits = waits_for_you(picture)
-    headline = f"Waits for you: {', '.join(wait.short for wait in waits)}." if waits else "Nothing waits for you."
-    lines = [terminal.out(cut(visible(headline), terminal.width), "yellow" if waits else "green")]
+    lines = [terminal.out(cut(headline(picture), terminal.width), "yellow" if waits else "green")]
     width = max((cells(wait.text) for wait in waits), default=0)
     for wait in waits[:_MOST_WAITS]:
         lines.append(f"  {visible(wait.text).ljust(width)}  {terminal.out(wait.command, 'dim')}")
