@@ -47,7 +47,7 @@ def examples() -> Iterator[tuple[str, list[str]]]:
 def test_help_has_examples_before_everything_else(path: str) -> None:
     command = ALL[path]
 
-    text = command.get_help(click.Context(command, info_name=f"kapell {path}"))
+    text = command.get_help(click.Context(command, info_name=f"kapell {path}", **command.context_settings))
 
     titles = re.findall(r"(?m)^(\w[\w ]*):$", text)
     assert titles[0] == "Examples"
