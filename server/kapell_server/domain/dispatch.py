@@ -72,7 +72,8 @@ def dispatch(state: State) -> list[Poll]:
         _prefetch(state, polls)
         still_hungry = []
         for waiting in polls:
-            lease = _serve_one(state, waiting, budget)
+            # Another poll of the same agent may have taken its last slot in this round.
+            lease = _serve_one(state, waiting, budget) if _free(state, waiting) > 0 else None
             if lease is None:
                 continue
             waiting.taken.append(lease)
