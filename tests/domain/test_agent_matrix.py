@@ -64,7 +64,7 @@ force         TERMINATING:status    TERMINATING:status    TERMINATED:status     
 delete        AGENT_STATE_CONFLICT  AGENT_STATE_CONFLICT  AGENT_STATE_CONFLICT  AGENT_STATE_CONFLICT  gone:deleted          gone:deleted
 heartbeat     =                     =                     ACTIVE:status         =                     =                     =
 deregister    TERMINATED:status     TERMINATED:status     TERMINATED:status     TERMINATED:status     =                     =
-silence       LOST:status           LOST:status           =                     TERMINATED:status     =                     =
+silence       LOST:status           DRAINING:status       =                     TERMINATED:status     =                     =
 oblivion      FAILED:status         FAILED:status         FAILED:status         TERMINATED:status     =                     =
 """  # noqa: E501
 
@@ -248,3 +248,13 @@ def test_the_same_start_told_twice_is_one_event() -> None:
 
     assert world.events == ["agent.spawned", "agent.status"]
     assert world.agent(agent_id).pid == 41
+
+
+def test_a_drained_agent_that_was_silent_is_still_drained() -> None:
+    world = World()
+    agent_id = external_in(world, "DRAINING")
+    world.advance(60)
+
+    world.do(COMMANDS["heartbeat"](agent_id), caller=USER)
+
+    assert AgentState.Name(world.agent(agent_id).state) == "AGENT_STATE_DRAINING"

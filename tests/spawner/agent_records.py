@@ -172,6 +172,9 @@ class AgentRecords:
             raise KapellError(ERROR_REASON_AGENT_NOT_FOUND, "No such agent.")
         return self._agents[agent_id]
 
+    async def agent_spec(self, agent_id: str) -> AgentSpec:
+        return (await self.get_agent(agent_id)).spec
+
     async def list_agents(self, request: ListAgentsRequest) -> ListAgentsResponse:
         await asyncio.sleep(0)
         wanted = [agent for agent in self._agents.values() if agent.state in request.filter.states]

@@ -295,3 +295,20 @@ async def test_agent_that_was_deleted_leaves_no_files(client: Client, server_pro
     await spawn(client)
 
     assert not directory.exists()
+
+
+async def test_environment_of_a_spec_reaches_the_program_and_nobody_else(
+    server_process: ServerProcess, client: Client
+) -> None:
+    secret = "canary-7d1f"
+    command = CommandRuntime(argv=["sh", "-c", "{prompt}"], env={"API_KEY": secret})
+    agent = await client.agents.spawn(spec=AgentSpec(agent_types=["sh"], command=command), wait=LONG)
+
+    task = await client.tasks.run("sh", "test ${#API_KEY} = 11 && echo it has it", timeout=LONG)
+
+    assert task.result.string_value.strip() == "it has it"
+    read = await client.agents.get(agent.agent_id)
+    assert dict(read.spec.command.env) == {"API_KEY": "[hidden]"}
+    events = [event async for event in client.events.iterate()]
+    assert events and not any(secret in str(event) for event in events)
+    assert secret not in (server_process.data_dir / "agents" / agent.agent_id / "host.log").read_text()

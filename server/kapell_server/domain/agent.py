@@ -52,6 +52,7 @@ from kapell_server.domain.transitions import (
 )
 
 POLLING = frozenset({AGENT_STATE_ACTIVE, AGENT_STATE_DRAINING, AGENT_STATE_LOST})
+HIDDEN = "[hidden]"
 _DRAINABLE = frozenset({AGENT_STATE_ACTIVE, AGENT_STATE_DRAINING})
 
 
@@ -78,11 +79,20 @@ def spawn(state: State, request: SpawnAgentRequest, profile: str, spec: AgentSpe
         slots_total=spec.slots or 1,
         labels=request.labels,
         creator=state.caller.actor(),
-        spec=spec,
+        spec=without_secrets(spec),
     )
     stamp(agent.create_time, state.tick_ns())
-    state.put_agent(agent, EVENT_KIND_AGENT_SPAWNED, (), created=True)
-    return agent
+    state.keep_spec(agent_id, spec)
+    return state.put_agent(agent, EVENT_KIND_AGENT_SPAWNED, (), created=True)
+
+
+def without_secrets(spec: AgentSpec) -> AgentSpec:
+    """The spec as everybody may read it: the values of its environment may be keys and passwords (S3)."""
+    shown = AgentSpec()
+    shown.CopyFrom(spec)
+    for name in shown.command.env:
+        shown.command.env[name] = HIDDEN
+    return shown
 
 
 def check_room(state: State) -> None:
@@ -243,20 +253,25 @@ def _look_at_silence(state: State, current: Agent) -> None:
         if current.state == AGENT_STATE_TERMINATING:
             if current.runtime == "external":
                 end(state, current, AGENT_STATE_TERMINATED, current.state_reason, None)
-        elif current.state != AGENT_STATE_LOST:
+            return
+        if current.state == AGENT_STATE_ACTIVE:
             _move(state, current, AGENT_STATE_LOST, f"not heard of for {state.settings.lease_duration:g} s")
-            _look_later_whether_forgotten(state, current, seen)
-        elif current.runtime == "external":
-            _look_later_whether_forgotten(state, current, seen)
-        return
-    if silent <= state.now_ns:
-        if current.activity != AGENT_ACTIVITY_SILENT and current.state in AGENT_WORKING:
-            agent = _copy(current)
-            agent.activity = AGENT_ACTIVITY_SILENT
-            state.put_agent(agent, EVENT_KIND_AGENT_STATUS, ("activity",))
+        else:
+            # A draining one stays so: coming back as LOST ones do, it would take tasks again.
+            _show_silent(state, current)
+        _look_later_whether_forgotten(state, current, seen)
+    elif silent <= state.now_ns:
+        _show_silent(state, current)
         state.schedule(lost, current.agent_id)
     else:
         state.schedule(silent, current.agent_id)
+
+
+def _show_silent(state: State, current: Agent) -> None:
+    if current.activity != AGENT_ACTIVITY_SILENT and current.state in (AGENT_STATE_ACTIVE, AGENT_STATE_DRAINING):
+        agent = _copy(current)
+        agent.activity = AGENT_ACTIVITY_SILENT
+        state.put_agent(agent, EVENT_KIND_AGENT_STATUS, ("activity",))
 
 
 def _look_later_whether_forgotten(state: State, current: Agent, seen_ns: int) -> None:

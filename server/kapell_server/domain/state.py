@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Protocol
 
-from kapell.v1.agent_pb2 import Agent
+from kapell.v1.agent_pb2 import Agent, AgentSpec
 from kapell.v1.error_pb2 import ERROR_REASON_AGENT_NOT_FOUND, ERROR_REASON_TASK_NOT_FOUND
 from kapell.v1.task_pb2 import TASK_STATE_QUEUED, Task, TaskAttempt
 from kapell.v1.watch_pb2 import EventKind
@@ -66,6 +66,7 @@ class Pending:
     attempts: dict[tuple[str, int], tuple[TaskAttempt, str]] = field(default_factory=dict)
     new_attempts: set[tuple[str, int]] = field(default_factory=set)
     instance_keys: dict[str, str] = field(default_factory=dict)
+    specs: dict[str, bytes] = field(default_factory=dict)
     deleted_agents: dict[str, bool] = field(default_factory=dict)
     heartbeats: dict[str, int] = field(default_factory=dict)
 
@@ -370,6 +371,10 @@ class State:
         """Remembers which process the agent is."""
         self._set(self.instance_keys, agent_id, instance_key)
         self._set(self.pending.instance_keys, agent_id, instance_key)
+
+    def keep_spec(self, agent_id: str, spec: AgentSpec) -> None:
+        """Stores what a new agent is made of, secrets included, beside its record."""
+        self._set(self.pending.specs, agent_id, spec.SerializeToString())
 
     def see_agent(self, agent_id: str) -> None:
         """Notes a sign of life: kept in memory and, with the next commit, in its narrow row."""

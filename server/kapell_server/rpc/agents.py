@@ -10,6 +10,7 @@ from kapell.v1 import agent_pb2
 from kapell.v1.error_pb2 import ERROR_REASON_DEADLINE_EXCEEDED, ERROR_REASON_PROFILE_NOT_FOUND
 
 from kapell_server.domain.access import Caller
+from kapell_server.domain.agent import without_secrets
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.transitions import AGENT_FINAL
 from kapell_server.engine.facts import SpawnCommand
@@ -123,8 +124,12 @@ class AgentServicer:
     async def ListAgentProfiles(
         self, request: agent_pb2.ListAgentProfilesRequest, caller: Caller
     ) -> agent_pb2.ListAgentProfilesResponse:
-        profiles = [self._profiles[name] for name in sorted(self._profiles)]
-        return agent_pb2.ListAgentProfilesResponse(profiles=profiles, revision=self._engine.revision)
+        response = agent_pb2.ListAgentProfilesResponse(revision=self._engine.revision)
+        for name in sorted(self._profiles):
+            profile = response.profiles.add()
+            profile.CopyFrom(self._profiles[name])
+            profile.spec.CopyFrom(without_secrets(profile.spec))
+        return response
 
     def _spec(self, request: agent_pb2.SpawnAgentRequest) -> agent_pb2.AgentSpec:
         if not request.profile:

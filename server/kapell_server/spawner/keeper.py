@@ -42,7 +42,7 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.engine.facts import AgentProcessExited, AgentProcessStarted, AgentStartFailed
 from kapell_server.spawner.gate import StartGate
 from kapell_server.spawner.host_process import HostLauncher, HostProcess, adopt
-from kapell_server.spawner.ports import Engine
+from kapell_server.spawner.ports import Engine, Reads
 from kapell_server.spawner.process_tree import Process
 from kapell_server.spawner.sweep import Sweeper
 
@@ -72,6 +72,7 @@ class Site:
     """What all keepers share."""
 
     engine: Engine
+    reads: Reads
     launcher: HostLauncher
     sweeper: Sweeper
     gate: StartGate
@@ -184,7 +185,8 @@ class Keeper:
             await self._news(None)
             return
         try:
-            self._host = await self._site.launcher.launch(self.agent_id, self._agent.spec, self.wake)
+            spec = await self._site.reads.agent_spec(self.agent_id)
+            self._host = await self._site.launcher.launch(self.agent_id, spec, self.wake)
         except OSError as error:
             reason = f"its host could not be started: {error.strerror or error}"
             # It may run although it cannot be watched.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from kapell.v1.agent_pb2 import Agent, ListAgentsRequest, ListAgentsResponse, TerminateAgentRequest
+from kapell.v1.agent_pb2 import Agent, AgentSpec, ListAgentsRequest, ListAgentsResponse, TerminateAgentRequest
 
 from kapell_server.domain.access import Caller
 from kapell_server.engine.facts import AgentProcessExited, AgentProcessStarted, AgentStartFailed, Termination
@@ -29,5 +29,6 @@ class Reads(Protocol):
     """The records."""
 
     async def get_agent(self, agent_id: str) -> Agent: ...
+    async def agent_spec(self, agent_id: str) -> AgentSpec: ...
     async def list_agents(self, request: ListAgentsRequest) -> ListAgentsResponse: ...
     async def events_after(self, revision: int, limit: int) -> list[Record]: ...

@@ -111,6 +111,7 @@ class Spawner:
         self._sweeper = Sweeper(engine.log_id)
         self._site = Site(
             engine=engine,
+            reads=reads,
             launcher=self._launcher,
             sweeper=self._sweeper,
             gate=StartGate(4 * (os.cpu_count() or 1)),

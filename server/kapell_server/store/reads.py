@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from typing import Literal
 
 import sqlalchemy as sa
-from kapell.v1.agent_pb2 import Agent, ListAgentsRequest, ListAgentsResponse
+from kapell.v1.agent_pb2 import Agent, AgentSpec, ListAgentsRequest, ListAgentsResponse
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse, ListEventsRequest
 from kapell.v1.task_pb2 import (
     CountTasksRequest,
@@ -134,6 +134,14 @@ class Reads:
         if row[1]:
             stamp(agent.last_heartbeat_time, row[1])
         return agent
+
+    async def agent_spec(self, agent_id: str) -> AgentSpec:
+        """What the agent is made of, secrets included: for the spawner alone. Raises AGENT_NOT_FOUND."""
+        statement = sa.select(agents.c.spec).where(agents.c.agent_id == agent_id)
+        data = await self._database.read(lambda connection: connection.scalar(statement))
+        if data is None:
+            raise agent_not_found(agent_id)
+        return AgentSpec.FromString(data)
 
     async def list_agents(self, request: ListAgentsRequest) -> ListAgentsResponse:
         """A page of agents, each with the time it was last heard of. Raises PAGE_TOKEN_INVALID."""

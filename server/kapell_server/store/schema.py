@@ -99,12 +99,14 @@ agents = Table(
     Column("state", SmallInteger, nullable=False),
     Column("instance_key", String(64), nullable=False),
     Column("seen_ns", BigInteger, nullable=False),
+    Column("spec", LargeBinary, nullable=False),
     Column("data", LargeBinary, nullable=False),
     Index(None, "agent_id", unique=True),
     # List by state, and the start: all that live.
     Index(None, "state", "create_revision"),
 )
-"""A heartbeat writes `seen_ns` alone: it is not an event."""
+"""A heartbeat writes `seen_ns` alone: it is not an event. `spec` is the AgentSpec with the values of its
+environment, which may be secrets: the record and its events have them hidden."""
 
 answers = Table(
     "answers",

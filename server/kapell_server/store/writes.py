@@ -45,7 +45,9 @@ _insert_tasks = Bulk(
 )
 _insert_contents = Bulk(sa.insert(task_contents), "task_id", "data")
 _insert_attempts = Bulk(sa.insert(attempts), "task_id", "attempt", "state", "poll_id", "data")
-_insert_agents = Bulk(sa.insert(agents), "create_revision", "agent_id", "state", "instance_key", "seen_ns", "data")
+_insert_agents = Bulk(
+    sa.insert(agents), *("create_revision", "agent_id", "state", "instance_key", "seen_ns", "spec", "data")
+)
 _insert_answers = Bulk(sa.insert(answers), "request_key", "fingerprint", "data", "create_ns")
 
 
@@ -97,7 +99,7 @@ def write_batch(connection: Connection, pending: Pending, written: Written, give
         agent_changes = [change for change in pending.changes if type(change.resource) is Agent]
         _write_tasks(connection, task_changes, pending, written)
         if agent_changes:
-            _write_agents(connection, agent_changes, written)
+            _write_agents(connection, agent_changes, pending, written)
     if pending.attempts:
         _write_attempts(connection, pending)
     _update_instance_key.execute(connection, [(key, agent_id) for agent_id, key in pending.instance_keys.items()])
@@ -156,7 +158,7 @@ def _write_tasks(connection: Connection, changes: list[Change], pending: Pending
     _update_contents.execute(connection, [(data, task_id) for task_id, data in contents if task_id not in created])
 
 
-def _write_agents(connection: Connection, changes: list[Change], written: Written) -> None:
+def _write_agents(connection: Connection, changes: list[Change], pending: Pending, written: Written) -> None:
     created: dict[str, int] = {}
     latest: dict[str, Change] = {}
     deleted: list[Row] = []
@@ -176,7 +178,8 @@ def _write_agents(connection: Connection, changes: list[Change], written: Writte
             continue
         data = written.encoded[agent.revision]
         if agent_id in created:
-            inserts.append((created[agent_id], agent_id, agent.state, "", 0, data))
+            spec = pending.specs.get(agent_id, b"")
+            inserts.append((created[agent_id], agent_id, agent.state, "", 0, spec, data))
         else:
             updates.append((agent.state, data, agent_id))
     _delete_agents.execute(connection, deleted)

@@ -208,7 +208,9 @@ class CommandRuntime(_message.Message):
 
     @_builtins.property
     def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """More environment, besides the allow-list (PATH, HOME, LANG, LC_*, TERM, TMPDIR, TZ, USER)."""
+        """More environment, besides the allow-list (PATH, HOME, LANG, LC_*, TERM, TMPDIR, TZ, USER).
+        The values may be secrets: they reach the program, and whoever reads the spec sees "[hidden]".
+        """
 
     @_builtins.property
     def kill_grace(self) -> _duration_pb2.Duration:

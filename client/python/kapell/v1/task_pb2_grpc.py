@@ -164,7 +164,7 @@ class TaskServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RetryTask(self, request, context):
-        """Queues a failed or cancelled task again with a fresh allowance of attempts.
+        """Queues a failed or cancelled task again, at once and with a fresh allowance of attempts.
         The only way out of a final state; recorded as an event.
         Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT.
         """

@@ -62,7 +62,7 @@ class TaskServiceStub:
     Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT.
     """
     RetryTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.RetryTaskRequest, _task_pb2.RetryTaskResponse]
-    """Queues a failed or cancelled task again with a fresh allowance of attempts.
+    """Queues a failed or cancelled task again, at once and with a fresh allowance of attempts.
     The only way out of a final state; recorded as an event.
     Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT.
     """
@@ -124,7 +124,7 @@ class TaskServiceAsyncStub(TaskServiceStub):
     Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT.
     """
     RetryTask: _aio.UnaryUnaryMultiCallable[_task_pb2.RetryTaskRequest, _task_pb2.RetryTaskResponse]  # type: ignore[assignment]
-    """Queues a failed or cancelled task again with a fresh allowance of attempts.
+    """Queues a failed or cancelled task again, at once and with a fresh allowance of attempts.
     The only way out of a final state; recorded as an event.
     Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT.
     """
@@ -231,7 +231,7 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _task_pb2.RetryTaskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_task_pb2.RetryTaskResponse, _abc.Awaitable[_task_pb2.RetryTaskResponse]]:
-        """Queues a failed or cancelled task again with a fresh allowance of attempts.
+        """Queues a failed or cancelled task again, at once and with a fresh allowance of attempts.
         The only way out of a final state; recorded as an event.
         Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT.
         """

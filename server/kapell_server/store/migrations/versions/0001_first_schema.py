@@ -22,6 +22,7 @@ def upgrade() -> None:
         sa.Column("state", sa.SmallInteger(), nullable=False),
         sa.Column("instance_key", sa.String(length=64), nullable=False),
         sa.Column("seen_ns", sa.BigInteger(), nullable=False),
+        sa.Column("spec", sa.LargeBinary(), nullable=False),
         sa.Column("data", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("create_revision", name=op.f("pk_agents")),
     )
