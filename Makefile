@@ -31,6 +31,12 @@ test: $(VENV)/.dev ## Style, then every test that is not slow
 test-slow: $(VENV)/.dev ## The tests that take minutes, crash tests among them
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+.PHONY: coverage
+coverage: $(VENV)/.dev ## Branch coverage of the core, which must not fall below 90 %
+	$(BIN)/python -m pytest -q -n $(JOBS) tests/domain tests/engine tests/store tests/watch \
+	  $(foreach room,domain engine store watch,--cov=kapell_server.$(room)) \
+	  --cov-branch --cov-fail-under=90 --cov-report=term:skip-covered $(ARGS)
+
 .PHONY: bench
 bench: $(VENV)/.dev ## Speed as ratios against floors measured in the same run
 	$(BIN)/python -m tests.bench $(ARGS)
