@@ -35,6 +35,7 @@ from kapell_server.rpc.workers import WorkerServicer
 from kapell_server.spawner.spawner import Spawner
 from kapell_server.store.database import Database, StorageError, open_database
 from kapell_server.store.logs import MAX_BYTES, LogStore
+from kapell_server.store.migrate import begin_new_log
 from kapell_server.supervise import Supervisor
 from kapell_server.telemetry import Telemetry
 from kapell_server.watch.follow import Watches
@@ -105,6 +106,8 @@ class App:
 
         database = await open_database(config.database_url, config.data_dir)
         undo.push_async_callback(database.close)
+        if not config.database_url:
+            await self._settle(database)
         engine = self.engine = Engine(
             database,
             keyring=keyring,
@@ -133,6 +136,20 @@ class App:
         undo.push_async_callback(rpc.drain)
         self.directory.announce(grpc_address=self.address, log_id=engine.log_id)
         undo.callback(self.directory.withdraw)
+
+    async def _settle(self, database: Database) -> None:
+        """Gives a copied data directory a log of its own, before anything acts on it.
+
+        Under the log_id of the original it would take the original's hosts for its own, and kill them.
+        The new place comes last: after a crash in between, the next start begins a new log again.
+        """
+        original = self.directory.copied_from()
+        if original is not None:
+            # It came with the copy, and says where the original is.
+            self.directory.withdraw()
+            log_id = await database.write(begin_new_log)
+            _log.warning("the data directory is a copy, it begins a new log", copied_from=str(original), log_id=log_id)
+        self.directory.settle()
 
     async def _stop_spawner(self, spawner: Spawner) -> None:
         await spawner.stop(terminate_agents=self._terminate_agents)

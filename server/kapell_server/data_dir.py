@@ -1,7 +1,8 @@
 """The data directory: who may use it, its secrets, and the note that says where the server is.
 
 One server a directory: a lock that dies with its holder keeps the second one out. Secrets are
-made at the first start, whole or not at all, readable by their owner alone.
+made at the first start, whole or not at all, readable by their owner alone. The directory
+remembers where it is, so that a copy is told from the original.
 """
 
 from __future__ import annotations
@@ -80,6 +81,32 @@ class DataDirectory:
             os.close(self._lock)
             self._lock = None
 
+    def copied_from(self) -> Path | None:
+        """Where the directory was when `settle` was last called, if this is a copy of it; else None.
+
+        Moved, it is the same directory; restored in place, it is at the same path. A copy is neither.
+        Raises StartRefusedError.
+        """
+        known, here = self._recorded_place(), self._place()
+        if known is None or known["path"] == here["path"]:
+            return None
+        # An inode is unique on its device only: snapshots keep the numbers, and roots of volumes share them.
+        if (known["device"], known["inode"]) == (here["device"], here["inode"]):
+            return None
+        return Path(str(known["path"]))
+
+    def settle(self) -> None:
+        """Records where the directory is now. To be called once a copy has become its own. Raises StartRefusedError."""
+        here = self._place()
+        if self._recorded_place() == here:
+            return
+        try:
+            self._create(self._place_file, f"{json.dumps(here)}\n".encode())
+        except OSError as error:
+            raise StartRefusedError(explain(error, self._place_file)) from None
+
+    # A copy keeps the key and the admin token: who may use the original may use the copy. Tokens of the
+    # original's agents are genuine for it too, but do not let them in: in the copy these agents have ended.
     def keyring(self) -> Keyring:
         """The server's key and the admin token, made if they are not there. Raises StartRefusedError."""
         key = self._secret("server.key", secrets.token_bytes(KEY_BYTES))
@@ -110,6 +137,32 @@ class DataDirectory:
     def withdraw(self) -> None:
         """Removes server.json."""
         (self.path / "server.json").unlink(missing_ok=True)
+
+    @property
+    def _place_file(self) -> Path:
+        return self.path / "place"
+
+    def _place(self) -> dict[str, int | str]:
+        try:
+            status = self.path.stat()
+            return {"path": str(self.path.resolve()), "device": status.st_dev, "inode": status.st_ino}
+        except OSError as error:
+            raise StartRefusedError(explain(error, self.path)) from None
+
+    def _recorded_place(self) -> dict[str, int | str] | None:
+        """None where no server has settled here yet. A damaged record is refused: to guess could kill."""
+        try:
+            known = json.loads(self._place_file.read_bytes())
+            return {"path": str(known["path"]), "device": int(known["device"]), "inode": int(known["inode"])}
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StartRefusedError(explain(error, self._place_file)) from None
+        except (ValueError, KeyError, TypeError):
+            raise StartRefusedError(
+                f"{self._place_file} is damaged, so that a copied directory cannot be told from the original."
+                " Delete it, unless the directory is a copy of one whose server or agents still run."
+            ) from None
 
     def _secret(self, name: str, fresh: bytes) -> bytes:
         """The content of a secret file; `fresh` becomes it where there is none yet."""

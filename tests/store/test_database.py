@@ -94,6 +94,18 @@ async def test_a_database_keeps_its_identity(database_url: str, tmp_path: Path) 
     assert log_id.startswith("log_")
 
 
+async def test_a_copied_database_gets_an_identity_of_its_own(database: Database) -> None:
+    def log_id(connection: Connection) -> str | None:
+        return connection.scalar(sa.select(meta.c.value).where(meta.c.name == "log_id"))
+
+    before = await database.read(log_id)
+
+    begun = await database.write(migrate.begin_new_log)
+
+    assert await database.read(log_id) == begun
+    assert begun != before
+
+
 async def test_an_empty_database_that_knows_migrations_is_migrated(database_url: str, tmp_path: Path) -> None:
     database = await open_database(database_url, tmp_path)
     await database.write(metadata.drop_all)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,86 @@ def test_the_note_says_where_the_server_is_until_it_is_withdrawn(tmp_path: Path)
     assert note == {"grpc_address": "127.0.0.1:1", "pid": os.getpid(), "log_id": "log_1"}
     directory.withdraw()
     assert not (tmp_path / "server.json").exists()
+
+
+def settled(path: Path) -> DataDirectory:
+    path.mkdir()
+    directory = DataDirectory(path)
+    directory.settle()
+    return directory
+
+
+def test_a_directory_that_was_never_recorded_is_no_copy(tmp_path: Path) -> None:
+    directory = DataDirectory(tmp_path)
+
+    assert directory.copied_from() is None
+
+
+def test_the_place_is_recorded_for_its_owner_alone(tmp_path: Path) -> None:
+    directory = settled(tmp_path / "data")
+
+    assert directory.copied_from() is None
+    assert (tmp_path / "data" / "place").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_copy_is_known_until_it_has_settled(tmp_path: Path) -> None:
+    settled(tmp_path / "data")
+    shutil.copytree(tmp_path / "data", tmp_path / "copy")
+    copy = DataDirectory(tmp_path / "copy")
+
+    assert copy.copied_from() == (tmp_path / "data").resolve()
+    copy.settle()
+    assert copy.copied_from() is None
+
+
+def test_a_moved_directory_is_no_copy(tmp_path: Path) -> None:
+    settled(tmp_path / "data")
+    (tmp_path / "data").rename(tmp_path / "moved")
+
+    assert DataDirectory(tmp_path / "moved").copied_from() is None
+
+
+def test_a_directory_restored_in_place_is_no_copy(tmp_path: Path) -> None:
+    settled(tmp_path / "data")
+    shutil.copytree(tmp_path / "data", tmp_path / "backup")
+    (tmp_path / "data").rename(tmp_path / "broken")
+    (tmp_path / "backup").rename(tmp_path / "data")
+
+    assert DataDirectory(tmp_path / "data").copied_from() is None
+
+
+def test_a_copy_at_the_place_a_moved_directory_left_is_a_copy(tmp_path: Path) -> None:
+    settled(tmp_path / "data")
+    (tmp_path / "data").rename(tmp_path / "moved")
+    DataDirectory(tmp_path / "moved").settle()
+    shutil.copytree(tmp_path / "moved", tmp_path / "data")
+
+    assert DataDirectory(tmp_path / "data").copied_from() == (tmp_path / "moved").resolve()
+
+
+def test_another_way_to_the_directory_is_no_copy(tmp_path: Path) -> None:
+    settled(tmp_path / "data")
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+
+    assert DataDirectory(tmp_path / "link").copied_from() is None
+
+
+def test_the_same_inode_on_another_device_is_a_copy(tmp_path: Path) -> None:
+    settled(tmp_path / "data")
+    (tmp_path / "data").rename(tmp_path / "snapshot")
+    place = tmp_path / "snapshot" / "place"
+    known = json.loads(place.read_text())
+    place.write_text(json.dumps(known | {"device": known["device"] + 1}))
+
+    assert DataDirectory(tmp_path / "snapshot").copied_from() == (tmp_path / "data").resolve()
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"path": "x", "device": 1, "inode": "y"}'])
+def test_a_damaged_place_is_refused_rather_than_guessed(tmp_path: Path, content: str) -> None:
+    (tmp_path / "place").write_text(content)
+
+    with pytest.raises(StartRefusedError, match=r"place is damaged.*Delete it, unless"):
+        DataDirectory(tmp_path).copied_from()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Brings a database to the newest schema: creates an empty one at once, migrates an older one.
 
 Alembic is imported only where there is something to migrate; a fresh database is made from the
-tables and stamped. A test proves that both ways lead to the same schema.
+tables and stamped. A test proves that both ways lead to the same schema. It also names the log.
 """
 
 from __future__ import annotations
@@ -29,10 +29,25 @@ def prepare(connection: Connection) -> None:
         metadata.create_all(connection)
         connection.execute(sa.text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"))
         connection.execute(sa.insert(_version).values(version_num=VERSION))
-        connection.execute(sa.insert(meta).values(name="log_id", value=f"log_{secrets.token_hex(10)}"))
+        connection.execute(sa.insert(meta).values(name="log_id", value=_new_log_id()))
     elif connection.scalar(sa.select(_version.c.version_num)) != VERSION:
         upgrade(connection)
     connection.commit()
+
+
+def begin_new_log(connection: Connection) -> str:
+    """Gives a prepared database, one that was copied, a log_id of its own, and returns it. Does not commit.
+
+    Events and records stay as they are; cursors and marks that carry the old log_id are void. No
+    engine may run on the database.
+    """
+    log_id = _new_log_id()
+    connection.execute(sa.update(meta).where(meta.c.name == "log_id").values(value=log_id))
+    return log_id
+
+
+def _new_log_id() -> str:
+    return f"log_{secrets.token_hex(10)}"
 
 
 def upgrade(connection: Connection, revision: str = "head") -> None:
