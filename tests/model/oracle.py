@@ -1,0 +1,333 @@
+"""What tasks and agents must be after each command, told in its own words: shares no code with the engine.
+
+Every method is a command; it returns the reason of its refusal, or None where it is obeyed.
+Times are seconds. Which of several equally good tasks an agent gets is left to the engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+LEASE, GRACE, OBLIVION = 10.0, 90.0, 600.0
+NEVER = float("inf")
+OVER = ("SUCCEEDED", "FAILED", "CANCELLED")
+HELD = ("RUNNING", "CANCELLING")
+
+
+@dataclass
+class Task:
+    """A task as it should be. `why` is its failure; while CANCELLING, the timeout that stops it."""
+
+    kind: str
+    priority: int
+    most: int
+    pause: float
+    limits: dict[str, float]
+    born: float
+    state: str = "PENDING"
+    wakes: float = NEVER
+    since: float = 0.0
+    step: int = 0
+    tries: int = 0
+    number: int = 0
+    token: str = ""
+    holder: str = ""
+    expires: float = NEVER
+    heard: bool = False
+    why: str = ""
+
+
+@dataclass
+class Agent:
+    """An agent as it should be."""
+
+    kinds: tuple[str, ...]
+    slots: int
+    external: bool
+    seen: float
+    state: str = "ACTIVE"
+
+
+@dataclass
+class Oracle:
+    """All of it. `step` counts batches: what is queued in an earlier one comes first."""
+
+    now: float = 0.0
+    step: int = 0
+    tasks: dict[str, Task] = field(default_factory=dict)
+    agents: dict[str, Agent] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        """A batch begins by looking at everything whose time has come."""
+        self.step += 1
+        for task in self.tasks.values():
+            self._look(task)
+        for agent_id, agent in self.agents.items():
+            silence = self.now - agent.seen
+            if agent.state == "TERMINATING" and agent.external and silence >= LEASE:
+                self._end_agent(agent_id)
+            elif agent.state == "ACTIVE" and silence >= LEASE:
+                agent.state = "LOST"
+            if agent.state in ("LOST", "DRAINING") and agent.external and silence >= OBLIVION:
+                self._end_agent(agent_id)
+
+    def overdue(self) -> bool:
+        """Whether a task came back into play after its total timeout, which the next look will see."""
+        alive = [task for task in self.tasks.values() if task.state in ("PENDING", "QUEUED", "RUNNING")]
+        return any(self.now - task.born >= task.limits["total"] for task in alive)
+
+    def _look(self, task: Task) -> None:
+        waited = self.now - task.since
+        if task.state in HELD and task.expires <= self.now:
+            self._give_up(task)
+        elif task.state not in (*OVER, "CANCELLING") and self.now - task.born >= task.limits["total"]:
+            self._time_out(task, "TOTAL")
+        elif task.state == "PENDING" and task.wakes <= self.now:
+            self._queue(task)
+        elif task.state == "QUEUED" and waited >= task.limits["queue"]:
+            self._time_out(task, "QUEUE")
+        elif task.state == "RUNNING" and waited >= task.limits["run"]:
+            self._time_out(task, "RUN")
+        elif task.state == "CANCELLING" and waited >= GRACE:
+            self._fail(task, "LOST", pause=0)
+
+    def _time_out(self, task: Task, why: str) -> None:
+        task.why, task.since = why, self.now
+        task.state = "CANCELLING" if task.state == "RUNNING" else "FAILED"
+
+    def _queue(self, task: Task) -> None:
+        task.state, task.since, task.step, task.holder = "QUEUED", self.now, self.step, ""
+
+    def _fail(self, task: Task, why: str, pause: float | None = None, again: bool = True) -> None:
+        """The attempt is over without a result. A wish to cancel wins, then the timeout that stopped it."""
+        if task.state == "CANCELLING":
+            if not task.why:
+                task.state, task.holder = "CANCELLED", ""
+                return
+            why, again = task.why, task.why != "TOTAL"
+        task.why, task.holder, task.since = why, "", self.now
+        pause = task.pause * 2 ** (task.tries - 1) if pause is None else pause
+        if not again or task.tries >= task.most:
+            task.state = "FAILED"
+        elif pause:
+            task.state, task.wakes = "PENDING", self.now + pause
+        else:
+            self._queue(task)
+
+    def _give_up(self, task: Task) -> None:
+        """Its agent is silent or gone: costs an attempt only if it has ever spoken of it."""
+        if task.heard:
+            self._fail(task, "LOST", pause=0)
+        else:
+            self._hand_back(task)
+
+    def _hand_back(self, task: Task) -> None:
+        if task.state == "CANCELLING":
+            self._fail(task, "LOST")
+        else:
+            task.tries -= 1
+            self._queue(task)
+
+    def _end_agent(self, agent_id: str) -> None:
+        self.agents[agent_id].state = "ENDED"
+        for task in self.tasks.values():
+            if task.holder == agent_id:
+                self._give_up(task)
+
+    # -- clients -----------------------------------------------------------------------------
+
+    def create(self, task_id: str, **spec: Any) -> str | None:
+        if task_id in self.tasks:
+            return "ID_TAKEN"
+        wakes = spec.pop("wakes")
+        task = self.tasks[task_id] = Task(**spec, born=self.now, wakes=wakes)
+        if wakes <= self.now:
+            self._queue(task)
+        return None
+
+    def update(self, task_id: str, priority: int) -> str | None:
+        task = self.tasks.get(task_id)
+        if task is None:
+            return "TASK_NOT_FOUND"
+        if task.state in OVER:
+            return "TASK_STATE_CONFLICT"
+        task.priority = priority
+        return None
+
+    def cancel(self, task_id: str) -> str | None:
+        task = self.tasks.get(task_id)
+        if task is None:
+            return "TASK_NOT_FOUND"
+        if task.state in ("SUCCEEDED", "FAILED"):
+            return "TASK_STATE_CONFLICT"
+        if task.state in HELD and not (task.state == "CANCELLING" and not task.why):
+            task.state, task.since, task.why = "CANCELLING", self.now, ""
+        elif task.state in ("PENDING", "QUEUED"):
+            task.state, task.why = "CANCELLED", ""
+        return None
+
+    def retry(self, task_id: str) -> str | None:
+        task = self.tasks.get(task_id)
+        if task is None:
+            return "TASK_NOT_FOUND"
+        if task.state not in ("FAILED", "CANCELLED"):
+            return "TASK_STATE_CONFLICT"
+        task.tries, task.why, task.born = 0, "", self.now
+        self._queue(task)
+        return None
+
+    def delete(self, task_id: str) -> str | None:
+        task = self.tasks.get(task_id)
+        if task is not None and task.state in OVER:
+            del self.tasks[task_id]
+            return None
+        return self.cancel(task_id)
+
+    # -- workers -----------------------------------------------------------------------------
+
+    def _by_token(self, token: str) -> Task | None:
+        return next((task for task in self.tasks.values() if task.token == token), None)
+
+    def _heard(self, token: str) -> Task | None:
+        """The task whose live attempt the token proves, which renews it."""
+        task = self._by_token(token)
+        if task is None or task.state not in HELD:
+            return None
+        task.heard, task.expires = True, self.now + LEASE
+        return task
+
+    def progress(self, token: str) -> str | None:
+        return None if self._heard(token) else "LEASE_LOST"
+
+    def complete(self, token: str) -> str | None:
+        task = self._heard(token)
+        if task is not None:
+            cancelled = task.state == "CANCELLING" and not task.why
+            task.state, task.holder, task.why = ("CANCELLED" if cancelled else "SUCCEEDED"), "", ""
+            return None
+        known = self._by_token(token)
+        return None if known is not None and known.state in ("SUCCEEDED", "CANCELLED") else "LEASE_LOST"
+
+    def fail(self, token: str, why: str) -> str | None:
+        task = self._heard(token)
+        if task is not None:
+            self._fail(task, why, again=why != "FATAL")
+            return None
+        known = self._by_token(token)
+        return None if known is not None and known.why == why else "LEASE_LOST"
+
+    def release(self, token: str) -> str | None:
+        task = self._heard(token)
+        if task is None:
+            return "LEASE_LOST"
+        self._hand_back(task)
+        return None
+
+    def beat(self, agent_id: str, tokens: list[str]) -> list[str] | str:
+        """What is to be done about each lease: CONTINUE, CANCEL or LOST."""
+        agent = self.agents.get(agent_id)
+        if agent is None:
+            return "AGENT_NOT_FOUND"
+        if agent.state != "ENDED":
+            self._see(agent)
+        told = []
+        for token in tokens:
+            task = self._by_token(token)
+            live = task is not None and task.state in HELD and task.holder == agent_id
+            if live:
+                self._heard(token)
+            told.append("LOST" if not live or task is None else "CANCEL" if task.state == "CANCELLING" else "CONTINUE")
+        return told
+
+    def _see(self, agent: Agent) -> None:
+        agent.seen = self.now
+        agent.state = "ACTIVE" if agent.state == "LOST" else agent.state
+
+    def poll(self, agent_id: str) -> str | None:
+        agent = self.agents.get(agent_id)
+        if agent is None:
+            return "AGENT_NOT_FOUND"
+        if agent.state not in ("ACTIVE", "DRAINING", "LOST"):
+            return "AGENT_STATE_CONFLICT"
+        self._see(agent)
+        return None
+
+    def free(self, agent_id: str) -> int:
+        """Tasks that may be given to the agent now."""
+        agent = self.agents.get(agent_id)
+        if agent is None or agent.state != "ACTIVE":
+            return 0
+        return agent.slots - sum(task.holder == agent_id and task.state in HELD for task in self.tasks.values())
+
+    def fitting(self, agent_id: str) -> list[Task]:
+        """The tasks that wait for an agent like this one."""
+        kinds = self.agents[agent_id].kinds
+        return [task for task in self.tasks.values() if task.state == "QUEUED" and task.kind in kinds]
+
+    def give(self, task_id: str, agent_id: str, token: str) -> None:
+        """The engine has given the task away."""
+        task = self.tasks[task_id]
+        assert task.state == "QUEUED", f"{task_id} was given away while {task.state}"
+        assert self.free(agent_id) > 0, f"{agent_id} was given more than it has slots"
+        assert task.kind in self.agents[agent_id].kinds
+        task.state, task.holder, task.token, task.since = "RUNNING", agent_id, token, self.now
+        task.tries, task.number = task.tries + 1, task.number + 1
+        task.expires, task.heard = self.now + LEASE, False
+
+    # -- agents ------------------------------------------------------------------------------
+
+    def arrive(self, agent_id: str, kinds: tuple[str, ...], slots: int, external: bool) -> None:
+        self.agents[agent_id] = Agent(kinds, slots, external, self.now)
+
+    def drain(self, agent_id: str, to: str = "DRAINING") -> str | None:
+        agent = self.agents.get(agent_id)
+        if agent is None:
+            return "AGENT_NOT_FOUND"
+        if agent.state not in ("ACTIVE", "DRAINING"):
+            return "AGENT_STATE_CONFLICT"
+        agent.state = to
+        return None
+
+    def resume(self, agent_id: str) -> str | None:
+        return self.drain(agent_id, "ACTIVE")
+
+    def terminate(self, agent_id: str) -> str | None:
+        agent = self.agents.get(agent_id)
+        if agent is None:
+            return "AGENT_NOT_FOUND"
+        if agent.external and agent.state == "LOST":
+            self._end_agent(agent_id)
+        elif agent.state != "ENDED":
+            agent.state = "TERMINATING"
+        return None
+
+    def deregister(self, agent_id: str) -> str | None:
+        agent = self.agents.get(agent_id)
+        if agent is None:
+            return "AGENT_NOT_FOUND"
+        if agent.external and agent.state != "ENDED":
+            self._end_agent(agent_id)
+        elif agent.state != "ENDED":
+            agent.state = "TERMINATING"
+        return None
+
+    def die(self, agent_id: str) -> str | None:
+        if agent_id in self.agents and self.agents[agent_id].state != "ENDED":
+            self._end_agent(agent_id)
+        return None
+
+    def delete_agent(self, agent_id: str) -> str | None:
+        if agent_id not in self.agents:
+            return "AGENT_NOT_FOUND"
+        if self.agents[agent_id].state != "ENDED":
+            return "AGENT_STATE_CONFLICT"
+        del self.agents[agent_id]
+        return None
+
+    def restart(self) -> None:
+        """Every lease and every agent gets one full duration of grace."""
+        for task in self.tasks.values():
+            task.heard, task.expires = True, self.now + LEASE
+        for agent in self.agents.values():
+            agent.seen = self.now
