@@ -50,7 +50,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_PROFILE_NOT_FOUND: _ErrorReason.ValueType  # 11
     """NOT_FOUND: the configuration has no profile of this name. Metadata: profile, known."""
     ERROR_REASON_ID_TAKEN: _ErrorReason.ValueType  # 12
-    """ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id."""
+    """ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id."""
     ERROR_REASON_TASK_STATE_CONFLICT: _ErrorReason.ValueType  # 13
     """FAILED_PRECONDITION: the task's state does not allow this. Metadata: task_id, state, allowed."""
     ERROR_REASON_AGENT_STATE_CONFLICT: _ErrorReason.ValueType  # 14
@@ -85,6 +85,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """DEADLINE_EXCEEDED: the call was not done within its deadline."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 29
     """INTERNAL: a defect of the server. Metadata: request_id, to be found in the server's log."""
+    ERROR_REASON_TEMPLATE_NOT_FOUND: _ErrorReason.ValueType  # 40
+    """NOT_FOUND: no template has this id, or it has no such version or alias.
+    Metadata: template_id; where the version is missing also version.
+    """
+    ERROR_REASON_TEMPLATE_PARAMETERS_INVALID: _ErrorReason.ValueType  # 41
+    """INVALID_ARGUMENT: the template does not take these parameters. BadRequest lists all of them. Metadata: template_id."""
+    ERROR_REASON_TEMPLATE_IN_USE: _ErrorReason.ValueType  # 42
+    """FAILED_PRECONDITION: tasks made from the template have not ended. Metadata: template_id, tasks."""
+    ERROR_REASON_TEMPLATE_BUILT_IN: _ErrorReason.ValueType  # 43
+    """FAILED_PRECONDITION: the template came with Kapell and cannot be changed. Metadata: template_id."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. The comment of each value names its gRPC code and the
@@ -116,7 +126,7 @@ ERROR_REASON_ATTEMPT_NOT_FOUND: ErrorReason.ValueType  # 10
 ERROR_REASON_PROFILE_NOT_FOUND: ErrorReason.ValueType  # 11
 """NOT_FOUND: the configuration has no profile of this name. Metadata: profile, known."""
 ERROR_REASON_ID_TAKEN: ErrorReason.ValueType  # 12
-"""ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id."""
+"""ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id."""
 ERROR_REASON_TASK_STATE_CONFLICT: ErrorReason.ValueType  # 13
 """FAILED_PRECONDITION: the task's state does not allow this. Metadata: task_id, state, allowed."""
 ERROR_REASON_AGENT_STATE_CONFLICT: ErrorReason.ValueType  # 14
@@ -151,4 +161,14 @@ ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 28
 """DEADLINE_EXCEEDED: the call was not done within its deadline."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 29
 """INTERNAL: a defect of the server. Metadata: request_id, to be found in the server's log."""
+ERROR_REASON_TEMPLATE_NOT_FOUND: ErrorReason.ValueType  # 40
+"""NOT_FOUND: no template has this id, or it has no such version or alias.
+Metadata: template_id; where the version is missing also version.
+"""
+ERROR_REASON_TEMPLATE_PARAMETERS_INVALID: ErrorReason.ValueType  # 41
+"""INVALID_ARGUMENT: the template does not take these parameters. BadRequest lists all of them. Metadata: template_id."""
+ERROR_REASON_TEMPLATE_IN_USE: ErrorReason.ValueType  # 42
+"""FAILED_PRECONDITION: tasks made from the template have not ended. Metadata: template_id, tasks."""
+ERROR_REASON_TEMPLATE_BUILT_IN: ErrorReason.ValueType  # 43
+"""FAILED_PRECONDITION: the template came with Kapell and cannot be changed. Metadata: template_id."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -11,6 +11,7 @@ from google.protobuf.internal import containers as _containers
 from kapell.v1 import agent_pb2 as _agent_pb2
 from kapell.v1 import common_pb2 as _common_pb2
 from kapell.v1 import task_pb2 as _task_pb2
+from kapell.v1 import template_pb2 as _template_pb2
 from kapell.v1 import watch_pb2 as _watch_pb2
 import builtins as _builtins
 import sys
@@ -38,6 +39,7 @@ class Event(_message.Message):
     CHANGED_FIELDS_FIELD_NUMBER: _builtins.int
     TASK_FIELD_NUMBER: _builtins.int
     AGENT_FIELD_NUMBER: _builtins.int
+    TEMPLATE_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The event's place in the log; strictly growing in commit order, each used once."""
     kind: _watch_pb2.EventKind.ValueType
@@ -66,6 +68,10 @@ class Event(_message.Message):
     def agent(self) -> _agent_pb2.Agent:
         """An agent."""
 
+    @_builtins.property
+    def template(self) -> _template_pb2.Template:
+        """A template."""
+
     def __init__(
         self,
         *,
@@ -78,12 +84,13 @@ class Event(_message.Message):
         changed_fields: _abc.Iterable[_builtins.str] | None = ...,
         task: _task_pb2.Task | None = ...,
         agent: _agent_pb2.Agent | None = ...,
+        template: _template_pb2.Template | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "event_time", b"event_time", "resource", b"resource", "task", b"task"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "event_time", b"event_time", "resource", b"resource", "task", b"task", "template", b"template"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "changed_fields", b"changed_fields", "event_time", b"event_time", "kind", b"kind", "previous_agent_state", b"previous_agent_state", "previous_task_state", b"previous_task_state", "resource", b"resource", "revision", b"revision", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "changed_fields", b"changed_fields", "event_time", b"event_time", "kind", b"kind", "previous_agent_state", b"previous_agent_state", "previous_task_state", b"previous_task_state", "resource", b"resource", "revision", b"revision", "task", b"task", "template", b"template"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["task", "agent"]  # noqa: Y015
+    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["task", "agent", "template"]  # noqa: Y015
     _WhichOneofArgType_resource: _TypeAlias = _typing.Literal["resource", b"resource"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_resource) -> _WhichOneofReturnType_resource | None: ...
 
@@ -119,6 +126,7 @@ class EventFilter(_message.Message):
     TASK_IDS_FIELD_NUMBER: _builtins.int
     AGENT_IDS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    TEMPLATE_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[_watch_pb2.EventKind.ValueType]:
         """Kinds, any of. SNAPSHOT events are always sent when the initial state was asked for."""
@@ -135,6 +143,10 @@ class EventFilter(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Resources that carry all of these labels."""
 
+    @_builtins.property
+    def template_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Events of these templates themselves."""
+
     def __init__(
         self,
         *,
@@ -142,10 +154,11 @@ class EventFilter(_message.Message):
         task_ids: _abc.Iterable[_builtins.str] | None = ...,
         agent_ids: _abc.Iterable[_builtins.str] | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        template_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_ids", b"agent_ids", "kinds", b"kinds", "labels", b"labels", "task_ids", b"task_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_ids", b"agent_ids", "kinds", b"kinds", "labels", b"labels", "task_ids", b"task_ids", "template_ids", b"template_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

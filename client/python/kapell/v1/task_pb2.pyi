@@ -277,21 +277,27 @@ class TaskSpec(_message.Message):
     NOT_BEFORE_TIME_FIELD_NUMBER: _builtins.int
     RETRY_POLICY_FIELD_NUMBER: _builtins.int
     TIMEOUTS_FIELD_NUMBER: _builtins.int
+    TEMPLATE_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """An id of the client's choice, "task_" and up to 59 of a-z, 0-9, _ and -.
     Empty: the server mints one. Taken: ALREADY_EXISTS/ID_TAKEN.
     """
     display_name: _builtins.str
-    """A name for people, at most 200 characters. Empty: the first line of the prompt."""
+    """A name for people, at most 200 characters. Empty: what the template says, else the first line of the prompt."""
     agent_type: _builtins.str
-    """Which agents may take it; matched against Agent.agent_types. Required."""
+    """Which agents may take it; matched against Agent.agent_types. Required, unless a template says it."""
     prompt: _builtins.str
-    """What is to be done, as the agent will read it. At most 256 KiB."""
+    """What is to be done, as the agent will read it. At most 256 KiB. Not together with template."""
     priority: _builtins.int
-    """Higher runs first: 0 to 1000. Unset means 500."""
+    """Higher runs first: 0 to 1000. Unset means 500, or what the template says."""
+    template: _builtins.str
+    """The template to make it from: "code-review" (its latest version), "code-review@3" (a version) or
+    "code-review@stable" (an alias). Its prompt is rendered now; later versions do not change the task.
+    """
     @_builtins.property
     def input(self) -> _struct_pb2.Struct:
-        """Free-form parameters for the agent. At most 256 KiB in all."""
+        """Free-form parameters for the agent. At most 256 KiB in all. Not together with template."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -303,11 +309,15 @@ class TaskSpec(_message.Message):
 
     @_builtins.property
     def retry_policy(self) -> Global___RetryPolicy:
-        """When failed attempts are tried again. Unset: the defaults of RetryPolicy."""
+        """When failed attempts are tried again. What is unset: as the template says, else the defaults of RetryPolicy."""
 
     @_builtins.property
     def timeouts(self) -> Global___TaskTimeouts:
-        """How long it may take. Unset: no limits."""
+        """How long it may take. What is unset: as the template says, else no limits."""
+
+    @_builtins.property
+    def parameters(self) -> _struct_pb2.Struct:
+        """The template's parameters. With defaults filled in they become the task's input. At most 256 KiB in all."""
 
     def __init__(
         self,
@@ -322,10 +332,12 @@ class TaskSpec(_message.Message):
         not_before_time: _timestamp_pb2.Timestamp | None = ...,
         retry_policy: Global___RetryPolicy | None = ...,
         timeouts: Global___TaskTimeouts | None = ...,
+        template: _builtins.str = ...,
+        parameters: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "input", b"input", "not_before_time", b"not_before_time", "priority", b"priority", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "input", b"input", "not_before_time", b"not_before_time", "parameters", b"parameters", "priority", b"priority", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "display_name", b"display_name", "input", b"input", "labels", b"labels", "not_before_time", b"not_before_time", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "task_id", b"task_id", "timeouts", b"timeouts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "display_name", b"display_name", "input", b"input", "labels", b"labels", "not_before_time", b"not_before_time", "parameters", b"parameters", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "task_id", b"task_id", "template", b"template", "timeouts", b"timeouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
@@ -487,6 +499,8 @@ class Task(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     STATE_TIME_FIELD_NUMBER: _builtins.int
     RETRY_TIME_FIELD_NUMBER: _builtins.int
+    TEMPLATE_ID_FIELD_NUMBER: _builtins.int
+    TEMPLATE_VERSION_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The id; "task_" and a time-sortable part, or the client's choice."""
     display_name: _builtins.str
@@ -513,6 +527,10 @@ class Task(_message.Message):
     """Changes with every change of the task; see UpdateTaskRequest.etag."""
     revision: _builtins.int
     """Revision of the latest change."""
+    template_id: _builtins.str
+    """The template it was made from; empty where it was not."""
+    template_version: _builtins.int
+    """The version of that template; 0 where there is none."""
     @_builtins.property
     def input(self) -> _struct_pb2.Struct:
         """Free-form parameters. Only where the prompt is."""
@@ -613,10 +631,12 @@ class Task(_message.Message):
         revision: _builtins.int = ...,
         state_time: _timestamp_pb2.Timestamp | None = ...,
         retry_time: _timestamp_pb2.Timestamp | None = ...,
+        template_id: _builtins.str = ...,
+        template_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "failure", b"failure", "input", b"input", "lease", b"lease", "not_before_time", b"not_before_time", "progress", b"progress", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "start_time", b"start_time", "state_time", b"state_time", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "attempt", b"attempt", "attempts_used", b"attempts_used", "content_bytes", b"content_bytes", "create_time", b"create_time", "creator", b"creator", "display_name", b"display_name", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "input", b"input", "labels", b"labels", "lease", b"lease", "not_before_time", b"not_before_time", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "revision", b"revision", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "task_id", b"task_id", "timeouts", b"timeouts", "waiting_on", b"waiting_on"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "attempt", b"attempt", "attempts_used", b"attempts_used", "content_bytes", b"content_bytes", "create_time", b"create_time", "creator", b"creator", "display_name", b"display_name", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "input", b"input", "labels", b"labels", "lease", b"lease", "not_before_time", b"not_before_time", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "revision", b"revision", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "task_id", b"task_id", "template_id", b"template_id", "template_version", b"template_version", "timeouts", b"timeouts", "waiting_on", b"waiting_on"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -706,6 +726,7 @@ class TaskFilter(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     CREATED_AFTER_TIME_FIELD_NUMBER: _builtins.int
     CREATED_BEFORE_TIME_FIELD_NUMBER: _builtins.int
+    TEMPLATE_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___TaskState.ValueType]:
         """States, any of."""
@@ -730,6 +751,10 @@ class TaskFilter(_message.Message):
     def created_before_time(self) -> _timestamp_pb2.Timestamp:
         """Created before this time."""
 
+    @_builtins.property
+    def template_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Made from these templates, any version, any of."""
+
     def __init__(
         self,
         *,
@@ -739,10 +764,11 @@ class TaskFilter(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         created_after_time: _timestamp_pb2.Timestamp | None = ...,
         created_before_time: _timestamp_pb2.Timestamp | None = ...,
+        template_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_after_time", b"created_after_time", "created_before_time", b"created_before_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_types", b"agent_types", "created_after_time", b"created_after_time", "created_before_time", b"created_before_time", "labels", b"labels", "states", b"states", "task_ids", b"task_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_types", b"agent_types", "created_after_time", b"created_after_time", "created_before_time", b"created_before_time", "labels", b"labels", "states", b"states", "task_ids", b"task_ids", "template_ids", b"template_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -108,7 +108,8 @@ class TaskServiceServicer:
 
     def CreateTask(self, request, context):
         """Creates one task. It is durable when the call answers.
-        Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL.
+        Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, TEMPLATE_NOT_FOUND,
+        TEMPLATE_PARAMETERS_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,7 +35,8 @@ class TaskServiceStub:
     def __new__(cls, channel: _aio.Channel) -> TaskServiceAsyncStub: ...
     CreateTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.CreateTaskRequest, _task_pb2.CreateTaskResponse]
     """Creates one task. It is durable when the call answers.
-    Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL.
+    Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, TEMPLATE_NOT_FOUND,
+    TEMPLATE_PARAMETERS_INVALID.
     """
     BatchCreateTasks: _grpc.UnaryUnaryMultiCallable[_task_pb2.BatchCreateTasksRequest, _task_pb2.BatchCreateTasksResponse]
     """Creates up to 500 tasks, all or none.
@@ -97,7 +98,8 @@ class TaskServiceAsyncStub(TaskServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateTask: _aio.UnaryUnaryMultiCallable[_task_pb2.CreateTaskRequest, _task_pb2.CreateTaskResponse]  # type: ignore[assignment]
     """Creates one task. It is durable when the call answers.
-    Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL.
+    Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, TEMPLATE_NOT_FOUND,
+    TEMPLATE_PARAMETERS_INVALID.
     """
     BatchCreateTasks: _aio.UnaryUnaryMultiCallable[_task_pb2.BatchCreateTasksRequest, _task_pb2.BatchCreateTasksResponse]  # type: ignore[assignment]
     """Creates up to 500 tasks, all or none.
@@ -162,7 +164,8 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_task_pb2.CreateTaskResponse, _abc.Awaitable[_task_pb2.CreateTaskResponse]]:
         """Creates one task. It is durable when the call answers.
-        Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL.
+        Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, TEMPLATE_NOT_FOUND,
+        TEMPLATE_PARAMETERS_INVALID.
         """
 
     @_abc_1.abstractmethod

@@ -60,6 +60,14 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """Labels or the display name of an agent were changed."""
     EVENT_KIND_AGENT_DELETED: _EventKind.ValueType  # 43
     """The agent was deleted; the event carries its last form."""
+    EVENT_KIND_TEMPLATE_CREATED: _EventKind.ValueType  # 60
+    """A template was created, or came with this version of Kapell."""
+    EVENT_KIND_TEMPLATE_UPDATED: _EventKind.ValueType  # 61
+    """A template got a new version."""
+    EVENT_KIND_TEMPLATE_ALIASED: _EventKind.ValueType  # 62
+    """An alias of a template was set, moved or removed."""
+    EVENT_KIND_TEMPLATE_DELETED: _EventKind.ValueType  # 63
+    """The template was deleted; the event carries its last form."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """What happened to a resource. The event's name in the SDKs, the CLI and over
@@ -101,6 +109,14 @@ EVENT_KIND_AGENT_UPDATED: EventKind.ValueType  # 42
 """Labels or the display name of an agent were changed."""
 EVENT_KIND_AGENT_DELETED: EventKind.ValueType  # 43
 """The agent was deleted; the event carries its last form."""
+EVENT_KIND_TEMPLATE_CREATED: EventKind.ValueType  # 60
+"""A template was created, or came with this version of Kapell."""
+EVENT_KIND_TEMPLATE_UPDATED: EventKind.ValueType  # 61
+"""A template got a new version."""
+EVENT_KIND_TEMPLATE_ALIASED: EventKind.ValueType  # 62
+"""An alias of a template was set, moved or removed."""
+EVENT_KIND_TEMPLATE_DELETED: EventKind.ValueType  # 63
+"""The template was deleted; the event carries its last form."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 class _ActorKind:
