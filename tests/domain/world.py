@@ -23,6 +23,7 @@ from kapell.v1.task_pb2 import (
     TaskFailure,
     TaskSpec,
 )
+from kapell.v1.template_pb2 import Template, TemplateVersion
 from kapell.v1.watch_pb2 import EventKind
 from kapell.v1.worker_pb2 import (
     CompleteTaskRequest,
@@ -38,8 +39,9 @@ from kapell_server.domain.access import Caller, Keyring, system, user
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.polls import Poll
 from kapell_server.domain.settings import Settings
-from kapell_server.domain.state import State
+from kapell_server.domain.state import Resource, State
 from kapell_server.domain.times import SECOND, timestamp_ns
+from kapell_server.domain.transitions import TASK_FINAL
 from kapell_server.engine.commands import DECIDERS, look
 from kapell_server.engine.facts import SpawnCommand
 
@@ -56,6 +58,8 @@ class Rows:
         self.contents: dict[str, bytes] = {}
         self.agents: dict[str, Agent] = {}
         self.attempts: dict[tuple[str, int], TaskAttempt] = {}
+        self.templates: dict[str, Template] = {}
+        self.template_versions: dict[tuple[str, int], TemplateVersion] = {}
 
     def load_tasks(self, task_ids: Iterable[str]) -> list[Task]:
         return [self.tasks[task_id] for task_id in task_ids if task_id in self.tasks]
@@ -65,6 +69,15 @@ class Rows:
 
     def load_agent(self, agent_id: str) -> Agent | None:
         return self.agents.get(agent_id)
+
+    def load_template(self, template_id: str) -> Template | None:
+        return self.templates.get(template_id)
+
+    def load_template_version(self, template_id: str, version: int) -> TemplateVersion | None:
+        return self.template_versions.get((template_id, version))
+
+    def count_live_tasks_of(self, template_id: str) -> int:
+        return sum(t.template_id == template_id and t.state not in TASK_FINAL for t in self.tasks.values())
 
 
 class World:
@@ -111,15 +124,24 @@ class World:
         rows, pending = self.rows, self.state.pending
         for change in pending.changes:
             resource = change.resource
-            table: dict[str, Any] = rows.tasks if isinstance(resource, Task) else rows.agents
-            key = resource.task_id if isinstance(resource, Task) else resource.agent_id
+            table, key = self._place(resource)
             if change.deleted:
                 table.pop(key)
             else:
                 table[key] = resource
             self.events.append(event_name(change.kind))
+        rows.template_versions.update(pending.template_versions)
         rows.contents.update(pending.contents)
         rows.attempts.update({key: record for key, (record, _) in pending.attempts.items()})
+
+    def _place(self, resource: Resource) -> tuple[dict[str, Any], str]:
+        match resource:
+            case Task():
+                return self.rows.tasks, resource.task_id
+            case Agent():
+                return self.rows.agents, resource.agent_id
+            case Template():
+                return self.rows.templates, resource.template_id
 
     def advance(self, seconds: float) -> None:
         """Lets time pass, and looks at what is due by then."""
@@ -133,6 +155,8 @@ class World:
             state.revision,
             {task_id: task.SerializeToString() for task_id, task in self.rows.tasks.items()},
             {agent_id: found.SerializeToString() for agent_id, found in self.rows.agents.items()},
+            {template_id: found.SerializeToString() for template_id, found in self.rows.templates.items()},
+            sorted(self.rows.template_versions),
             {task_id: state.find_task(task_id) for task_id in self.rows.tasks},
             dict(self.rows.contents),
             {key: record.SerializeToString() for key, record in self.rows.attempts.items()},

@@ -12,8 +12,11 @@ from collections.abc import Collection
 from kapell.v1.agent_pb2 import Agent
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse
 from kapell.v1.task_pb2 import Task
+from kapell.v1.template_pb2 import Template
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT, EVENT_KIND_TASK_DELETED, EventKind
+from kapell_server.domain.state import Resource
 from kapell_server.store.record import Record
+from kapell_server.store.writes import resource_id
 from kapell_server.watch.filters import ResourceKind
 from kapell_server.watch.ring import Ring
 
@@ -34,7 +37,7 @@ class MemoryLog:
         """The newest revision."""
         return self._first + len(self._records) - 1
 
-    def put(self, kind: EventKind.ValueType, resource: Task | Agent) -> Record:
+    def put(self, kind: EventKind.ValueType, resource: Resource) -> Record:
         """Commits one change and publishes it."""
         revision = self.head + 1
         after = copy.deepcopy(resource)
@@ -61,7 +64,7 @@ class MemoryLog:
     async def snapshot(
         self, kind: ResourceKind, after: int, until_revision: int, limit: int, ids: Collection[str] = ()
     ) -> tuple[list[Record], int | None]:
-        wanted = Task if kind == "task" else Agent
+        wanted = {"task": Task, "agent": Agent, "template": Template}[kind]
         self.pages_read += 1
         everything = [record for record in self._resources.values() if type(record.resource) is wanted]
         if ids:
@@ -78,9 +81,13 @@ class MemoryLog:
         return GetLogInfoResponse(log_id=self.log_id, revision=self.head, oldest_revision=max(0, self._first - 1))
 
 
-def _record(revision: int, kind: EventKind.ValueType, resource: Task | Agent) -> Record:
-    if isinstance(resource, Task):
-        event, resource_id = Event(revision=revision, kind=kind, task=resource), resource.task_id
-    else:
-        event, resource_id = Event(revision=revision, kind=kind, agent=resource), resource.agent_id
-    return Record(revision, kind, resource_id, resource, event.SerializeToString())
+def _record(revision: int, kind: EventKind.ValueType, resource: Resource) -> Record:
+    event = Event(revision=revision, kind=kind)
+    match resource:
+        case Task():
+            event.task.CopyFrom(resource)
+        case Agent():
+            event.agent.CopyFrom(resource)
+        case Template():
+            event.template.CopyFrom(resource)
+    return Record(revision, kind, resource_id(resource), resource, event.SerializeToString())

@@ -10,9 +10,10 @@ from kapell.v1.watch_pb2 import (
     EVENT_KIND_AGENT_DELETED,
     EVENT_KIND_SNAPSHOT,
     EVENT_KIND_TASK_DELETED,
+    EVENT_KIND_TEMPLATE_DELETED,
 )
 
-_DELETED = (EVENT_KIND_TASK_DELETED, EVENT_KIND_AGENT_DELETED)
+_DELETED = (EVENT_KIND_TASK_DELETED, EVENT_KIND_AGENT_DELETED, EVENT_KIND_TEMPLATE_DELETED)
 
 
 class WatchChecker:
@@ -95,5 +96,7 @@ def _resource(event: Event) -> tuple[str, int]:
             return event.task.task_id, event.task.revision
         case "agent":
             return event.agent.agent_id, event.agent.revision
+        case "template":
+            return event.template.template_id, event.template.revision
         case _:
             raise AssertionError(f"event {event.revision} has no resource")

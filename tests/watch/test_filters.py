@@ -7,11 +7,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from kapell.v1.agent_pb2 import AGENT_STATE_ACTIVE, AGENT_STATE_LOST, Agent, AgentFilter
 from kapell.v1.event_pb2 import EventFilter
 from kapell.v1.task_pb2 import TASK_STATE_QUEUED, TASK_STATE_RUNNING, Task, TaskFilter
+from kapell.v1.template_pb2 import Template
 from kapell.v1.watch_pb2 import (
     EVENT_KIND_AGENT_STATUS,
     EVENT_KIND_SNAPSHOT,
     EVENT_KIND_TASK_COMPLETED,
     EVENT_KIND_TASK_CREATED,
+    EVENT_KIND_TEMPLATE_CREATED,
     EventKind,
 )
 from kapell_server.store.record import Record
@@ -21,6 +23,7 @@ TASK = Task(
     task_id="task_a",
     state=TASK_STATE_QUEUED,
     agent_type="shell",
+    template_id="review",
     labels={"team": "red", "tier": "1"},
     create_time=Timestamp(seconds=1000),
 )
@@ -74,6 +77,8 @@ def test_event_filter(wanted: EventFilter, task_matches: bool, agent_matches: bo
         (TaskFilter(task_ids=["task_b"]), False),
         (TaskFilter(agent_types=["build", "shell"]), True),
         (TaskFilter(agent_types=["build"]), False),
+        (TaskFilter(template_ids=["review", "fix"]), True),
+        (TaskFilter(template_ids=["fix"]), False),
         (TaskFilter(labels={"tier": "1"}), True),
         (TaskFilter(labels={"tier": "2"}), False),
         (TaskFilter(created_after_time=Timestamp(seconds=1000)), True),
@@ -120,14 +125,36 @@ def test_the_snapshot_passes_whatever_kinds_are_wanted() -> None:
 @pytest.mark.parametrize(
     ("wanted", "kinds"),
     [
-        (EventFilter(), ("task", "agent")),
+        (EventFilter(), ("task", "agent", "template")),
+        (EventFilter(labels={"a": "b"}), ("task", "agent")),
         (EventFilter(task_ids=["task_a"]), ("task",)),
         (EventFilter(agent_ids=["agent_a"]), ("agent",)),
+        (EventFilter(template_ids=["review"]), ("template",)),
         (EventFilter(task_ids=["task_a"], agent_ids=["agent_a"]), ()),
+        (EventFilter(task_ids=["task_a"], template_ids=["review"]), ()),
     ],
 )
 def test_a_snapshot_reads_only_what_can_match(wanted: EventFilter, kinds: tuple[str, ...]) -> None:
     assert for_events(wanted).kinds_of_resource == kinds
+
+
+@pytest.mark.parametrize(
+    ("wanted", "matches"),
+    [
+        (EventFilter(), True),
+        (EventFilter(template_ids=["review"]), True),
+        (EventFilter(template_ids=["fix"]), False),
+        (EventFilter(task_ids=["task_a"]), False),
+        (EventFilter(kinds=[EVENT_KIND_TASK_CREATED]), False),
+        (EventFilter(labels={"team": "red"}), False),
+    ],
+)
+def test_templates_are_events_that_no_watch_of_tasks_or_agents_sees(wanted: EventFilter, matches: bool) -> None:
+    record = Record(9, EVENT_KIND_TEMPLATE_CREATED, "review", Template(template_id="review"), b"")
+
+    assert for_events(wanted).matches(record) is matches
+    assert not for_tasks(TaskFilter()).matches(record)
+    assert not for_agents(AgentFilter()).matches(record)
 
 
 def test_equal_filters_have_equal_keys_and_others_do_not() -> None:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from kapell.v1.agent_pb2 import Agent, AgentSpec
 from kapell.v1.error_pb2 import ERROR_REASON_AGENT_NOT_FOUND, ERROR_REASON_TASK_NOT_FOUND
 from kapell.v1.task_pb2 import TASK_STATE_QUEUED, Task, TaskAttempt
+from kapell.v1.template_pb2 import Template, TemplateVersion
 from kapell.v1.watch_pb2 import EventKind
 
 from kapell_server.domain.access import Caller, Keyring, system
@@ -28,9 +29,14 @@ from kapell_server.domain.leases import Lease, LeaseTable
 from kapell_server.domain.polls import PollBoard
 from kapell_server.domain.ready import ReadyIndex, entry_of
 from kapell_server.domain.settings import Settings
+from kapell_server.domain.template_version import Compiled, compile_version, template_not_found
 from kapell_server.domain.transitions import AGENT_FINAL
 
+Resource = Task | Agent | Template
+"""What a change puts; each kind has its own table, and all share the log."""
+
 _TASK_CACHE = 20_000
+_TEMPLATE_CACHE = 500
 _CONTENT_CACHE_BYTES = 32 * 1024 * 1024
 
 
@@ -40,13 +46,16 @@ class Loader(Protocol):
     def load_tasks(self, task_ids: Collection[str]) -> list[Task]: ...
     def load_contents(self, task_ids: Collection[str]) -> dict[str, bytes]: ...
     def load_agent(self, agent_id: str) -> Agent | None: ...
+    def load_template(self, template_id: str) -> Template | None: ...
+    def load_template_version(self, template_id: str, version: int) -> TemplateVersion | None: ...
+    def count_live_tasks_of(self, template_id: str) -> int: ...
 
 
 @dataclass(slots=True)
 class Change:
     """One put: the resource after the change, and what its event says of it."""
 
-    resource: Task | Agent
+    resource: Resource
     kind: EventKind.ValueType
     previous_revision: int
     previous_state: int
@@ -65,6 +74,8 @@ class Pending:
     contents: dict[str, bytes] = field(default_factory=dict)
     attempts: dict[tuple[str, int], tuple[TaskAttempt, str]] = field(default_factory=dict)
     new_attempts: set[tuple[str, int]] = field(default_factory=set)
+    template_versions: dict[tuple[str, int], TemplateVersion] = field(default_factory=dict)
+    shipped_digest: str = ""
     instance_keys: dict[str, str] = field(default_factory=dict)
     specs: dict[str, bytes] = field(default_factory=dict)
     deleted_agents: dict[str, bool] = field(default_factory=dict)
@@ -100,6 +111,8 @@ class State:
         self._tasks: dict[str, Task | None] = {}
         self._contents: dict[str, bytes] = {}
         self._content_bytes = 0
+        self._templates: dict[str, Template | None] = {}
+        self._versions: dict[tuple[str, int], Compiled] = {}
         self._undo: list[tuple[Any, ...]] = []
 
     # -- the batch ---------------------------------------------------------------------------
@@ -145,6 +158,10 @@ class State:
         if excess > 0:
             for task_id in list(itertools.islice(self._tasks, excess)):
                 del self._tasks[task_id]
+        while len(self._templates) > _TEMPLATE_CACHE:
+            del self._templates[next(iter(self._templates))]
+        while len(self._versions) > _TEMPLATE_CACHE:
+            del self._versions[next(iter(self._versions))]
         while self._content_bytes > _CONTENT_CACHE_BYTES:
             first = next(iter(self._contents))
             self._content_bytes -= len(self._contents.pop(first))
@@ -357,7 +374,7 @@ class State:
         previous_state = previous.state if previous is not None and previous.state != agent.state else 0
         since = previous.revision if previous is not None else 0
         self.pending.changes.append(Change(agent, kind, since, previous_state, changed, self.caller, created, deleted))
-        self._undo.append((self._unput_agent,))
+        self._undo.append((self._unput,))
         if agent.state in AGENT_FINAL:
             self._passing_agents.add(agent.agent_id)
         if deleted:
@@ -381,19 +398,73 @@ class State:
         self.agent_seen_ns[agent_id] = self.now_ns
         self.pending.heartbeats[agent_id] = self.now_ns
 
+    # -- templates ---------------------------------------------------------------------------
+
+    def find_template(self, template_id: str) -> Template | None:
+        """The template as of its latest version, without its prompt; or None. Not to be altered."""
+        if template_id not in self._templates:
+            self._templates[template_id] = self.loader.load_template(template_id)
+        return self._templates[template_id]
+
+    def template(self, template_id: str) -> Template:
+        """The template; TEMPLATE_NOT_FOUND where there is none."""
+        template = self.find_template(template_id)
+        if template is None:
+            raise template_not_found(template_id)
+        return template
+
+    def template_version(self, template_id: str, version: int) -> Compiled:
+        """A version that the template has, ready to be rendered."""
+        key = (template_id, version)
+        if key not in self._versions:
+            loaded = self.loader.load_template_version(template_id, version)
+            assert loaded is not None, f"{template_id} has no version {version}"
+            self._versions[key] = compile_version(loaded)
+        return self._versions[key]
+
+    def put_template(
+        self,
+        template: Template,
+        kind: EventKind.ValueType,
+        changed: tuple[str, ...],
+        *,
+        created: bool = False,
+        deleted: bool = False,
+    ) -> Template:
+        """Records `template` as the new form, with one event. Takes ownership of the message."""
+        template_id = template.template_id
+        previous = None if created else self._templates.get(template_id)
+        self._number(template)
+        since = previous.revision if previous is not None else 0
+        self.pending.changes.append(Change(template, kind, since, 0, changed, self.caller, created, deleted))
+        self._undo.append((self._unput,))
+        self._set(self._templates, template_id, None if deleted else template)
+        if deleted:
+            for version in range(1, template.latest_version + 1):
+                self._delete(self._versions, (template_id, version))
+                self._delete(self.pending.template_versions, (template_id, version))
+        return template
+
+    def put_template_version(self, compiled: Compiled) -> None:
+        """Records a new version."""
+        version = compiled.version
+        key = (version.template_id, version.version)
+        self._set(self.pending.template_versions, key, version)
+        self._set(self._versions, key, compiled)
+
     # -- the journal -------------------------------------------------------------------------
 
     def on_rollback(self, undo: Callable[..., Any], *arguments: Any) -> None:
         """Registers how to undo a write that State does not know of."""
         self._undo.append((undo, *arguments))
 
-    def _number(self, resource: Task | Agent) -> None:
+    def _number(self, resource: Resource) -> None:
         """Gives the resource the next revision."""
         self.revision += 1
         resource.revision = self.revision
         resource.etag = str(self.revision)
 
-    def _unput_agent(self) -> None:
+    def _unput(self) -> None:
         self.revision -= 1
         self.pending.changes.pop()
 

@@ -38,12 +38,14 @@ from kapell.v1.watch_pb2 import (
 
 from kapell_server.domain.access import Caller
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.parameters import as_struct, plain_struct
 from kapell_server.domain.retry import DEFAULT_POLICY, with_defaults
 from kapell_server.domain.state import State
+from kapell_server.domain.template_version import split_reference, version_number
 from kapell_server.domain.times import stamp, timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL, task_state_conflict
 
-_DEFAULT_PRIORITY = 500
+DEFAULT_PRIORITY = 500
 _NAME_LENGTH = 80
 _UPDATABLE = frozenset({TASK_STATE_PENDING, TASK_STATE_QUEUED, TASK_STATE_RUNNING, TASK_STATE_CANCELLING})
 _RETRIABLE = frozenset({TASK_STATE_FAILED, TASK_STATE_CANCELLED})
@@ -76,14 +78,12 @@ def _new_task(state: State, spec: TaskSpec, path: str) -> tuple[Task, bytes]:
         task_id = spec.task_id
     else:
         task_id = state.new_id("task")
-    if spec.HasField("input") and spec.input.ByteSize() > state.settings.max_content_bytes:
-        limit = state.settings.max_content_bytes
-        raise KapellError(
-            ERROR_REASON_REQUEST_INVALID,
-            f"{path}.input is too large: {spec.input.ByteSize()} bytes, at most {limit} are allowed. "
-            "Pass a path or an address instead of the data.",
-            violations=((f"{path}.input", f"must be at most {limit} bytes"),),
-        )
+    version = 0
+    if spec.template:
+        spec, version = _from_template(state, spec, path)
+    elif not spec.agent_type or spec.HasField("parameters"):
+        raise _without_template(spec, path)
+    _check_size(state, spec, "input", path)
     content = Task(prompt=spec.prompt, input=spec.input if spec.HasField("input") else None).SerializeToString()
     now = state.tick_ns()
     task = Task()
@@ -92,6 +92,9 @@ def _new_task(state: State, spec: TaskSpec, path: str) -> tuple[Task, bytes]:
     task.display_name = spec.display_name or _first_line(spec.prompt) or spec.agent_type
     task.agent_type = spec.agent_type
     task.content_bytes = len(content)
+    if version:
+        task.template_id = split_reference(spec.template)[0]
+        task.template_version = version
     if spec.labels:
         task.labels.MergeFrom(spec.labels)
     if spec.HasField("priority"):
@@ -115,10 +118,67 @@ def _new_task(state: State, spec: TaskSpec, path: str) -> tuple[Task, bytes]:
     return task, content
 
 
+def _from_template(state: State, spec: TaskSpec, path: str) -> tuple[TaskSpec, int]:
+    """The spec with all that the template says of it, and the version of the template."""
+    wrong = [(f"{path}.{name}", "must be empty with a template") for name in ("prompt", "input") if _has(spec, name)]
+    if wrong:
+        raise KapellError(
+            ERROR_REASON_REQUEST_INVALID,
+            f"The request is invalid: {wrong[0][0]} {wrong[0][1]}. Pass what the template asks for as parameters.",
+            violations=tuple(wrong),
+        )
+    _check_size(state, spec, "parameters", path)
+    template_id, selector = split_reference(spec.template)
+    number = version_number(state.template(template_id), selector)
+    compiled = state.template_version(template_id, number)
+    rendered = compiled.render(plain_struct(spec.parameters), f"{path}.parameters")
+    says = compiled.spec
+    filled = TaskSpec(agent_type=says.agent_type, display_name=rendered.display_name, labels=says.labels)
+    if says.HasField("priority"):
+        filled.priority = says.priority
+    if says.HasField("retry_policy"):
+        filled.retry_policy.CopyFrom(says.retry_policy)
+    if says.HasField("timeouts"):
+        filled.timeouts.CopyFrom(says.timeouts)
+    filled.MergeFrom(spec)
+    filled.prompt = rendered.prompt
+    filled.input.CopyFrom(as_struct(rendered.values))
+    return filled, number
+
+
+def _has(spec: TaskSpec, name: str) -> bool:
+    return spec.HasField("input") if name == "input" else bool(spec.prompt)
+
+
+def _check_size(state: State, spec: TaskSpec, name: str, path: str) -> None:
+    """Refuses an input or parameters beyond the limit."""
+    limit = state.settings.max_content_bytes
+    size = getattr(spec, name).ByteSize() if spec.HasField(name) else 0  # type: ignore[arg-type]
+    if size > limit:
+        raise KapellError(
+            ERROR_REASON_REQUEST_INVALID,
+            f"{path}.{name} is too large: {size} bytes, at most {limit} are allowed. "
+            "Pass a path or an address instead of the data.",
+            violations=((f"{path}.{name}", f"must be at most {limit} bytes"),),
+        )
+
+
+def _without_template(spec: TaskSpec, path: str) -> KapellError:
+    """What only a template may leave out, or have."""
+    field, what = ("parameters", "is for templates; without one use input")
+    if not spec.agent_type:
+        field, what = "agent_type", "is required where no template says it"
+    return KapellError(
+        ERROR_REASON_REQUEST_INVALID,
+        f"The request is invalid: {path}.{field} {what}. Correct it and send it again.",
+        violations=((f"{path}.{field}", what),),
+    )
+
+
 @lru_cache(maxsize=256)
 def _blank(creator: Caller) -> Task:
     """A new task of this creator with nothing but defaults. Not to be altered."""
-    task = Task(state=TASK_STATE_QUEUED, priority=_DEFAULT_PRIORITY, creator=creator.actor())
+    task = Task(state=TASK_STATE_QUEUED, priority=DEFAULT_PRIORITY, creator=creator.actor())
     task.retry_policy.CopyFrom(DEFAULT_POLICY)
     return task
 

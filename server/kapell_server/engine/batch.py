@@ -16,13 +16,14 @@ from google.protobuf.message import Message
 from kapell.v1.agent_pb2 import Agent
 from kapell.v1.error_pb2 import ERROR_REASON_REQUEST_ID_REUSED
 from kapell.v1.task_pb2 import Task
+from kapell.v1.template_pb2 import Template
 from kapell.v1.worker_pb2 import LeaseTasksRequest
 
 from kapell_server.domain import agent, dispatch
 from kapell_server.domain.access import Caller, system
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.polls import Poll
-from kapell_server.domain.state import State
+from kapell_server.domain.state import Resource, State
 from kapell_server.engine.commands import DECIDERS, content_ids_of, look, task_ids_of
 from kapell_server.engine.offers import encode_offers
 from kapell_server.store.database import Connection
@@ -112,7 +113,7 @@ class Batcher:
         outcome.contents = state.pending.contents
         outcome.next_due_ns = state.next_due_ns()
         pending = state.pending
-        outcome.wrote = bool(pending.changes or pending.heartbeats or run.given)
+        outcome.wrote = bool(pending.changes or pending.heartbeats or pending.shipped_digest or run.given)
         return outcome
 
     def settle(self) -> None:
@@ -278,7 +279,7 @@ class _Run:
         """A response: resources go into field 1 as they were encoded, the revision into field 2."""
         if isinstance(result, bytes):
             return result
-        if isinstance(result, (Task, Agent)):
+        if isinstance(result, (Task, Agent, Template)):
             return _resource(result, written) + int_field(2, result.revision)
         if isinstance(result, Message):
             return result.SerializeToString()
@@ -297,7 +298,7 @@ class _Waiting:
 _WAITING = _Waiting()
 
 
-def _resource(resource: Task | Agent, written: Written) -> bytes:
+def _resource(resource: Resource, written: Written) -> bytes:
     encoded = written.encoded.get(resource.revision)
     return wire_field(1, encoded if encoded is not None else resource.SerializeToString())
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from kapell.v1 import agent_pb2, task_pb2, worker_pb2
+from kapell.v1 import agent_pb2, task_pb2, template_pb2, worker_pb2
 
-from kapell_server.domain import agent, attempt, task, worker
+from kapell_server.domain import agent, attempt, task, template, worker
 from kapell_server.domain.state import State
-from kapell_server.engine.facts import AgentProcessExited, AgentProcessStarted, AgentStartFailed, SpawnCommand
+from kapell_server.engine.facts import (
+    AgentProcessExited,
+    AgentProcessStarted,
+    AgentStartFailed,
+    SpawnCommand,
+    TemplatesShipped,
+)
 
 Decide = Callable[[State, Any], Any]
 """Raises KapellError, or puts changes and returns the changed resource, several, or a response."""
@@ -21,6 +27,13 @@ DECIDERS: dict[type, Decide] = {
     task_pb2.CancelTaskRequest: task.cancel_task,
     task_pb2.RetryTaskRequest: task.retry_task,
     task_pb2.DeleteTaskRequest: task.delete_task,
+    template_pb2.CreateTemplateRequest: template.create_template,
+    template_pb2.UpdateTemplateRequest: template.update_template,
+    template_pb2.DeleteTemplateRequest: template.delete_template,
+    template_pb2.SetTemplateAliasRequest: template.set_alias,
+    template_pb2.DeleteTemplateAliasRequest: template.delete_alias,
+    template_pb2.CloneTemplateRequest: template.clone_template,
+    TemplatesShipped: lambda state, fact: template.install_templates(state, fact.specs, fact.digest),
     SpawnCommand: lambda state, command: agent.spawn(state, command.request, command.profile, command.spec),
     agent_pb2.UpdateAgentRequest: agent.update,
     agent_pb2.DrainAgentRequest: agent.drain,

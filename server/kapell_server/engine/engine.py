@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 
 import structlog
-from kapell.v1.agent_pb2 import TERMINATE_MODE_FORCE, TerminateAgentRequest
+from kapell.v1.agent_pb2 import TERMINATE_MODE_FORCE, Agent, TerminateAgentRequest
 from kapell.v1.error_pb2 import ERROR_REASON_QUEUE_FULL, ERROR_REASON_SERVER_DRAINING
 from kapell.v1.task_pb2 import TASK_STATE_CANCELLING
 from kapell.v1.worker_pb2 import LEASE_DIRECTIVE_CANCEL, LEASE_DIRECTIVE_CONTINUE, LeaseTasksRequest
@@ -311,8 +311,9 @@ class Engine:
     def _forget_terminations(self, outcome: Outcome) -> None:
         if self._terminations:
             for record in outcome.records:
-                if record.resource_id in self._terminations and record.resource.state in AGENT_FINAL:
-                    del self._terminations[record.resource_id]
+                agent = record.resource
+                if isinstance(agent, Agent) and agent.state in AGENT_FINAL and agent.agent_id in self._terminations:
+                    del self._terminations[agent.agent_id]
 
     def _end_waiting_polls(self) -> None:
         for poll in self._state.polls.all():

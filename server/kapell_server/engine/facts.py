@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from kapell.v1.agent_pb2 import AgentSpec, SpawnAgentRequest
 from kapell.v1.common_pb2 import ProcessExit
+from kapell.v1.template_pb2 import TemplateSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,15 @@ class AgentStartFailed:
     agent_id: str
     reason: str
     exit: ProcessExit = field(default_factory=ProcessExit)
+
+
+@dataclass(frozen=True, slots=True)
+class TemplatesShipped:
+    """The templates that this version of Kapell brings along, by id, in the order they are to be created."""
+
+    specs: tuple[tuple[str, TemplateSpec], ...]
+    digest: str
+    """Remembered with them, so that the next start knows them by it."""
 
 
 @dataclass(frozen=True, slots=True)

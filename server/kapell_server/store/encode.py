@@ -7,6 +7,8 @@ from functools import lru_cache
 from google.protobuf.timestamp_pb2 import Timestamp
 from kapell.v1.agent_pb2 import Agent
 from kapell.v1.event_pb2 import Event
+from kapell.v1.task_pb2 import Task
+from kapell.v1.template_pb2 import Template
 
 from kapell_server.domain.access import Caller
 from kapell_server.domain.state import Change
@@ -27,8 +29,7 @@ _ACTOR = _EVENT["actor"].number
 _PREVIOUS_TASK = _tag("previous_task_state", 0)
 _PREVIOUS_AGENT = _tag("previous_agent_state", 0)
 _CHANGED = _EVENT["changed_fields"].number
-_TASK = _tag("task", 2)
-_AGENT = _tag("agent", 2)
+_RESOURCE = {Task: _tag("task", 2), Agent: _tag("agent", 2), Template: _tag("template", 2)}
 
 
 def encode_time(now_ns: int) -> bytes:
@@ -46,7 +47,7 @@ def encode_event(change: Change, resource: bytes, time: bytes) -> bytes:
         head += (_PREVIOUS_AGENT if is_agent else _PREVIOUS_TASK) + varint(change.previous_state)
     if change.changed:
         head += _changed(change.changed)
-    return head + (_AGENT if is_agent else _TASK) + varint(len(resource)) + resource
+    return head + _RESOURCE[type(change.resource)] + varint(len(resource)) + resource
 
 
 @lru_cache(maxsize=1024)

@@ -15,17 +15,38 @@ from kapell.v1.task_pb2 import (
     Task,
     TaskAttempt,
 )
+from kapell.v1.template_pb2 import Template, TemplateVersion
+from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
 from kapell_server.domain.ready import ReadyEntry
-from kapell_server.domain.transitions import AGENT_FINAL
+from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL
 from kapell_server.store.bulk import Bulk, Lookup
-from kapell_server.store.schema import agents, answers, attempts, events, meta, task_contents, tasks
+from kapell_server.store.schema import (
+    agents,
+    answers,
+    attempts,
+    events,
+    meta,
+    task_contents,
+    tasks,
+    template_versions,
+    templates,
+)
 
 _tasks_by_id = Lookup(sa.select(tasks.c.data), tasks.c.task_id)
 _contents_by_id = Lookup(sa.select(task_contents.c.task_id, task_contents.c.data), task_contents.c.task_id)
 _agents_by_id = Lookup(sa.select(agents.c.data), agents.c.agent_id)
 _answers_by_key = Lookup(sa.select(answers.c.request_key, answers.c.fingerprint, answers.c.data), answers.c.request_key)
+_templates_by_id = Lookup(sa.select(templates.c.data), templates.c.template_id)
+_template_version = sa.select(template_versions.c.data).where(
+    template_versions.c.template_id == bindparam("template_id"), template_versions.c.version == bindparam("version")
+)
+_live_tasks_of = (
+    sa.select(sa.func.count())
+    .select_from(tasks)
+    .where(tasks.c.template_id == bindparam("template_id"), tasks.c.state.not_in(TASK_FINAL))
+)
 
 
 class RowLoader:
@@ -47,6 +68,21 @@ class RowLoader:
         for (data,) in _agents_by_id.rows(self._connection, (agent_id,)):
             return Agent.FromString(data)
         return None
+
+    def load_template(self, template_id: str) -> Template | None:
+        """The template without its prompt, or None."""
+        for (data,) in _templates_by_id.rows(self._connection, (template_id,)):
+            return Template.FromString(data)
+        return None
+
+    def load_template_version(self, template_id: str, version: int) -> TemplateVersion | None:
+        """One version whole, or None."""
+        data = self._connection.scalar(_template_version, {"template_id": template_id, "version": version})
+        return None if data is None else TemplateVersion.FromString(data)
+
+    def count_live_tasks_of(self, template_id: str) -> int:
+        """How many tasks of the template have not ended."""
+        return self._connection.scalar(_live_tasks_of, {"template_id": template_id}) or 0
 
     def load_answers(self, keys: Collection[str]) -> dict[str, tuple[bytes, bytes]]:
         """Fingerprint and answer of the keys that were answered before."""

@@ -14,11 +14,13 @@ import sqlalchemy as sa
 from kapell.v1.agent_pb2 import Agent, AgentFilter
 from kapell.v1.event_pb2 import Event, EventFilter
 from kapell.v1.task_pb2 import Task, TaskFilter
+from kapell.v1.template_pb2 import Template
 from sqlalchemy.engine import Connection
 
+from kapell_server.domain.state import Resource
 from kapell_server.domain.times import timestamp_ns
 from kapell_server.store.pages import Page
-from kapell_server.store.schema import agents, events, tasks
+from kapell_server.store.schema import agents, events, tasks, templates
 
 _SCAN_ROWS = 20_000
 """Rows one page may look at for a filter without an index."""
@@ -78,6 +80,8 @@ def task_conditions(wanted: TaskFilter) -> list[sa.ColumnElement[bool]]:
         conditions.append(tasks.c.task_id.in_(wanted.task_ids))
     if wanted.agent_types:
         conditions.append(tasks.c.agent_type.in_(wanted.agent_types))
+    if wanted.template_ids:
+        conditions.append(tasks.c.template_id.in_(wanted.template_ids))
     if wanted.HasField("created_after_time"):
         conditions.append(tasks.c.create_ns >= timestamp_ns(wanted.created_after_time))
     if wanted.HasField("created_before_time"):
@@ -126,9 +130,9 @@ def list_agents(connection: Connection, wanted: AgentFilter, page: Page) -> Rows
 
 def list_events(connection: Connection, wanted: EventFilter, page: Page) -> Rows:
     """Encoded events. The history of one resource is walked back along its own chain."""
-    if wanted.task_ids and wanted.agent_ids:
+    if sum(map(bool, (wanted.task_ids, wanted.agent_ids, wanted.template_ids))) > 1:
         return Rows([], None)  # no event is of a task and of an agent
-    ids = [*wanted.task_ids, *wanted.agent_ids]
+    ids = [*wanted.task_ids, *wanted.agent_ids, *wanted.template_ids]
     if len(ids) == 1 and not page.oldest_first:
         return _history(connection, ids[0], wanted, page)
     statement = sa.select(events.c.revision, events.c.data)
@@ -144,11 +148,21 @@ def _event_labels(labels: Mapping[str, str]) -> Callable[[bytes], bool] | None:
         return None
 
     def matches(data: bytes) -> bool:
-        event = Event.FromString(data)
-        resource = event.task if event.HasField("task") else event.agent
-        return has_labels(resource.labels, labels)
+        resource = resource_of(Event.FromString(data))
+        return not isinstance(resource, Template) and has_labels(resource.labels, labels)
 
     return matches
+
+
+def resource_of(event: Event) -> Resource:
+    """What an event is about."""
+    match event.WhichOneof("resource"):
+        case "agent":
+            return event.agent
+        case "template":
+            return event.template
+        case _:
+            return event.task
 
 
 def _history(connection: Connection, resource_id: str, wanted: EventFilter, page: Page) -> Rows:
@@ -184,6 +198,10 @@ def _newest_revision(connection: Connection, resource_id: str) -> int:
         data = connection.scalar(sa.select(agents.c.data).where(agents.c.agent_id == resource_id))
         if data is not None:
             return Agent.FromString(data).revision
+    elif not resource_id.startswith("task_"):
+        data = connection.scalar(sa.select(templates.c.data).where(templates.c.template_id == resource_id))
+        if data is not None:
+            return Template.FromString(data).revision
     else:
         data = connection.scalar(sa.select(tasks.c.data).where(tasks.c.task_id == resource_id))
         if data is not None:

@@ -17,10 +17,11 @@ from kapell.v1.task_pb2 import (
     TaskAttempt,
     TaskStateCount,
 )
+from kapell.v1.template_pb2 import Template
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
 from sqlalchemy.engine import Connection
 
-from kapell_server.domain.state import agent_not_found, task_not_found
+from kapell_server.domain.state import Resource, agent_not_found, task_not_found
 from kapell_server.domain.times import stamp
 from kapell_server.store import queries
 from kapell_server.store.cache import TaskCache
@@ -28,10 +29,14 @@ from kapell_server.store.database import Database
 from kapell_server.store.loads import head
 from kapell_server.store.pages import Page
 from kapell_server.store.record import Record
-from kapell_server.store.schema import agents, attempts, events, task_contents, tasks
+from kapell_server.store.schema import agents, attempts, events, task_contents, tasks, templates
+from kapell_server.store.template_reads import TemplateReads
+from kapell_server.store.writes import resource_id
 from kapell_server.wire import field, int_field
 
 _MAX_ATTEMPTS = 1000
+
+ResourceKind = Literal["task", "agent", "template"]
 
 _task_with_content = (
     sa.select(tasks.c.data, task_contents.c.data)
@@ -50,6 +55,7 @@ class Reads:
         self._cache = cache
         self._log_id = log_id
         self._head = head
+        self.templates = TemplateReads(database)
 
     # -- tasks -------------------------------------------------------------------------------
 
@@ -180,7 +186,7 @@ class Reads:
 
     async def snapshot(
         self,
-        kind: Literal["task", "agent"],
+        kind: ResourceKind,
         after: int,
         until_revision: int,
         limit: int,
@@ -193,7 +199,7 @@ class Reads:
         `after` is the cursor of the page before, 0 at first. The second value is the next cursor,
         None when there is no more.
         """
-        table = tasks if kind == "task" else agents
+        table = _TABLES[kind][0]
         statement = (
             sa.select(table.c.create_revision, table.c.data)
             .where(table.c.create_revision > after, table.c.create_revision <= until_revision)
@@ -201,7 +207,7 @@ class Reads:
             .limit(limit)
         )
         if ids:
-            statement = statement.where((tasks.c.task_id if kind == "task" else agents.c.agent_id).in_(ids))
+            statement = statement.where(table.c[f"{kind}_id"].in_(ids))
         rows = await self._database.read(lambda connection: connection.execute(statement).all())
         records = [_snapshot_record(kind, bytes(data)) for _, data in rows]
         cursor = rows[-1][0] if len(rows) == limit else None
@@ -213,15 +219,19 @@ class Reads:
 
 
 def _record(revision: int, kind: int, resource_id: str, data: bytes) -> Record:
-    event = Event.FromString(data)
-    resource = event.task if event.HasField("task") else event.agent
-    return Record(revision, kind, resource_id, resource, bytes(data))
+    return Record(revision, kind, resource_id, queries.resource_of(Event.FromString(data)), bytes(data))
 
 
-def _snapshot_record(kind: Literal["task", "agent"], data: bytes) -> Record:
-    resource = Task.FromString(data) if kind == "task" else Agent.FromString(data)
-    resource_id = resource.task_id if isinstance(resource, Task) else resource.agent_id
+_TABLES: dict[ResourceKind, tuple[sa.Table, type[Task] | type[Agent] | type[Template]]] = {
+    "task": (tasks, Task),
+    "agent": (agents, Agent),
+    "template": (templates, Template),
+}
+
+
+def _snapshot_record(kind: ResourceKind, data: bytes) -> Record:
+    resource: Resource = _TABLES[kind][1].FromString(data)
     number = Event.DESCRIPTOR.fields_by_name[kind].number
     event = Event(revision=resource.revision, kind=EVENT_KIND_SNAPSHOT)
     encoded = event.SerializeToString() + field(number, data)
-    return Record(resource.revision, EVENT_KIND_SNAPSHOT, resource_id, resource, encoded)
+    return Record(resource.revision, EVENT_KIND_SNAPSHOT, resource_id(resource), resource, encoded)

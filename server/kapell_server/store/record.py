@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from kapell.v1.agent_pb2 import Agent
-from kapell.v1.task_pb2 import Task
+from kapell_server.domain.state import Resource
 
 
 class Record(NamedTuple):
     """An event of the log.
 
-    `kind` is an EventKind; `resource` is the Task or Agent after the change (without large
+    `kind` is an EventKind; `resource` is the Task, Agent or Template after the change (without large
     content) and must not be altered; `data` is the encoded `kapell.v1.Event`, which is also a
-    valid TaskEvent or AgentEvent.
+    valid TaskEvent or AgentEvent where it is one of these.
     """
 
     revision: int
     kind: int
     resource_id: str
-    resource: Task | Agent
+    resource: Resource
     data: bytes

@@ -18,7 +18,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = "0001"
+VERSION = "0002"
 """The newest migration; a test holds it against store/migrations."""
 
 metadata = MetaData(
@@ -28,6 +28,9 @@ metadata = MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
+
+SHIPPED_DIGEST = "shipped_templates"
+"""The entry of `meta` that tells which of Kapell's own templates are in the database."""
 
 _Revision = BigInteger().with_variant(Integer(), "sqlite")
 """An INTEGER PRIMARY KEY is SQLite's row id: the table itself is the index."""
@@ -63,6 +66,7 @@ tasks = Table(
     Column("queue_ns", BigInteger, nullable=False),
     Column("due_ns", BigInteger),
     Column("data", LargeBinary, nullable=False),
+    Column("template_id", String(64)),
     # Get, and every write: the row of an id.
     Index(None, "task_id", unique=True),
     # List and count by state, newest first; the start: all that is queued or leased.
@@ -70,6 +74,13 @@ tasks = Table(
 )
 # The timer: what is due next. Few tasks have a deadline.
 _due_index = Index("ix_tasks_due_ns", tasks.c.due_ns, sqlite_where=text("due_ns IS NOT NULL"))
+# The tasks of a template: how they went, and whether one is live. Most tasks have none.
+_template_index = Index(
+    "ix_tasks_template_id",
+    tasks.c.template_id,
+    tasks.c.create_revision,
+    sqlite_where=text("template_id IS NOT NULL"),
+)
 
 task_contents = Table(
     "task_contents",
@@ -108,6 +119,26 @@ agents = Table(
 """A heartbeat writes `seen_ns` alone: it is not an event. `spec` is the AgentSpec with the values of its
 environment, which may be secrets: the record and its events have them hidden."""
 
+templates = Table(
+    "templates",
+    metadata,
+    Column("create_revision", _Revision, primary_key=True, autoincrement=False),
+    Column("template_id", String(64), nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    Index(None, "template_id", unique=True),
+)
+"""Templates as of their latest version, without the prompt."""
+
+template_versions = Table(
+    "template_versions",
+    metadata,
+    Column("template_id", String(64), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Every version whole; written once, never changed."""
+
 answers = Table(
     "answers",
     metadata,
@@ -126,3 +157,4 @@ def specialise(dialect: str) -> None:
     """Completes the tables for a dialect. Naming PostgreSQL above would load its dialect for everybody."""
     if dialect == "postgresql":
         _due_index.dialect_options["postgresql"]["where"] = text("due_ns IS NOT NULL")
+        _template_index.dialect_options["postgresql"]["where"] = text("template_id IS NOT NULL")

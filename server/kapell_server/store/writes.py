@@ -8,15 +8,27 @@ from typing import Any
 import sqlalchemy as sa
 from kapell.v1.agent_pb2 import Agent
 from kapell.v1.task_pb2 import Task
+from kapell.v1.template_pb2 import Template
 from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
-from kapell_server.domain.state import Change, Pending
+from kapell_server.domain.state import Change, Pending, Resource
 from kapell_server.domain.times import timestamp_ns
 from kapell_server.store.bulk import Bulk
 from kapell_server.store.encode import encode_event, encode_time
 from kapell_server.store.record import Record
-from kapell_server.store.schema import agents, answers, attempts, events, task_contents, tasks
+from kapell_server.store.schema import (
+    SHIPPED_DIGEST,
+    agents,
+    answers,
+    attempts,
+    events,
+    meta,
+    task_contents,
+    tasks,
+    template_versions,
+    templates,
+)
 
 Row = tuple[Any, ...]
 
@@ -41,13 +53,16 @@ class Written:
 _insert_events = Bulk(sa.insert(events), "revision", "kind", "resource_id", "previous_revision", "data")
 _insert_tasks = Bulk(
     sa.insert(tasks),
-    *("create_revision", "task_id", "state", "agent_type", "priority", "create_ns", "queue_ns", "due_ns", "data"),
+    *("create_revision", "task_id", "state", "agent_type", "priority", "create_ns", "queue_ns", "due_ns"),
+    *("template_id", "data"),
 )
 _insert_contents = Bulk(sa.insert(task_contents), "task_id", "data")
 _insert_attempts = Bulk(sa.insert(attempts), "task_id", "attempt", "state", "poll_id", "data")
 _insert_agents = Bulk(
     sa.insert(agents), *("create_revision", "agent_id", "state", "instance_key", "seen_ns", "spec", "data")
 )
+_insert_templates = Bulk(sa.insert(templates), "create_revision", "template_id", "data")
+_insert_template_versions = Bulk(sa.insert(template_versions), "template_id", "version", "data")
 _insert_answers = Bulk(sa.insert(answers), "request_key", "fingerprint", "data", "create_ns")
 
 
@@ -74,6 +89,8 @@ _update_attempts = Bulk(
 )
 _deletes_of_task = (_delete(tasks, "task_id"), _delete(task_contents, "task_id"), _delete(attempts, "task_id"))
 _delete_agents = _delete(agents, "agent_id")
+_update_templates = _update(templates, "template_id", "data")
+_deletes_of_template = (_delete(templates, "template_id"), _delete(template_versions, "template_id"))
 
 
 def encode_changes(changes: list[Change], now_ns: int) -> Written:
@@ -85,10 +102,20 @@ def encode_changes(changes: list[Change], now_ns: int) -> Written:
         resource = change.resource
         data = resource.SerializeToString()
         encoded[resource.revision] = data
-        resource_id = resource.agent_id if type(resource) is Agent else resource.task_id
         event = encode_event(change, data, time)
-        records.append(Record(resource.revision, change.kind, resource_id, resource, event))
+        records.append(Record(resource.revision, change.kind, resource_id(resource), resource, event))
     return Written(records, encoded)
+
+
+def resource_id(resource: Resource) -> str:
+    """The id of a resource, whatever it is."""
+    match resource:
+        case Task():
+            return resource.task_id
+        case Agent():
+            return resource.agent_id
+        case Template():
+            return resource.template_id
 
 
 def write_batch(connection: Connection, pending: Pending, written: Written, given: list[Answer], now_ns: int) -> None:
@@ -100,8 +127,14 @@ def write_batch(connection: Connection, pending: Pending, written: Written, give
         _write_tasks(connection, task_changes, pending, written)
         if agent_changes:
             _write_agents(connection, agent_changes, pending, written)
+        template_changes = [change for change in pending.changes if type(change.resource) is Template]
+        if template_changes:
+            _write_templates(connection, template_changes, pending, written)
     if pending.attempts:
         _write_attempts(connection, pending)
+    if pending.shipped_digest:
+        connection.execute(sa.delete(meta).where(meta.c.name == SHIPPED_DIGEST))
+        connection.execute(sa.insert(meta), {"name": SHIPPED_DIGEST, "value": pending.shipped_digest})
     _update_instance_key.execute(connection, [(key, agent_id) for agent_id, key in pending.instance_keys.items()])
     _update_seen.execute(connection, [(seen, agent_id) for agent_id, seen in pending.heartbeats.items()])
     _insert_answers.execute(connection, [(answer.key, answer.fingerprint, answer.data, now_ns) for answer in given])
@@ -148,7 +181,7 @@ def _write_tasks(connection: Connection, changes: list[Change], pending: Pending
         else:
             create_ns = timestamp_ns(task.create_time)
             row = (create_revision, task_id, task.state, task.agent_type, task.priority, create_ns, queue_ns, due_ns)
-            inserts.append((*row, data))
+            inserts.append((*row, task.template_id or None, data))
     for delete in _deletes_of_task:
         delete.execute(connection, deleted)
     _insert_tasks.execute(connection, inserts)
@@ -174,6 +207,7 @@ def _write_agents(connection: Connection, changes: list[Change], pending: Pendin
     updates: list[Row] = []
     for agent_id, change in latest.items():
         agent = change.resource
+        assert isinstance(agent, Agent)
         if change.deleted:
             continue
         data = written.encoded[agent.revision]
@@ -185,6 +219,38 @@ def _write_agents(connection: Connection, changes: list[Change], pending: Pendin
     _delete_agents.execute(connection, deleted)
     _insert_agents.execute(connection, inserts)
     _update_agents.execute(connection, updates)
+
+
+def _write_templates(connection: Connection, changes: list[Change], pending: Pending, written: Written) -> None:
+    """The last form of each template and the new versions. What was deleted goes first: its id may be used again."""
+    created: dict[str, int] = {}
+    latest: dict[str, Template | None] = {}
+    deleted: list[Row] = []
+    for change in changes:
+        template = change.resource
+        assert isinstance(template, Template)
+        if change.created:
+            created[template.template_id] = template.revision
+        if change.deleted:
+            deleted.append((template.template_id,))
+        latest[template.template_id] = None if change.deleted else template
+    inserts: list[Row] = []
+    updates: list[Row] = []
+    for template_id, last in latest.items():
+        if last is None:
+            continue
+        data = written.encoded[last.revision]
+        if template_id in created:
+            inserts.append((created[template_id], template_id, data))
+        else:
+            updates.append((data, template_id))
+    for delete in _deletes_of_template:
+        delete.execute(connection, deleted)
+    _insert_templates.execute(connection, inserts)
+    _update_templates.execute(connection, updates)
+    versions = pending.template_versions.items()
+    rows = [(template_id, number, version.SerializeToString()) for (template_id, number), version in versions]
+    _insert_template_versions.execute(connection, rows)
 
 
 def _write_attempts(connection: Connection, pending: Pending) -> None:

@@ -13,11 +13,12 @@ from typing import Any, Literal
 from kapell.v1.agent_pb2 import Agent, AgentFilter
 from kapell.v1.event_pb2 import EventFilter
 from kapell.v1.task_pb2 import Task, TaskFilter
+from kapell.v1.template_pb2 import Template
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
 
 from kapell_server.store.record import Record
 
-ResourceKind = Literal["task", "agent"]
+ResourceKind = Literal["task", "agent", "template"]
 Test = Callable[[Record], bool]
 
 
@@ -41,9 +42,9 @@ class Filter:
 
 
 def for_events(wanted: EventFilter) -> Filter:
-    """Events of tasks and agents alike. SNAPSHOT records pass whatever `kinds` says."""
+    """Events of everything alike. SNAPSHOT records pass whatever `kinds` says."""
     tests: list[Test] = []
-    kinds_of_resource: tuple[ResourceKind, ...] = ("task", "agent")
+    kinds_of_resource: tuple[ResourceKind, ...] = ("task", "agent", "template")
     if wanted.kinds:
         kinds = frozenset({*wanted.kinds, EVENT_KIND_SNAPSHOT})
         tests.append(lambda record: record.kind in kinds)
@@ -53,9 +54,13 @@ def for_events(wanted: EventFilter) -> Filter:
     if wanted.agent_ids:
         tests += [_is_a(Agent), _is_one_of(wanted.agent_ids)]
         kinds_of_resource = () if wanted.task_ids else ("agent",)
+    if wanted.template_ids:
+        tests += [_is_a(Template), _is_one_of(wanted.template_ids)]
+        kinds_of_resource = () if wanted.task_ids or wanted.agent_ids else ("template",)
     if wanted.labels:
         tests.append(_has_labels(wanted.labels))
-    ids = (*wanted.task_ids, *wanted.agent_ids)
+        kinds_of_resource = tuple(kind for kind in kinds_of_resource if kind != "template")
+    ids = (*wanted.task_ids, *wanted.agent_ids, *wanted.template_ids)
     return Filter(key=_key(b"event", wanted), kinds_of_resource=kinds_of_resource, ids=ids, tests=tuple(tests))
 
 
@@ -64,12 +69,15 @@ def for_tasks(wanted: TaskFilter) -> Filter:
     tests: list[Test] = [_is_a(Task)]
     if wanted.states:
         states = frozenset(wanted.states)
-        tests.append(lambda record: record.resource.state in states)
+        tests.append(lambda record: not isinstance(record.resource, Template) and record.resource.state in states)
     if wanted.task_ids:
         tests.append(_is_one_of(wanted.task_ids))
     if wanted.agent_types:
         types = frozenset(wanted.agent_types)
         tests.append(lambda record: isinstance(record.resource, Task) and record.resource.agent_type in types)
+    if wanted.template_ids:
+        made_from = frozenset(wanted.template_ids)
+        tests.append(lambda record: isinstance(record.resource, Task) and record.resource.template_id in made_from)
     if wanted.labels:
         tests.append(_has_labels(wanted.labels))
     if wanted.HasField("created_after_time"):
@@ -87,7 +95,7 @@ def for_agents(wanted: AgentFilter) -> Filter:
     tests: list[Test] = [_is_a(Agent)]
     if wanted.states:
         states = frozenset(wanted.states)
-        tests.append(lambda record: record.resource.state in states)
+        tests.append(lambda record: not isinstance(record.resource, Template) and record.resource.state in states)
     if wanted.agent_ids:
         tests.append(_is_one_of(wanted.agent_ids))
     if wanted.agent_types:
@@ -101,7 +109,7 @@ def for_agents(wanted: AgentFilter) -> Filter:
     return Filter(key=_key(b"agent", wanted), kinds_of_resource=("agent",), ids=ids, tests=tuple(tests))
 
 
-def _is_a(resource_type: type[Task] | type[Agent]) -> Test:
+def _is_a(resource_type: type[Task] | type[Agent] | type[Template]) -> Test:
     return lambda record: type(record.resource) is resource_type
 
 
@@ -114,6 +122,8 @@ def _has_labels(labels: Mapping[str, str]) -> Test:
     wanted = tuple(labels.items())
 
     def has_labels(record: Record) -> bool:
+        if isinstance(record.resource, Template):
+            return False
         found = record.resource.labels
         return all(name in found and found[name] == value for name, value in wanted)
 

@@ -1,0 +1,80 @@
+"""A migrated database is a fresh one: the same tables, and the tasks that were there before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from kapell_server.store.migrate import prepare, upgrade
+from kapell_server.store.schema import VERSION, metadata
+from sqlalchemy.engine import Connection
+
+VERSIONS = Path(upgrade.__code__.co_filename).parent / "migrations" / "versions"
+
+
+def opened(path: Path) -> Connection:
+    return sa.create_engine(f"sqlite:///{path}", poolclass=sa.NullPool).connect()
+
+
+def shape(connection: Connection) -> dict[str, Any]:
+    """Tables with their columns in order, and indexes."""
+    rows = connection.execute(sa.text("SELECT name, type FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'")).all()
+    inspector = sa.inspect(connection)
+    columns = {
+        name: [(column["name"], str(column["type"]), column["nullable"]) for column in inspector.get_columns(name)]
+        for name, kind in rows
+        if kind == "table"
+    }
+    return {**columns, "indexes": sorted(name for name, kind in rows if kind == "index")}
+
+
+def test_the_newest_migration_is_the_version_of_the_schema() -> None:
+    assert max(file.name[:4] for file in VERSIONS.glob("[0-9]*.py")) == VERSION
+
+
+def test_a_migrated_database_is_a_fresh_one(tmp_path: Path) -> None:
+    with opened(tmp_path / "fresh.db") as fresh, opened(tmp_path / "migrated.db") as migrated:
+        prepare(fresh)
+        upgrade(migrated)
+
+        assert shape(migrated) == shape(fresh)
+        assert compare_metadata(MigrationContext.configure(migrated), metadata) == []
+
+
+def test_tasks_of_before_templates_are_still_there(tmp_path: Path) -> None:
+    with opened(tmp_path / "kapell.db") as connection:
+        upgrade(connection, "0001")
+        connection.execute(sa.text("INSERT INTO meta VALUES ('log_id', 'log_old')"))
+        connection.execute(
+            sa.text(
+                "INSERT INTO tasks (create_revision, task_id, state, agent_type, priority, create_ns, queue_ns, data)"
+                " VALUES (7, 'task_old', 2, 'shell', 500, 1, 1, x'00')"
+            )
+        )
+        connection.commit()
+
+        prepare(connection)
+
+        assert connection.execute(sa.text("SELECT task_id, template_id FROM tasks")).one() == ("task_old", None)
+        assert connection.scalar(sa.text("SELECT version_num FROM alembic_version")) == VERSION
+        assert connection.scalar(sa.text("SELECT value FROM meta WHERE name = 'log_id'")) == "log_old"
+
+
+@pytest.mark.parametrize("table", ["templates", "template_versions"])
+def test_the_way_back_removes_what_came(tmp_path: Path, table: str) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    with opened(tmp_path / "kapell.db") as connection:
+        upgrade(connection)
+        config = Config()
+        config.set_main_option("script_location", str(VERSIONS.parent))
+        config.attributes["connection"] = connection
+
+        command.downgrade(config, "0001")
+
+        assert not sa.inspect(connection).has_table(table)
