@@ -44,6 +44,7 @@ from tests.rpc.rpc_cases import (
     task_change,
     ticket_of_another_process,
 )
+from tests.rpc.rpc_templates import OF_CREATE_TASK, TEMPLATES
 from tests.rpc.scene import Ask
 
 TASKS: dict[str, Case] = {
@@ -51,7 +52,8 @@ TASKS: dict[str, Case] = {
         works=lambda scene: Ask(task_pb2.CreateTaskRequest(task=scene.spec())),
         holds=lambda answer: answer.task.state == TASK_STATE_QUEUED and answer.task.revision == answer.revision,
         refused={
-            "ID_TAKEN": lambda scene: Ask(task_pb2.CreateTaskRequest(task=scene.spec(task_id=scene.queued().task_id)))
+            **OF_CREATE_TASK,
+            "ID_TAKEN": lambda scene: Ask(task_pb2.CreateTaskRequest(task=scene.spec(task_id=scene.queued().task_id))),
         },
         malformed=({"task": {"agentType": "No Spaces"}}, "task.agent_type"),
     ),
@@ -375,11 +377,12 @@ EVENTS_AND_ADMIN: dict[str, Case] = {
     ),
 }
 
-CASES: dict[str, Case] = {**TASKS, **AGENTS, **WORKERS, **EVENTS_AND_ADMIN}
+CASES: dict[str, Case] = {**TASKS, **TEMPLATES, **AGENTS, **WORKERS, **EVENTS_AND_ADMIN}
 
 # Rpcs that no state and no id can make fail, and why.
 NEVER_REFUSED = {
     "CountTasks": "counts what there is",
+    "ValidateTemplate": "what is wrong is its answer",
     "ListAgentProfiles": "lists the configuration",
     "BatchCompleteTasks": "every attempt has an outcome of its own",
     "GetLogInfo": "takes nothing",

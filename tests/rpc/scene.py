@@ -119,9 +119,15 @@ class Scene:
         return self.call(name, Ask(request))
 
     def changes_of(self, resource_id: str) -> list[Event]:
-        """What users have done to one task or agent, in order; what time or processes did is left out."""
+        """What users have done to one task, agent or template, in order; what time or processes did is left out."""
         wanted = event_pb2.EventFilter()
-        (wanted.task_ids if resource_id.startswith("task_") else wanted.agent_ids).append(resource_id)
+        match resource_id.partition("_")[0]:
+            case "task":
+                wanted.task_ids.append(resource_id)
+            case "agent":
+                wanted.agent_ids.append(resource_id)
+            case _:
+                wanted.template_ids.append(resource_id)
         request = event_pb2.ListEventsRequest(filter=wanted, order=LIST_ORDER_OLDEST_FIRST, page_size=1000)
         events = self.ask("ListEvents", request).events
         return [event for event in events if event.actor.kind == ACTOR_KIND_USER]

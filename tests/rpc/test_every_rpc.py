@@ -177,7 +177,7 @@ def _changes_by(scene: Scene, ask: Ask, after: int) -> list[Any]:
     """Events since the revision, of whatever resource the request names; new ones where it names none."""
     ids = [
         str(getattr(ask.request, field))
-        for field in ("task_id", "agent_id")
+        for field in ("task_id", "agent_id", "template_id")
         if field in ask.request.DESCRIPTOR.fields_by_name and getattr(ask.request, field)
     ]
     return [event for resource_id in ids for event in scene.changes_of(resource_id) if event.revision > after]
@@ -220,9 +220,11 @@ def _subject(answer: Any | None, ask: Ask) -> str:
         return str(answer.tasks[0].task_id)
     for message in (answer, ask.request):
         resource = getattr(message, "task", None) or getattr(message, "agent", None) or message
-        found = getattr(resource, "task_id", "") or getattr(resource, "agent_id", "")
-        if found:
-            return str(found)
+        if hasattr(answer, "template") and message is answer:
+            resource = message.template
+        for field in ("task_id", "agent_id", "template_id"):
+            if hasattr(resource, field) and getattr(resource, field):
+                return str(getattr(resource, field))
     return ""
 
 
@@ -240,6 +242,8 @@ def _comparable(answer: Any) -> Any:
 def _alter(request: Any) -> None:
     if hasattr(request, "tasks"):
         request.tasks[0].prompt = "another"
+    elif hasattr(request, "template_id"):
+        request.template_id = "another-template"
     elif hasattr(request, "task"):
         request.task.display_name = "another"
     elif hasattr(request, "agent"):

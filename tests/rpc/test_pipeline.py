@@ -36,6 +36,7 @@ from tests.rpc.conftest import (
     failure,
     running,
 )
+from tests.rpc.rpc_templates import TEMPLATES
 from tests.rpc.services import bearer
 from tests.support.turns import reached
 
@@ -61,6 +62,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "ListTaskAttempts": (NO_ID, "task_id"),
     "StreamTaskLogs": ({"taskId": "task_1", "offset": "-1"}, "offset"),
     "WatchTasks": (BOTH_STARTS, "options"),
+    **{name: case.malformed for name, case in TEMPLATES.items() if case.malformed},
     "SpawnAgent": (NO_ID, "source"),
     "GetAgent": (NO_ID, "agent_id"),
     "ListAgents": ({"pageSize": 1001}, "page_size"),
@@ -88,7 +90,18 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "Watch": (BOTH_STARTS, "options"),
     "ListEvents": ({"pageToken": "x" * 513}, "page_token"),
 }
+TEMPLATE = {"agentType": "shell", "prompt": "echo hello"}
 VALID: dict[str, dict[str, Any]] = {
+    "CreateTemplate": {"templateId": "greet", "spec": TEMPLATE},
+    "GetTemplate": {"template": "greet"},
+    "UpdateTemplate": {"templateId": "greet", "spec": TEMPLATE},
+    "DeleteTemplate": {"templateId": "greet"},
+    "ListTemplateVersions": {"templateId": "greet"},
+    "SetTemplateAlias": {"templateId": "greet", "alias": "stable", "version": 1},
+    "DeleteTemplateAlias": {"templateId": "greet", "alias": "stable"},
+    "ValidateTemplate": {"spec": TEMPLATE},
+    "RenderTemplate": {"template": "greet"},
+    "CloneTemplate": {"template": "greet", "templateId": "mine"},
     "CreateTask": {"task": {"agentType": "shell"}},
     "RegisterWorker": {"instanceKey": "12345678"},
     "GetTask": {"taskId": "task_1"},

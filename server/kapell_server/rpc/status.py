@@ -47,6 +47,7 @@ class Row:
 
 _TASK = ("kapell.v1.Task", "task_id")
 _AGENT = ("kapell.v1.Agent", "agent_id")
+_TEMPLATE = ("kapell.v1.Template", "template_id")
 
 TABLE: dict[reasons.ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_REQUEST_INVALID: Row(StatusCode.INVALID_ARGUMENT),
@@ -77,6 +78,10 @@ TABLE: dict[reasons.ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_SERVER_DRAINING: Row(StatusCode.UNAVAILABLE, retry_after=1.0),
     reasons.ERROR_REASON_STORAGE_BUSY: Row(StatusCode.UNAVAILABLE, retry_after=1.0),
     reasons.ERROR_REASON_DEADLINE_EXCEEDED: Row(StatusCode.DEADLINE_EXCEEDED),
+    reasons.ERROR_REASON_TEMPLATE_NOT_FOUND: Row(StatusCode.NOT_FOUND, _TEMPLATE),
+    reasons.ERROR_REASON_TEMPLATE_PARAMETERS_INVALID: Row(StatusCode.INVALID_ARGUMENT),
+    reasons.ERROR_REASON_TEMPLATE_IN_USE: Row(StatusCode.FAILED_PRECONDITION, _TEMPLATE),
+    reasons.ERROR_REASON_TEMPLATE_BUILT_IN: Row(StatusCode.FAILED_PRECONDITION, _TEMPLATE),
     reasons.ERROR_REASON_INTERNAL: Row(StatusCode.INTERNAL),
 }
 
