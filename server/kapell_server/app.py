@@ -31,7 +31,9 @@ from kapell_server.rpc.pipeline import Pipeline
 from kapell_server.rpc.server import AddressUnusableError, RpcServer, is_loopback
 from kapell_server.rpc.task_logs import TaskLogs
 from kapell_server.rpc.tasks import TaskServicer
+from kapell_server.rpc.templates import TemplateServicer
 from kapell_server.rpc.workers import WorkerServicer
+from kapell_server.shipped_templates import install_templates
 from kapell_server.spawner.spawner import Spawner
 from kapell_server.store.database import Database, StorageError, open_database
 from kapell_server.store.logs import MAX_BYTES, LogStore
@@ -117,6 +119,8 @@ class App:
         )
         await engine.start()
         undo.push_async_callback(engine.stop)
+        if not config.no_templates:
+            await install_templates(engine)
         logs = LogStore(self.directory.logs)
         undo.callback(logs.close)
         undo.push_async_callback(rpc.stop, STOP_GRACE)
@@ -174,6 +178,7 @@ class App:
                 task_logs=TaskLogs(reads, logs, engine.ring, self.supervisor),
             ),
             "AgentService": AgentServicer(engine, reads, watches=watches, spawner=spawner, profiles=config.profiles),
+            "TemplateService": TemplateServicer(engine, reads),
             "WorkerService": WorkerServicer(
                 engine, logs=logs, directives=Directives(engine.ring, reads, self.supervisor)
             ),

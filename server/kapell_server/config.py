@@ -39,6 +39,7 @@ class Config:
     database_url: str
     no_auth: bool
     insecure_bind: bool
+    no_templates: bool
     log_format: str
     max_watches: int
     max_agents: int
@@ -240,6 +241,13 @@ SETTINGS: tuple[Setting, ...] = (
         read=_switch,
         switch=True,
         help="allow an address that other machines can reach, though nothing is encrypted",
+    ),
+    Setting(
+        key="no_templates",
+        default=False,
+        read=_switch,
+        switch=True,
+        help="begin without the templates that come with Kapell",
     ),
     Setting(
         key="log_format",

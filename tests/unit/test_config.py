@@ -52,6 +52,7 @@ def test_every_setting_can_be_given_by_file_variable_and_flag(tmp_path: Path) ->
         "database_url": "postgresql://db/kapell",
         "no_auth": True,
         "insecure_bind": True,
+        "no_templates": True,
         "log_format": "json",
         "max_watches": 5,
         "max_agents": 5,

@@ -1,0 +1,186 @@
+"""The templates that come with Kapell: all there, all right, and rendered as the golden files show.
+
+Accept changed renders with UPDATE_GOLDEN=1, after reading them as an agent would.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kapell.template_files import read_template, write_template
+from kapell.v1.template_pb2 import Template, TemplateSpec, TemplateVersion
+from kapell_server import shipped_templates
+from kapell_server.domain.parameters import plain
+from kapell_server.domain.template_version import Compiled, check_spec, compile_version
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "templates"
+
+SHIPPED = dict(shipped_templates.shipped())
+
+# The least a user types, and everything there is to say.
+SPARE: dict[str, dict[str, Any]] = {
+    "bug-fix": {"bug_description": "Totals are wrong by a cent.\nSteps: order three items at 0.335."},
+    "code-explanation": {"targets": ["src/parser.py"]},
+    "code-review": {"files": ["src/a.py", "src/b.py"]},
+    "dependency-upgrade": {"packages": ["django@5.2", "pytest"]},
+    "development-plan": {"goal": "Customers can export their invoices as one archive."},
+    "documentation": {"subject": "the export of invoices"},
+    "feature-implementation": {"feature": "Customers can export their invoices as one archive."},
+    "incident-triage": {"symptom": "Checkout answers 502 since 14:05 UTC."},
+    "migration": {"from": "unittest", "to": "pytest", "scope": ["tests"]},
+    "performance-analysis": {"targets": ["src/report.py"]},
+    "refactor": {"targets": ["src/parser.py"], "goal": "The parser can be tested without a network."},
+    "release-notes": {"version": "1.4.0"},
+    "security-audit": {"scope": ["src"]},
+    "write-tests": {"targets": ["src/parser.py"]},
+}
+FULL: dict[str, dict[str, Any]] = {
+    "bug-fix": {"error_log": "Traceback:\n```\nValueError\n```", "affected_files": ["src/totals.py", "src/tax.py"]},
+    "code-explanation": {"question": "Why is the cache keyed twice?", "depth": "line-by-line", "reader": "a student"},
+    "code-review": {
+        "branch": "develop",
+        "check_security": False,
+        "check_performance": False,
+        "focus": "Mind the retry loop.\nIt was wrong before.",
+    },
+    "dependency-upgrade": {"policy": "patch", "manifest": "web/package.json", "run_checks": "make test"},
+    "development-plan": {
+        "context_files": ["README.md"],
+        "constraints": "No new service.",
+        "team": {"agents": 4},
+        "max_slice_hours": 2,
+    },
+    "documentation": {
+        "kind": "tutorial",
+        "audience": "an accountant",
+        "sources": ["src/export.py"],
+        "output": "docs/export.md",
+    },
+    "feature-implementation": {
+        "acceptance_criteria": ["The archive opens everywhere.", "10,000 invoices take less than a minute."],
+        "constraints": "No new dependency.",
+        "entry_points": ["src/invoices"],
+        "include_docs": False,
+    },
+    "incident-triage": {
+        "severity": "sev1",
+        "logs": "14:05:01 upstream timed out",
+        "metrics": "p99 30 s (was 0.2 s)",
+        "recent_changes": ["13:58 release 211", "14:00 certificate renewed"],
+        "component_paths": ["deploy/checkout.yaml"],
+    },
+    "migration": {"reason": "Fixtures.", "strategy": "plan-only", "keep_compatible": False},
+    "performance-analysis": {
+        "symptom": "The monthly report takes ten minutes.",
+        "objective": "below 30 s",
+        "workload": "make report MONTH=2030-01",
+        "apply_changes": True,
+    },
+    "refactor": {"public_interface": "may-change"},
+    "release-notes": {"since": "v1.3.0", "until": "main", "audience": "operators", "output": "CHANGELOG.md"},
+    "security-audit": {
+        "threat_model": "Any customer may be hostile.",
+        "minimum_severity": "high",
+        "check_dependencies": False,
+    },
+    "write-tests": {"level": "unit", "framework": "pytest", "behaviours": ["An empty file is an empty list."]},
+}
+
+
+def compiled(template_id: str) -> Compiled:
+    return compile_version(TemplateVersion(template_id=template_id, version=1, spec=SHIPPED[template_id]))
+
+
+def test_the_fourteen_are_there() -> None:
+    assert set(SHIPPED) == {
+        "code-review",
+        "bug-fix",
+        "feature-implementation",
+        "refactor",
+        "write-tests",
+        "documentation",
+        "security-audit",
+        "performance-analysis",
+        "dependency-upgrade",
+        "migration",
+        "release-notes",
+        "incident-triage",
+        "development-plan",
+        "code-explanation",
+    }
+
+
+@pytest.mark.parametrize("template_id", SHIPPED)
+def test_it_is_right_and_says_what_it_is_for(template_id: str) -> None:
+    spec = SHIPPED[template_id]
+
+    assert check_spec(spec) == []
+    assert spec.display_name
+    assert spec.description.endswith(".")
+    assert spec.tags
+    assert spec.timeouts.HasField("run_timeout")
+    assert [p.name for p in spec.parameters if len(p.description) < 15] == []
+
+
+def _parameters(spec: TemplateSpec) -> dict[str, tuple[bool, Any]]:
+    return {p.name: (p.required, plain(p.default_value)) for p in spec.parameters}
+
+
+def test_code_review_and_bug_fix_take_what_was_promised() -> None:
+    review, fix = _parameters(SHIPPED["code-review"]), _parameters(SHIPPED["bug-fix"])
+
+    assert review["files"] == (True, None)
+    assert review["branch"] == (False, "main")
+    assert review["check_security"] == review["check_performance"] == (False, True)
+    assert fix["bug_description"] == (True, None)
+    assert fix["error_log"] == fix["affected_files"] == (False, None)
+
+
+@pytest.mark.parametrize("template_id", SHIPPED)
+@pytest.mark.parametrize("kind", ["spare", "full"])
+def test_its_render_is_the_golden_one(template_id: str, kind: str) -> None:
+    given = SPARE[template_id] | (FULL[template_id] if kind == "full" else {})
+
+    rendered = compiled(template_id).render(given, "parameters")
+
+    text = f"# {rendered.display_name}\n\n{rendered.prompt}"
+    file = GOLDEN / f"{template_id}-{kind}.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        file.write_text(text, encoding="utf-8")
+    assert text == file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("template_id", SHIPPED)
+@pytest.mark.parametrize("kind", ["spare", "full"])
+def test_its_prompt_is_clean_markdown(template_id: str, kind: str) -> None:
+    given = SPARE[template_id] | (FULL[template_id] if kind == "full" else {})
+
+    lines = compiled(template_id).render(given, "parameters").prompt.splitlines()
+
+    assert not [line for line in lines if line != line.rstrip()]
+    assert not [number for number in range(1, len(lines)) if not lines[number] and not lines[number - 1]]
+
+
+def test_every_option_of_every_template_renders() -> None:
+    for template_id, spec in SHIPPED.items():
+        for parameter in spec.parameters:
+            for option in parameter.rules.options:
+                given = SPARE[template_id] | {parameter.name: option}
+                assert compiled(template_id).render(given, "parameters").prompt
+
+
+@pytest.mark.parametrize("template_id", SHIPPED)
+def test_the_client_reads_the_file_as_the_server_does(template_id: str) -> None:
+    text = (shipped_templates.DIRECTORY / f"{template_id}.yaml").read_bytes()
+
+    assert read_template(text) == (template_id, SHIPPED[template_id])
+
+
+@pytest.mark.parametrize("template_id", SHIPPED)
+def test_an_exported_file_is_read_as_the_same_template(template_id: str) -> None:
+    written = write_template(Template(template_id=template_id, version=1, spec=SHIPPED[template_id]))
+
+    assert read_template(written) == (template_id, SHIPPED[template_id])
