@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[TestServer]:
-    async with serve(tmp_path) as server:
+    # Without templates, so that the log is empty at first.
+    async with serve(tmp_path, no_templates=True) as server:
         yield server
 
 

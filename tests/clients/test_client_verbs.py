@@ -9,11 +9,12 @@ import pytest
 from kapell import Client, errors
 from kapell.connection import STREAMING_METHODS
 from kapell.tasks import task_spec
-from kapell.v1 import agent_pb2, task_pb2
+from kapell.v1 import agent_pb2, task_pb2, template_pb2
 
 from tests.clients.every_method import Recorder, methods, recording
 
 _SPEC = agent_pb2.AgentSpec(agent_types=["a"], command=agent_pb2.CommandRuntime(argv=["true"]))
+_TEMPLATE = template_pb2.TemplateSpec(agent_type="a", prompt="Hello")
 
 VERBS: dict[str, Callable[[Client], Awaitable[object]]] = {
     "GetServerInfo": lambda c: c.admin.server_info(),
@@ -44,6 +45,17 @@ VERBS: dict[str, Callable[[Client], Awaitable[object]]] = {
     "ListTaskAttempts": lambda c: c.tasks.attempts("task_1"),
     "WaitTask": lambda c: _ignoring_timeout(c.tasks.wait("task_1", timeout=0)),
     "StreamTaskLogs": lambda c: anext(c.tasks.logs("task_1", attempt=1), None),
+    "CreateTemplate": lambda c: c.templates.create("greet", _TEMPLATE),
+    "GetTemplate": lambda c: c.templates.get("greet@1"),
+    "ListTemplates": lambda c: c.templates.list(tags=["a"], built_in=False),
+    "UpdateTemplate": lambda c: c.templates.update("greet", _TEMPLATE, etag="e1"),
+    "DeleteTemplate": lambda c: c.templates.delete("greet", force=True),
+    "ListTemplateVersions": lambda c: c.templates.versions("greet"),
+    "SetTemplateAlias": lambda c: c.templates.set_alias("greet", "stable", 1),
+    "DeleteTemplateAlias": lambda c: c.templates.delete_alias("greet", "stable"),
+    "ValidateTemplate": lambda c: c.templates.validate(_TEMPLATE, {"name": "Ada"}),
+    "RenderTemplate": lambda c: c.templates.render("greet", {"name": "Ada"}),
+    "CloneTemplate": lambda c: c.templates.clone("greet", "mine", defaults={"name": "Ada"}),
     "WatchTasks": lambda c: c.tasks.watch(states=["queued"]).ready(),
 }
 

@@ -12,6 +12,7 @@ from kapell.messages import Instant, agent_states, event_kind, task_states, time
 from kapell.v1.agent_pb2 import AgentFilter, AgentState
 from kapell.v1.event_pb2 import EventFilter
 from kapell.v1.task_pb2 import TaskFilter, TaskState
+from kapell.v1.template_pb2 import TemplateFilter
 from kapell.v1.watch_pb2 import EventKind
 
 
@@ -27,6 +28,8 @@ class TaskQuery(TypedDict, total=False):
     created_after: Instant
     """At or after this time."""
     created_before: Instant
+    template_ids: Iterable[str]
+    """Made from one of these."""
 
 
 class AgentQuery(TypedDict, total=False):
@@ -48,8 +51,22 @@ class EventQuery(TypedDict, total=False):
     """By value or name, as in "task.completed"."""
     task_ids: Iterable[str]
     agent_ids: Iterable[str]
+    template_ids: Iterable[str]
     labels: Mapping[str, str]
     """Of resources that carry all of them, with these values."""
+
+
+class TemplateQuery(TypedDict, total=False):
+    """Which templates are wanted."""
+
+    template_ids: Iterable[str]
+    agent_types: Iterable[str]
+    tags: Iterable[str]
+    """All of them."""
+    built_in: bool
+    """Only those that came with Kapell, or only the others."""
+    text: str
+    """Words that must all occur in id, name or description."""
 
 
 def task_filter(**query: Unpack[TaskQuery]) -> TaskFilter:
@@ -61,6 +78,7 @@ def task_filter(**query: Unpack[TaskQuery]) -> TaskFilter:
         labels=query.get("labels", {}),
         created_after_time=timestamp(query.get("created_after")),
         created_before_time=timestamp(query.get("created_before")),
+        template_ids=query.get("template_ids", ()),
     )
 
 
@@ -80,5 +98,17 @@ def event_filter(**query: Unpack[EventQuery]) -> EventFilter:
         kinds=[event_kind(kind) for kind in query.get("kinds", ())],
         task_ids=query.get("task_ids", ()),
         agent_ids=query.get("agent_ids", ()),
+        template_ids=query.get("template_ids", ()),
         labels=query.get("labels", {}),
+    )
+
+
+def template_filter(**query: Unpack[TemplateQuery]) -> TemplateFilter:
+    """The message for a query of templates."""
+    return TemplateFilter(
+        template_ids=query.get("template_ids", ()),
+        agent_types=query.get("agent_types", ()),
+        tags=query.get("tags", ()),
+        built_in=query.get("built_in"),
+        text=query.get("text", ""),
     )

@@ -26,6 +26,7 @@ from kapell.discovery import Endpoint
 from kapell.emitter import Handler
 from kapell.events import Events
 from kapell.tasks import Tasks
+from kapell.templates import Templates
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -184,6 +185,24 @@ class SyncEvents(_Face[Events]):
     watch = streaming(Events.watch)
 
 
+class SyncTemplates(_Face[Templates]):
+    """`client.templates`, blocking."""
+
+    create = blocking(Templates.create)
+    update = blocking(Templates.update)
+    apply = blocking(Templates.apply)
+    get = blocking(Templates.get)
+    list = blocking(Templates.list)
+    iterate = streaming(Templates.iterate)
+    versions = blocking(Templates.versions)
+    delete = blocking(Templates.delete)
+    set_alias = blocking(Templates.set_alias)
+    delete_alias = blocking(Templates.delete_alias)
+    validate = blocking(Templates.validate)
+    render = blocking(Templates.render)
+    clone = blocking(Templates.clone)
+
+
 class SyncAdmin(_Face[Admin]):
     """`client.admin`, blocking."""
 
@@ -209,6 +228,7 @@ class SyncClient:
         self._wrapped: dict[tuple[str, Handler], Handler] = {}
         self.agents = SyncAgents(loop, client.agents)
         self.tasks = SyncTasks(loop, client.tasks)
+        self.templates = SyncTemplates(loop, client.templates)
         self.events = SyncEvents(loop, client.events)
         self.admin = SyncAdmin(loop, client.admin)
         self.watch = self.events.watch

@@ -46,6 +46,10 @@ class TaskFields(TypedDict, total=False):
 
     task_id: str
     display_name: str
+    template: str
+    """What to make it from: "code-review", "code-review@3" or "code-review@stable"."""
+    parameters: Mapping[str, Any] | Struct
+    """The template's parameters."""
     input: Mapping[str, Any] | Struct
     priority: int
     labels: Mapping[str, str]
@@ -62,8 +66,8 @@ class TaskWatchKeywords(TaskQuery, WatchKeywords, total=False):
     """Which tasks to watch, and how."""
 
 
-def task_spec(agent_type: str, prompt: str = "", **fields: Unpack[TaskFields]) -> pb.TaskSpec:
-    """The spec of a task, for `Tasks.create_batch`."""
+def task_spec(agent_type: str = "", prompt: str = "", **fields: Unpack[TaskFields]) -> pb.TaskSpec:
+    """The spec of a task, for `Tasks.create_batch`: a type and prompt, or a `template` with `parameters`."""
     retry = fields.get("retry_policy")
     if retry is None and "max_attempts" in fields:
         retry = pb.RetryPolicy(max_attempts=fields["max_attempts"])
@@ -75,6 +79,8 @@ def task_spec(agent_type: str, prompt: str = "", **fields: Unpack[TaskFields]) -
         display_name=fields.get("display_name", ""),
         agent_type=agent_type,
         prompt=prompt,
+        template=fields.get("template", ""),
+        parameters=struct(fields.get("parameters")),
         input=struct(fields.get("input")),
         priority=fields.get("priority"),
         labels=fields.get("labels", {}),
@@ -96,14 +102,17 @@ class Tasks:
 
     async def create(
         self,
-        agent_type: str,
+        agent_type: str = "",
         prompt: str = "",
         *,
         request_id: str = "",
         validate_only: bool = False,
         **fields: Unpack[TaskFields],
     ) -> pb.Task:
-        """Creates a task; it is durable when this returns. `validate_only` checks and creates nothing."""
+        """Creates a task; it is durable when this returns. `validate_only` checks and creates nothing.
+
+        Say its type and prompt, or a `template` with `parameters`; the template's type may be overridden.
+        """
         request = pb.CreateTaskRequest(
             task=task_spec(agent_type, prompt, **fields),
             request_id=request_id or new_request_id(),
@@ -118,7 +127,7 @@ class Tasks:
 
     async def run(
         self,
-        agent_type: str,
+        agent_type: str = "",
         prompt: str = "",
         *,
         timeout: Seconds | None = None,
