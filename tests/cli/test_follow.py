@@ -105,6 +105,7 @@ def test_wait_gives_8_when_the_time_is_up(cast: Shell) -> None:
     assert "kapell task wait task_waiting" in result.err
 
 
+@pytest.mark.parametrize("server_process", [("--no-templates",)], indirect=True)
 def test_a_watch_survives_a_restart_of_the_server(server_process: object, no_server: Shell) -> None:
     from tests.support.server_process import ServerProcess
 

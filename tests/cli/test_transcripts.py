@@ -22,18 +22,22 @@ READING = {
     "agent-list": ("agent", "list"),
     "agent-get": ("agent", "get", "agent_shell"),
     "profile-list": ("profile", "list"),
+    "template-list": ("template", "list", "--tag", "bug"),
+    "template-get": ("template", "get", "bug-fix"),
+    "template-render": ("template", "render", "code-explanation", "--param", "targets=src/a.py"),
     "event-list": ("event", "list", "--task", "task_good", "--oldest"),
     "status": ("status",),
     "version": ("version",),
     "error-not-found": ("task", "get", "task_nobody_knows"),
     "error-conflict": ("task", "cancel", "task_good"),
+    "error-parameters": ("run", "code-review", "--param", "branch=a", "--param", "file=b"),
     "error-usage": ("task", "list", "--state", "sleeping"),
     "error-unknown-command": ("task", "lst"),
 }
 
 
-# Errors have none, and the JSON of `status` holds a map, which comes in any order.
-WITHOUT_JSON = ("error-", "status")
+# Errors have none, and the JSON of the others holds a map, which comes in any order.
+WITHOUT_JSON = ("error-", "status", "template-render")
 
 
 @pytest.mark.parametrize("name", READING)

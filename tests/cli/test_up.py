@@ -121,18 +121,21 @@ def test_the_demo_does_what_it_says_and_leaves_nothing(up: Shell) -> None:
         seen = states(up)
         attempts = {t["displayName"]: t["attempt"] for t in json.loads(up.pipe("task", "list", "-o", "json").out)}
         counted = up.pipe("task", "run", "--type", "shell", "wc -l < a.py")
+        reviewed = up.pipe("run", "code-review", "--param", "files=a.py", "--param", "branch=dev")
 
         process.send_signal(signal.SIGINT)
         rest, err = process.communicate(timeout=60)
 
     assert "no model" in said
-    assert sorted(agent["displayName"] for agent in agents) == ["counter", "hasher", "scribe"]
+    assert sorted(agent["displayName"] for agent in agents) == ["counter", "hasher", "reader", "scribe"]
     assert seen["Count the lines of every Python file"] == "succeeded"
     assert seen["Find a file that is not there"] == "failed"
     assert attempts["Find a file that is not there"] == 2
     assert seen["Works at the second attempt"] == "succeeded"
     assert seen["Count to a thousand, slowly (will be cancelled)"] == "cancelled"
     assert counted.out.split() == ["2"]
+    assert "a.py: 2 lines" in reviewed.out
+    assert reviewed.code == 0
     assert process.returncode == 0, err
     assert "Everything has stopped" in rest
     assert left_over(up) == []

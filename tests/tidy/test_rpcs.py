@@ -46,6 +46,17 @@ COMMANDS = {
     "TaskService.ListTaskAttempts": "task attempts",
     "TaskService.StreamTaskLogs": "task logs",
     "TaskService.WatchTasks": "task watch",
+    "TemplateService.CreateTemplate": "template apply",
+    "TemplateService.GetTemplate": "template get",
+    "TemplateService.ListTemplates": "template list",
+    "TemplateService.UpdateTemplate": "template apply",
+    "TemplateService.DeleteTemplate": "template delete",
+    "TemplateService.ListTemplateVersions": "template versions",
+    "TemplateService.SetTemplateAlias": "template alias",
+    "TemplateService.DeleteTemplateAlias": "template alias",
+    "TemplateService.ValidateTemplate": "template validate",
+    "TemplateService.RenderTemplate": "template render",
+    "TemplateService.CloneTemplate": "template clone",
 }
 NO_COMMAND = {
     "AdminService.GetDiagnostics": "for operators' dashboards; `kapell status` shows what a person needs",

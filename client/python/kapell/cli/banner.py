@@ -21,7 +21,7 @@ def banner(
     token_file = data_dir / "admin.token"
     token = "anyone on this machine is let in (--no-auth)" if no_auth else str(token_file)
     title = f"Kapell {__version__} is up" + (
-        " with a demo: three agents run real commands, no model." if is_demo else "."
+        " with a demo: four agents run real commands, no model." if is_demo else "."
     )
     program = _program()
     tries = [

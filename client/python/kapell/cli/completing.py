@@ -49,6 +49,19 @@ def agent_items(_ctx: click.Context, incomplete: str) -> list[CompletionItem]:
     return _quietly(agents)
 
 
+def template_items(_ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+    """The templates whose ids begin with what was typed; their names as help."""
+
+    async def templates(client: Client) -> list[CompletionItem]:
+        return [
+            CompletionItem(template.template_id, help=visible(template.spec.display_name[:60]))
+            for template in (await client.templates.list(page_size=_MOST)).templates
+            if template.template_id.startswith(incomplete)
+        ]
+
+    return _quietly(templates)
+
+
 def profile_items(_ctx: click.Context, incomplete: str) -> list[CompletionItem]:
     """The profiles whose names begin with what was typed."""
 

@@ -88,6 +88,10 @@ _REASONS: dict[str, tuple[Exit, str]] = {
     "STORAGE_BUSY": (Exit.FAILURE, ""),
     "DEADLINE_EXCEEDED": (Exit.FAILURE, "kapell status"),
     "INTERNAL": (Exit.FAILURE, ""),
+    "TEMPLATE_NOT_FOUND": (Exit.NOT_FOUND, "kapell template list"),
+    "TEMPLATE_PARAMETERS_INVALID": (Exit.USAGE, "kapell template get {template_id}"),
+    "TEMPLATE_IN_USE": (Exit.CONFLICT, "kapell task list --template {template_id}"),
+    "TEMPLATE_BUILT_IN": (Exit.CONFLICT, "kapell template clone {template_id} MY-TEMPLATE"),
     # The client's own.
     "SERVER_UNREACHABLE": (Exit.UNREACHABLE, "kapell up"),
     "SERVER_NOT_FOUND": (Exit.UNREACHABLE, ""),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -152,6 +153,36 @@ def task_id(function: _F) -> _F:
     return click.argument("task_id", metavar="TASK_ID", shell_complete=_complete_tasks)(function)
 
 
+def template(function: _F) -> _F:
+    """A template, and which version of it."""
+    return click.argument("template", metavar="TEMPLATE", shell_complete=_complete_templates)(function)
+
+
+def template_id(function: _F) -> _F:
+    """One template id."""
+    return click.argument("template_id", metavar="TEMPLATE_ID", shell_complete=_complete_templates)(function)
+
+
+def template_ids(function: _F) -> _F:
+    """One or more template ids; `-` reads them from stdin."""
+    return _ids("template_ids", "TEMPLATE_ID", _complete_templates, True)(function)
+
+
+def template_files(function: _F) -> _F:
+    """-f, as often as wanted."""
+    option = click.option(
+        "-f", "--file", "files", multiple=True, required=True, metavar="FILE", help="A YAML file; - is stdin."
+    )
+    return option(function)
+
+
+def texts(files: Sequence[str]) -> list[tuple[str, str]]:
+    """Name and text of each file; `-` is stdin."""
+    return [
+        ("stdin", sys.stdin.read()) if name == "-" else (name, Path(name).read_text(encoding="utf-8")) for name in files
+    ]
+
+
 def agent_id(function: _F) -> _F:
     """One agent id."""
     return click.argument("agent_id", metavar="AGENT_ID", shell_complete=_complete_agents)(function)
@@ -182,6 +213,12 @@ def _complete_agents(ctx: click.Context, _param: click.Parameter, incomplete: st
     from kapell.cli.completing import agent_items
 
     return agent_items(ctx, incomplete)
+
+
+def _complete_templates(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[Any]:
+    from kapell.cli.completing import template_items
+
+    return template_items(ctx, incomplete)
 
 
 def input_data(entries: Sequence[str], document: str | None) -> dict[str, Any] | None:

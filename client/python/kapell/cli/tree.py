@@ -41,6 +41,28 @@ TREE = Node(
                 "delete": Node("Delete ended tasks with their logs.", "task_end:delete"),
             },
         ),
+        "run": Node("Create a task from a template and follow it to its end.", "template_run:run"),
+        "template": Node(
+            "Prompts with typed parameters, kept in versions.",
+            examples="""
+                kapell template list
+                kapell template get code-review
+                kapell template render code-review --param files=README.md
+                kapell template apply -f greet.yaml
+            """,
+            children={
+                "list": Node("List templates, the newest first.", "template_read:list_"),
+                "get": Node("Show one template with its parameters and prompt.", "template_read:get"),
+                "versions": Node("List the versions of a template.", "template_read:versions"),
+                "render": Node("Show what a task of a template would be.", "template_try:render"),
+                "validate": Node("Check template files without storing them.", "template_try:validate"),
+                "apply": Node("Create or update templates from files.", "template_write:apply"),
+                "export": Node("Print a template as a file for `apply`.", "template_read:export"),
+                "clone": Node("Create a template from another one, with other defaults.", "template_write:clone"),
+                "alias": Node("Let a name stand for a version.", "template_write:alias"),
+                "delete": Node("Delete templates with all their versions.", "template_write:delete"),
+            },
+        ),
         "agent": Node(
             "Spawn, watch and end agents.",
             examples="""

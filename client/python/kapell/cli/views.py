@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kapell.v1.agent_pb2 import Agent, AgentEvent, AgentProfile, AgentSpec
     from kapell.v1.event_pb2 import Event
     from kapell.v1.task_pb2 import Task, TaskAttempt, TaskEvent, TaskFailure
+    from kapell.v1.template_pb2 import Template
     from kapell.v1.watch_pb2 import Actor
 
     AnyEvent = Event | TaskEvent | AgentEvent
@@ -103,6 +104,7 @@ def task_card(task: Task) -> list[Line]:
         Line("Progress", _progress_text(task)),
         Line("Failure", Cell(failure_text(task.failure) if task.HasField("failure") else "", "red")),
         Line("Type", task.agent_type),
+        Line("Template", f"{task.template_id}@{task.template_version}" if task.template_id else ""),
         Line("Priority", str(task.priority)),
         Line("Attempts", f"{task.attempts_used} of {task.retry_policy.max_attempts}"),
         Line("Agent", task.lease.agent_id),
@@ -258,20 +260,34 @@ def _agent_of(event: AnyEvent) -> Agent:
     return event.agent  # type: ignore[union-attr]
 
 
+def _template_of(event: AnyEvent) -> Template | None:
+    """The template an event is about; None for other events."""
+    fields = event.DESCRIPTOR.fields_by_name
+    if "template" in fields and event.HasField("template"):  # type: ignore[arg-type]
+        return event.template  # type: ignore[union-attr]
+    return None
+
+
 def event_subject(event: AnyEvent) -> str:
     """The id of what an event is about."""
-    task = _task_of(event)
+    task, template = _task_of(event), _template_of(event)
+    if template is not None:
+        return template.template_id
     return task.task_id if task is not None else _agent_of(event).agent_id
 
 
 def _subject_state(event: AnyEvent) -> Cell:
-    task = _task_of(event)
+    task, template = _task_of(event), _template_of(event)
+    if template is not None:
+        return Cell(f"version {template.latest_version}")
     return task_state(task) if task is not None else agent_state(_agent_of(event))
 
 
 def event_text(event: AnyEvent) -> str:
     """What an event is about, in words: progress, failure, name."""
-    task = _task_of(event)
+    task, template = _task_of(event), _template_of(event)
+    if template is not None:
+        return template.spec.display_name
     if task is None:
         agent = _agent_of(event)
         used = f"{agent.slots_used}/{agent.slots_total} slots"

@@ -21,6 +21,13 @@ def _filters(function: Any) -> Any:
     """The filters of both commands."""
     for option in (
         options.labels("Of tasks and agents with this label; may be repeated."),
+        click.option(
+            "--template",
+            "template_ids",
+            multiple=True,
+            metavar="TEMPLATE_ID",
+            help="Of this template itself; may be repeated.",
+        ),
         click.option("--agent", "agent_ids", multiple=True, metavar="AGENT_ID", help="Of this agent; may be repeated."),
         click.option("--task", "task_ids", multiple=True, metavar="TASK_ID", help="Of this task; may be repeated."),
         click.option(

@@ -17,12 +17,20 @@ from kapell.cli.times import DURATION, MOMENT
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+_ID = click.option("--id", "task_id", metavar="TASK_ID", help="An id of your choice, task_…; it makes repeating safe.")
+_LIMITS = (
+    options.labels("A label; may be repeated."),
+    click.option("--not-before", type=MOMENT, metavar="TIME", help="Start no earlier: 10m from now, or a time."),
+    click.option("--queue-timeout", type=DURATION, metavar="DURATION", help="Fail when no agent took it by then."),
+    click.option("--run-timeout", type=DURATION, metavar="DURATION", help="Stop an attempt that takes longer."),
+    click.option("--total-timeout", type=DURATION, metavar="DURATION", help="Fail when it has not ended by then."),
+)
 _PARAMETERS = (
     click.argument("prompt", nargs=-1, metavar="[PROMPT]..."),
     click.option("-t", "--type", "agent_type", required=True, metavar="TYPE", help="Which agents may take it."),
     click.option("-f", "--file", metavar="FILE", help="Read the prompt from a file; - is stdin."),
     click.option("--name", metavar="TEXT", help="A name for people. [default: the prompt's first line]"),
-    click.option("--id", "task_id", metavar="TASK_ID", help="An id of your choice, task_…; it makes repeating safe."),
+    _ID,
     click.option(
         "-i", "--input", "inputs", multiple=True, metavar="KEY=VALUE", help="A parameter; JSON where it parses."
     ),
@@ -30,18 +38,42 @@ _PARAMETERS = (
     click.option(
         "-p", "--priority", type=click.IntRange(0, 1000), metavar="0-1000", help="Higher runs first. [default: 500]"
     ),
-    options.labels("A label; may be repeated."),
-    click.option("--not-before", type=MOMENT, metavar="TIME", help="Start no earlier: 10m from now, or a time."),
+    *_LIMITS[:2],
     click.option("--max-attempts", type=click.IntRange(1, 100), metavar="N", help="Attempts in all. [default: 3]"),
-    click.option("--queue-timeout", type=DURATION, metavar="DURATION", help="Fail when no agent took it by then."),
-    click.option("--run-timeout", type=DURATION, metavar="DURATION", help="Stop an attempt that takes longer."),
-    click.option("--total-timeout", type=DURATION, metavar="DURATION", help="Fail when it has not ended by then."),
+    *_LIMITS[2:],
+)
+_OF_TEMPLATE = (
+    click.option("-t", "--type", "agent_type", default="", metavar="TYPE", help="Other agents than the template says."),
+    click.option("--name", metavar="TEXT", help="A name for people. [default: as the template says]"),
+    _ID,
+    click.option(
+        "-p",
+        "--priority",
+        type=click.IntRange(0, 1000),
+        metavar="0-1000",
+        help="Higher runs first. [default: as the template says]",
+    ),
+    *_LIMITS[:2],
+    click.option(
+        "--max-attempts",
+        type=click.IntRange(1, 100),
+        metavar="N",
+        help="Attempts in all. [default: as the template says]",
+    ),
+    *_LIMITS[2:],
 )
 
 
 def task_fields(function: _F) -> _F:
     """Adds the parameters above; the command gets them as keywords and hands them to `new_task`."""
     for parameter in reversed(_PARAMETERS):
+        function = parameter(function)
+    return function
+
+
+def fields_of_template(function: _F) -> _F:
+    """Adds what may be said of a task besides its template; the command hands it to `fields_given`."""
+    for parameter in reversed(_OF_TEMPLATE):
         function = parameter(function)
     return function
 
@@ -69,16 +101,26 @@ def new_task(
     **rest: Any,
 ) -> NewTask:
     """A new task as it was asked for. Several words of a prompt are joined as a shell would quote them."""
+    given = fields_given(
+        name=name,
+        task_id=task_id,
+        labels=labels,
+        not_before=not_before,
+        input=options.input_data(inputs, input_json),
+        **rest,
+    )
+    return NewTask(agent_type, _prompt(prompt, file), given)
+
+
+def fields_given(*, name: str | None, labels: dict[str, str], not_before: float | None, **rest: Any) -> dict[str, Any]:
+    """What was said of a task, as keywords of `client.tasks.create`."""
     fields: dict[str, Any] = {
         "display_name": name,
-        "task_id": task_id,
-        "input": options.input_data(inputs, input_json),
         "labels": labels or None,
         "not_before": None if not_before is None else datetime.fromtimestamp(not_before, UTC),
         **rest,
     }
-    given = {key: value for key, value in fields.items() if value is not None}
-    return NewTask(agent_type, _prompt(prompt, file), given)
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def _prompt(words: tuple[str, ...], file: str | None) -> str:

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     help=f"One of {', '.join(TASK_WORDS)}; may be repeated.",
 )
 @click.option("-t", "--type", "agent_types", multiple=True, metavar="TYPE", help="Of this agent type; may be repeated.")
+@click.option(
+    "--template", "template_ids", multiple=True, metavar="TEMPLATE_ID", help="Made from this template; may be repeated."
+)
 @options.labels("With this label; may be repeated.")
 @click.option("--since", type=DURATION, metavar="DURATION", help="Created within the last 30m, 2h, 7d …")
 @click.option("--oldest", is_flag=True, help="The oldest first.")

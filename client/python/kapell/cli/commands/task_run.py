@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -21,6 +22,16 @@ if TYPE_CHECKING:
     from kapell import Client
     from kapell.v1.task_pb2 import Task
 
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def following(function: _F) -> _F:
+    """--timeout and --times, of all that follow a task."""
+    function = click.option("--times", is_flag=True, help="Show when each line was written.")(function)
+    return click.option(
+        "--timeout", type=DURATION, metavar="DURATION", help="Stop following after this; exit code 8. The task goes on."
+    )(function)
+
 
 @command(
     "run",
@@ -33,10 +44,7 @@ if TYPE_CHECKING:
     """,
 )
 @task_fields
-@click.option(
-    "--timeout", type=DURATION, metavar="DURATION", help="Stop following after this; exit code 8. The task goes on."
-)
-@click.option("--times", is_flag=True, help="Show when each line was written.")
+@following
 @options.dry_run
 @options.output
 @click.pass_obj
@@ -46,12 +54,23 @@ def run(app: App, /, dry_run: bool, timeout: float | None, times: bool, **values
 
         click.get_current_context().invoke(create, dry_run=True, **values)
         return
+    wanted = new_task(**values)
+    run_to_end(
+        app,
+        lambda client: client.tasks.create(wanted.agent_type, wanted.prompt, **wanted.fields),
+        timeout=timeout,
+        times=times,
+    )
+
+
+def run_to_end(
+    app: App, create: Callable[[Client], Awaitable[Task]], *, timeout: float | None, times: bool
+) -> NoReturn:
+    """Creates a task, follows it, and ends the command with the exit code of its outcome."""
     from kapell.cli.following import Following
 
-    wanted = new_task(**values)
-
     async def work(client: Client) -> Task:
-        task = await client.tasks.create(wanted.agent_type, wanted.prompt, **wanted.fields)
+        task = await create(client)
         app.reattach = (
             f"The task goes on. Re-attach with: kapell task logs --follow {task.task_id}\n"
             f"Stop it with: kapell task cancel {task.task_id}"

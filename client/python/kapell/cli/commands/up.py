@@ -27,7 +27,7 @@ _EPILOG = (
     """,
     epilog=_EPILOG,
 )
-@click.option("--demo", is_flag=True, help="Spawn three agents and give them tasks over this directory's files.")
+@click.option("--demo", is_flag=True, help="Spawn four agents and give them tasks over this directory's files.")
 @click.option("--data-dir", metavar="DIRECTORY", help="Where everything is kept. [default: ~/.local/share/kapell]")
 @click.option("--grpc-address", metavar="HOST:PORT", help="Where to listen; port 0 is any. [default: 127.0.0.1:50051]")
 @click.option("--database-url", metavar="URL", help="A PostgreSQL server instead of the embedded database.")
