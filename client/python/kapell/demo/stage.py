@@ -50,7 +50,8 @@ class Stage:
 
     async def open(self) -> list[Task]:
         """Spawns the agents and creates the first tasks; returns these when all agents are there."""
-        await asyncio.gather(*(self._spawn(name, agent_type) for name, agent_type in work.AGENTS))
+        runners = (self._spawn(name, [agent_type, "shell"], "{prompt}") for name, agent_type in work.AGENTS)
+        await asyncio.gather(*runners, self._spawn(work.READER, ["code"], _doubled(work.READS), stdin="{prompt}"))
         doomed = await self._create(work.TO_BE_CANCELLED)
         self._cancelling = asyncio.create_task(self._cancel_once_it_runs(doomed), name="cancel one demo task")
         return [doomed, *[await self._create(job) for job in work.OPENING]]
@@ -67,13 +68,14 @@ class Stage:
             if self._cancelling is not None:
                 self._cancelling.cancel()
 
-    async def _spawn(self, name: str, agent_type: str) -> Agent:
+    async def _spawn(self, name: str, agent_types: Sequence[str], script: str, *, stdin: str = "") -> Agent:
         command = CommandRuntime(
-            argv=["sh", "-c", "{prompt}"],
+            argv=["sh", "-c", script],
+            stdin=stdin,
             env={"KAPELL_DEMO_PACE": f"{self._pace:g}"},
             working_directory=str(self._directory),
         )
-        spec = AgentSpec(agent_types=[agent_type, "shell"], slots=2, command=command)
+        spec = AgentSpec(agent_types=agent_types, slots=2, command=command)
         return await self._client.agents.spawn(spec=spec, display_name=name, labels=LABELS, wait=20)
 
     async def _create(self, job: Job) -> Task:
@@ -110,3 +112,8 @@ class Stage:
         for task_id in ended[:-KEEP]:
             with contextlib.suppress(NotFound):  # Somebody was faster.
                 await self._client.tasks.delete(task_id)
+
+
+def _doubled(script: str) -> str:
+    """A script without placeholders, as a command line writes it: with its braces doubled."""
+    return script.replace("{", "{{").replace("}", "}}")

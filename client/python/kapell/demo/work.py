@@ -133,5 +133,24 @@ OPENING = (COUNT, TODOS, HASH, SECOND_TIME_LUCKY, HOPELESS, LONGEST, WORDS, URGE
 TRICKLE = (COUNT, WORDS, URGENT, TODOS, LONGEST, HASH, SECOND_TIME_LUCKY)
 """What comes afterwards, one at a time, over and over."""
 
+READER = "reader"
+"""Name of the fourth agent, which takes tasks of the templates that come with Kapell."""
+
+READS = f"""
+prompt=$(mktemp)
+{_FILES}
+trap 'rm -f "$list" "$prompt"' EXIT INT TERM
+cat > "$prompt"
+echo "This is the demo: a script, not a model. It looks at the files that the prompt names."
+sed -n 's/^- //p' "$prompt" | while IFS= read -r file; do [ ! -f "$file" ] || echo "$file"; done | head -n 60 > "$list"
+look() {{
+  printf '%s: %d lines, %d words, longest line %d\\n' "$1" "$(wc -l < "$1")" "$(wc -w < "$1")" \\
+    "$(awk 'length > max {{ max = length }} END {{ print max + 0 }}' "$1")"
+}}
+each look
+echo "read a prompt of $(wc -l < "$prompt") lines and looked at $(wc -l < "$list") files"
+""".strip()
+"""What it does: reads the prompt on standard input and looks at the files of its lists."""
+
 AGENTS = (("counter", "count"), ("scribe", "todo"), ("hasher", "hash"))
 """Name and agent type of the three agents; each also serves "shell"."""
