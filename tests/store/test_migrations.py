@@ -10,8 +10,9 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from kapell_server.store.migrate import prepare, upgrade
-from kapell_server.store.schema import VERSION, metadata
+from kapell_server.store.schema import VERSION, metadata, specialise
 from sqlalchemy.engine import Connection
+from sqlalchemy.ext.asyncio import create_async_engine
 
 VERSIONS = Path(upgrade.__code__.co_filename).parent / "migrations" / "versions"
 
@@ -78,3 +79,18 @@ def test_the_way_back_removes_what_came(tmp_path: Path, table: str) -> None:
         command.downgrade(config, "0001")
 
         assert not sa.inspect(connection).has_table(table)
+
+
+async def test_a_migrated_postgresql_is_a_fresh_one(postgres_url: str) -> None:
+    specialise("postgresql")
+    engine = create_async_engine(postgres_url.replace("postgresql://", "postgresql+asyncpg://"))
+
+    async with engine.connect() as connection:
+        await connection.run_sync(lambda sync: upgrade(sync, "0001"))
+        await connection.run_sync(prepare)
+        differences = await connection.run_sync(
+            lambda sync: compare_metadata(MigrationContext.configure(sync), metadata)
+        )
+
+    await engine.dispose()
+    assert differences == []
