@@ -284,4 +284,4 @@ def test_a_template_of_a_user_is_not_overwritten_by_one_that_ships(library: Libr
 
     library.do(TemplatesShipped((("review", spec("Theirs {files}")),), "one"))
 
-    assert library.state.template("review") == mine
+    assert library.state.templates.get("review") == mine

@@ -29,14 +29,13 @@ from kapell_server.domain.leases import Lease, LeaseTable
 from kapell_server.domain.polls import PollBoard
 from kapell_server.domain.ready import ReadyIndex, entry_of
 from kapell_server.domain.settings import Settings
-from kapell_server.domain.template_version import Compiled, compile_version, template_not_found
+from kapell_server.domain.template_shelf import TemplateShelf
 from kapell_server.domain.transitions import AGENT_FINAL
 
 Resource = Task | Agent | Template
 """What a change puts; each kind has its own table, and all share the log."""
 
 _TASK_CACHE = 20_000
-_TEMPLATE_CACHE = 500
 _CONTENT_CACHE_BYTES = 32 * 1024 * 1024
 
 
@@ -111,8 +110,7 @@ class State:
         self._tasks: dict[str, Task | None] = {}
         self._contents: dict[str, bytes] = {}
         self._content_bytes = 0
-        self._templates: dict[str, Template | None] = {}
-        self._versions: dict[tuple[str, int], Compiled] = {}
+        self.templates = TemplateShelf(self)
         self._undo: list[tuple[Any, ...]] = []
 
     # -- the batch ---------------------------------------------------------------------------
@@ -158,10 +156,7 @@ class State:
         if excess > 0:
             for task_id in list(itertools.islice(self._tasks, excess)):
                 del self._tasks[task_id]
-        while len(self._templates) > _TEMPLATE_CACHE:
-            del self._templates[next(iter(self._templates))]
-        while len(self._versions) > _TEMPLATE_CACHE:
-            del self._versions[next(iter(self._versions))]
+        self.templates.trim()
         while self._content_bytes > _CONTENT_CACHE_BYTES:
             first = next(iter(self._contents))
             self._content_bytes -= len(self._contents.pop(first))
@@ -300,7 +295,7 @@ class State:
 
     def put_content(self, task_id: str, content: bytes) -> None:
         """Records the content of a task."""
-        self._set(self.pending.contents, task_id, content)
+        self.assign(self.pending.contents, task_id, content)
         self._undo.append((self._cache_content, task_id, self._contents.get(task_id)))
         self._cache_content(task_id, content)
 
@@ -336,7 +331,7 @@ class State:
     def put_attempt(self, record: TaskAttempt, poll_id: str, *, new: bool = False) -> None:
         """Records an attempt; `new` where it has no row yet."""
         key = (record.task_id, record.attempt)
-        self._set(self.pending.attempts, key, (record, poll_id))
+        self.assign(self.pending.attempts, key, (record, poll_id))
         if new:
             self.pending.new_attempts.add(key)
 
@@ -378,85 +373,46 @@ class State:
         if agent.state in AGENT_FINAL:
             self._passing_agents.add(agent.agent_id)
         if deleted:
-            self._delete(self.agents, agent.agent_id)
-            self._set(self.pending.deleted_agents, agent.agent_id, True)
+            self.remove(self.agents, agent.agent_id)
+            self.assign(self.pending.deleted_agents, agent.agent_id, True)
         else:
-            self._set(self.agents, agent.agent_id, agent)
+            self.assign(self.agents, agent.agent_id, agent)
         return agent
 
     def set_instance_key(self, agent_id: str, instance_key: str) -> None:
         """Remembers which process the agent is."""
-        self._set(self.instance_keys, agent_id, instance_key)
-        self._set(self.pending.instance_keys, agent_id, instance_key)
+        self.assign(self.instance_keys, agent_id, instance_key)
+        self.assign(self.pending.instance_keys, agent_id, instance_key)
 
     def keep_spec(self, agent_id: str, spec: AgentSpec) -> None:
         """Stores what a new agent is made of, secrets included, beside its record."""
-        self._set(self.pending.specs, agent_id, spec.SerializeToString())
+        self.assign(self.pending.specs, agent_id, spec.SerializeToString())
 
     def see_agent(self, agent_id: str) -> None:
         """Notes a sign of life: kept in memory and, with the next commit, in its narrow row."""
         self.agent_seen_ns[agent_id] = self.now_ns
         self.pending.heartbeats[agent_id] = self.now_ns
 
-    # -- templates ---------------------------------------------------------------------------
-
-    def find_template(self, template_id: str) -> Template | None:
-        """The template as of its latest version, without its prompt; or None. Not to be altered."""
-        if template_id not in self._templates:
-            self._templates[template_id] = self.loader.load_template(template_id)
-        return self._templates[template_id]
-
-    def template(self, template_id: str) -> Template:
-        """The template; TEMPLATE_NOT_FOUND where there is none."""
-        template = self.find_template(template_id)
-        if template is None:
-            raise template_not_found(template_id)
-        return template
-
-    def template_version(self, template_id: str, version: int) -> Compiled:
-        """A version that the template has, ready to be rendered."""
-        key = (template_id, version)
-        if key not in self._versions:
-            loaded = self.loader.load_template_version(template_id, version)
-            assert loaded is not None, f"{template_id} has no version {version}"
-            self._versions[key] = compile_version(loaded)
-        return self._versions[key]
-
-    def put_template(
-        self,
-        template: Template,
-        kind: EventKind.ValueType,
-        changed: tuple[str, ...],
-        *,
-        created: bool = False,
-        deleted: bool = False,
-    ) -> Template:
-        """Records `template` as the new form, with one event. Takes ownership of the message."""
-        template_id = template.template_id
-        previous = None if created else self._templates.get(template_id)
-        self._number(template)
-        since = previous.revision if previous is not None else 0
-        self.pending.changes.append(Change(template, kind, since, 0, changed, self.caller, created, deleted))
-        self._undo.append((self._unput,))
-        self._set(self._templates, template_id, None if deleted else template)
-        if deleted:
-            for version in range(1, template.latest_version + 1):
-                self._delete(self._versions, (template_id, version))
-                self._delete(self.pending.template_versions, (template_id, version))
-        return template
-
-    def put_template_version(self, compiled: Compiled) -> None:
-        """Records a new version."""
-        version = compiled.version
-        key = (version.template_id, version.version)
-        self._set(self.pending.template_versions, key, version)
-        self._set(self._versions, key, compiled)
-
     # -- the journal -------------------------------------------------------------------------
 
     def on_rollback(self, undo: Callable[..., Any], *arguments: Any) -> None:
         """Registers how to undo a write that State does not know of."""
         self._undo.append((undo, *arguments))
+
+    def record(
+        self,
+        resource: Resource,
+        kind: EventKind.ValueType,
+        since: int,
+        changed: tuple[str, ...],
+        *,
+        created: bool,
+        deleted: bool,
+    ) -> None:
+        """Gives the resource the next revision and notes the change; the caller assigns the resource."""
+        self._number(resource)
+        self.pending.changes.append(Change(resource, kind, since, 0, changed, self.caller, created, deleted))
+        self._undo.append((self._unput,))
 
     def _number(self, resource: Resource) -> None:
         """Gives the resource the next revision."""
@@ -465,14 +421,17 @@ class State:
         resource.etag = str(self.revision)
 
     def _unput(self) -> None:
+        """Takes back the latest change; its resource is for the caller to restore."""
         self.revision -= 1
         self.pending.changes.pop()
 
-    def _set(self, mapping: dict[Any, Any], key: Any, value: Any) -> None:
+    def assign(self, mapping: dict[Any, Any], key: Any, value: Any) -> None:
+        """Sets an entry so that it can be undone."""
         self._undo.append((_restore, mapping, key, mapping.get(key, _ABSENT)))
         mapping[key] = value
 
-    def _delete(self, mapping: dict[Any, Any], key: Any) -> None:
+    def remove(self, mapping: dict[Any, Any], key: Any) -> None:
+        """Drops an entry, if it is there, so that it can be undone."""
         if key in mapping:
             self._undo.append((_restore, mapping, key, mapping.pop(key)))
 

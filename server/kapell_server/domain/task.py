@@ -129,8 +129,8 @@ def _from_template(state: State, spec: TaskSpec, path: str) -> tuple[TaskSpec, i
         )
     _check_size(state, spec, "parameters", path)
     template_id, selector = split_reference(spec.template)
-    number = version_number(state.template(template_id), selector)
-    compiled = state.template_version(template_id, number)
+    number = version_number(state.templates.get(template_id), selector)
+    compiled = state.templates.version(template_id, number)
     rendered = compiled.render(plain_struct(spec.parameters), f"{path}.parameters")
     says = compiled.spec
     filled = TaskSpec(agent_type=says.agent_type, display_name=rendered.display_name, labels=says.labels)

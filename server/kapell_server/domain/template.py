@@ -56,7 +56,7 @@ def create_template(state: State, request: CreateTemplateRequest) -> Template:
 
 def update_template(state: State, request: UpdateTemplateRequest) -> Template:
     """Adds a version; a spec equal to the latest changes nothing."""
-    current = state.template(request.template_id)
+    current = state.templates.get(request.template_id)
     check_etag(request.etag, current.etag)
     _refuse_built_in(current, "changed")
     return _add_version(state, current, request.spec)
@@ -65,7 +65,7 @@ def update_template(state: State, request: UpdateTemplateRequest) -> Template:
 def install_templates(state: State, specs: Sequence[tuple[str, TemplateSpec]], digest: str) -> None:
     """Brings the templates that come with Kapell up to date. One of a user with the same id stays as it is."""
     for template_id, spec in specs:
-        current = state.find_template(template_id)
+        current = state.templates.find(template_id)
         if current is None:
             _create(state, template_id, spec, built_in=True)
         elif current.built_in:
@@ -76,10 +76,10 @@ def install_templates(state: State, specs: Sequence[tuple[str, TemplateSpec]], d
 def clone_template(state: State, request: CloneTemplateRequest) -> Template:
     """Creates a template from a version of another one, with other defaults."""
     template_id, selector = split_reference(request.template)
-    source = state.template(template_id)
+    source = state.templates.get(template_id)
     number = version_number(source, selector)
     spec = TemplateSpec()
-    spec.CopyFrom(state.template_version(template_id, number).spec)
+    spec.CopyFrom(state.templates.version(template_id, number).spec)
     problems = _override_defaults(spec, request)
     if problems:
         raise parameters_invalid(template_id, problems)
@@ -112,7 +112,7 @@ def _override_defaults(spec: TemplateSpec, request: CloneTemplateRequest) -> lis
 
 def set_alias(state: State, request: SetTemplateAliasRequest) -> Template:
     """Lets an alias name a version."""
-    current = state.template(request.template_id)
+    current = state.templates.get(request.template_id)
     version = version_number(current, str(request.version))
     if current.aliases.get(request.alias) == version:
         return current
@@ -124,22 +124,22 @@ def set_alias(state: State, request: SetTemplateAliasRequest) -> Template:
         )
     template = _copy(current)
     template.aliases[request.alias] = version
-    return state.put_template(template, EVENT_KIND_TEMPLATE_ALIASED, ("aliases",))
+    return state.templates.put(template, EVENT_KIND_TEMPLATE_ALIASED, ("aliases",))
 
 
 def delete_alias(state: State, request: DeleteTemplateAliasRequest) -> Template:
     """Removes an alias; one that is not there is left alone."""
-    current = state.template(request.template_id)
+    current = state.templates.get(request.template_id)
     if request.alias not in current.aliases:
         return current
     template = _copy(current)
     del template.aliases[request.alias]
-    return state.put_template(template, EVENT_KIND_TEMPLATE_ALIASED, ("aliases",))
+    return state.templates.put(template, EVENT_KIND_TEMPLATE_ALIASED, ("aliases",))
 
 
 def delete_template(state: State, request: DeleteTemplateRequest) -> DeleteTemplateResponse:
     """Deletes a template with all versions; while its tasks live only if forced."""
-    current = state.template(request.template_id)
+    current = state.templates.get(request.template_id)
     _refuse_built_in(current, "deleted")
     live = 0 if request.force else _live_tasks(state, current.template_id)
     if live:
@@ -149,7 +149,7 @@ def delete_template(state: State, request: DeleteTemplateRequest) -> DeleteTempl
             f"{'has' if live == 1 else 'have'} not ended. Wait for them, or delete it with force; they go on then.",
             metadata={"template_id": current.template_id, "tasks": str(live)},
         )
-    template = state.put_template(_copy(current), EVENT_KIND_TEMPLATE_DELETED, (), deleted=True)
+    template = state.templates.put(_copy(current), EVENT_KIND_TEMPLATE_DELETED, (), deleted=True)
     return DeleteTemplateResponse(revision=template.revision)
 
 
@@ -167,7 +167,7 @@ def _live_tasks(state: State, template_id: str) -> int:
 def _create(
     state: State, template_id: str, spec: TemplateSpec, *, built_in: bool = False, cloned_from: str = ""
 ) -> Template:
-    if state.find_template(template_id) is not None:
+    if state.templates.find(template_id) is not None:
         raise KapellError(
             ERROR_REASON_ID_TAKEN,
             f"Template {template_id} exists already. Choose another template_id, or update this one.",
@@ -182,7 +182,7 @@ def _create(
 
 def _add_version(state: State, current: Template, spec: TemplateSpec) -> Template:
     filled = _with_name(spec, current.template_id)
-    if state.template_version(current.template_id, current.latest_version).spec == filled:
+    if state.templates.version(current.template_id, current.latest_version).spec == filled:
         return current
     return _put_version(state, _copy(current), filled)
 
@@ -200,7 +200,7 @@ def _put_version(state: State, template: Template, spec: TemplateSpec, *, create
     stamp(template.update_time, state.tick_ns())
     kind = EVENT_KIND_TEMPLATE_CREATED if created else EVENT_KIND_TEMPLATE_UPDATED
     changed = () if created else ("version", "spec", "latest_version")
-    put = state.put_template(template, kind, changed, created=created)
+    put = state.templates.put(template, kind, changed, created=created)
     version = TemplateVersion(
         template_id=put.template_id,
         version=put.version,
@@ -209,7 +209,7 @@ def _put_version(state: State, template: Template, spec: TemplateSpec, *, create
         create_time=put.update_time,
         revision=put.revision,
     )
-    state.put_template_version(compile_version(version))
+    state.templates.put_version(compile_version(version))
     return put
 
 
