@@ -38,6 +38,7 @@ FAILURES = {
 }
 # A millisecond more than whole seconds, so that no sum of jumps meets a deadline to the nanosecond.
 JUMPS = (0.001, 1.001, 3.001, 6.001, 9.001, 11.001, 40.001, 95.001, 650.001)
+ENDS = ("complete", "EXIT", "FATAL", "release", "progress", "cancel", "die")
 TRANSITIONS = {
     "PENDING": "QUEUED FAILED CANCELLED",
     "QUEUED": "RUNNING FAILED CANCELLED",
@@ -152,7 +153,7 @@ class Machine(RuleBasedStateMachine):
     def poll_now(self, agent: int, most: int) -> None:
         self.runner.run(self.take(self.agent_at(agent), most, False))
 
-    @rule(verbs=st.lists(st.sampled_from(("complete", "EXIT", "FATAL", "release", "progress", "cancel")), max_size=6))
+    @rule(verbs=st.lists(st.sampled_from(ENDS), max_size=6))
     def a_round_of_work(self, verbs: list[str]) -> None:
         """Every agent takes what it can, and then, in one batch, something becomes of what is held."""
         for name in [name for name in self.oracle.agents if self.oracle.free(name)]:
@@ -234,6 +235,8 @@ class Machine(RuleBasedStateMachine):
                 return self.ask_by_token(verb, self.token(place))
             case ("end", "cancel", task_id):
                 return self.ask(("cancel", list(oracle.tasks).index(task_id)))
+            case ("end", "die", task_id):
+                return self.ask_of_agent("die", oracle.tasks[task_id].holder)
             case ("end", verb, task_id):
                 return self.ask_by_token(verb, oracle.tasks[task_id].token)
             case (verb, place):

@@ -70,7 +70,7 @@ class Oracle:
             elif agent.state == "ACTIVE" and silence >= LEASE:
                 agent.state = "LOST"
             if agent.state in ("LOST", "DRAINING") and agent.external and silence >= OBLIVION:
-                self._end_agent(agent_id)
+                self._end_agent(agent_id, failed=True)
 
     def overdue(self) -> bool:
         """Whether a task came back into play after its total timeout, which the next look will see."""
@@ -129,10 +129,12 @@ class Oracle:
             task.tries -= 1
             self._queue(task)
 
-    def _end_agent(self, agent_id: str) -> None:
+    def _end_agent(self, agent_id: str, failed: bool = False) -> None:
+        """What it held is given up. A death of its own counts as an attempt at all that it was offered."""
         self.agents[agent_id].state = "ENDED"
         for task in self.tasks.values():
-            if task.holder == agent_id:
+            if task.holder == agent_id and task.state in HELD:
+                task.heard = task.heard or failed
                 self._give_up(task)
 
     # -- clients -----------------------------------------------------------------------------
@@ -314,7 +316,7 @@ class Oracle:
 
     def die(self, agent_id: str) -> str | None:
         if agent_id in self.agents and self.agents[agent_id].state != "ENDED":
-            self._end_agent(agent_id)
+            self._end_agent(agent_id, failed=self.agents[agent_id].state != "TERMINATING")
         return None
 
     def delete_agent(self, agent_id: str) -> str | None:
