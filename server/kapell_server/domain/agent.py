@@ -205,12 +205,14 @@ def end(state: State, current: Agent, final: int, reason: str, exit_: ProcessExi
     """Ends an agent and requeues what it had (G2).
 
     What a dead process had been offered counts as an attempt even if it never spoke of it: a task that
-    kills its agent at once would otherwise do so for ever.
+    kills its agent at once would otherwise do so for ever. An offer that had expired by then counts
+    no more here than if its expiry had been looked at first.
     """
     assert final in AGENT_FINAL, "an agent ends in a final state"
     for lease in state.leases.of_agent(current.agent_id):
         task = state.task(lease.task_id)
-        if not lease.confirmed and final != AGENT_STATE_FAILED:
+        expired = lease.expire_ns <= state.now_ns
+        if not lease.confirmed and (expired or final != AGENT_STATE_FAILED):
             attempt.end_unconfirmed(state, lease, task)
             continue
         failure = TaskFailure(reason="AGENT_LOST", message=f"its agent {current.agent_id} ended: {reason}")
