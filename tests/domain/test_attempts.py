@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct, Value
-from kapell.v1.agent_pb2 import TerminateAgentRequest
+from kapell.v1.agent_pb2 import AGENT_STATE_FAILED, TerminateAgentRequest
+from kapell.v1.common_pb2 import ProcessExit
 from kapell.v1.task_pb2 import (
     ATTEMPT_STATE_CANCELLED,
     ATTEMPT_STATE_FAILED,
@@ -32,11 +33,13 @@ from kapell.v1.worker_pb2 import (
     FailTaskRequest,
     HeartbeatRequest,
     LeaseBeat,
+    RegisterWorkerRequest,
     ReleaseTaskRequest,
     ReportProgressRequest,
 )
+from kapell_server.engine.facts import AgentProcessExited
 
-from tests.domain.world import World, as_agent
+from tests.domain.world import World, as_agent, as_ticket
 
 FAILURE = TaskFailure(reason="EXIT_CODE", message="it broke")
 NEVER = RetryPolicy(max_attempts=1)
@@ -468,3 +471,27 @@ def test_details_of_a_failure_reach_attempt_and_task() -> None:
 
     assert world.task(task_id).failure == world.attempt(task_id).failure == failure
     assert world.attempt(task_id).state == ATTEMPT_STATE_FAILED
+
+
+def test_an_offer_not_taken_up_costs_nothing_even_if_its_agent_is_given_up_in_the_same_look() -> None:
+    world = World()
+    agent_id = world.register()
+    task_id = world.create(retry_policy=NEVER)
+    world.lease(agent_id)
+
+    world.advance(700)
+
+    assert world.agent(agent_id).state == AGENT_STATE_FAILED
+    assert (world.task(task_id).state, world.task(task_id).attempts_used) == (TASK_STATE_QUEUED, 0)
+
+
+def test_what_a_dying_process_was_offered_counts_as_an_attempt() -> None:
+    world = World()
+    agent_id = world.spawn()
+    world.do(RegisterWorkerRequest(instance_key="the-host"), caller=as_ticket(agent_id))
+    task_id = world.create(retry_policy=NEVER)
+    world.lease(agent_id)
+
+    world.do(AgentProcessExited(agent_id, ProcessExit(signal=11)))
+
+    assert (world.task(task_id).state, world.task(task_id).attempts_used) == (TASK_STATE_FAILED, 1)

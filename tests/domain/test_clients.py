@@ -34,7 +34,13 @@ from kapell.v1.task_pb2 import (
     UpdateTaskRequest,
 )
 from kapell.v1.watch_pb2 import ACTOR_KIND_USER
-from kapell.v1.worker_pb2 import HeartbeatRequest, LeaseTasksRequest, RegisterWorkerRequest, RegisterWorkerResponse
+from kapell.v1.worker_pb2 import (
+    HeartbeatRequest,
+    LeaseBeat,
+    LeaseTasksRequest,
+    RegisterWorkerRequest,
+    RegisterWorkerResponse,
+)
 from kapell_server.domain.access import Keyring, LeaseId
 from kapell_server.domain.ids import IdMinter
 from kapell_server.domain.times import SECOND
@@ -383,7 +389,7 @@ def test_a_heartbeat_of_an_ended_agent_tells_it_to_stop_and_that_all_is_lost() -
     world.advance(11)
     world.do(TerminateAgentRequest(agent_id=agent_id))
 
-    answer = world.do(HeartbeatRequest(agent_id=agent_id, leases=[{"lease_token": token}]))
+    answer = world.do(HeartbeatRequest(agent_id=agent_id, leases=[LeaseBeat(lease_token=token)]))
 
     assert (answer.directive, answer.leases[0].directive) == (3, 3), "STOP, LOST"
 
@@ -392,7 +398,7 @@ def test_a_heartbeat_does_not_fail_for_a_damaged_lease() -> None:
     world = World()
     agent_id = world.register()
 
-    answer = world.do(HeartbeatRequest(agent_id=agent_id, leases=[{"lease_token": "x.y.z"}]))
+    answer = world.do(HeartbeatRequest(agent_id=agent_id, leases=[LeaseBeat(lease_token="x.y.z")]))
 
     assert [(one.lease_token, one.directive) for one in answer.leases] == [("x.y.z", 3)]
 

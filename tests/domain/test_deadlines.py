@@ -21,7 +21,7 @@ from kapell.v1.task_pb2 import (
     RetryPolicy,
     TaskTimeouts,
 )
-from kapell.v1.worker_pb2 import HeartbeatRequest
+from kapell.v1.worker_pb2 import HeartbeatRequest, LeaseBeat
 from kapell_server.domain import retry
 from kapell_server.domain.times import SECOND, duration_ns, set_duration, stamp, timestamp_ns
 
@@ -214,7 +214,7 @@ def test_a_cancel_while_a_timeout_stops_the_attempt_ends_it_for_good() -> None:
 @pytest.mark.parametrize("state", ["PENDING", "QUEUED"])
 def test_a_waiting_task_that_is_not_done_in_time_fails(state: str) -> None:
     world = World()
-    times = {"not_before_time": at(500)} if state == "PENDING" else {}
+    times: dict[str, Any] = {"not_before_time": at(500)} if state == "PENDING" else {}
     task_id = world.create(timeouts=within(total=60), **times)
 
     world.advance(61)
@@ -283,7 +283,7 @@ def test_an_agent_that_does_not_let_go_loses_the_task_after_the_grace() -> None:
 
     assert world.task(task_id).state == TASK_STATE_CANCELLED
     agent_id = world.attempt(task_id).agent_id
-    answer = world.do(HeartbeatRequest(agent_id=agent_id, leases=[{"lease_token": world.token(task_id)}]))
+    answer = world.do(HeartbeatRequest(agent_id=agent_id, leases=[LeaseBeat(lease_token=world.token(task_id))]))
     assert answer.leases[0].directive == 3, "LOST"
 
 

@@ -136,12 +136,17 @@ def test_a_waiting_agent_is_served_by_each_way_a_task_becomes_runnable() -> None
     world.lease(other)
     waiting = world.register(slots=9)
 
-    for make_runnable in (
-        lambda: world.release(task_id),
-        lambda: world.fail(task_id),
-        lambda: (world.cancel(task_id), world.fail(task_id), world.retry(task_id)),
-        lambda: (world.advance(5), world.beat(waiting), world.advance(5)),
-    ):
+    def after_a_cancel() -> None:
+        world.cancel(task_id)
+        world.fail(task_id)
+        world.retry(task_id)
+
+    def after_silence() -> None:
+        world.advance(5)
+        world.beat(waiting)
+        world.advance(5)
+
+    for make_runnable in (lambda: world.release(task_id), lambda: world.fail(task_id), after_a_cancel, after_silence):
         poll = world.poll(waiting)
         assert poll.taken == []
         make_runnable()

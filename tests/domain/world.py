@@ -169,7 +169,8 @@ class World:
     @contextmanager
     def refuses(self, reason: str) -> Iterator[list[KapellError]]:
         """The block is refused with `reason` and leaves no trace. Yields a list that will hold the refusal."""
-        before, caught = self.picture(), []
+        caught: list[KapellError] = []
+        before = self.picture()
         try:
             yield caught
         except KapellError as error:
@@ -189,10 +190,10 @@ class World:
         """The task as committed."""
         return self.rows.tasks[task_id]
 
-    def cancel(self, task_id: str, reason: str = "") -> Task:
+    def cancel(self, task_id: str, reason: str = "") -> Any:
         return self.do(CancelTaskRequest(task_id=task_id, reason=reason))
 
-    def retry(self, task_id: str) -> Task:
+    def retry(self, task_id: str) -> Any:
         return self.do(RetryTaskRequest(task_id=task_id))
 
     def delete(self, task_id: str) -> Any:

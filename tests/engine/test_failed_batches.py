@@ -9,6 +9,7 @@ from typing import cast
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from kapell.v1.common_pb2 import LIST_ORDER_OLDEST_FIRST
 from kapell.v1.task_pb2 import (
     TASK_STATE_QUEUED,
     TASK_STATE_RUNNING,
@@ -35,7 +36,9 @@ def is_poisoned(outcome: Outcome) -> bool:
 
 
 async def names(live: LiveEngine) -> list[str]:
-    listed = ListTasksResponse.FromString(await live.engine.reads.list_tasks(ListTasksRequest(order=2)))
+    listed = ListTasksResponse.FromString(
+        await live.engine.reads.list_tasks(ListTasksRequest(order=LIST_ORDER_OLDEST_FIRST))
+    )
     return [task.display_name for task in listed.tasks]
 
 

@@ -212,3 +212,14 @@ async def test_housekeeping_survives_a_database_that_cannot(
     await on_sqlite.create()
 
     await done.wait()
+
+
+async def test_an_agent_lives_in_its_instance_until_it_ends(on_sqlite: LiveEngine) -> None:
+    agent_id = await on_sqlite.register()
+    assert on_sqlite.engine.agent_lives(agent_id, 1)
+    assert not on_sqlite.engine.agent_lives(agent_id, 2)
+    assert not on_sqlite.engine.agent_lives("agent_unknown", 1)
+
+    await on_sqlite.call(DeregisterRequest(agent_id=agent_id))
+
+    assert not on_sqlite.engine.agent_lives(agent_id, 1)

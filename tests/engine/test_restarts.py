@@ -23,6 +23,7 @@ from kapell.v1.task_pb2 import (
     TASK_STATE_RUNNING,
     TASK_STATE_SUCCEEDED,
     CancelTaskRequest,
+    TaskProgress,
     TaskTimeouts,
 )
 from kapell.v1.worker_pb2 import FailTaskRequest, HeartbeatRequest, RegisterWorkerRequest, ReportProgressRequest
@@ -210,7 +211,7 @@ async def test_progress_after_the_restart_is_taken(live: LiveEngine) -> None:
     offer = await live.offer(agent_id)
     await live.crash()
 
-    answer = await live.call(ReportProgressRequest(lease_token=offer.lease_token, progress={"fraction": 0.5}))
+    answer = await live.call(ReportProgressRequest(lease_token=offer.lease_token, progress=TaskProgress(fraction=0.5)))
 
     assert answer.directive == 1, "CONTINUE"
     assert (await live.task(offer.task.task_id)).progress.fraction == 0.5

@@ -14,6 +14,7 @@ from kapell.v1.task_pb2 import (
     TASK_STATE_PENDING,
     TASK_STATE_QUEUED,
     CountTasksRequest,
+    Task,
     TaskTimeouts,
 )
 from kapell_server.clock import SystemClock
@@ -57,6 +58,7 @@ async def test_the_timer_of_the_machine_rings_too(tmp_path: Path) -> None:
 
         assert record is not None
         assert record.resource.state == TASK_STATE_QUEUED
+        assert isinstance(record.resource, Task)
         assert record.resource.queue_time.ToNanoseconds() >= task.not_before_time.ToNanoseconds()
     finally:
         await live.stop()

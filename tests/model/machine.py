@@ -33,8 +33,8 @@ from tests.support.live_engine import LiveEngine, settled
 
 KINDS = ("red", "blue")
 FAILURES = {
-    "EXIT": {"reason": "EXIT_CODE", "message": "it broke"},
-    "FATAL": {"reason": "EXIT_CODE", "message": "hopeless", "retryable": False},
+    "EXIT": task_pb2.TaskFailure(reason="EXIT_CODE", message="it broke"),
+    "FATAL": task_pb2.TaskFailure(reason="EXIT_CODE", message="hopeless", retryable=False),
 }
 # A millisecond more than whole seconds, so that no sum of jumps meets a deadline to the nanosecond.
 JUMPS = (0.001, 1.001, 3.001, 6.001, 9.001, 11.001, 40.001, 95.001, 650.001)
@@ -201,6 +201,7 @@ class Machine(RuleBasedStateMachine):
     def ask(self, command: tuple[Any, ...]) -> tuple[Any, Callable[[], Any]]:
         """The request of a command, and how to hear the oracle on it."""
         oracle = self.oracle
+        request: Any
         match command:
             case ("create", task_id, spec):
                 request = task_pb2.CreateTaskRequest(task=self.spec(task_id, spec), request_id=self.request_id())
@@ -288,7 +289,7 @@ class Machine(RuleBasedStateMachine):
             assert [LeaseDirective.Name(one.directive)[16:] for one in answer.leases] == expected, command
             return
         assert refused == expected, f"{command}: {refused} and not {expected}"
-        if refused is None and getattr(request, "request_id", ""):
+        if refused is None and getattr(request, "request_id", None):
             self.given.append((request, answer))
 
     # -- what commands are made of -----------------------------------------------------------
@@ -361,7 +362,8 @@ class Machine(RuleBasedStateMachine):
         self.oracle.begin()
         expected = self.oracle.poll(name)
         if expected is not None:
-            [error] = await asyncio.gather(poll, return_exceptions=True)
+            await asyncio.wait([poll])
+            error = poll.exception()
             assert isinstance(error, KapellError)
             assert error.reason_name == expected
         else:

@@ -18,7 +18,7 @@ def live(kind: str, request: pytest.FixtureRequest, *, examples: int, steps: int
         def prepare() -> None:
             url_of(kind, request)
 
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         OnDatabase,
         settings=settings(
             max_examples=examples,

@@ -91,7 +91,7 @@ async def test_a_database_keeps_its_identity(database_url: str, tmp_path: Path) 
         await database.close()
 
     [log_id] = ids
-    assert log_id.startswith("log_")
+    assert str(log_id).startswith("log_")
 
 
 async def test_a_copied_database_gets_an_identity_of_its_own(database: Database) -> None:
@@ -396,7 +396,7 @@ async def test_a_server_that_lost_its_lock_to_another_writes_nothing(postgresql_
 
 async def kill_connections(url: str) -> None:
     """Ends every connection to the database, as an administrator or a failover does."""
-    import asyncpg
+    import asyncpg  # type: ignore[import-untyped]
 
     connection = await asyncpg.connect(url)
     await connection.execute(

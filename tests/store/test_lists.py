@@ -290,6 +290,7 @@ async def check_events(seven: LiveEngine, size: int) -> None:
     assert await found(task_ids=["task_c"], labels={"even": "yes"}) == []
     assert await found(task_ids=["task_c", "task_d"]) == [8, 4, 3]
     assert await found(task_ids=["task_unknown"]) == []
+    assert await found(task_ids=["task_c"], agent_ids=["agent_a"]) == []
     assert await found(labels={"even": "yes"}) == [6, 4, 2]
     assert await revisions(seven, page_size=size, order=OLDEST, filter=EventFilter(task_ids=["task_c"])) == [3, 8]
 

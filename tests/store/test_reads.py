@@ -7,6 +7,7 @@ from typing import Literal
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from kapell.v1.agent_pb2 import AgentSpec, CommandRuntime, SpawnAgentRequest
 from kapell.v1.event_pb2 import Event
 from kapell.v1.task_pb2 import (
     ATTEMPT_STATE_FAILED,
@@ -18,11 +19,13 @@ from kapell.v1.task_pb2 import (
     DeleteTaskRequest,
     RetryPolicy,
     Task,
+    TaskFailure,
     TaskSpec,
 )
 from kapell.v1.watch_pb2 import ACTOR_KIND_SYSTEM, ACTOR_KIND_USER, EVENT_KIND_SNAPSHOT, EVENT_KIND_TASK_STARTED
 from kapell.v1.worker_pb2 import BatchCompleteTasksRequest, CompleteTaskRequest, FailTaskRequest, LeaseTasksRequest
 from kapell_server.domain.errors import KapellError
+from kapell_server.engine.facts import SpawnCommand
 from kapell_server.store.cache import TaskCache
 from kapell_server.store.reads import Reads
 
@@ -119,7 +122,7 @@ async def test_attempts_are_listed_from_the_first(live: LiveEngine) -> None:
     task = await live.create(retry_policy=RetryPolicy(max_attempts=9, initial_backoff=Duration()))
     for _ in range(3):
         offer = await live.offer(agent_id)
-        failure = {"reason": "EXIT_CODE", "message": f"attempt {offer.attempt}"}
+        failure = TaskFailure(reason="EXIT_CODE", message=f"attempt {offer.attempt}")
         await live.call(FailTaskRequest(lease_token=offer.lease_token, failure=failure))
     await live.offer(agent_id)
 
@@ -268,3 +271,17 @@ async def test_reads_do_not_wait_for_a_write(live: LiveEngine) -> None:
     await write
 
     assert found.prompt == "p"
+
+
+async def test_the_environment_of_a_spec_is_for_the_spawner_alone(live: LiveEngine) -> None:
+    spec = AgentSpec(agent_types=["shell"], command=CommandRuntime(argv=["sh"], env={"API_KEY": "a secret"}))
+    await live.call(SpawnCommand(SpawnAgentRequest(agent_id="agent_a", spec=spec), "", spec))
+
+    await live.crash()
+
+    assert await live.engine.reads.agent_spec("agent_a") == spec
+    assert (await live.agent("agent_a")).spec.command.env["API_KEY"] == "[hidden]"
+    assert not any(b"a secret" in record.data for record in await live.log())
+    with pytest.raises(KapellError) as caught:
+        await live.engine.reads.agent_spec("agent_unknown")
+    assert caught.value.reason_name == "AGENT_NOT_FOUND"
