@@ -34,12 +34,13 @@ class Fault:
 
 
 class FaultyDatabase(Database):
-    """Passes everything on. `faults` strike the next writes, one each; `poison` refuses batches it is true of."""
+    """Passes everything on, but `faults` strike the next writes, and `refusal` what `poison` is true of."""
 
     def __init__(self, inner: Database) -> None:
         self.kind = inner.kind
         self.faults: deque[Fault] = deque()
         self.poison: Callable[[Outcome], bool] = lambda outcome: False
+        self.refusal: Exception = PoisonError("a row that no table takes")
         self.writes = 0
         self._inner = inner
 
@@ -54,7 +55,7 @@ class FaultyDatabase(Database):
             if fault is not None and fault.when == "uncommitted":
                 raise fault.error
             if isinstance(result, Outcome) and self.poison(result):
-                raise PoisonError("a row that no table takes")
+                raise self.refusal
             return result  # type: ignore[no-any-return]
 
         result = await self._inner.write(checked)

@@ -17,6 +17,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from kapell.v1 import agent_pb2, task_pb2, template_pb2, worker_pb2
 from kapell.v1.agent_pb2 import Agent, AgentSpec, CommandRuntime, SpawnAgentRequest
+from kapell.v1.event_pb2 import Event
 from kapell.v1.task_pb2 import CancelTaskRequest, CreateTaskRequest, Task, TaskSpec
 from kapell.v1.watch_pb2 import EventKind
 from kapell.v1.worker_pb2 import (
@@ -175,7 +176,8 @@ class LiveEngine:
 
     async def event_names(self, *, tasks_only: bool = False) -> list[str]:
         """The names of all events so far, "task.created" and so on."""
-        names = [EventKind.Name(record.kind)[11:].lower().replace("_", ".", 1) for record in await self.log()]
+        kinds = [Event.FromString(record.data).kind for record in await self.log()]
+        names = [EventKind.Name(kind)[11:].lower().replace("_", ".", 1) for kind in kinds]
         return [name for name in names if not tasks_only or name.startswith("task.")]
 
 
