@@ -44,6 +44,7 @@ async def test_the_engine_looks_by_itself_when_the_time_has_come(on_sqlite: Live
 
     record = await on_sqlite.engine.ring.wait_resource(task.task_id, task.revision, 30)
     assert record is not None
+    assert isinstance(record.resource, Task)
     assert record.resource.state == TASK_STATE_QUEUED
 
 
@@ -60,8 +61,8 @@ async def test_the_timer_of_the_machine_rings_too(tmp_path: Path) -> None:
         record = await live.engine.ring.wait_resource(task.task_id, task.revision, 30)
 
         assert record is not None
-        assert record.resource.state == TASK_STATE_QUEUED
         assert isinstance(record.resource, Task)
+        assert record.resource.state == TASK_STATE_QUEUED
         assert record.resource.queue_time.ToNanoseconds() >= task.not_before_time.ToNanoseconds()
     finally:
         await live.stop()
