@@ -258,3 +258,15 @@ def test_a_drained_agent_that_was_silent_is_still_drained() -> None:
     world.do(COMMANDS["heartbeat"](agent_id), caller=USER)
 
     assert AgentState.Name(world.agent(agent_id).state) == "AGENT_STATE_DRAINING"
+
+
+def test_an_agent_resumed_after_a_long_silence_is_watched_again() -> None:
+    world = World()
+    agent_id = external_in(world, "DRAINING")
+    world.advance(60)
+    world.do(COMMANDS["heartbeat"](agent_id), caller=USER)
+    world.do(COMMANDS["resume"](agent_id), caller=USER)
+
+    world.advance(11)
+
+    assert AgentState.Name(world.agent(agent_id).state) == "AGENT_STATE_LOST"

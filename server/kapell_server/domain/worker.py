@@ -167,6 +167,8 @@ def hear(state: State, current: Agent) -> Agent:
     state.see_agent(current.agent_id)
     if current.state == AGENT_STATE_LOST or current.activity == AGENT_ACTIVITY_SILENT:
         current = agents.revive(state, current)
+    # Whatever was to be looked at next, a silence from now on comes sooner.
+    agents.watch_silence(state, current.agent_id)
     return current
 
 
