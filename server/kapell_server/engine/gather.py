@@ -12,6 +12,8 @@ import asyncio
 
 _WINDOW_SECONDS = 0.003
 _SHARE = 0.8
+# Fewer are not worth a commit of their own once there is concurrency: small batches would stay small.
+_AT_LEAST = 24
 # How much of the largest batch is remembered from one batch to the next.
 _MEMORY = 0.9
 
@@ -52,7 +54,7 @@ class Gather:
             await self._sleep(None)
             waiting = 1
         if self._peak * _SHARE > 1 and not self._closed:
-            self._target = max(2, int(self._peak * _SHARE))
+            self._target = max(_AT_LEAST, int(self._peak * _SHARE))
             if waiting < self._target:
                 await self._sleep(_WINDOW_SECONDS)
         self._rung = False
