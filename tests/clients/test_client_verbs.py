@@ -121,7 +121,7 @@ async def test_unary_calls_have_a_deadline_by_default(recorded: tuple[Client, Re
     patient = recorder.time_left
 
     assert default is not None
-    assert 25 < default <= 30
+    assert 25 < default < 35  # grpc reckons by the wall clock, which may be set in between
     assert patient is not None
     assert patient > 600
 
