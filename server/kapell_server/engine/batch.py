@@ -19,7 +19,7 @@ from kapell.v1.task_pb2 import Task
 from kapell.v1.template_pb2 import Template
 from kapell.v1.worker_pb2 import LeaseTasksRequest
 
-from kapell_server.domain import agent, dispatch
+from kapell_server.domain import agent, closing, dispatch
 from kapell_server.domain.access import Caller, system
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.polls import Poll
@@ -104,7 +104,7 @@ class Batcher:
         for command in commands:
             run.decide(command)
         state.caller = _SCHEDULER
-        run.served(dispatch.dispatch(state))
+        run.served(closing.close(state))
         run.end_polls()
         agent.describe_busy(state)
         written = encode_changes(state.pending.changes, now_ns)
@@ -286,7 +286,8 @@ class _Run:
         if isinstance(result, Poll):
             return encode_offers(self._state, result, written)
         if isinstance(result, list):
-            return b"".join(_resource(item, written) for item in result) + int_field(2, result[-1].revision)
+            newest = max(item.revision for item in result)
+            return b"".join(_resource(item, written) for item in result) + int_field(2, newest)
         assert result is None, f"a decision answered with {type(result).__name__}"
         return b""
 

@@ -38,4 +38,5 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
         state.schedule(grace, record.task_id)
     for agent_type, entries in loaded.ready.items():
         state.ready.load(agent_type, entries)
+    state.edges.load(loaded.edges, loaded.stirred)
     load_deadlines(connection, state, 0)

@@ -25,6 +25,7 @@ from kapell_server.store.schema import (
     events,
     meta,
     task_contents,
+    task_edges,
     tasks,
     template_versions,
     templates,
@@ -54,7 +55,7 @@ _insert_events = Bulk(sa.insert(events), "revision", "kind", "resource_id", "pre
 _insert_tasks = Bulk(
     sa.insert(tasks),
     *("create_revision", "task_id", "state", "agent_type", "priority", "create_ns", "queue_ns", "due_ns"),
-    *("template_id", "data"),
+    *("template_id", "parent_id", "root_id", "data"),
 )
 _insert_contents = Bulk(sa.insert(task_contents), "task_id", "data")
 _insert_attempts = Bulk(sa.insert(attempts), "task_id", "attempt", "state", "poll_id", "data")
@@ -63,6 +64,13 @@ _insert_agents = Bulk(
 )
 _insert_templates = Bulk(sa.insert(templates), "create_revision", "template_id", "data")
 _insert_template_versions = Bulk(sa.insert(template_versions), "template_id", "version", "data")
+_insert_edges = Bulk(sa.insert(task_edges), "dependency_id", "dependant_id", "condition", "on_failure")
+_delete_edges = Bulk(
+    sa.delete(task_edges).where(
+        task_edges.c.dependency_id == bindparam("dependency"), task_edges.c.dependant_id == bindparam("dependant")
+    ),
+    *("dependency", "dependant"),
+)
 _insert_answers = Bulk(sa.insert(answers), "request_key", "fingerprint", "data", "create_ns")
 
 
@@ -132,6 +140,8 @@ def write_batch(connection: Connection, pending: Pending, written: Written, give
             _write_templates(connection, template_changes, pending, written)
     if pending.attempts:
         _write_attempts(connection, pending)
+    _delete_edges.execute(connection, list(pending.dropped_edges))
+    _insert_edges.execute(connection, [(*key, *edge) for key, edge in pending.new_edges.items()])
     if pending.shipped_digest:
         connection.execute(sa.delete(meta).where(meta.c.name == SHIPPED_DIGEST))
         connection.execute(sa.insert(meta), {"name": SHIPPED_DIGEST, "value": pending.shipped_digest})
@@ -181,7 +191,8 @@ def _write_tasks(connection: Connection, changes: list[Change], pending: Pending
         else:
             create_ns = timestamp_ns(task.create_time)
             row = (create_revision, task_id, task.state, task.agent_type, task.priority, create_ns, queue_ns, due_ns)
-            inserts.append((*row, task.template_id or None, data))
+            kin = (task.parent_task_id or None, task.root_task_id or None)
+            inserts.append((*row, task.template_id or None, *kin, data))
     for delete in _deletes_of_task:
         delete.execute(connection, deleted)
     _insert_tasks.execute(connection, inserts)
