@@ -17,7 +17,7 @@ from kapell.v1.task_pb2 import (
     TaskSpec,
     TaskState,
 )
-from kapell_server.domain.dependency_graph import find_cycle
+from kapell_server.domain.cycles import find_cycle
 
 from tests.domain.world import World
 

@@ -7,7 +7,7 @@ it. A retry cannot, since nobody waits any more for a task that has ended.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from kapell.v1.dependency_pb2 import (
     DEPENDENCY_CONDITION_SUCCEEDED,
@@ -22,6 +22,7 @@ from kapell.v1.error_pb2 import (
 from kapell.v1.task_pb2 import Task, TaskSpec
 
 from kapell_server.domain import prompt
+from kapell_server.domain.cycles import find_cycle
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.prompt import Part, Place
 from kapell_server.domain.state import State
@@ -32,19 +33,21 @@ _MOST_NAMED = 12
 
 @dataclass(slots=True)
 class Draft:
-    """A task that is about to be created. `parts` are set where a template has given it a prompt with places."""
+    """A task that is about to be created. `parts` are the pieces of its prompt where a template has given it."""
 
     path: str
     """Where the request has its spec, for refusals: "tasks[3]"."""
     spec: TaskSpec
     task: Task
     content: bytes
-    parts: list[Part] = field(default_factory=list)
+    parts: list[Part] | None = None
+    name: str = ""
+    """What a refusal calls it, where not its client_key or id."""
 
     @property
     def label(self) -> str:
         """What a refusal calls it."""
-        return self.spec.client_key or self.task.task_id
+        return self.name or self.spec.client_key or self.task.task_id
 
 
 def link(state: State, drafts: Sequence[Draft]) -> None:
@@ -120,7 +123,7 @@ def _target(
 
 def _cut(draft: Draft) -> None:
     """Keeps a prompt with places of results in pieces; a place must be of a dependency."""
-    parts = draft.parts or prompt.split(draft.spec.prompt)
+    parts = prompt.split(draft.spec.prompt) if draft.parts is None else draft.parts
     places = [part for part in parts if isinstance(part, Place)]
     if not places:
         return
@@ -154,28 +157,6 @@ def _refuse_cycle(drafts: Sequence[Draft], by_id: Mapping[str, Draft]) -> None:
     cycle = find_cycle(graph)
     if cycle:
         raise _cycle([by_id[task_id].label for task_id in cycle], f"{by_id[cycle[0]].path}.dependencies")
-
-
-def find_cycle(graph: Mapping[str, Sequence[str]]) -> list[str]:
-    """The nodes of a circle, each followed by one that it depends on; empty where there is none."""
-    done: set[str] = set()
-    for start in graph:
-        if start in done:
-            continue
-        trail: dict[str, None] = {start: None}
-        pending = [iter(graph[start])]
-        while pending:
-            following = next(pending[-1], None)
-            if following is None:
-                pending.pop()
-                done.add(trail.popitem()[0])
-            elif following in trail:
-                steps = list(trail)
-                return steps[steps.index(following) :]
-            elif following not in done:
-                trail[following] = None
-                pending.append(iter(graph[following]))
-    return []
 
 
 def _cycle(labels: list[str], path: str) -> KapellError:

@@ -85,14 +85,14 @@ def below(state: State, task: Task) -> list[str]:
     return found
 
 
-def adopt(state: State, task: Task, parent: Task) -> None:
+def adopt(state: State, task: Task, parent: Task, *, at_any_depth: bool = False) -> None:
     """Makes a task that is not yet put a child of `parent`. Refuses what the parent may not have."""
     if parent.state not in _FERTILE:
         raise task_state_conflict(parent, "given children", _FERTILE)
     task.parent_task_id = parent.task_id
     task.root_task_id = root_of(parent)
     task.depth = parent.depth + 1
-    if task.depth > state.settings.max_task_depth:
+    if task.depth > state.settings.max_task_depth and not at_any_depth:
         raise _limit(
             parent, "max_task_depth", state.settings.max_task_depth, f"it stands {parent.depth} levels below its root"
         )

@@ -7,8 +7,6 @@ from functools import lru_cache
 
 from kapell.v1.error_pb2 import (
     ERROR_REASON_ETAG_MISMATCH,
-    ERROR_REASON_ID_TAKEN,
-    ERROR_REASON_REQUEST_INVALID,
     ERROR_REASON_TASK_NOT_FOUND,
 )
 from kapell.v1.task_pb2 import (
@@ -42,13 +40,12 @@ from kapell.v1.watch_pb2 import (
 
 from kapell_server.domain import dependency, family
 from kapell_server.domain.access import Caller
-from kapell_server.domain.dependency_graph import Draft, link, unknown_place
+from kapell_server.domain.dependency_graph import Draft, link
 from kapell_server.domain.errors import KapellError
-from kapell_server.domain.parameters import as_struct, plain_struct
-from kapell_server.domain.prompt import Part, Place
+from kapell_server.domain.prepared import Prepared, prepare_all
 from kapell_server.domain.retry import DEFAULT_POLICY, with_defaults
 from kapell_server.domain.state import State
-from kapell_server.domain.template_version import split_reference, version_number
+from kapell_server.domain.template_version import split_reference
 from kapell_server.domain.times import stamp, timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL, task_state_conflict
 
@@ -60,12 +57,12 @@ _RETRIABLE = frozenset({TASK_STATE_FAILED, TASK_STATE_CANCELLED})
 
 def create_task(state: State, request: CreateTaskRequest) -> Task:
     """Creates a task, QUEUED or, while it waits for a time or for other tasks, PENDING."""
-    spec = request.task
-    if spec.dependencies or spec.parent_task_id:
+    wanted = prepare_all(state, (request.task,), "task")
+    if wanted[0].is_related:
         if request.validate_only:
-            return _tried(state, spec)
-        return create_related(state, (spec,), "task")[0]
-    task, content, _ = _new_task(state, spec, "task")
+            return _tried(state, wanted)
+        return _create_related(state, wanted)[0]
+    task, content = _new_task(state, wanted[0])
     if request.validate_only:
         task.MergeFromString(content)
         return task
@@ -74,31 +71,27 @@ def create_task(state: State, request: CreateTaskRequest) -> Task:
 
 def create_tasks(state: State, request: BatchCreateTasksRequest) -> list[Task]:
     """Creates all tasks of the request, or none."""
-    specs = request.tasks
-    if any(spec.dependencies or spec.parent_task_id for spec in specs):
-        return create_related(state, specs, "tasks[{}]")
-    created = []
-    for index, spec in enumerate(specs):
-        task, content, _ = _new_task(state, spec, f"tasks[{index}]")
-        created.append(_put_created(state, task, content))
-    return created
+    wanted = prepare_all(state, request.tasks, "tasks[{}]")
+    if any(prepared.is_related for prepared in wanted):
+        return _create_related(state, wanted)
+    return [_put_created(state, *_new_task(state, prepared)) for prepared in wanted]
 
 
 def create_related(state: State, specs: Sequence[TaskSpec], path: str, parent: Task | None = None) -> list[Task]:
-    """Creates tasks that have dependencies or parents, all or none; returns them as they then stand.
+    """Creates tasks that have dependencies, parents or steps, all or none; returns them as they then stand.
 
     `path` names the field of a spec by its index. With `parent` all are its children.
     """
+    return _create_related(state, prepare_all(state, specs, path), parent)
+
+
+def _create_related(state: State, wanted: Sequence[Prepared], parent: Task | None = None) -> list[Task]:
+    """Creates tasks and their steps; returns the tasks without the steps."""
     drafts: dict[str, Draft] = {}
-    for index, spec in enumerate(specs):
-        here = path.format(index)
-        above = parent or _parent(state, spec, drafts, here)
-        task, content, parts = _new_task(state, spec, here, above)
-        if task.task_id in drafts:
-            raise _id_taken(task.task_id)
-        drafts[task.task_id] = Draft(here, spec, task, content, parts)
-        if above is not None:
-            family.adopt(state, task, above)
+    for prepared in wanted:
+        draft = _draft(state, drafts, prepared, parent or _parent(state, prepared.spec, drafts, prepared.path))
+        for step in prepared.steps:
+            _draft(state, drafts, step, draft.task, is_step=True)
     family.check_room(state, [draft.task.root_task_id for draft in drafts.values() if draft.task.root_task_id])
     link(state, list(drafts.values()))
     waiting: dict[str, dependency.Judgement] = {}
@@ -111,7 +104,18 @@ def create_related(state: State, specs: Sequence[TaskSpec], path: str, parent: T
     for draft in drafts.values():
         _put_created(state, draft.task, draft.content)
     dependency.begin(state, waiting)
-    return [state.task(task_id) for task_id in drafts]
+    return [state.task(prepared.task_id) for prepared in wanted]
+
+
+def _draft(
+    state: State, drafts: dict[str, Draft], prepared: Prepared, parent: Task | None, *, is_step: bool = False
+) -> Draft:
+    task, content = _new_task(state, prepared, parent)
+    if parent is not None:
+        family.adopt(state, task, parent, at_any_depth=is_step)
+    draft = Draft(prepared.path, prepared.spec, task, content, prepared.parts, prepared.name)
+    drafts[task.task_id] = draft
+    return draft
 
 
 def _parent(state: State, spec: TaskSpec, drafts: dict[str, Draft], path: str) -> Task | None:
@@ -137,10 +141,10 @@ def _park(task: Task) -> None:
     task.ClearField("queue_time")
 
 
-def _tried(state: State, spec: TaskSpec) -> Task:
+def _tried(state: State, wanted: Sequence[Prepared]) -> Task:
     """The task as it would be, with its content, and no trace of it."""
     mark = state.mark()
-    [created] = create_related(state, (spec,), "task")
+    [created] = _create_related(state, wanted)
     task = _copy(created)
     task.MergeFromString(state.content(task.task_id))
     state.rollback(mark)
@@ -154,36 +158,20 @@ def _put_created(state: State, task: Task, content: bytes) -> Task:
     return state.put_task(task, EVENT_KIND_TASK_CREATED, (), created=True)
 
 
-def _new_task(state: State, spec: TaskSpec, path: str, parent: Task | None = None) -> tuple[Task, bytes, list[Part]]:
-    """The task a spec asks for, its encoded content, and the pieces of a template's prompt with places.
-
-    What the spec does not say it takes from the template, then from `parent`. Refuses a taken id or
-    too large an input.
-    """
-    if spec.task_id:
-        if state.find_task(spec.task_id) is not None:
-            raise _id_taken(spec.task_id)
-        task_id = spec.task_id
-    else:
-        task_id = state.new_id("task")
-    version = 0
-    parts: list[Part] = []
-    if spec.template:
-        spec, version, parts = _from_template(state, spec, path)
-    elif not spec.agent_type or spec.HasField("parameters"):
-        raise _without_template(spec, path)
-    _check_size(state, spec, "input", path)
+def _new_task(state: State, prepared: Prepared, parent: Task | None = None) -> tuple[Task, bytes]:
+    """The task that was asked for, and its encoded content. What neither it nor a template says is as for `parent`."""
+    spec = prepared.spec
     content = Task(prompt=spec.prompt, input=spec.input if spec.HasField("input") else None).SerializeToString()
     now = state.tick_ns()
     task = Task()
     task.CopyFrom(_blank(state.caller))
-    task.task_id = task_id
+    task.task_id = prepared.task_id
     task.display_name = spec.display_name or _first_line(spec.prompt) or spec.agent_type
     task.agent_type = spec.agent_type
     task.content_bytes = len(content)
-    if version:
+    if prepared.template_version:
         task.template_id = split_reference(spec.template)[0]
-        task.template_version = version
+        task.template_version = prepared.template_version
     if spec.labels:
         task.labels.MergeFrom(spec.labels)
     if spec.HasField("priority"):
@@ -198,7 +186,7 @@ def _new_task(state: State, spec: TaskSpec, path: str, parent: Task | None = Non
     task.state_time.CopyFrom(task.create_time)
     if not spec.HasField("not_before_time"):
         task.queue_time.CopyFrom(task.create_time)
-        return task, content, parts
+        return task, content
     task.not_before_time.CopyFrom(spec.not_before_time)
     if timestamp_ns(spec.not_before_time) > state.now_ns:
         task.state = TASK_STATE_PENDING
@@ -206,66 +194,7 @@ def _new_task(state: State, spec: TaskSpec, path: str, parent: Task | None = Non
         wait.until_time.CopyFrom(spec.not_before_time)
     else:
         task.queue_time.CopyFrom(task.create_time)
-    return task, content, parts
-
-
-def _from_template(state: State, spec: TaskSpec, path: str) -> tuple[TaskSpec, int, list[Part]]:
-    """The spec with all that the template says of it, the template's version, and its prompt's pieces."""
-    wrong = [(f"{path}.{name}", "must be empty with a template") for name in ("prompt", "input") if _has(spec, name)]
-    if wrong:
-        raise KapellError(
-            ERROR_REASON_REQUEST_INVALID,
-            f"The request is invalid: {wrong[0][0]} {wrong[0][1]}. Pass what the template asks for as parameters.",
-            violations=tuple(wrong),
-        )
-    _check_size(state, spec, "parameters", path)
-    template_id, selector = split_reference(spec.template)
-    number = version_number(state.templates.get(template_id), selector)
-    compiled = state.templates.version(template_id, number)
-    rendered = compiled.render(plain_struct(spec.parameters), f"{path}.parameters")
-    if rendered.parts and not spec.dependencies:
-        raise unknown_place(path, next(part for part in rendered.parts if isinstance(part, Place)), ())
-    says = compiled.spec
-    filled = TaskSpec(agent_type=says.agent_type, display_name=rendered.display_name, labels=says.labels)
-    if says.HasField("priority"):
-        filled.priority = says.priority
-    if says.HasField("retry_policy"):
-        filled.retry_policy.CopyFrom(says.retry_policy)
-    if says.HasField("timeouts"):
-        filled.timeouts.CopyFrom(says.timeouts)
-    filled.MergeFrom(spec)
-    filled.prompt = rendered.prompt
-    filled.input.CopyFrom(as_struct(rendered.values))
-    return filled, number, rendered.parts
-
-
-def _has(spec: TaskSpec, name: str) -> bool:
-    return spec.HasField("input") if name == "input" else bool(spec.prompt)
-
-
-def _check_size(state: State, spec: TaskSpec, name: str, path: str) -> None:
-    """Refuses an input or parameters beyond the limit."""
-    limit = state.settings.max_content_bytes
-    size = getattr(spec, name).ByteSize() if spec.HasField(name) else 0  # type: ignore[arg-type]
-    if size > limit:
-        raise KapellError(
-            ERROR_REASON_REQUEST_INVALID,
-            f"{path}.{name} is too large: {size} bytes, at most {limit} are allowed. "
-            "Pass a path or an address instead of the data.",
-            violations=((f"{path}.{name}", f"must be at most {limit} bytes"),),
-        )
-
-
-def _without_template(spec: TaskSpec, path: str) -> KapellError:
-    """What only a template may leave out, or have."""
-    field, what = ("parameters", "is for templates; without one use input")
-    if not spec.agent_type:
-        field, what = "agent_type", "is required where no template says it"
-    return KapellError(
-        ERROR_REASON_REQUEST_INVALID,
-        f"The request is invalid: {path}.{field} {what}. Correct it and send it again.",
-        violations=((f"{path}.{field}", what),),
-    )
+    return task, content
 
 
 @lru_cache(maxsize=256)
@@ -279,14 +208,6 @@ def _blank(creator: Caller) -> Task:
 def _first_line(prompt: str) -> str:
     line = prompt.lstrip()[: _NAME_LENGTH * 4].split("\n", 1)[0].rstrip()
     return line if len(line) <= _NAME_LENGTH else line[: _NAME_LENGTH - 1] + "…"
-
-
-def _id_taken(task_id: str) -> KapellError:
-    return KapellError(
-        ERROR_REASON_ID_TAKEN,
-        f"Task {task_id} exists already. Choose another task_id, or leave it empty to get one.",
-        metadata={"task_id": task_id},
-    )
 
 
 def check_etag(etag: str, current: str) -> None:

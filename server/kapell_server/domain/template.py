@@ -35,8 +35,9 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.domain.parameters import Problem
 from kapell_server.domain.state import State
 from kapell_server.domain.task import check_etag
+from kapell_server.domain.template_check import check_spec
 from kapell_server.domain.template_version import (
-    check_spec,
+    clear_prompts,
     compile_version,
     invalid_spec,
     parameters_invalid,
@@ -196,7 +197,7 @@ def _put_version(state: State, template: Template, spec: TemplateSpec, *, create
     template.latest_version += 1
     template.version = template.latest_version
     template.spec.CopyFrom(filled)
-    template.spec.ClearField("prompt")
+    clear_prompts(template.spec)
     stamp(template.update_time, state.tick_ns())
     kind = EVENT_KIND_TEMPLATE_CREATED if created else EVENT_KIND_TEMPLATE_UPDATED
     changed = () if created else ("version", "spec", "latest_version")

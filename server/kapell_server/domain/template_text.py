@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -211,6 +211,16 @@ class _Parser:
         return TextError(f"line {self.line}: {what}")
 
 
+def condition(text: str) -> If:
+    """What stands behind an if, as in "not fast" or "mode is deep", with empty branches. Raises TextError."""
+    said = f"if {text.strip()}"
+    if found := _IF_IS.fullmatch(said):
+        return If(_name(found[1]), bool(found[2]), found[3], [], [], 1)
+    if found := _IF.fullmatch(said):
+        return If(_name(found[2]), bool(found[1]), None, [], [], 1)
+    raise TextError(f"{_cut(text)!r} is not understood; write name, not name, name is word or name is not word")
+
+
 def _name(text: str) -> Name:
     root, *fields = text.split(".")
     return Name(root, tuple(fields))
@@ -228,16 +238,38 @@ def render(nodes: list[Node], values: Mapping[str, Any], *, limit: int = MAX_REN
 
     Raises TextError for what is absent and not asked for with if, and beyond the caps.
     """
-    return joined(render_parts(nodes, values, limit=limit))
+    return joined(Renderer(values, limit=limit).parts(nodes))
 
 
-def render_parts(nodes: list[Node], values: Mapping[str, Any], *, limit: int = MAX_RENDERED) -> list[Part]:
-    """As `render`, with the places of results kept apart."""
-    rendering = _Rendering(limit)
-    rendering.run(nodes, values)
-    if len(joined(rendering.parts).encode(errors="replace")) > limit:
-        raise rendering.too_long()
-    return rendering.parts
+class Renderer:
+    """Renders the texts of one template for the same values; what they cost is capped for all together.
+
+    In place of the results of dependencies in `left_out` a few words are written.
+    """
+
+    def __init__(self, values: Mapping[str, Any], left_out: Collection[str] = (), *, limit: int = MAX_RENDERED) -> None:
+        self._values = values
+        self._left_out = left_out
+        self._limit = limit
+        self._size = 0
+        self._steps = 0
+
+    def parts(self, nodes: list[Node]) -> list[Part]:
+        """The text, with the places of results kept apart. Raises TextError."""
+        rendering = _Rendering(self._limit, self._left_out, self._size, self._steps)
+        rendering.run(nodes, self._values)
+        self._size += len(joined(rendering.parts).encode(errors="replace"))
+        self._steps = rendering.steps
+        if self._size > self._limit:
+            raise rendering.too_long()
+        return rendering.parts
+
+    def line(self, nodes: list[Node], limit: int) -> str:
+        """A short text as one line; its length does not count towards the cap of the others."""
+        rendering = _Rendering(limit, (), 0, self._steps)
+        rendering.run(nodes, self._values)
+        self._steps = rendering.steps
+        return " ".join(joined(rendering.parts).split())
 
 
 def places(nodes: list[Node]) -> Iterator[Place]:
@@ -256,9 +288,10 @@ def places(nodes: list[Node]) -> Iterator[Place]:
 @dataclass(slots=True)
 class _Rendering:
     limit: int
+    left_out: Collection[str]
+    length: int
+    steps: int
     parts: list[Part] = field(default_factory=list)
-    length: int = 0
-    steps: int = 0
 
     def run(self, nodes: list[Node], values: Mapping[str, Any]) -> None:
         for node in nodes:
@@ -266,12 +299,15 @@ class _Rendering:
             if self.steps > MAX_STEPS:
                 raise TextError(f"it takes more than {MAX_STEPS:,} steps; shorten the lists it loops over")
             match node:
-                case str() | Place():
+                case str():
                     self._write(node)
+                case Place():
+                    left_out = node.dependency in self.left_out
+                    self._write(f"(step {node.dependency} was left out)" if left_out else node)
                 case Put():
                     self._write(FORMS[node.form](_existing(node.name, values, node.line)))
                 case If():
-                    self.run(node.then if _holds(node, values) else node.otherwise, values)
+                    self.run(node.then if holds(node, values) else node.otherwise, values)
                 case Each():
                     self._each(node, values)
 
@@ -315,7 +351,8 @@ def _existing(name: Name, values: Mapping[str, Any], line: int) -> Any:
     return value
 
 
-def _holds(node: If, values: Mapping[str, Any]) -> bool:
+def holds(node: If, values: Mapping[str, Any]) -> bool:
+    """Whether a condition is true of the values."""
     value = _find(node.name, values)
     if node.word is None:
         there = value is not None and value is not False and value not in ("", [], {})

@@ -11,35 +11,34 @@ from kapell.v1.error_pb2 import (
     ERROR_REASON_TEMPLATE_NOT_FOUND,
     ERROR_REASON_TEMPLATE_PARAMETERS_INVALID,
 )
-from kapell.v1.template_pb2 import (
-    PARAMETER_TYPE_ARRAY,
-    PARAMETER_TYPE_OBJECT,
-    Template,
-    TemplateParameter,
-    TemplateSpec,
-    TemplateVersion,
-)
+from kapell.v1.template_pb2 import Template, TemplateSpec, TemplateVersion
 
 from kapell_server.domain import parameters
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.parameters import Problem
-from kapell_server.domain.prompt import Part, Place, joined
-from kapell_server.domain.template_text import Node, TextError, Use, parse, places, render, render_parts, uses
+from kapell_server.domain.prompt import Part, joined
+from kapell_server.domain.template_steps import MAX_NAME, CompiledStep, Step, compile_step, done, shortened
+from kapell_server.domain.template_text import Node, Renderer, TextError, parse
 
-_NAME_LENGTH = 200
 LATEST = "latest"
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """What a task is given."""
+    """What a task is given, and its steps."""
 
-    prompt: str
+    parts: list[Part]
+    """The prompt in pieces."""
     display_name: str
     values: dict[str, Any]
     """The parameters with defaults filled in."""
-    parts: list[Part]
-    """The prompt in pieces, where it has places of results; else nothing."""
+    steps: list[Step]
+    """The steps that are done, in the order of the template."""
+
+    @property
+    def prompt(self) -> str:
+        """The prompt as text, with the places of results in it."""
+        return joined(self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +48,7 @@ class Compiled:
     version: TemplateVersion
     prompt: list[Node]
     task_name: list[Node]
+    steps: tuple[CompiledStep, ...]
 
     @property
     def spec(self) -> TemplateSpec:
@@ -56,65 +56,38 @@ class Compiled:
         return self.version.spec
 
     def render(self, given: Mapping[str, Any], path: str) -> Rendered:
-        """The prompt and name for these parameters. Raises TEMPLATE_PARAMETERS_INVALID with all violations."""
+        """The prompts and names for these parameters. Raises TEMPLATE_PARAMETERS_INVALID with all violations."""
         values, problems = parameters.resolve(self.spec.parameters, given, path)
         if not problems:
             try:
-                name = " ".join(render(self.task_name, values, limit=10_000).split()) if self.task_name else ""
-                parts = render_parts(self.prompt, values)
-                has_places = any(isinstance(part, Place) for part in parts)
-                display_name = _shortened(name) or self.spec.display_name
-                return Rendered(joined(parts), display_name, values, parts if has_places else [])
+                return self._rendered(values)
             except TextError as error:
                 problems = [(path, f"the template cannot be rendered with these: {error}")]
         raise parameters_invalid(self.version.template_id, problems)
 
+    def _rendered(self, values: dict[str, Any]) -> Rendered:
+        graph = done(self.steps, values)
+        left_out = {step.says.name for step in self.steps}.difference(graph)
+        renderer = Renderer(values, left_out)
+        display_name = shortened(renderer.line(self.task_name, MAX_NAME)) or self.spec.display_name
+        parts = renderer.parts(self.prompt)
+        steps = [
+            step.render(renderer, graph[step.says.name], display_name) for step in self.steps if step.says.name in graph
+        ]
+        return Rendered(parts, display_name, values, steps)
+
 
 def compile_version(version: TemplateVersion) -> Compiled:
     """A version that was checked when it was written."""
-    return Compiled(version, parse(version.spec.prompt), parse(version.spec.task_name))
+    spec = version.spec
+    return Compiled(version, parse(spec.prompt), parse(spec.task_name), tuple(map(compile_step, spec.steps)))
 
 
-def check_spec(spec: TemplateSpec, path: str = "spec") -> list[Problem]:
-    """All that is wrong with a template, beyond the shape of its message."""
-    problems = parameters.check_declarations(spec.parameters, f"{path}.parameters")
-    if not spec.prompt.strip():
-        problems.append((f"{path}.prompt", "is required"))
-    for field, text in (("prompt", spec.prompt), ("task_name", spec.task_name)):
-        try:
-            nodes = parse(text)
-        except TextError as error:
-            problems.append((f"{path}.{field}", str(error)))
-            continue
-        wrong = _wrong_uses(nodes, {parameter.name: parameter for parameter in spec.parameters})
-        problems += [(f"{path}.{field}", what) for what in dict.fromkeys(wrong)]
-        if field == "task_name" and (place := next(places(nodes), None)) is not None:
-            problems.append((f"{path}.{field}", f"{place} is for prompts; a name is given before there is a result"))
-    return problems
-
-
-def _wrong_uses(nodes: list[Node], declared: Mapping[str, TemplateParameter]) -> list[str]:
-    return [what for use in uses(nodes) if (what := _wrong_use(use, declared))]
-
-
-def _wrong_use(use: Use, declared: Mapping[str, TemplateParameter]) -> str:
-    """What is wrong with one tag; empty where it is right."""
-    name = use.name.root
-    parameter = declared.get(name)
-    where = f"line {use.line}: "
-    if parameter is None and name == "deps":
-        return f"{where}{{{use.name}}} is no tag; the result of a dependency is {{deps.NAME.result}}, as a text only"
-    if parameter is None:
-        known = ", ".join(declared) or "none"
-        return f"{where}there is no parameter {name!r} (there are: {known}); a brace that is meant as one is doubled"
-    if use.name.fields and parameter.rules.type != PARAMETER_TYPE_OBJECT:
-        return f"{where}{{{use.name}}} asks for an entry, and {name!r} is no object"
-    if use.kind == "each" and not use.name.fields and parameter.rules.type != PARAMETER_TYPE_ARRAY:
-        return f"{where}{{each {name}}} needs an array, and {name!r} is none"
-    may_be_absent = not parameter.required and not parameter.HasField("default_value")
-    if use.kind == "put" and may_be_absent and not use.guarded:
-        return f"{where}{name!r} may have no value here: make it required, give it a default, or ask with {{if {name}}}"
-    return ""
+def clear_prompts(spec: TemplateSpec) -> None:
+    """Takes out what only GetTemplate carries."""
+    spec.ClearField("prompt")
+    for step in spec.steps:
+        step.ClearField("prompt")
 
 
 def invalid_spec(problems: list[Problem]) -> KapellError:
@@ -172,7 +145,3 @@ def template_not_found(template_id: str) -> KapellError:
         f"Template {template_id} was not found: it never existed or was deleted. List the templates to find its id.",
         metadata={"template_id": template_id},
     )
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _NAME_LENGTH else text[: _NAME_LENGTH - 1] + "…"

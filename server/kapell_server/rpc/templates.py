@@ -14,7 +14,9 @@ from kapell_server.domain.parameters import as_struct, plain_struct
 from kapell_server.domain.retry import with_defaults
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.task import DEFAULT_PRIORITY
-from kapell_server.domain.template_version import check_spec, compile_version, split_reference
+from kapell_server.domain.template_check import check_spec
+from kapell_server.domain.template_version import compile_version, split_reference
+from kapell_server.rpc.template_steps import rendered_steps
 
 if TYPE_CHECKING:
     from kapell_server.engine.engine import Engine
@@ -58,19 +60,18 @@ class TemplateServicer:
         self, request: template_pb2.ValidateTemplateRequest, caller: Caller
     ) -> template_pb2.ValidateTemplateResponse:
         problems = check_spec(request.spec)
-        prompt = ""
+        answer = template_pb2.ValidateTemplateResponse()
         if not problems and request.HasField("parameters"):
             compiled = compile_version(template_pb2.TemplateVersion(template_id="template", spec=request.spec))
             try:
-                prompt = compiled.render(plain_struct(request.parameters), "parameters").prompt
+                rendered = compiled.render(plain_struct(request.parameters), "parameters")
+                answer.prompt = rendered.prompt
+                answer.steps.extend(rendered_steps(request.spec, rendered, request.spec.agent_type))
             except KapellError as error:
                 problems = list(error.violations)
-        return template_pb2.ValidateTemplateResponse(
-            problems=[
-                template_pb2.TemplateProblem(field=field, description=description) for field, description in problems
-            ],
-            prompt=prompt,
-        )
+        for field, description in problems:
+            answer.problems.add(field=field, description=description)
+        return answer
 
     async def RenderTemplate(
         self, request: template_pb2.RenderTemplateRequest, caller: Caller
@@ -82,6 +83,7 @@ class TemplateServicer:
         version = template_pb2.TemplateVersion(template_id=template.template_id, version=template.version, spec=spec)
         rendered = compile_version(version).render(plain_struct(request.parameters), "parameters")
         agent_type = request.agent_type or spec.agent_type
+        steps = rendered_steps(spec, rendered, agent_type)
         return template_pb2.RenderTemplateResponse(
             template_id=template.template_id,
             version=template.version,
@@ -93,11 +95,24 @@ class TemplateServicer:
             retry_policy=with_defaults(spec.retry_policy),
             timeouts=spec.timeouts if spec.HasField("timeouts") else None,
             history=_history(await self._reads.templates.history(template.template_id)),
-            blockers=await self._blockers(agent_type),
+            blockers=await self._blockers(agent_type, steps),
             revision=revision,
+            steps=steps,
         )
 
-    async def _blockers(self, agent_type: str) -> list[template_pb2.StartBlocker]:
+    async def _blockers(
+        self, agent_type: str, steps: list[template_pb2.RenderedStep]
+    ) -> list[template_pb2.StartBlocker]:
+        """What would keep the first steps, or the task itself, from starting now; and types that nobody serves."""
+        todo = [step for step in steps if not step.left_out]
+        first = {step.agent_type for step in todo if not step.depends_on} or {agent_type}
+        blockers: list[template_pb2.StartBlocker] = []
+        for wanted in dict.fromkeys([*(step.agent_type for step in todo), agent_type]):
+            found = await self._blockers_of(wanted)
+            blockers += found if wanted in first else found[:1] if _nobody(found) else []
+        return blockers
+
+    async def _blockers_of(self, agent_type: str) -> list[template_pb2.StartBlocker]:
         """What would keep a task of this type from starting now."""
         live = [agent_pb2.AGENT_STATE_PENDING, agent_pb2.AGENT_STATE_STARTING, agent_pb2.AGENT_STATE_ACTIVE]
         wanted = agent_pb2.AgentFilter(states=live, agent_types=[agent_type])
@@ -119,6 +134,10 @@ class TemplateServicer:
                 template_pb2.StartBlocker(kind=template_pb2.START_BLOCKER_KIND_QUEUE, message=text, count=waiting)
             )
         return blockers
+
+
+def _nobody(blockers: list[template_pb2.StartBlocker]) -> bool:
+    return any(blocker.kind == template_pb2.START_BLOCKER_KIND_NO_AGENT for blocker in blockers)
 
 
 def _check_size(request: template_pb2.RenderTemplateRequest) -> None:

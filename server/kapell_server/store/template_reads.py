@@ -20,7 +20,7 @@ from kapell.v1.template_pb2 import (
 from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
-from kapell_server.domain.template_version import template_not_found, version_number
+from kapell_server.domain.template_version import clear_prompts, template_not_found, version_number
 from kapell_server.domain.times import timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL
 from kapell_server.store.database import Database
@@ -112,7 +112,7 @@ class TemplateReads:
             rows = page_of(connection, statement, key, page, None)
             versions = [TemplateVersion.FromString(data) for data in rows.data]
             for version in versions:
-                version.spec.ClearField("prompt")
+                clear_prompts(version.spec)
             return ListTemplateVersionsResponse(
                 versions=versions,
                 next_page_token="" if rows.next_cursor is None else page.token(rows.next_cursor),

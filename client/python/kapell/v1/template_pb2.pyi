@@ -22,6 +22,16 @@ special, and nothing is evaluated:
 A line that holds nothing but one if, else, each or end disappears whole.
 A tag that names a parameter the template does not declare is refused when the
 template is written; a parameter that may be absent must be asked for with if.
+
+A template may have steps. A task of it is then created together with one child for each step, all
+or none: the steps run in the order their depends_on gives, side by side where it leaves that open,
+and the task itself runs last, since it depends on all of them. In its prompt {deps.STEP.result}
+stands for the result of any step, in the prompt of a step for that of one in its depends_on; see
+dependency.proto. A step whose `when` does not hold for the parameters is left out: what depended on it
+depends on what it depended on, and where its result would stand there is "(step NAME was left out)".
+What the task itself depends on, and its not_before_time, hold back every step that depends on no other.
+Cancelling the task cancels its steps. Steps count as children of the task and towards the tasks
+below a root, but are not refused for their depth; at most 2,500 tasks are created by one request.
 """
 
 from collections import abc as _abc
@@ -33,6 +43,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from kapell.v1 import common_pb2 as _common_pb2
+from kapell.v1 import dependency_pb2 as _dependency_pb2
 from kapell.v1 import task_pb2 as _task_pb2
 from kapell.v1 import watch_pb2 as _watch_pb2
 import builtins as _builtins
@@ -228,6 +239,111 @@ class TemplateParameter(_message.Message):
 Global___TemplateParameter: _TypeAlias = TemplateParameter  # noqa: Y015
 
 @_typing.final
+class TemplateStep(_message.Message):
+    """One step of a template: a task of its own, done before the task of the template."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    AGENT_TYPE_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    TASK_NAME_FIELD_NUMBER: _builtins.int
+    DEPENDS_ON_FIELD_NUMBER: _builtins.int
+    WHEN_FIELD_NUMBER: _builtins.int
+    ON_FAILURE_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    RETRY_POLICY_FIELD_NUMBER: _builtins.int
+    TIMEOUTS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name, unique within the template, by which other steps and prompts call it. Required."""
+    description: _builtins.str
+    """What it is for, at most 1,000 characters."""
+    agent_type: _builtins.str
+    """Which agents take it. Empty: those that take the task itself."""
+    prompt: _builtins.str
+    """Its prompt, in the same language and with the same parameters as the template's. Required, at most
+    64 KiB; all prompts of a template together at most 256 KiB, before and after rendering. Only
+    GetTemplate carries it.
+    """
+    task_name: _builtins.str
+    """The name of its task, with tags, at most 500 characters. Empty: "NAME: " and the name of the task itself."""
+    when: _builtins.str
+    """When it is done: what could stand in an if, as in "check_security", "not fast" or "mode is deep".
+    At most 300 characters. Empty: always.
+    """
+    on_failure: _dependency_pb2.DependencyFailureAction.ValueType
+    """What becomes of the steps that depend on it, and of the task itself, when it does not succeed.
+    Default FAIL.
+    """
+    priority: _builtins.int
+    """Its priority, 0 to 1000. Unset: that of the task."""
+    @_builtins.property
+    def depends_on(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The steps it waits for: each must have succeeded, unless its on_failure says otherwise. Any graph
+        without a cycle.
+        """
+
+    @_builtins.property
+    def retry_policy(self) -> _task_pb2.RetryPolicy:
+        """When its failed attempts are tried again. What is unset: as for the task."""
+
+    @_builtins.property
+    def timeouts(self) -> _task_pb2.TaskTimeouts:
+        """How long it may take, counted from its own start or creation. What is unset: as for the task."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels that it gets besides those of the task, at most 32."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        agent_type: _builtins.str = ...,
+        prompt: _builtins.str = ...,
+        task_name: _builtins.str = ...,
+        depends_on: _abc.Iterable[_builtins.str] | None = ...,
+        when: _builtins.str = ...,
+        on_failure: _dependency_pb2.DependencyFailureAction.ValueType = ...,
+        priority: _builtins.int | None = ...,
+        retry_policy: _task_pb2.RetryPolicy | None = ...,
+        timeouts: _task_pb2.TaskTimeouts | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "priority", b"priority", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "depends_on", b"depends_on", "description", b"description", "labels", b"labels", "name", b"name", "on_failure", b"on_failure", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "task_name", b"task_name", "timeouts", b"timeouts", "when", b"when"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
+    _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
+
+Global___TemplateStep: _TypeAlias = TemplateStep  # noqa: Y015
+
+@_typing.final
 class TemplateSpec(_message.Message):
     """What a template says; a version never changes."""
 
@@ -264,6 +380,7 @@ class TemplateSpec(_message.Message):
     TIMEOUTS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
     display_name: _builtins.str
     """A name for people, at most 200 characters. Empty: the id."""
     description: _builtins.str
@@ -296,6 +413,10 @@ class TemplateSpec(_message.Message):
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Words to find it by, at most 16."""
 
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___TemplateStep]:
+        """What is done before its tasks, at most 32 steps; see the top of this file."""
+
     def __init__(
         self,
         *,
@@ -310,10 +431,11 @@ class TemplateSpec(_message.Message):
         timeouts: _task_pb2.TaskTimeouts | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         tags: _abc.Iterable[_builtins.str] | None = ...,
+        steps: _abc.Iterable[Global___TemplateStep] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "priority", b"priority", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "description", b"description", "display_name", b"display_name", "labels", b"labels", "parameters", b"parameters", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "tags", b"tags", "task_name", b"task_name", "timeouts", b"timeouts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "description", b"description", "display_name", b"display_name", "labels", b"labels", "parameters", b"parameters", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "steps", b"steps", "tags", b"tags", "task_name", b"task_name", "timeouts", b"timeouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
@@ -1071,25 +1193,95 @@ class ValidateTemplateResponse(_message.Message):
 
     PROBLEMS_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """The rendered prompt, where parameters were given and nothing is wrong."""
     @_builtins.property
     def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___TemplateProblem]:
         """All that is wrong; empty where CreateTemplate would take it."""
 
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___RenderedStep]:
+        """The rendered steps, in the order of the template; as the prompt."""
+
     def __init__(
         self,
         *,
         problems: _abc.Iterable[Global___TemplateProblem] | None = ...,
         prompt: _builtins.str = ...,
+        steps: _abc.Iterable[Global___RenderedStep] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["problems", b"problems", "prompt", b"prompt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["problems", b"problems", "prompt", b"prompt", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ValidateTemplateResponse: _TypeAlias = ValidateTemplateResponse  # noqa: Y015
+
+@_typing.final
+class RenderedStep(_message.Message):
+    """A step as a task of the template would have it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    AGENT_TYPE_FIELD_NUMBER: _builtins.int
+    DEPENDS_ON_FIELD_NUMBER: _builtins.int
+    ON_FAILURE_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    RETRY_POLICY_FIELD_NUMBER: _builtins.int
+    TIMEOUTS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    left_out: _builtins.bool
+    """True where its `when` does not hold: then nothing but the name is set."""
+    prompt: _builtins.str
+    """The prompt an agent would read, with the places of results still in it."""
+    display_name: _builtins.str
+    """The name of its task."""
+    agent_type: _builtins.str
+    """Which agents would take it."""
+    on_failure: _dependency_pb2.DependencyFailureAction.ValueType
+    """What would become of those that depend on it when it does not succeed."""
+    priority: _builtins.int
+    """Its priority."""
+    @_builtins.property
+    def depends_on(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The steps it would wait for, without those left out."""
+
+    @_builtins.property
+    def retry_policy(self) -> _task_pb2.RetryPolicy:
+        """When its failed attempts would be tried again, with the defaults filled in."""
+
+    @_builtins.property
+    def timeouts(self) -> _task_pb2.TaskTimeouts:
+        """How long it might take."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        left_out: _builtins.bool = ...,
+        prompt: _builtins.str = ...,
+        display_name: _builtins.str = ...,
+        agent_type: _builtins.str = ...,
+        depends_on: _abc.Iterable[_builtins.str] | None = ...,
+        on_failure: _dependency_pb2.DependencyFailureAction.ValueType = ...,
+        priority: _builtins.int = ...,
+        retry_policy: _task_pb2.RetryPolicy | None = ...,
+        timeouts: _task_pb2.TaskTimeouts | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "depends_on", b"depends_on", "display_name", b"display_name", "left_out", b"left_out", "name", b"name", "on_failure", b"on_failure", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenderedStep: _TypeAlias = RenderedStep  # noqa: Y015
 
 @_typing.final
 class RenderTemplateRequest(_message.Message):
@@ -1209,6 +1401,7 @@ class RenderTemplateResponse(_message.Message):
     HISTORY_FIELD_NUMBER: _builtins.int
     BLOCKERS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
     template_id: _builtins.str
     """The template's id."""
     version: _builtins.int
@@ -1243,6 +1436,10 @@ class RenderTemplateResponse(_message.Message):
     def blockers(self) -> _containers.RepeatedCompositeFieldContainer[Global___StartBlocker]:
         """What would keep it from starting now, as far as is known; empty where nothing would."""
 
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___RenderedStep]:
+        """The steps that would be done before, in the order of the template, those left out among them."""
+
     def __init__(
         self,
         *,
@@ -1258,10 +1455,11 @@ class RenderTemplateResponse(_message.Message):
         history: Global___TemplateHistory | None = ...,
         blockers: _abc.Iterable[Global___StartBlocker] | None = ...,
         revision: _builtins.int = ...,
+        steps: _abc.Iterable[Global___RenderedStep] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["history", b"history", "parameters", b"parameters", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "blockers", b"blockers", "display_name", b"display_name", "history", b"history", "parameters", b"parameters", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "revision", b"revision", "template_id", b"template_id", "timeouts", b"timeouts", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "blockers", b"blockers", "display_name", b"display_name", "history", b"history", "parameters", b"parameters", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "revision", b"revision", "steps", b"steps", "template_id", b"template_id", "timeouts", b"timeouts", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

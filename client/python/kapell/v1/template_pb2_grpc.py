@@ -108,7 +108,7 @@ class TemplateServiceServicer:
 
     def CreateTemplate(self, request, context):
         """Creates a template; its spec becomes version 1.
-        Errors: ID_TAKEN, REQUEST_INVALID (prompt, defaults or rules that cannot be).
+        Errors: ID_TAKEN, REQUEST_INVALID (prompts, defaults, rules or steps that cannot be).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

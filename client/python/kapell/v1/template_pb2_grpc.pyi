@@ -22,6 +22,16 @@ special, and nothing is evaluated:
 A line that holds nothing but one if, else, each or end disappears whole.
 A tag that names a parameter the template does not declare is refused when the
 template is written; a parameter that may be absent must be asked for with if.
+
+A template may have steps. A task of it is then created together with one child for each step, all
+or none: the steps run in the order their depends_on gives, side by side where it leaves that open,
+and the task itself runs last, since it depends on all of them. In its prompt {deps.STEP.result}
+stands for the result of any step, in the prompt of a step for that of one in its depends_on; see
+dependency.proto. A step whose `when` does not hold for the parameters is left out: what depended on it
+depends on what it depended on, and where its result would stand there is "(step NAME was left out)".
+What the task itself depends on, and its not_before_time, hold back every step that depends on no other.
+Cancelling the task cancels its steps. Steps count as children of the task and towards the tasks
+below a root, but are not refused for their depth; at most 2,500 tasks are created by one request.
 """
 
 from collections import abc as _abc
@@ -62,7 +72,7 @@ class TemplateServiceStub:
     def __new__(cls, channel: _aio.Channel) -> TemplateServiceAsyncStub: ...
     CreateTemplate: _grpc.UnaryUnaryMultiCallable[_template_pb2.CreateTemplateRequest, _template_pb2.CreateTemplateResponse]
     """Creates a template; its spec becomes version 1.
-    Errors: ID_TAKEN, REQUEST_INVALID (prompt, defaults or rules that cannot be).
+    Errors: ID_TAKEN, REQUEST_INVALID (prompts, defaults, rules or steps that cannot be).
     """
     GetTemplate: _grpc.UnaryUnaryMultiCallable[_template_pb2.GetTemplateRequest, _template_pb2.GetTemplateResponse]
     """Reads a template with its prompt, as of one version.
@@ -120,7 +130,7 @@ class TemplateServiceAsyncStub(TemplateServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateTemplate: _aio.UnaryUnaryMultiCallable[_template_pb2.CreateTemplateRequest, _template_pb2.CreateTemplateResponse]  # type: ignore[assignment]
     """Creates a template; its spec becomes version 1.
-    Errors: ID_TAKEN, REQUEST_INVALID (prompt, defaults or rules that cannot be).
+    Errors: ID_TAKEN, REQUEST_INVALID (prompts, defaults, rules or steps that cannot be).
     """
     GetTemplate: _aio.UnaryUnaryMultiCallable[_template_pb2.GetTemplateRequest, _template_pb2.GetTemplateResponse]  # type: ignore[assignment]
     """Reads a template with its prompt, as of one version.
@@ -181,7 +191,7 @@ class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_template_pb2.CreateTemplateResponse, _abc.Awaitable[_template_pb2.CreateTemplateResponse]]:
         """Creates a template; its spec becomes version 1.
-        Errors: ID_TAKEN, REQUEST_INVALID (prompt, defaults or rules that cannot be).
+        Errors: ID_TAKEN, REQUEST_INVALID (prompts, defaults, rules or steps that cannot be).
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,540 @@
+"""Templates with steps: what is refused when they are written, and which tasks are made of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from kapell.v1.dependency_pb2 import (
+    DEPENDENCY_FAILURE_ACTION_FAIL,
+    DEPENDENCY_FAILURE_ACTION_RUN,
+    DEPENDENCY_FAILURE_ACTION_SKIP,
+    TaskDependency,
+)
+from kapell.v1.task_pb2 import (
+    TASK_STATE_CANCELLED,
+    TASK_STATE_FAILED,
+    TASK_STATE_PENDING,
+    TASK_STATE_QUEUED,
+    BatchCreateTasksRequest,
+    CreateTaskRequest,
+    RetryPolicy,
+    Task,
+    TaskSpec,
+    TaskTimeouts,
+)
+from kapell.v1.template_pb2 import (
+    PARAMETER_TYPE_BOOL,
+    PARAMETER_TYPE_STRING,
+    CloneTemplateRequest,
+    CreateTemplateRequest,
+    Template,
+    TemplateSpec,
+    TemplateStep,
+    UpdateTemplateRequest,
+)
+from kapell.v1.worker_pb2 import CreateChildTasksRequest
+
+from tests.domain.world import START_NS, World
+
+
+def step(name: str, *depends_on: str, prompt: str = "", **fields: Any) -> TemplateStep:
+    return TemplateStep(name=name, depends_on=depends_on, prompt=prompt or f"Do {name}", **fields)
+
+
+def spec(*steps: TemplateStep, prompt: str = "Sum up {what}", **fields: Any) -> TemplateSpec:
+    said: dict[str, Any] = {
+        "agent_type": "code",
+        "parameters": [
+            {"name": "what", "rules": {"type": PARAMETER_TYPE_STRING}, "default_value": {"string_value": "it"}},
+            {"name": "deep", "rules": {"type": PARAMETER_TYPE_BOOL}, "default_value": {"bool_value": False}},
+            {"name": "focus", "rules": {"type": PARAMETER_TYPE_STRING}},
+        ],
+    }
+    return TemplateSpec(prompt=prompt, steps=steps, **{**said, **fields})
+
+
+class Workshop(World):
+    """A world with the template "t", and verbs for what is made of it."""
+
+    def add(self, *steps: TemplateStep, **fields: Any) -> Template:
+        template: Template = self.do(CreateTemplateRequest(template_id="t", spec=spec(*steps, **fields)))
+        return template
+
+    def make(self, parameters: dict[str, Any] | None = None, **fields: Any) -> Task:
+        task: Task = self.do(CreateTaskRequest(task=TaskSpec(template="t", parameters=parameters, **fields)))
+        return task
+
+    def steps(self, task: Task) -> dict[str, Task]:
+        """The steps of a task by name, as committed."""
+        named = {entry.task_id: entry.name for entry in self.task(task.task_id).dependencies}
+        children = [found for found in self.rows.tasks.values() if found.parent_task_id == task.task_id]
+        return {named[found.task_id]: found for found in children}
+
+    def graph(self, task: Task) -> dict[str, list[str]]:
+        """What each step depends on."""
+        return {name: [entry.name for entry in found.dependencies] for name, found in self.steps(task).items()}
+
+    def prompt(self, task: Task) -> str:
+        return self.content(task.task_id).prompt
+
+    def finish(self, task: Task, result: str) -> None:
+        agent_id = self.register(task.agent_type)
+        assert self.lease(agent_id) == task.task_id
+        self.complete(task.task_id, result)
+
+
+@pytest.fixture
+def workshop() -> Workshop:
+    return Workshop()
+
+
+# -- what is refused when it is written ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("steps", "prompt", "path", "says"),
+    [
+        ([step("a", "b")], "x", "spec.steps[0].depends_on[0]", "there is no step 'b' (there are: a)"),
+        ([step("a", "a")], "x", "spec.steps[0].depends_on", "for ever: a → a"),
+        ([step("a", "c"), step("b", "a"), step("c", "b")], "x", "spec.steps[0].depends_on", "a → c → b → a"),
+        ([step("a"), step("a")], "x", "spec.steps[1].name", "is 'a', as that of steps[0]"),
+        ([step("a", prompt=" ")], "x", "spec.steps[0].prompt", "is required"),
+        ([step("a", prompt="{nobody}")], "x", "spec.steps[0].prompt", "there is no parameter 'nobody'"),
+        ([step("a", prompt="{if what}")], "x", "spec.steps[0].prompt", "has no {end}"),
+        ([step("a", prompt="{focus}")], "x", "spec.steps[0].prompt", "'focus' may have no value here"),
+        ([step("a", prompt="{focus}", when="not focus")], "x", "spec.steps[0].prompt", "'focus' may have no value"),
+        ([step("a", task_name="{nobody}")], "x", "spec.steps[0].task_name", "there is no parameter 'nobody'"),
+        ([step("a", task_name="{deps.a.result}")], "x", "spec.steps[0].task_name", "is for prompts"),
+        ([step("a", when="nobody")], "x", "spec.steps[0].when", "there is no parameter 'nobody'"),
+        ([step("a", when="deps.a.result")], "x", "spec.steps[0].when", "is no tag"),
+        ([step("a", when="deep or focus")], "x", "spec.steps[0].when", "'deep or focus' is not understood"),
+        ([step("a", when="deep}{what")], "x", "spec.steps[0].when", "is not understood"),
+        ([step("a", when=" ")], "x", "spec.steps[0].when", "is blank"),
+        (
+            [step("a"), step("b", prompt="{deps.a.result}")],
+            "x",
+            "spec.steps[1].prompt",
+            "{deps.a.result} would never have a result: 'a' is no step in depends_on (there are: none)",
+        ),
+        ([step("a")], "{deps.b.result}", "spec.prompt", "'b' is no step of the template (there are: a)"),
+        ([step("a"), step("b", "a", prompt="{if deep}{deps.b.result}{end}")], "x", "spec.steps[1].prompt", "'b' is no"),
+    ],
+)
+def test_a_step_that_cannot_be_done_is_never_stored(
+    workshop: Workshop, steps: list[TemplateStep], prompt: str, path: str, says: str
+) -> None:
+    with workshop.refuses("REQUEST_INVALID") as refusals:
+        workshop.add(*steps, prompt=prompt)
+
+    [(found, what)] = refusals[0].violations
+    assert found == path
+    assert says in what
+
+
+def test_all_that_is_wrong_is_named_at_once(workshop: Workshop) -> None:
+    with workshop.refuses("REQUEST_INVALID") as refusals:
+        workshop.add(
+            step("a", "b", prompt="{x}", when="y"),
+            step("b", "a", "c", prompt="{deps.z.result}", task_name="{"),
+            prompt="{deps.c.result} {u}",
+        )
+
+    assert [path for path, _ in refusals[0].violations] == [
+        "spec.prompt",
+        "spec.prompt",
+        "spec.steps[0].when",
+        "spec.steps[0].prompt",
+        "spec.steps[1].depends_on[1]",
+        "spec.steps[1].prompt",
+        "spec.steps[1].task_name",
+        "spec.steps[0].depends_on",
+    ]
+
+
+def test_all_prompts_of_a_template_share_one_cap(workshop: Workshop) -> None:
+    big = "ü" * 32_000
+
+    workshop.add(*[step(name, prompt=big) for name in "abcd"])
+    with workshop.refuses("REQUEST_INVALID") as refusals:
+        workshop.do(CreateTemplateRequest(template_id="u", spec=spec(*[step(n, prompt=big) for n in "abcde"])))
+
+    assert refusals[0].violations[0][0] == "spec.steps"
+    assert "320013 bytes together, at most 262144" in refusals[0].message
+
+
+def test_lists_and_events_carry_no_prompt_of_a_step(workshop: Workshop) -> None:
+    template = workshop.add(step("a"))
+
+    assert [(said.name, said.prompt) for said in template.spec.steps] == [("a", "")]
+
+
+def test_an_optional_parameter_that_when_asks_for_is_there(workshop: Workshop) -> None:
+    workshop.add(step("a", when="focus", prompt="Mind {focus}", task_name="On {focus}"))
+
+    task = workshop.make({"focus": "the loop"})
+
+    assert workshop.prompt(workshop.steps(task)["a"]) == "Mind the loop"
+    assert workshop.steps(task)["a"].display_name == "On the loop"
+
+
+# -- what is created -----------------------------------------------------------------------------------
+
+
+def test_a_task_and_its_steps_are_created_at_once(workshop: Workshop) -> None:
+    workshop.add(
+        step("plan", prompt="Plan {what}"),
+        step("build", "plan", prompt="Build {what} by {deps.plan.result}", agent_type="builder"),
+        step("review", "build", prompt="Review {deps.build.result.diff}", on_failure=DEPENDENCY_FAILURE_ACTION_RUN),
+        prompt="Sum up {deps.plan.result} and {deps.review.result}",
+        task_name="Change {what}",
+    )
+    before = list(workshop.events)
+
+    task = workshop.make({"what": "the door"})
+
+    steps = workshop.steps(task)
+    assert workshop.events[len(before) :] == ["task.created"] * 4
+    assert (task.state, task.template_id, task.display_name) == (TASK_STATE_PENDING, "t", "Change the door")
+    assert [(entry.name, entry.on_failure) for entry in task.dependencies] == [
+        ("plan", DEPENDENCY_FAILURE_ACTION_FAIL),
+        ("build", DEPENDENCY_FAILURE_ACTION_FAIL),
+        ("review", DEPENDENCY_FAILURE_ACTION_RUN),
+    ]
+    assert {
+        name: (found.state, found.agent_type, found.display_name, found.depth) for name, found in steps.items()
+    } == {
+        "plan": (TASK_STATE_QUEUED, "code", "plan: Change the door", 1),
+        "build": (TASK_STATE_PENDING, "builder", "build: Change the door", 1),
+        "review": (TASK_STATE_PENDING, "code", "review: Change the door", 1),
+    }
+    assert workshop.graph(task) == {"plan": [], "build": ["plan"], "review": ["build"]}
+    assert [found.template_id for found in steps.values()] == ["", "", ""]
+    assert dict(workshop.content(steps["plan"].task_id).input) == {"what": "the door", "deep": False}
+
+
+def test_results_go_from_step_to_step_and_to_the_task(workshop: Workshop) -> None:
+    workshop.add(
+        step("plan", prompt="Plan", agent_type="planner"),
+        step("build", "plan", prompt="Build {deps.plan.result}", agent_type="builder"),
+        prompt="{deps.plan.result}, {deps.build.result}",
+    )
+    task = workshop.make()
+    steps = workshop.steps(task)
+
+    workshop.finish(steps["plan"], "the plan")
+    assert workshop.prompt(steps["build"]) == "Build the plan"
+    workshop.finish(steps["build"], "a door")
+
+    assert workshop.task(task.task_id).state == TASK_STATE_QUEUED
+    assert workshop.prompt(task) == "the plan, a door"
+
+
+def test_a_step_left_out_hands_on_what_it_depended_on(workshop: Workshop) -> None:
+    workshop.add(
+        step("a"),
+        step("b"),
+        step("c", "a", "b", when="deep", prompt="{deps.a.result}"),
+        step("d", "c", when="deep"),
+        step("e", "d", "b", prompt="{deps.d.result} {deps.b.result}"),
+        step("f", when="not deep"),
+        prompt="{deps.c.result.x} {deps.e.result}",
+    )
+
+    shallow, deep = workshop.make(), workshop.make({"deep": True})
+
+    assert workshop.graph(shallow) == {"a": [], "b": [], "e": ["a", "b"], "f": []}
+    assert workshop.graph(deep) == {"a": [], "b": [], "c": ["a", "b"], "d": ["c"], "e": ["d", "b"]}
+    assert workshop.prompt(workshop.steps(shallow)["e"]) == "(step d was left out) {deps.b.result}"
+    assert workshop.prompt(shallow) == "(step c was left out) {deps.e.result}"
+
+
+def test_a_task_whose_steps_are_all_left_out_runs_at_once(workshop: Workshop) -> None:
+    workshop.add(step("a", when="deep"), prompt="{deps.a.result}")
+
+    task = workshop.make()
+
+    assert (task.state, list(task.dependencies), task.prompt_pending) == (TASK_STATE_QUEUED, [], False)
+    assert workshop.prompt(task) == "(step a was left out)"
+
+
+@pytest.mark.parametrize(
+    ("when", "parameters", "is_done"),
+    [
+        ("deep", {}, False),
+        ("not deep", {}, True),
+        ("what is it", {}, True),
+        ("what is that", {}, False),
+        ("what is not it", {"what": "that"}, True),
+        ("deep is true", {"deep": True}, True),
+        ("focus", {"focus": ""}, False),
+        (" focus ", {"focus": "x"}, True),
+    ],
+)
+def test_when_is_what_could_stand_in_an_if(
+    workshop: Workshop, when: str, parameters: dict[str, Any], is_done: bool
+) -> None:
+    workshop.add(step("a", when=when))
+
+    assert bool(workshop.steps(workshop.make(parameters))) is is_done
+
+
+def test_steps_inherit_from_the_task_unless_they_say_otherwise(workshop: Workshop) -> None:
+    workshop.add(
+        step("plain"),
+        step(
+            "own",
+            priority=7,
+            agent_type="mine",
+            labels={"kind": "own"},
+            retry_policy=RetryPolicy(max_attempts=9),
+            timeouts=TaskTimeouts(run_timeout=Duration(nanos=500_000_000)),
+        ),
+        labels={"kind": "t", "team": "a"},
+        retry_policy=RetryPolicy(max_attempts=2, backoff_multiplier=3),
+        timeouts=TaskTimeouts(run_timeout=Duration(seconds=60), total_timeout=Duration(seconds=600)),
+    )
+
+    task = workshop.make(priority=900, labels={"team": "b"}, agent_type="other")
+
+    plain, own = workshop.steps(task)["plain"], workshop.steps(task)["own"]
+    assert (plain.priority, plain.agent_type, dict(plain.labels)) == (900, "other", {"kind": "t", "team": "b"})
+    assert (own.priority, own.agent_type, dict(own.labels)) == (7, "mine", {"kind": "own", "team": "b"})
+    assert (plain.retry_policy, plain.timeouts) == (task.retry_policy, task.timeouts)
+    assert (own.retry_policy.max_attempts, own.retry_policy.backoff_multiplier) == (9, 3)
+    assert own.timeouts == TaskTimeouts(run_timeout=Duration(nanos=500_000_000), total_timeout=Duration(seconds=600))
+
+
+def test_steps_of_a_child_have_the_priority_of_its_parent(workshop: Workshop) -> None:
+    workshop.add(step("a"))
+    parent = workshop.create(priority=321)
+
+    task = workshop.make(parent_task_id=parent)
+
+    assert (task.priority, workshop.steps(task)["a"].priority) == (321, 321)
+
+
+def test_what_the_task_waits_for_holds_back_the_first_steps(workshop: Workshop) -> None:
+    workshop.add(step("a"), step("b", "a"))
+    other = workshop.create("other")
+    later = Timestamp(seconds=START_NS // 10**9 + 60)
+
+    task = workshop.make(dependencies=[TaskDependency(task_id=other, name="go")], not_before_time=later)
+
+    assert workshop.graph(task) == {"a": ["go"], "b": ["a"]}
+    assert [entry.name for entry in task.dependencies] == ["go", "a", "b"]
+    workshop.finish(workshop.task(other), "")
+    first = workshop.steps(task)["a"]
+    assert (first.state, len(first.waiting_on)) == (TASK_STATE_PENDING, 1)
+    workshop.advance(61)
+    assert workshop.steps(task)["a"].state == TASK_STATE_QUEUED
+
+
+def test_a_dependency_must_not_be_called_as_a_step_is(workshop: Workshop) -> None:
+    workshop.add(step("a", when="deep"))
+    other = workshop.create("other")
+
+    with workshop.refuses("REQUEST_INVALID") as refusals:
+        workshop.make(dependencies=[TaskDependency(task_id=other, name="b"), TaskDependency(task_id=other, name="a")])
+
+    assert refusals[0].violations == (("task.dependencies[1].name", "is 'a', as that of a step of the template"),)
+
+
+def test_validate_only_shows_the_task_and_leaves_no_trace(workshop: Workshop) -> None:
+    workshop.add(step("a", prompt="{what}"), prompt="{what}: {deps.a.result}")
+    before = workshop.picture()
+
+    task = workshop.do(CreateTaskRequest(task=TaskSpec(template="t"), validate_only=True))
+
+    assert (task.prompt, [entry.name for entry in task.dependencies]) == ("it: {deps.a.result}", ["a"])
+    assert workshop.picture() == before
+
+
+def test_tasks_of_a_batch_have_steps_and_depend_on_each_other(workshop: Workshop) -> None:
+    workshop.add(step("a"))
+    request = BatchCreateTasksRequest(
+        tasks=[
+            TaskSpec(template="t", client_key="first"),
+            TaskSpec(template="t", dependencies=[TaskDependency(client_key="first")]),
+        ]
+    )
+
+    first, second = workshop.do(request)
+
+    assert workshop.graph(first) == {"a": []}
+    assert workshop.graph(second) == {"a": ["first"]}
+    assert len(workshop.rows.tasks) == 4
+
+
+def test_a_cycle_through_steps_is_named(workshop: Workshop) -> None:
+    workshop.add(step("a"))
+    request = BatchCreateTasksRequest(
+        tasks=[
+            TaskSpec(template="t", client_key="one", dependencies=[TaskDependency(client_key="two")]),
+            TaskSpec(template="t", client_key="two", dependencies=[TaskDependency(client_key="one")]),
+        ]
+    )
+
+    with workshop.refuses("DEPENDENCY_CYCLE") as refusals:
+        workshop.do(request)
+
+    assert "one → two → one" in refusals[0].message
+
+
+def test_an_agent_creates_children_that_have_steps(workshop: Workshop) -> None:
+    workshop.add(step("a"))
+    root = workshop.running()
+
+    [child] = workshop.do(CreateChildTasksRequest(lease_token=workshop.token(root), tasks=[TaskSpec(template="t")]))
+
+    found = workshop.steps(child)["a"]
+    assert (child.parent_task_id, found.parent_task_id, found.root_task_id, found.depth) == (
+        root,
+        child.task_id,
+        root,
+        2,
+    )
+
+
+# -- caps ----------------------------------------------------------------------------------------------
+
+
+def test_steps_are_not_refused_for_their_depth(workshop: Workshop) -> None:
+    workshop.state.settings = workshop.state.settings.__class__(max_task_depth=1)
+    workshop.add(step("a"))
+
+    task = workshop.make(parent_task_id=workshop.create())
+
+    assert workshop.steps(task)["a"].depth == 2
+
+
+def test_steps_count_towards_the_tasks_below_a_root() -> None:
+    workshop = Workshop(max_tasks_per_root=2)
+    workshop.add(step("a"), step("b"), step("c", when="deep"))
+
+    workshop.make()
+    with workshop.refuses("CHILD_LIMIT"):
+        workshop.make({"deep": True})
+
+
+def test_a_request_creates_no_more_tasks_than_it_may(workshop: Workshop) -> None:
+    workshop.add(*[step(f"s{number}") for number in range(24)])
+
+    with workshop.refuses("REQUEST_INVALID") as refusals:
+        workshop.do(BatchCreateTasksRequest(tasks=[TaskSpec(template="t")] * 101))
+
+    assert "tasks[100] brings the tasks of the request, steps counted, to 2525" in refusals[0].message
+
+
+def test_the_parameters_of_all_steps_are_capped_together(workshop: Workshop) -> None:
+    workshop.add(*[step(f"s{number}") for number in range(31)])
+    request = BatchCreateTasksRequest(tasks=[TaskSpec(template="t", parameters={"what": "x" * 60_000})] * 40)
+
+    with workshop.refuses("REQUEST_INVALID") as refusals:
+        workshop.do(request)
+
+    assert "at most 67108864 are allowed" in refusals[0].message
+
+
+def test_rendering_is_capped_for_all_prompts_together(workshop: Workshop) -> None:
+    workshop.add(*[step(name, prompt="{what}") for name in "abcd"], prompt="{what}")
+
+    workshop.make({"what": "x" * 52_000})
+    with workshop.refuses("TEMPLATE_PARAMETERS_INVALID") as refusals:
+        workshop.make({"what": "x" * 53_000})
+
+    assert "step d: it gets longer than 262,144 bytes" in refusals[0].message
+
+
+# -- values are never tags -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "{deps.a.result}",
+        "{deps.b.result}",
+        "{{deps.a.result}}",
+        "{what}",
+        "{if deep}x{end}",
+        "{end}",
+        "(step a was left out)",
+        "deps.a.result}",
+    ],
+)
+def test_a_value_is_never_read_as_a_tag(workshop: Workshop, value: str) -> None:
+    workshop.add(
+        step("a", prompt="<{what}>", agent_type="first"),
+        step("b", "a", prompt="<{what}>", agent_type="second"),
+        step("c", "a", prompt="<{what}> {deps.a.result}", agent_type="third"),
+        prompt="<{what}> {deps.a.result}",
+    )
+    task = workshop.make({"what": value})
+    steps = workshop.steps(task)
+
+    workshop.finish(steps["a"], "{deps.b.result} {what}")
+    workshop.finish(steps["b"], "secret")
+    workshop.finish(steps["c"], "")
+
+    assert workshop.prompt(steps["a"]) == workshop.prompt(steps["b"]) == f"<{value}>"
+    assert workshop.prompt(steps["c"]) == f"<{value}> {{deps.b.result}} {{what}}"
+    assert workshop.prompt(task) == f"<{value}> {{deps.b.result}} {{what}}"
+
+
+def test_a_value_is_no_place_where_only_the_client_gives_dependencies(workshop: Workshop) -> None:
+    workshop.add(prompt="<{what}>")
+    other = workshop.create("other")
+
+    task = workshop.make({"what": "{deps.b.result}"}, dependencies=[TaskDependency(task_id=other, name="b")])
+    workshop.finish(workshop.task(other), "secret")
+
+    assert workshop.prompt(task) == "<{deps.b.result}>"
+
+
+# -- what becomes of them ------------------------------------------------------------------------------
+
+
+def test_cancelling_the_task_cancels_its_steps(workshop: Workshop) -> None:
+    workshop.add(step("a"), step("b", "a"))
+    task = workshop.make()
+
+    workshop.cancel(task.task_id)
+
+    assert {found.state for found in workshop.steps(task).values()} == {TASK_STATE_CANCELLED}
+
+
+@pytest.mark.parametrize(
+    ("action", "of_b", "of_task"),
+    [
+        (DEPENDENCY_FAILURE_ACTION_FAIL, TASK_STATE_FAILED, TASK_STATE_FAILED),
+        (DEPENDENCY_FAILURE_ACTION_SKIP, TASK_STATE_CANCELLED, TASK_STATE_CANCELLED),
+        (DEPENDENCY_FAILURE_ACTION_RUN, TASK_STATE_QUEUED, TASK_STATE_PENDING),
+    ],
+)
+def test_on_failure_says_what_becomes_of_those_that_depend_on_a_step(
+    workshop: Workshop, action: Any, of_b: int, of_task: int
+) -> None:
+    workshop.add(step("a", agent_type="a", on_failure=action), step("b", "a", prompt="{deps.a.result}"))
+    task = workshop.make()
+    first = workshop.steps(task)["a"]
+    workshop.lease(workshop.register("a"))
+
+    workshop.fail(first.task_id, retryable=False)
+
+    assert workshop.steps(task)["b"].state == of_b
+    assert workshop.task(task.task_id).state == of_task
+
+
+def test_a_clone_and_a_new_version_have_their_steps(workshop: Workshop) -> None:
+    workshop.add(step("a", prompt="Do {what}"))
+    workshop.do(CloneTemplateRequest(template="t", template_id="mine", defaults={"what": "that"}))
+    workshop.do(UpdateTemplateRequest(template_id="t", spec=spec(step("b", prompt="Do {what}"))))
+
+    cloned = workshop.do(CreateTaskRequest(task=TaskSpec(template="mine")))
+    old = workshop.do(CreateTaskRequest(task=TaskSpec(template="t@1")))
+
+    assert workshop.prompt(workshop.steps(cloned)["a"]) == "Do that"
+    assert list(workshop.steps(old)) == ["a"]
+    assert list(workshop.steps(workshop.make())) == ["b"]
