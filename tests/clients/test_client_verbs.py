@@ -42,6 +42,7 @@ VERBS: dict[str, Callable[[Client], Awaitable[object]]] = {
     "CancelTask": lambda c: c.tasks.cancel("task_1", reason="enough"),
     "RetryTask": lambda c: c.tasks.retry("task_1"),
     "DeleteTask": lambda c: c.tasks.delete("task_1"),
+    "GetTaskTree": lambda c: c.tasks.tree("task_1"),
     "ListTaskAttempts": lambda c: c.tasks.attempts("task_1"),
     "WaitTask": lambda c: _ignoring_timeout(c.tasks.wait("task_1", timeout=0)),
     "StreamTaskLogs": lambda c: anext(c.tasks.logs("task_1", attempt=1), None),

@@ -43,6 +43,7 @@ COMMANDS = {
     "TaskService.RetryTask": "task retry",
     "TaskService.DeleteTask": "task delete",
     "TaskService.WaitTask": "task wait",
+    "TaskService.GetTaskTree": "task tree",
     "TaskService.ListTaskAttempts": "task attempts",
     "TaskService.StreamTaskLogs": "task logs",
     "TaskService.WatchTasks": "task watch",

@@ -153,6 +153,7 @@ class SyncTasks(_Face[Tasks]):
     cancel = blocking(Tasks.cancel)
     retry = blocking(Tasks.retry)
     delete = blocking(Tasks.delete)
+    tree = blocking(Tasks.tree)
     attempts = blocking(Tasks.attempts)
     wait = blocking(Tasks.wait)
     watch = streaming(Tasks.watch)

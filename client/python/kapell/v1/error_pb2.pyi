@@ -96,14 +96,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_TEMPLATE_BUILT_IN: _ErrorReason.ValueType  # 43
     """FAILED_PRECONDITION: the template came with Kapell and cannot be changed. Metadata: template_id."""
     ERROR_REASON_DEPENDENCY_CYCLE: _ErrorReason.ValueType  # 54
-    """INVALID_ARGUMENT: tasks would wait for each other for ever. Metadata: cycle, as "a → b → a"."""
+    """INVALID_ARGUMENT: tasks would wait for each other for ever, as in "a → b → a". Metadata: cycle."""
     ERROR_REASON_DEPENDENCY_FAILED: _ErrorReason.ValueType  # 55
     """FAILED_PRECONDITION: a dependency of the task has failed or was cancelled; retry that one first.
     Metadata: task_id, dependency_id, state.
     """
     ERROR_REASON_CHILD_LIMIT: _ErrorReason.ValueType  # 56
-    """RESOURCE_EXHAUSTED: the task may have no more children, or none so deep. Metadata: task_id,
-    limit ("max_task_depth" or "max_tasks_per_root"), most.
+    """RESOURCE_EXHAUSTED: the task may have no more children, or none so deep: the limit is
+    "max_task_depth" or "max_tasks_per_root". Metadata: task_id, limit, most.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -182,13 +182,13 @@ ERROR_REASON_TEMPLATE_IN_USE: ErrorReason.ValueType  # 42
 ERROR_REASON_TEMPLATE_BUILT_IN: ErrorReason.ValueType  # 43
 """FAILED_PRECONDITION: the template came with Kapell and cannot be changed. Metadata: template_id."""
 ERROR_REASON_DEPENDENCY_CYCLE: ErrorReason.ValueType  # 54
-"""INVALID_ARGUMENT: tasks would wait for each other for ever. Metadata: cycle, as "a → b → a"."""
+"""INVALID_ARGUMENT: tasks would wait for each other for ever, as in "a → b → a". Metadata: cycle."""
 ERROR_REASON_DEPENDENCY_FAILED: ErrorReason.ValueType  # 55
 """FAILED_PRECONDITION: a dependency of the task has failed or was cancelled; retry that one first.
 Metadata: task_id, dependency_id, state.
 """
 ERROR_REASON_CHILD_LIMIT: ErrorReason.ValueType  # 56
-"""RESOURCE_EXHAUSTED: the task may have no more children, or none so deep. Metadata: task_id,
-limit ("max_task_depth" or "max_tasks_per_root"), most.
+"""RESOURCE_EXHAUSTED: the task may have no more children, or none so deep: the limit is
+"max_task_depth" or "max_tasks_per_root". Metadata: task_id, limit, most.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
