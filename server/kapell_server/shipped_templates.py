@@ -1,6 +1,6 @@
 """The templates that come with Kapell: data files in `templates/`, brought into the database at the start.
 
-A file is YAML: `template_id`, then the fields of TemplateSpec, with parameters in a short form
+A file is YAML: `template_id`, then the fields of TemplateSpec, with parameters and steps in a short form
 (see `read_template`). The files are parsed only where the database has not seen exactly these
 yet. A file that has changed becomes a new version; earlier versions stay.
 """
@@ -50,7 +50,8 @@ def read_template(text: bytes) -> tuple[str, TemplateSpec]:
     document: dict[str, Any] = yaml.load(text, loader)
     template_id = document.pop("template_id")
     declared = [_parameter(name, said) for name, said in document.pop("parameters", {}).items()]
-    request = ParseDict({"spec": {**document, "parameters": declared}}, CreateTemplateRequest())
+    steps = [_step(name, said) for name, said in document.pop("steps", {}).items()]
+    request = ParseDict({"spec": {**document, "parameters": declared, "steps": steps}}, CreateTemplateRequest())
     return template_id, request.spec
 
 
@@ -65,6 +66,14 @@ def _parameter(name: str, said: Mapping[str, Any]) -> dict[str, Any]:
         elif key not in ("type", *_RULES):
             parameter[key] = value
     return parameter
+
+
+def _step(name: str, said: Mapping[str, Any]) -> dict[str, Any]:
+    """A step as proto JSON: its name is its key, `on_failure` is a word."""
+    step = {**said, "name": name}
+    if "on_failure" in said:
+        step["on_failure"] = f"DEPENDENCY_FAILURE_ACTION_{said['on_failure'].upper()}"
+    return step
 
 
 def _rules(said: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,17 @@ from pathlib import Path
 
 import pytest
 from kapell import Client, SyncClient, errors
+from kapell._worker.values import from_value
+from kapell.discovery import Endpoint
 from kapell.tasks import task_spec
 from kapell.template_files import read_template, write_template
+from kapell.v1.dependency_pb2 import DEPENDENCY_FAILURE_ACTION_RUN
+from kapell.v1.task_pb2 import Task
+from kapell.v1.template_pb2 import Template
+from kapell.worker import TaskContext, TaskFailed, Worker
 from kapell_server.testing import TestServer, serve
+
+from tests.clients.working import working
 
 GREET = """
 template_id: greet
@@ -115,7 +123,7 @@ async def test_lists_are_filtered_and_walked_page_by_page(client: Client) -> Non
     all_of_them = [template.template_id async for template in client.templates.iterate(page_size=4)]
 
     assert [template.template_id for template in mine.templates] == ["greet"]
-    assert len(all_of_them) == 15
+    assert len(all_of_them) == 16
     assert all_of_them[0] == "greet"
     assert all_of_them[1:] == sorted(all_of_them[1:])
 
@@ -164,3 +172,94 @@ async def test_what_is_exported_is_what_was_applied(client: Client) -> None:
 
     spec.display_name = "greet"
     assert read_template(exported) == (template_id, spec)
+
+
+# -- steps -------------------------------------------------------------------------------------------
+
+CHANGE = """
+template_id: change
+agent_type: worker
+parameters:
+  what: {type: text, required: true}
+  careful: {type: bool, default: false}
+steps:
+  plan:
+    prompt: |
+      Plan {what}
+  build: {depends_on: [plan], prompt: "Build {deps.plan.result.0}", agent_type: builder, priority: 0}
+  review:
+    description: Fresh eyes.
+    depends_on: [build]
+    when: careful
+    on_failure: run
+    retry_policy: {max_attempts: 1}
+    timeouts: {run_timeout: 60s}
+    labels: {kind: review}
+    task_name: "Review {what}"
+    prompt: "Review {deps.build.result}"
+prompt: |
+  {what}: {deps.build.result} {deps.review.result}
+"""
+
+
+def test_a_file_with_steps_is_written_and_read_as_it_was() -> None:
+    template_id, spec = read_template(CHANGE)
+
+    written = write_template(Template(template_id=template_id, spec=spec))
+
+    assert read_template(written) == (template_id, spec)
+    assert [step.name for step in spec.steps] == ["plan", "build", "review"]
+    assert spec.steps[2].on_failure == DEPENDENCY_FAILURE_ACTION_RUN
+    assert "    on_failure: run\n" in written
+    assert "  plan:\n    prompt: |\n      Plan {what}\n" in written
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ("[plan]", "steps must be a mapping of names to mappings"),
+        ("{plan: x}", "steps must be a mapping of names to mappings"),
+        ("{plan: {prompt: x, on_failure: explode}}", "on_failure is 'explode'; there are fail, skip, run"),
+        ("{plan: {prmpt: x}}", "prmpt"),
+    ],
+)
+def test_steps_that_cannot_be_read_are_told(steps: str, words: str) -> None:
+    with pytest.raises(errors.InvalidRequest, match=words):
+        read_template(f"template_id: x\nagent_type: y\nprompt: z\nsteps: {steps}\n")
+
+
+async def test_steps_are_worked_off_by_workers_and_give_each_other_their_results(
+    server: TestServer, client: Client
+) -> None:
+    await client.templates.apply(*read_template(CHANGE))
+    worker = Worker(Endpoint(address=server.address, token=server.admin_token), slots=4)
+    told: list[tuple[str, str]] = []
+
+    @worker.task("worker")
+    @worker.task("builder")
+    async def work(ctx: TaskContext, task: Task) -> object:
+        told.append((task.agent_type, task.prompt))
+        if task.display_name.startswith("Review"):
+            raise TaskFailed("nothing to see", reason="BLIND")
+        return [f"<{task.prompt.strip()}>"]
+
+    async with working(worker):
+        plain = await client.tasks.create(template="change", parameters={"what": "a door"})
+        short = await client.tasks.wait(plain.task_id, timeout=30)
+        careful = await client.tasks.create(template="change", parameters={"what": "a gate", "careful": True})
+        long = await client.tasks.wait(careful.task_id, timeout=30)
+
+    assert from_value(short.result) == ['<a door: ["<Build <Plan a door>>"] (step review was left out)>']
+    assert from_value(long.result) == ['<a gate: ["<Build <Plan a gate>>"] (no result: review is FAILED)>']
+    assert told[:3] == [
+        ("worker", "Plan a door\n"),
+        ("builder", "Build <Plan a door>"),
+        ("worker", 'a door: ["<Build <Plan a door>>"] (step review was left out)\n'),
+    ]
+    tree = await client.tasks.tree(careful.task_id)
+    assert sorted((node.depth, node.task.display_name) for node in tree.nodes) == [
+        (0, "change"),
+        (1, "Review a gate"),
+        (1, "build: change"),
+        (1, "plan: change"),
+    ]

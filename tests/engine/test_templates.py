@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 from kapell.v1.task_pb2 import (
+    TASK_STATE_CANCELLED,
+    TASK_STATE_SUCCEEDED,
+    BatchCreateTasksRequest,
     CancelTaskRequest,
     CreateTaskRequest,
     ListTasksRequest,
@@ -22,6 +25,7 @@ from kapell.v1.template_pb2 import (
     SetTemplateAliasRequest,
     TemplateFilter,
     TemplateSpec,
+    TemplateStep,
     UpdateTemplateRequest,
 )
 from kapell_server.domain.errors import KapellError
@@ -87,6 +91,73 @@ async def test_live_tasks_keep_a_template_also_after_a_restart(live: LiveEngine)
     assert refusal.reason_name == "TEMPLATE_IN_USE"
     with pytest.raises(KapellError, match="was not found"):
         await live.engine.reads.templates.get("greet", "latest")
+
+
+def with_steps(**fields: Any) -> CreateTemplateRequest:
+    steps = [
+        TemplateStep(name="plan", prompt="Plan for {name}"),
+        TemplateStep(name="draw", prompt="Draw for {name}", when="name is Eve"),
+        TemplateStep(name="build", prompt="Build {deps.plan.result} {deps.draw.result}", depends_on=["plan", "draw"]),
+    ]
+    return create(prompt="{name}: {deps.build.result}", steps=steps, **fields)
+
+
+async def test_a_task_with_steps_is_worked_off_over_restarts(live: LiveEngine) -> None:
+    await live.call(with_steps())
+    made = (await live.call(task())).task
+    await live.crash()
+
+    worker = await live.register("shell")
+    prompts: list[str] = []
+    for result in ("a plan", "a door", "the end"):
+        offer = await live.offer(worker)
+        prompts.append(offer.task.prompt)
+        await live.complete(offer, result)
+        await live.restart()
+
+    assert prompts == ["Plan for Ada", "Build a plan (step draw was left out)", "Ada: a door"]
+    ended = await live.task(made.task_id)
+    assert (ended.state, ended.result.string_value) == (TASK_STATE_SUCCEEDED, "the end")
+    request = ListTasksRequest(filter=TaskFilter(parent_task_id=made.task_id))
+    steps = ListTasksResponse.FromString(await live.engine.reads.list_tasks(request))
+    assert sorted(step.display_name for step in steps.tasks) == ["build: greet", "plan: greet"]
+
+
+async def test_steps_are_created_all_or_none_and_once_for_a_request_id(live: LiveEngine) -> None:
+    await live.call(with_steps())
+    again = CreateTaskRequest(task=TaskSpec(template="greet", parameters={"name": "Ada"}), request_id="once")
+    bad = BatchCreateTasksRequest(tasks=[again.task, TaskSpec(template="greet")])
+
+    answers = await live.together(again, bad, again)
+
+    assert [answers[0].replayed, answers[2].replayed] == [False, True]
+    assert answers[0].task == answers[2].task
+    assert isinstance(answers[1], KapellError)
+    assert await live.event_names(tasks_only=True) == ["task.created"] * 3
+
+
+async def test_a_cancelled_task_takes_its_steps_along_also_after_a_crash(live: LiveEngine) -> None:
+    await live.call(with_steps())
+    made = (await live.call(task())).task
+    await live.crash()
+
+    await live.call(CancelTaskRequest(task_id=made.task_id))
+
+    request = ListTasksRequest(filter=TaskFilter(root_task_id=made.task_id))
+    steps = ListTasksResponse.FromString(await live.engine.reads.list_tasks(request))
+    assert [step.state for step in steps.tasks] == [TASK_STATE_CANCELLED] * 2
+
+
+async def test_only_reading_one_template_shows_the_prompts_of_its_steps(live: LiveEngine) -> None:
+    await live.call(with_steps())
+
+    versions = await live.engine.reads.templates.versions(ListTemplateVersionsRequest(template_id="greet"))
+    page = await live.engine.reads.templates.list(ListTemplatesRequest())
+    read = await live.engine.reads.templates.get("greet", "latest")
+
+    for shown in (versions.versions[0], page.templates[0]):
+        assert [(step.name, step.prompt) for step in shown.spec.steps] == [("plan", ""), ("draw", ""), ("build", "")]
+    assert read.spec.steps[0].prompt == "Plan for {name}"
 
 
 async def test_one_batch_may_create_use_change_and_delete(live: LiveEngine) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from kapell.v1 import event_pb2, task_pb2, template_pb2, template_pb2_grpc
+from kapell.v1.dependency_pb2 import DEPENDENCY_FAILURE_ACTION_RUN
 from kapell.v1.template_pb2 import (
     START_BLOCKER_KIND_AGENTS_BUSY,
     START_BLOCKER_KIND_NO_AGENT,
@@ -87,6 +88,102 @@ async def test_a_dry_run_is_what_the_task_becomes(owner: Services, templates: An
     )
 
 
+STEPS = [
+    {"name": "plan", "prompt": "Plan for {name}", "agent_type": "planner"},
+    {"name": "check", "prompt": "Check", "when": "name is Eve", "depends_on": ["plan"]},
+    {
+        "name": "build",
+        "prompt": "Build {deps.plan.result} {deps.check.result}",
+        "depends_on": ["check", "plan"],
+        "on_failure": DEPENDENCY_FAILURE_ACTION_RUN,
+        "priority": 9,
+        "timeouts": {"run_timeout": {"seconds": 5}},
+    },
+]
+
+
+async def test_a_dry_run_shows_the_steps_as_the_tasks_become(
+    owner: Services, templates: Any, channel: grpc.aio.Channel
+) -> None:
+    await greet(owner, templates, prompt="{name}: {deps.build.result}", steps=STEPS, priority=7)
+
+    rendered = await render(owner, templates)
+    made = await make(owner)
+
+    plan, check, build = rendered.steps
+    assert (check.name, check.left_out, check.prompt) == ("check", True, "")
+    assert (plan.prompt, plan.agent_type, plan.priority, list(plan.depends_on)) == ("Plan for Ada", "planner", 7, [])
+    assert build.prompt == "Build {deps.plan.result} (step check was left out)"
+    assert (build.on_failure, list(build.depends_on)) == (DEPENDENCY_FAILURE_ACTION_RUN, ["plan"])
+    wanted = task_pb2.ListTasksRequest(filter=task_pb2.TaskFilter(parent_task_id=made.task_id))
+    names = {entry.task_id: entry.name for entry in made.dependencies}
+    tasks = {names[task.task_id]: task for task in (await owner(owner.tasks.ListTasks, wanted)).tasks}
+    for step in (plan, build):
+        task = tasks[step.name]
+        read = (await owner(owner.tasks.GetTask, task_pb2.GetTaskRequest(task_id=task.task_id))).task
+        assert (read.prompt, read.display_name, read.agent_type, read.priority, read.retry_policy, read.timeouts) == (
+            step.prompt,
+            step.display_name,
+            step.agent_type,
+            step.priority,
+            step.retry_policy,
+            step.timeouts,
+        )
+        assert [entry.name for entry in read.dependencies] == list(step.depends_on)
+
+
+async def test_a_dry_run_tells_what_would_block_the_first_steps(
+    owner: Services, templates: Any, channel: grpc.aio.Channel
+) -> None:
+    await greet(owner, templates, prompt="{name}", steps=STEPS, agent_type="test")
+
+    alone = await render(owner, templates)
+    await register(owner, channel, slots=1)
+    half = await render(owner, templates)
+
+    assert [blocker.message.split(".")[0] for blocker in alone.blockers] == [
+        "No agent serves 'planner'",
+        "No agent serves 'test'",
+    ]
+    assert [blocker.message.split(".")[0] for blocker in half.blockers] == ["No agent serves 'planner'"]
+
+
+async def test_validating_renders_the_steps_or_names_what_is_wrong_with_them(owner: Services, templates: Any) -> None:
+    right = template_pb2.ValidateTemplateRequest(spec=spec(steps=STEPS), parameters={"name": "Ada"})
+    answer = await owner(templates.ValidateTemplate, right)
+    right.spec.steps[1].depends_on[:] = ["build", "plann"]
+    wrong = await owner(templates.ValidateTemplate, right)
+
+    assert [(step.name, step.left_out) for step in answer.steps] == [("plan", False), ("check", True), ("build", False)]
+    assert [problem.field for problem in wrong.problems] == [
+        "spec.steps[1].depends_on[1]",
+        "spec.steps[1].depends_on",
+    ]
+    assert not wrong.steps
+
+
+@pytest.mark.parametrize(
+    ("steps", "field"),
+    [
+        ([{"name": "Plan", "prompt": "x"}], "spec.steps[0].name"),
+        ([{"name": f"s{n}", "prompt": "x"} for n in range(33)], "spec.steps"),
+        (
+            [{"name": "a", "prompt": "x"}, {"name": "b", "prompt": "x", "depends_on": ["a", "a"]}],
+            "spec.steps[1].depends_on",
+        ),
+        ([{"name": "a", "prompt": "x", "priority": 1001}], "spec.steps[0].priority"),
+        ([{"name": "a", "prompt": "x" * 65_537}], "spec.steps[0].prompt"),
+        ([{"name": "a", "prompt": "x", "on_failure": 9}], "spec.steps[0].on_failure"),
+    ],
+)
+async def test_steps_have_bounds(owner: Services, templates: Any, steps: list[dict[str, Any]], field: str) -> None:
+    request = template_pb2.CreateTemplateRequest(template_id="bounded", spec=spec(steps=steps))
+
+    found = await failure(owner(templates.CreateTemplate, request))
+
+    assert list(found.violations) == [field]
+
+
 async def test_every_wrong_parameter_comes_back_with_its_path(owner: Services, templates: Any) -> None:
     request = template_pb2.RenderTemplateRequest(
         template="code-review", parameters={"files": ["a", "../b"], "branch": 1, "check_secrity": True}
@@ -136,7 +233,7 @@ async def test_a_thousand_templates_come_in_pages_without_gap_or_repeat(owner: S
 
     found = [template.template_id async for template in _all(owner, templates)]
 
-    assert len(found) == len(set(found)) == 1014
+    assert len(found) == len(set(found)) == 1015
 
 
 async def _all(owner: Services, templates: Any) -> Any:

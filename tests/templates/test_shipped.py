@@ -35,6 +35,7 @@ SPARE: dict[str, dict[str, Any]] = {
     "performance-analysis": {"targets": ["src/report.py"]},
     "refactor": {"targets": ["src/parser.py"], "goal": "The parser can be tested without a network."},
     "release-notes": {"version": "1.4.0"},
+    "reviewed-change": {"change": "Customers can export their invoices as one archive."},
     "security-audit": {"scope": ["src"]},
     "write-tests": {"targets": ["src/parser.py"]},
 }
@@ -82,6 +83,13 @@ FULL: dict[str, dict[str, Any]] = {
     },
     "refactor": {"public_interface": "may-change"},
     "release-notes": {"since": "v1.3.0", "until": "main", "audience": "operators", "output": "CHANGELOG.md"},
+    "reviewed-change": {
+        "acceptance_criteria": ["The archive opens everywhere.", "10,000 invoices take less than a minute."],
+        "constraints": "No new dependency.",
+        "entry_points": ["src/invoices"],
+        "plan_first": False,
+        "check_security": True,
+    },
     "security-audit": {
         "threat_model": "Any customer may be hostile.",
         "minimum_severity": "high",
@@ -95,7 +103,7 @@ def compiled(template_id: str) -> Compiled:
     return compile_version(TemplateVersion(template_id=template_id, version=1, spec=SHIPPED[template_id]))
 
 
-def test_the_fourteen_are_there() -> None:
+def test_the_fifteen_are_there() -> None:
     assert set(SHIPPED) == {
         "code-review",
         "bug-fix",
@@ -111,6 +119,7 @@ def test_the_fourteen_are_there() -> None:
         "incident-triage",
         "development-plan",
         "code-explanation",
+        "reviewed-change",
     }
 
 
@@ -148,6 +157,9 @@ def test_its_render_is_the_golden_one(template_id: str, kind: str) -> None:
     rendered = compiled(template_id).render(given, "parameters")
 
     text = f"# {rendered.display_name}\n\n{rendered.prompt}"
+    for step in rendered.steps:
+        after = f" after {', '.join(step.depends_on)}" if step.depends_on else ""
+        text += f"\n# Step {step.says.name}{after}: {step.display_name}\n\n{step.prompt}"
     file = GOLDEN / f"{template_id}-{kind}.txt"
     if os.environ.get("UPDATE_GOLDEN"):
         file.write_text(text, encoding="utf-8")
@@ -159,10 +171,12 @@ def test_its_render_is_the_golden_one(template_id: str, kind: str) -> None:
 def test_its_prompt_is_clean_markdown(template_id: str, kind: str) -> None:
     given = SPARE[template_id] | (FULL[template_id] if kind == "full" else {})
 
-    lines = compiled(template_id).render(given, "parameters").prompt.splitlines()
+    rendered = compiled(template_id).render(given, "parameters")
 
-    assert not [line for line in lines if line != line.rstrip()]
-    assert not [number for number in range(1, len(lines)) if not lines[number] and not lines[number - 1]]
+    for prompt in (rendered.prompt, *(step.prompt for step in rendered.steps)):
+        lines = prompt.splitlines()
+        assert not [line for line in lines if line != line.rstrip()]
+        assert not [number for number in range(1, len(lines)) if not lines[number] and not lines[number - 1]]
 
 
 def test_every_option_of_every_template_renders() -> None:

@@ -7,11 +7,14 @@
       name: {type: string, required: true}
       times: {type: int, minimum: 1, default: 1}
       tags: {type: array, items: string}
+    steps:
+      look: {prompt: "uname", on_failure: run}
     prompt: |
       echo Hello {name|shell}
 
-Besides parameters, the fields are those of TemplateSpec in proto JSON form, in snake_case: times
-are written as "90s". Rules of a parameter stand beside its type; `items` may be just a type.
+Besides parameters and steps, the fields are those of TemplateSpec in proto JSON form, in snake_case:
+times are written as "90s". Rules of a parameter stand beside its type; `items` may be just a type.
+Steps are a mapping, too; `on_failure` is fail, skip or run.
 """
 
 from __future__ import annotations
@@ -23,10 +26,13 @@ import yaml
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from kapell.errors import InvalidRequest
+from kapell.v1.dependency_pb2 import DependencyFailureAction
 from kapell.v1.template_pb2 import CreateTemplateRequest, ParameterType, Template, TemplateSpec
 
 _RULES = ("options", "minimum", "maximum", "pattern")
 _TYPE = "PARAMETER_TYPE_"
+_ACTION = "DEPENDENCY_FAILURE_ACTION_"
+_ACTIONS = [name.removeprefix(_ACTION).lower() for name, value in DependencyFailureAction.items() if value]
 _WORDS = [name.removeprefix(_TYPE).lower() for name, value in ParameterType.items() if value]
 
 
@@ -38,13 +44,13 @@ def read_template(text: str | bytes, name: str = "the template") -> tuple[str, T
         raise _invalid(name, f"is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict) or not isinstance(document.get("template_id"), str):
         raise _invalid(name, "must be a mapping with a template_id")
-    declared = document.pop("parameters", None) or {}
-    if not isinstance(declared, dict) or not all(isinstance(said, dict) for said in declared.values()):
-        raise _invalid(name, "parameters must be a mapping of names to mappings, as in `name: {type: string}`")
+    declared = _mappings(document, "parameters", name, "`name: {type: string}`")
+    named = _mappings(document, "steps", name, "`plan: {prompt: Plan it}`")
     template_id = document.pop("template_id")
     try:
-        parameters = [_parameter(str(key), said) for key, said in declared.items()]
-        request = ParseDict({"spec": {**document, "parameters": parameters}}, CreateTemplateRequest())
+        document["parameters"] = [_parameter(key, said) for key, said in declared.items()]
+        document["steps"] = [_step(key, said) for key, said in named.items()]
+        request = ParseDict({"spec": document}, CreateTemplateRequest())
     except (ParseError, TypeError, ValueError) as error:
         raise _invalid(name, f"is no template: {error}") from error
     return template_id, request.spec
@@ -52,6 +58,24 @@ def read_template(text: str | bytes, name: str = "the template") -> tuple[str, T
 
 def _invalid(name: str, why: str) -> InvalidRequest:
     return InvalidRequest(f"{name} cannot be read - it {why} - correct the file", reason="ARGUMENT_INVALID")
+
+
+def _mappings(document: dict[str, Any], field: str, name: str, example: str) -> dict[str, dict[str, Any]]:
+    """Takes a mapping of names to mappings out of the document."""
+    found = document.pop(field, None) or {}
+    if not isinstance(found, dict) or not all(isinstance(said, dict) for said in found.values()):
+        raise _invalid(name, f"{field} must be a mapping of names to mappings, as in {example}")
+    return {str(key): said for key, said in found.items()}
+
+
+def _step(name: str, said: Mapping[str, Any]) -> dict[str, Any]:
+    step = {**said, "name": name}
+    if "on_failure" in said:
+        word = str(said["on_failure"])
+        if word not in _ACTIONS:
+            raise ValueError(f"steps.{name}.on_failure is {word!r}; there are {', '.join(_ACTIONS)}")
+        step["on_failure"] = f"{_ACTION}{word.upper()}"
+    return step
 
 
 def _parameter(name: str, said: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,9 +103,12 @@ def write_template(template: Template) -> str:
     said = MessageToDict(template.spec, preserving_proto_field_name=True)
     prompt = said.pop("prompt", "")
     parameters = {parameter.pop("name"): _short(parameter) for parameter in said.pop("parameters", [])}
+    steps = {step.pop("name"): _short_step(step) for step in said.pop("steps", [])}
     document = {"template_id": template.template_id, **said}
     if parameters:
         document["parameters"] = parameters
+    if steps:
+        document["steps"] = steps
     document["prompt"] = prompt
     written: str = yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
     return written
@@ -95,6 +122,13 @@ def _short(parameter: dict[str, Any]) -> dict[str, Any]:
     if "default_value" in parameter:
         said["default"] = _whole(parameter.pop("default_value"))
     return {**said, **parameter}
+
+
+def _short_step(step: dict[str, Any]) -> dict[str, Any]:
+    prompt = step.pop("prompt", "")
+    if "on_failure" in step:
+        step["on_failure"] = step["on_failure"].removeprefix(_ACTION).lower()
+    return {**step, "prompt": prompt}
 
 
 def _short_rules(rules: dict[str, Any]) -> dict[str, Any]:

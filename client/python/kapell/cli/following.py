@@ -1,4 +1,4 @@
-"""Follows one task to its end: its log scrolls by, its state stands below."""
+"""Follows one task to its end: its log scrolls by, its state stands below. Its steps get a line each when they end."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from kapell.cli.live import bar
 from kapell.cli.loglines import LogPrinter
 from kapell.cli.output import note
 from kapell.cli.states import task_look
+from kapell.cli.terminal import visible
 from kapell.cli.times import short
+from kapell.cli.views import failure_text, ran_for
 from kapell.client import Client
 from kapell.v1.task_pb2 import Task
 from kapell.watch import Watch
 
 _UNSERVED_AFTER = 1.0
+_MOST_WATCHED = 100
+"""Tasks that one watch may name."""
 _LOG_TAIL = 5.0
 """Seconds the rest of the log may take to arrive after the task has ended."""
 
@@ -33,6 +37,10 @@ class Following:
         self._printer = LogPrinter(app.terminal, app.output, times=times, aside=not app.is_table)
         self._began = time.monotonic()
         self._watch: Watch[Any] | None = None
+        self._names = {entry.task_id: entry.name for entry in task.dependencies}
+        """How the task calls those it waits for."""
+        self._steps: dict[str, Task] = {}
+        """Those of them that are its children, by id."""
 
     async def until_end(self, timeout: float | None) -> Task:
         """The task as it ended, or as it is when `timeout` is over."""
@@ -60,12 +68,34 @@ class Following:
     async def _watch_state(self) -> None:
         id = self._task.task_id
         start = self._task.revision
-        async with self._client.tasks.watch(task_ids=[id], after_revision=start) as self._watch:
+        # The steps come last: a task lists them after what it was asked to wait for.
+        ids = [id, *list(self._names)[-(_MOST_WATCHED - 1) :]]
+        async with self._client.tasks.watch(task_ids=ids, after_revision=start) as self._watch:
             async for event in self._watch:
+                if event.task.task_id != id:
+                    self._notice(event.task)
+                    continue
                 self._task = event.task
                 self._draw()
                 if task_look(event.task.state).final:
                     return
+
+    def _notice(self, step: Task) -> None:
+        """Remembers how a step stands, and says when it has ended."""
+        if step.parent_task_id != self._task.task_id:
+            return
+        before = self._steps.get(step.task_id)
+        self._steps[step.task_id] = step
+        look = task_look(step.state)
+        if look.final and (before is None or before.state != step.state):
+            terminal = self._app.terminal
+            why = failure_text(step.failure) if step.HasField("failure") else step.state_reason
+            took = f" in {ran_for(step)}" if step.start_time.seconds else ""
+            said = f"{self._names[step.task_id]}  {look.word}{took}" + (f": {why}" if why else "")
+            mark = f"{look.mark} " if terminal.marks else ""
+            with self._printer.live.above():
+                note(terminal.err(mark + visible(said), look.colour))
+        self._draw()
 
     async def _print_log(self) -> None:
         async with self._client.tasks.logs(self._task.task_id, follow=True) as entries:
@@ -78,16 +108,21 @@ class Following:
             await asyncio.sleep(0.5)
 
     async def _mind_missing_agents(self) -> None:
-        """Says once when the task waits and nobody serves its type."""
+        """Says once when the task or a step waits and nobody serves its type."""
         await asyncio.sleep(_UNSERVED_AFTER)
-        if self._task.attempt == 0 and (warning := await unserved(self._client, self._task.agent_type)):
-            with self._printer.live.above():
-                note(self._app.terminal.err(warning, "yellow"))
+        waiting = [step for step in self._steps.values() if task_look(step.state).word == "queued"]
+        for agent_type in sorted({task.agent_type for task in waiting or [self._task] if task.attempt == 0}):
+            if warning := await unserved(self._client, agent_type):
+                with self._printer.live.above():
+                    note(self._app.terminal.err(warning, "yellow"))
 
     def _draw(self) -> None:
         task, terminal = self._task, self._app.terminal
         look = task_look(task.state)
         parts = [f"{look.word} {short(time.monotonic() - self._began)}"]
+        if self._steps and not task.attempt:
+            done = sum(task_look(step.state).final for step in self._steps.values())
+            parts.append(f"{done} of {len(self._steps)} steps done")
         if task.attempts_used > 1 or task.attempt > 1:
             parts.append(f"attempt {task.attempt} of {task.retry_policy.max_attempts}")
         if task.HasField("progress"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kapell.cli import times
 from kapell.cli.output import View, as_data
 from kapell.cli.parameters import type_word
+from kapell.cli.step_views import rendered_step_lines, step_lines
 from kapell.cli.table import Cell, Column, Line
 from kapell.cli.views import labels_text
 
@@ -73,6 +74,7 @@ def _card(template: Template) -> list[Line]:
         Line("Labels", labels_text(spec.labels)),
         Line("Updated", times.local(template.update_time)),
         Line("Parameters", "\n".join(_parameter_line(parameter) for parameter in spec.parameters)),
+        *step_lines(spec.steps),
         Line("Prompt", spec.prompt.rstrip("\n")),
     ]
 
@@ -137,6 +139,7 @@ def _dry_run_card(run: RenderTemplateResponse) -> list[Line]:
         Line("Parameters", json.dumps(as_data(run.parameters), ensure_ascii=False, indent=2, sort_keys=True)),
         Line("History", _history_text(run.history)),
         Line("Blocked by", Cell("\n".join(blocker.message for blocker in run.blockers), "yellow")),
+        *rendered_step_lines(run.steps),
         Line("Prompt", run.prompt.rstrip("\n")),
     ]
 

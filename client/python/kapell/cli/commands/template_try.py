@@ -12,6 +12,7 @@ from kapell.cli.errors import Done, Exit, Refusal, report
 from kapell.cli.output import note, write, write_one
 from kapell.cli.parameters import parameters, values_given
 from kapell.cli.shape import command
+from kapell.cli.step_views import prompts_text
 from kapell.cli.template_views import DRY_RUNS
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @command(
     "render",
-    "Show what a task of a template would be: prompt, limits, how earlier ones went, what would block it now.",
+    "Show what a task of a template would be: steps, prompt, limits, how earlier ones went, what would block it now.",
     examples="""
         kapell template render code-review --param files=README.md
         kapell template render code-review@1 --param files=@list.txt --prompt
@@ -87,6 +88,8 @@ def validate(app: App, /, files: tuple[str, ...], params: tuple[str, ...], param
             report(Refusal(f"{name}: {problem.field}", why=problem.description), app.terminal)
         if not answer.problems:
             note(f"{name} is right.")
+        if answer.steps:
+            write(prompts_text((step.name, step.prompt or "(left out)") for step in answer.steps) + "\n")
         if answer.prompt:
             write(answer.prompt.rstrip("\n"))
     raise Done(Exit.USAGE if is_wrong else Exit.DONE)
