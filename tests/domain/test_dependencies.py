@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from kapell.v1.dependency_pb2 import (
 from kapell.v1.dependency_pb2 import (
     DEPENDENCY_FAILURE_ACTION_SKIP as SKIP,
 )
-from kapell.v1.dependency_pb2 import DependencyCondition, DependencyFailureAction, TaskDependency
+from kapell.v1.dependency_pb2 import DependencyCondition, TaskDependency
 from kapell.v1.task_pb2 import (
     TASK_STATE_FAILED,
     TASK_STATE_PENDING,
@@ -39,14 +40,15 @@ from kapell.v1.task_pb2 import (
     DeleteTaskRequest,
     RetryTaskRequest,
     Task,
+    TaskFailure,
     TaskSpec,
     TaskState,
     TaskTimeouts,
 )
-from kapell.v1.worker_pb2 import CompleteTaskRequest
-from kapell_server.domain import closing
+from kapell.v1.worker_pb2 import CompleteTaskRequest, FailTaskRequest, LeaseTasksRequest
 from kapell_server.domain.times import SECOND, stamp
 
+from tests.domain.test_rollback import fail_commit
 from tests.domain.world import World
 
 # State of the other task × condition → what the dependency is: open, met or failed.
@@ -435,23 +437,64 @@ def test_an_end_counts_even_if_the_task_is_retried_in_the_same_batch() -> None:
     assert world.task(task_id).state == TASK_STATE_FAILED
 
 
-def test_undone_is_undone() -> None:
-    world = World()
-    other = world.create("other")
-    for on_failure in DependencyFailureAction.values()[1:]:
-        world.create(dependencies=[TaskDependency(task_id=other, on_failure=on_failure)])
-    world.lease(world.register("other"))
-    before = world.picture()
-    state = world.state
-    state.begin(world.now_ns, world.rows)
-    mark = state.mark()
+# -- undone --------------------------------------------------------------------------------------------
 
-    world._decide(CompleteTaskRequest(lease_token=world.token(other)))
-    closing.close(state)
-    assert world.edges() == {}
-    state.rollback(mark)
+COMMANDS: dict[str, Callable[[World], Any]] = {
+    "complete": lambda world: CompleteTaskRequest(lease_token=world.token("task_other")),
+    "fail": lambda world: FailTaskRequest(
+        lease_token=world.token("task_other"), failure=TaskFailure(reason="X", retryable=False)
+    ),
+    "cancel what waits": lambda world: CancelTaskRequest(task_id="task_0"),
+    "delete what waits": lambda world: DeleteTaskRequest(task_id="task_1"),
+    "retry into waiting": lambda world: RetryTaskRequest(task_id="task_again"),
+    "delete what was waited for": lambda world: DeleteTaskRequest(task_id="task_ended"),
+    "create": lambda world: CreateTaskRequest(
+        task=TaskSpec(agent_type="shell", dependencies=[TaskDependency(task_id="task_other")])
+    ),
+    "create a failed one": lambda world: CreateTaskRequest(
+        task=TaskSpec(agent_type="shell", dependencies=[TaskDependency(task_id="task_ended")])
+    ),
+    "create a child": lambda world: CreateTaskRequest(task=TaskSpec(agent_type="shell", parent_task_id="task_root")),
+    "cancel a tree": lambda world: CancelTaskRequest(task_id="task_root"),
+    "lease": lambda world: LeaseTasksRequest(agent_id=world.register("late")),
+}
+
+
+def busy_world() -> World:
+    """task_other runs and six wait for it; task_again has been given up; task_root has a child."""
+    world = World()
+    world.create("other", task_id="task_other")
+    for index, on_failure in enumerate((FAIL, SKIP, RUN)):
+        wanted = TaskDependency(task_id="task_other", name="o", on_failure=on_failure)
+        world.create(task_id=f"task_{index}", prompt="{deps.o.result}", dependencies=[wanted])
+        world.create(dependencies=[TaskDependency(task_id=f"task_{index}", on_failure=on_failure)])
+    world.create(task_id="task_again", dependencies=[TaskDependency(task_id="task_other")])
+    world.cancel("task_again")
+    world.create(task_id="task_ended")
+    world.cancel("task_ended")
+    world.create(task_id="task_root")
+    world.create(parent_task_id="task_root")
+    world.create("late", task_id="task_late")
+    world.create(dependencies=[TaskDependency(task_id="task_late", condition=STARTED)])
+    world.lease(world.register("other"))
+    world.state.families.of("task_root")
+    return world
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_undone_is_undone(name: str) -> None:
+    world = busy_world()
+    command = COMMANDS[name](world)
+    before = world.picture()
+    members = dict(world.state.families.of("task_root"))
+
+    fail_commit(world, command)
 
     assert world.picture() == before
+    assert world.state.families.of("task_root") == members
+    world.do(command)
+    assert world.rows.edges == world.edges()
+    assert world.picture() != before
 
 
 def test_one_that_has_failed_before_the_creation_is_judged_at_once() -> None:

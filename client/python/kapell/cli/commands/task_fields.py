@@ -22,8 +22,8 @@ _AFTER = click.option(
     "--after",
     "dependencies",
     multiple=True,
-    metavar="TASK_ID[:started|:finished]",
-    help="Wait until that task has succeeded, or has started, or has ended however it did; may be repeated.",
+    metavar="TASK_ID[:WHEN]",
+    help="Wait until that task has succeeded; WHEN may be started, or finished: ended in any way. May be repeated.",
 )
 _LIMITS = (
     options.labels("A label; may be repeated."),
