@@ -22,7 +22,13 @@ from kapell.v1.queue_pb2 import (
     Queue,
     StartRate,
 )
-from kapell.v1.task_pb2 import Task
+from kapell.v1.task_pb2 import TASK_STATE_QUEUED, Task
+from kapell.v1.watch_pb2 import (
+    EVENT_KIND_TASK_CREATED,
+    EVENT_KIND_TASK_QUEUED,
+    EVENT_KIND_TASK_REQUEUED,
+    EVENT_KIND_TASK_STARTED,
+)
 
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.fair_share import FairShare
@@ -37,6 +43,7 @@ ALL = "*"
 """The queue that stands for all of them."""
 DEFAULT_MAX_RUNNING = 1
 """What a concurrency key without a limit of its own allows."""
+_JOINING = frozenset({EVENT_KIND_TASK_CREATED, EVENT_KIND_TASK_QUEUED, EVENT_KIND_TASK_REQUEUED})
 _PATIENT = (CONCURRENCY_STRATEGY_UNSPECIFIED, CONCURRENCY_STRATEGY_WAIT)
 
 
@@ -74,7 +81,6 @@ class Queues:
                 state.on_rollback(self.arrivals.pop)
         self.ready.add(entry, gate)
         self._watch_rate(gate)
-        self._note(self._added, task.agent_type)
         state.polls.touch_type(task.agent_type)
 
     def leave(self, task_id: str, *, starts: bool) -> None:
@@ -83,32 +89,39 @@ class Queues:
         if place is None:
             return
         entry, gate = place
+        state = self._state
         for key in entry.keys:
-            self._state.remove(self._queued_of_key.get(key, {}), task_id)
+            state.remove(self._queued_of_key.get(key, {}), task_id)
         if starts:
             self._fair.served(entry)
-            self._note_start(entry)
-            self._note(self._given, entry.agent_type)
+            if entry.keys or state.standing.any(Queue):
+                self._note_start(entry)
         elif not gate:
             self._wake_next(entry.keys)
 
     def occupy(self, task: Task, by: int) -> None:
         """An agent gets (1) or loses (-1) a task."""
         state = self._state
-        for name in (task.agent_type, ALL):
-            state.assign(self._running, name, self._running.get(name, 0) + by)
+        self._hold(task.agent_type, by)
+        state.on_rollback(self._hold, task.agent_type, -by)
         for key in task.concurrency_keys:
             holders = self._running_of_key.setdefault(key, {})
             if by > 0:
                 state.assign(holders, task.task_id, None)
             else:
                 state.remove(holders, task.task_id)
-        if by < 0:
+        if by < 0 and task.concurrency_keys:
             self._wake_next(task.concurrency_keys)
+        if by < 0 and state.standing.any(Queue):
             if state.standing.find(Queue, ALL) is not None:
                 self.touch(ALL)
             elif state.standing.find(Queue, task.agent_type) is not None:
                 self.touch(task.agent_type)
+
+    def _hold(self, agent_type: str, by: int) -> None:
+        running = self._running
+        running[agent_type] = running.get(agent_type, 0) + by
+        running[ALL] = running.get(ALL, 0) + by
 
     def next_for(self, agent_types: Iterable[str], *, starving_ns: int) -> ReadyEntry | None:
         """What an agent of these types is to get next; the oldest, where it waits since before `starving_ns`."""
@@ -165,6 +178,8 @@ class Queues:
 
     def draining(self, agent_type: str) -> Queue | None:
         """The queue that refuses new tasks of a type, if one does."""
+        if not self._state.standing.any(Queue):
+            return None
         for name in (agent_type, ALL):
             queue = self._state.standing.find(Queue, name)
             if queue is not None and queue.state == QUEUE_STATE_DRAINING:
@@ -172,8 +187,10 @@ class Queues:
         return None
 
     def _has_limits(self, agent_type: str) -> bool:
-        find = self._state.standing.find
-        return find(Queue, agent_type) is not None or find(Queue, ALL) is not None
+        standing = self._state.standing
+        if not standing.any(Queue):
+            return False
+        return standing.find(Queue, agent_type) is not None or standing.find(Queue, ALL) is not None
 
     def closed_key(self, keys: Iterable[str]) -> str:
         """The first of the keys that lets nothing start now; empty where all do."""
@@ -305,12 +322,21 @@ class Queues:
         """The types that have or had tasks since the start."""
         return {*self._added, *self._given, *self.ready.depths(), *(self._running.keys() - {ALL})}
 
-    def _note(self, rates: dict[str, Rate], agent_type: str) -> None:
-        rate = rates.get(agent_type)
-        if rate is None:
-            rate = rates[agent_type] = Rate()
-        rate.note(self._state.now_ns)
-        self._state.on_rollback(rate.note, self._state.now_ns, -1)
+    def _note_rates(self) -> None:
+        """Counts what the batch has put: after the commit, so that nothing has to be taken back."""
+        joined: dict[str, int] = {}
+        given: dict[str, int] = {}
+        for change in self._state.pending.changes:
+            task = change.resource
+            if type(task) is not Task:
+                continue
+            if change.kind == EVENT_KIND_TASK_STARTED:
+                given[task.agent_type] = given.get(task.agent_type, 0) + 1
+            elif change.kind in _JOINING and task.state == TASK_STATE_QUEUED:
+                joined[task.agent_type] = joined.get(task.agent_type, 0) + 1
+        for counts, rates in ((joined, self._added), (given, self._given)):
+            for agent_type, count in counts.items():
+                rates.setdefault(agent_type, Rate()).note(self._state.now_ns, count)
 
     # -- the start, and between batches --------------------------------------------------------
 
@@ -341,6 +367,7 @@ class Queues:
 
     def trim(self) -> None:
         """Forgets what no decision needs any more; between batches only."""
+        self._note_rates()
         self._fair.trim()
         self.arrivals.clear()
         if len(self._queued_of_key) > self._many_keys:

@@ -18,8 +18,8 @@ class Rate:
         self._seconds: deque[list[int]] = deque()
         self._since = 0
 
-    def note(self, now_ns: int, count: int = 1) -> None:
-        """`count` more; a negative one takes back what did not happen after all."""
+    def note(self, now_ns: int, count: int) -> None:
+        """`count` more."""
         second = now_ns // SECOND
         if not self._since:
             self._since = second
@@ -35,7 +35,7 @@ class Rate:
         self._forget(second)
         total = sum(count for _, count in self._seconds)
         span = min(_WINDOW, second - self._since + 1)
-        return max(0, total) / span if total > 0 else 0.0
+        return total / span
 
     def _forget(self, second: int) -> None:
         while self._seconds and self._seconds[0][0] <= second - _WINDOW:

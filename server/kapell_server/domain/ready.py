@@ -7,7 +7,9 @@ says where a task stands, so nothing is ever removed from the middle of a heap.
 
 from __future__ import annotations
 
+import bisect
 import heapq
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -31,27 +33,46 @@ class ReadyEntry(NamedTuple):
     keys: tuple[str, ...] = ()
 
 
-class _Place(NamedTuple):
-    entry: ReadyEntry
-    gate: str
-    """The concurrency key it is parked under; empty where it could run."""
+_Place = tuple[ReadyEntry, str]
+"""An entry, and the concurrency key it is parked under; empty where it could run."""
 
 
 def entry_of(task: Task) -> ReadyEntry:
     """The place of a QUEUED task."""
-    keys = tuple(task.concurrency_keys) if task.concurrency_keys else ()
     queue_ns = timestamp_ns(task.queue_time)
+    keys = tuple(task.concurrency_keys)
     return ReadyEntry(-task.priority, task.queue_rank, queue_ns, task.task_id, task.agent_type, keys)
 
 
 class _Line:
-    """Two orders over the same entries: by rank, for dispatch, and by age, so that nothing starves."""
+    """The tasks of one agent type that could run: a heap for each priority."""
 
-    __slots__ = ("by_age", "by_rank")
+    __slots__ = ("heaps", "order", "size")
 
     def __init__(self) -> None:
-        self.by_rank: list[ReadyEntry] = []
-        self.by_age: list[tuple[int, ReadyEntry]] = []
+        self.heaps: dict[int, list[ReadyEntry]] = {}
+        self.order: list[int] = []
+        """The priorities, negative, so that the first is the highest."""
+        self.size = 0
+        """Entries in all heaps, those that mean nothing any more included."""
+
+    def push(self, entry: ReadyEntry) -> None:
+        heap = self.heaps.get(entry.negative_priority)
+        if heap is None:
+            heap = self.heaps[entry.negative_priority] = []
+            bisect.insort(self.order, entry.negative_priority)
+        heapq.heappush(heap, entry)
+        self.size += 1
+
+    def entries(self) -> Iterator[ReadyEntry]:
+        return itertools.chain.from_iterable(self.heaps.values())
+
+    def rebuild(self, entries: Iterable[ReadyEntry]) -> None:
+        self.heaps.clear()
+        self.order.clear()
+        self.size = 0
+        for entry in entries:
+            self.push(entry)
 
 
 class ReadyIndex:
@@ -69,13 +90,16 @@ class ReadyIndex:
 
     def add(self, entry: ReadyEntry, gate: str = "") -> None:
         """Puts a task in its place: among those that could run, or parked under a key."""
-        self._move(entry.task_id, _Place(entry, gate))
+        task_id = entry.task_id
+        self._journal(self._set, task_id, self._places.get(task_id))
+        self._set(task_id, (entry, gate))
 
-    def remove(self, task_id: str) -> tuple[ReadyEntry, str] | None:
+    def remove(self, task_id: str) -> _Place | None:
         """Takes a task out; tells where it stood."""
         place = self._places.get(task_id)
         if place is not None:
-            self._move(task_id, None)
+            self._journal(self._set, task_id, place)
+            self._set(task_id, None)
         return place
 
     def wake(self, key: str, agent_type: str, count: int) -> int:
@@ -85,88 +109,88 @@ class ReadyIndex:
         while heap and woken < count:
             entry = heapq.heappop(heap)
             if self._is_at(entry, key):
-                self._move(entry.task_id, _Place(entry, ""))
+                self.add(entry)
                 woken += 1
         return woken
 
-    def _move(self, task_id: str, to: _Place | None) -> None:
-        """The one change of a place; its own inverse with the place before."""
-        self._journal(self._set, task_id, self._places.get(task_id))
-        self._set(task_id, to)
-
     def _set(self, task_id: str, place: _Place | None) -> None:
+        """The one change of a place; its own inverse with the place before."""
         old = self._places.pop(task_id, None)
         if old is not None:
-            self._count(old, -1)
+            agent_type = old[0].agent_type
+            self._depths[agent_type] -= 1
+            if old[1]:
+                self._blocked[agent_type] -= 1
         if place is None:
             return
-        self._places[task_id] = place
-        self._count(place, 1)
-        self._push(place)
-
-    def _push(self, place: _Place) -> None:
         entry, gate = place
+        self._places[task_id] = place
+        agent_type = entry.agent_type
+        depth = self._depths[agent_type] = self._depths.get(agent_type, 0) + 1
         if gate:
-            heap = self._parked.setdefault(gate, {}).setdefault(entry.agent_type, [])
-            heapq.heappush(heap, entry)
-            if len(heap) > 2 * self._blocked.get(entry.agent_type, 0) + _SLACK:
-                heap[:] = {one for one in heap if self._is_at(one, gate)}
-                heapq.heapify(heap)
+            self._blocked[agent_type] = self._blocked.get(agent_type, 0) + 1
+            self._park(entry, gate)
             return
-        line = self._lines.get(entry.agent_type)
+        line = self._lines.get(agent_type)
         if line is None:
-            line = self._lines[entry.agent_type] = _Line()
-        heapq.heappush(line.by_rank, entry)
-        heapq.heappush(line.by_age, (entry.queue_ns, entry))
-        if max(len(line.by_rank), len(line.by_age)) > 2 * self._depths[entry.agent_type] + _SLACK:
-            fresh = {one for one in line.by_rank if self._is_at(one, "")}
-            line.by_rank[:] = fresh
-            line.by_age[:] = [(one.queue_ns, one) for one in fresh]
-            heapq.heapify(line.by_rank)
-            heapq.heapify(line.by_age)
+            line = self._lines[agent_type] = _Line()
+        line.push(entry)
+        if line.size > 2 * depth + _SLACK:
+            line.rebuild({one for one in line.entries() if self._is_at(one, "")})
+
+    def _park(self, entry: ReadyEntry, gate: str) -> None:
+        heap = self._parked.setdefault(gate, {}).setdefault(entry.agent_type, [])
+        heapq.heappush(heap, entry)
+        if len(heap) > 2 * self._blocked[entry.agent_type] + _SLACK:
+            heap[:] = {one for one in heap if self._is_at(one, gate)}
+            heapq.heapify(heap)
 
     def _is_at(self, entry: ReadyEntry, gate: str) -> bool:
         """Whether an entry of a heap still means something."""
         place = self._places.get(entry.task_id)
-        return place is not None and place.gate == gate and place.entry == entry
-
-    def _count(self, place: _Place, by: int) -> None:
-        agent_type = place.entry.agent_type
-        self._depths[agent_type] = self._depths.get(agent_type, 0) + by
-        if place.gate:
-            self._blocked[agent_type] = self._blocked.get(agent_type, 0) + by
+        return place is not None and place[1] == gate and place[0] == entry
 
     def load(self, entries: Iterable[tuple[ReadyEntry, str]]) -> None:
         """Takes over everything at the start, each with the key it is parked under."""
         for entry, gate in entries:
-            self._set(entry.task_id, _Place(entry, gate))
+            self._set(entry.task_id, (entry, gate))
 
     # -- questions ---------------------------------------------------------------------------
 
     def first(self, agent_type: str) -> ReadyEntry | None:
         """The next of a type by priority and rank."""
-        line = self._lines.get(agent_type)
-        if line is None:
-            return None
-        heap = line.by_rank
-        while heap and not self._is_at(heap[0], ""):
-            heapq.heappop(heap)
-        return heap[0] if heap else None
+        return next(self._heads(agent_type), None)
 
     def oldest(self, agent_type: str) -> ReadyEntry | None:
-        """The one of a type that could run and has waited longest."""
+        """Of the next ones of every priority, the one that has waited longest."""
+        return min(self._heads(agent_type), key=lambda entry: entry.queue_ns, default=None)
+
+    def _heads(self, agent_type: str) -> Iterator[ReadyEntry]:
+        """The next task of each priority, the highest first; drops what means nothing any more."""
         line = self._lines.get(agent_type)
         if line is None:
-            return None
-        heap = line.by_age
-        while heap and not self._is_at(heap[0][1], ""):
-            heapq.heappop(heap)
-        return heap[0][1] if heap else None
+            return
+        places = self._places
+        for priority in tuple(line.order):
+            heap = line.heaps[priority]
+            while heap:
+                entry = heap[0]
+                place = places.get(entry.task_id)
+                if place is not None and (place[0] is entry or place[0] == entry) and not place[1]:
+                    yield entry
+                    break
+                heapq.heappop(heap)
+                line.size -= 1
+            else:
+                del line.heaps[priority]
+                line.order.remove(priority)
 
     def about_first(self, agent_type: str, count: int) -> list[ReadyEntry]:
         """About the first `count` entries; for prefetching, not for decisions."""
         line = self._lines.get(agent_type)
-        return heapq.nsmallest(count, line.by_rank[: 4 * count]) if line is not None else []
+        if line is None or not line.order:
+            return []
+        return heapq.nsmallest(count, line.heaps[line.order[0]][: 4 * count])
 
     def place_of(self, task_id: str) -> tuple[ReadyEntry, str] | None:
         """Where a QUEUED task stands, and under which key it is parked."""
@@ -175,12 +199,12 @@ class ReadyIndex:
     def ahead_of(self, entry: ReadyEntry) -> int:
         """How many tasks of its type could run and come before it. Looks at all of them."""
         line = self._lines.get(entry.agent_type)
-        heap: list[ReadyEntry] = line.by_rank if line is not None else []
-        return len({one.task_id for one in heap if one < entry and self._is_at(one, "")})
+        entries = line.entries() if line is not None else ()
+        return len({one.task_id for one in entries if one < entry and self._is_at(one, "")})
 
     def entries(self, agent_type: str) -> Iterator[ReadyEntry]:
         """Every QUEUED task of a type, in no order. Looks at all tasks."""
-        return (place.entry for place in self._places.values() if place.entry.agent_type == agent_type)
+        return (entry for entry, _ in self._places.values() if entry.agent_type == agent_type)
 
     def types_parked_under(self, key: str) -> list[str]:
         """The agent types that have, or had, tasks parked under a key."""

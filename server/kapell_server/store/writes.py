@@ -198,7 +198,7 @@ def _write_tasks(connection: Connection, changes: list[Change], pending: Pending
         else:
             create_ns = timestamp_ns(task.create_time)
             row = (create_revision, task_id, task.state, task.agent_type, task.priority, create_ns, queue_ns, due_ns)
-            keys = " ".join(task.concurrency_keys) or None
+            keys = " ".join(found) if (found := task.concurrency_keys) else None
             more = (task.template_id or None, task.queue_rank, task.fairness_key or None, keys)
             inserts.append((*row, *more, data))
     for delete in _deletes_of_task:
