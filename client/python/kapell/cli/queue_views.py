@@ -11,7 +11,7 @@ from kapell.cli.table import Cell, Column
 if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
 
-    from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue, StartRate
+    from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue, QueueStats, StartRate
     from kapell.v1.task_pb2 import Blocker
 
 _MOST_WHO = 3
@@ -55,6 +55,11 @@ def _age(duration: Duration) -> str:
     return times.short(duration.seconds + duration.nanos / 1e9)
 
 
+def _running(stats: QueueStats) -> str:
+    """As in "3", or "3/4" where only so many may."""
+    return f"{stats.running}/{stats.queue.max_running}" if stats.queue.HasField("max_running") else str(stats.running)
+
+
 def _rate(per_second: float) -> str:
     return "0" if per_second == 0 else f"{per_second:.1f}" if per_second < 100 else f"{per_second:.0f}"
 
@@ -65,13 +70,13 @@ QUEUES = View(
         Column("STATE", lambda s: queue_state(s.queue)),
         Column("DEPTH", lambda s: str(s.depth), right=True),
         Column("BLOCKED", lambda s: str(s.blocked), right=True),
-        Column("RUNNING", lambda s: str(s.running), right=True),
+        Column("RUNNING", _running, right=True),
         Column("OLDEST", lambda s: _age(s.oldest_age) if s.HasField("oldest_age") else "-", right=True),
         Column("ADD/S", lambda s: _rate(s.add_rate), right=True),
         Column("OUT/S", lambda s: _rate(s.dispatch_rate), right=True),
         Column("AGENTS", lambda s: str(s.agents), right=True),
         Column("FREE", lambda s: str(s.free_slots), right=True),
-        Column("LIMITS", lambda s: queue_limits(s.queue) or "-", flexible=True),
+        Column("RATE", lambda s: rate_text(s.queue.start_rate) if s.queue.HasField("start_rate") else "-", wide=True),
         Column("WHY", lambda s: s.queue.state_reason or "-", wide=True),
     ),
     id=lambda s: s.queue.agent_type,
@@ -172,10 +177,9 @@ BLOCKERS = View(
 
 
 def blocker_detail(blocker: Blocker) -> str:
-    """Of what kind a blocker is, who is in the way, since and until when, for people."""
+    """Who is in the way, since and until when, for people; empty where nothing of it is known."""
     first, more = list(blocker.blocked_by[:_MOST_WHO]), len(blocker.blocked_by) - _MOST_WHO
     parts = [
-        blocker_word(blocker),
         ", ".join(first) + (f" and {more} more" if more > 0 else ""),
         f"for {times.age(blocker.since_time)}" if blocker.HasField("since_time") else "",
         f"until {times.local(blocker.until_time)}" if blocker.HasField("until_time") else "",

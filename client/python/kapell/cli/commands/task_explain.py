@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import click
 
 from kapell.cli import options
@@ -9,7 +12,12 @@ from kapell.cli.app import App
 from kapell.cli.output import write, write_list, write_one
 from kapell.cli.queue_views import BLOCKERS, EXPLANATIONS, blocker_detail
 from kapell.cli.shape import command
-from kapell.cli.terminal import visible
+from kapell.cli.table import rows_for_terminal
+from kapell.cli.terminal import Terminal, visible
+from kapell.cli.views import TASKS
+
+if TYPE_CHECKING:
+    from kapell.v1.task_pb2 import ExplainTaskResponse
 
 
 @command(
@@ -33,7 +41,18 @@ def explain(app: App, /, task_id: str) -> None:
         write(visible(answer.summary))
         write_list(answer.blockers, BLOCKERS, terminal, app.output)
         return
-    write(terminal.out(visible(answer.summary), "bold"))
+    for line in _told(answer, terminal):
+        write(line)
+
+
+def _told(answer: ExplainTaskResponse, terminal: Terminal) -> Iterator[str]:
+    """The explanation for people: the sentence, or each reason as one, with who is in the way below it."""
+    yield from rows_for_terminal(TASKS.brief, [answer.task], terminal, header=False)
+    if not answer.blockers:
+        yield f"  {visible(answer.summary)}"
     for blocker in answer.blockers:
-        write(f"  {visible(blocker.message)}")
-        write(terminal.out(f"    {visible(blocker_detail(blocker))}", "dim"))
+        yield f"  {visible(blocker.message)}"
+        if detail := blocker_detail(blocker):
+            yield terminal.out(f"    {visible(detail)}", "dim")
+    if answer.position:
+        yield terminal.out(f"  Its place among those that could run: {answer.position}", "dim")
