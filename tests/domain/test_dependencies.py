@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -35,20 +34,16 @@ from kapell.v1.task_pb2 import (
     WAIT_KIND_DEPENDENCY,
     WAIT_KIND_NOT_BEFORE,
     BatchCreateTasksRequest,
-    CancelTaskRequest,
     CreateTaskRequest,
     DeleteTaskRequest,
-    RetryTaskRequest,
     Task,
-    TaskFailure,
     TaskSpec,
     TaskState,
     TaskTimeouts,
 )
-from kapell.v1.worker_pb2 import CompleteTaskRequest, FailTaskRequest, LeaseTasksRequest
+from kapell.v1.worker_pb2 import CompleteTaskRequest
 from kapell_server.domain.times import SECOND, stamp
 
-from tests.domain.test_rollback import fail_commit
 from tests.domain.world import World
 
 # State of the other task × condition → what the dependency is: open, met or failed.
@@ -185,7 +180,7 @@ def test_a_waiting_task_is_given_to_nobody() -> None:
     poll = world.poll(agent_id)
 
     assert poll.taken == []
-    assert world.state.ready.depths() == {"other": 1}
+    assert world.state.queues.ready.depths() == {"other": 1}
     helper = world.register("other")
     world.lease(helper)
     world.complete(other)
@@ -375,126 +370,6 @@ def test_a_task_may_be_made_again_under_the_id_of_one_that_was_waited_for() -> N
 
     assert world.task(waits).state == TASK_STATE_QUEUED
     assert world.task("task_a").state == TASK_STATE_QUEUED
-
-
-# -- retried by hand ---------------------------------------------------------------------------------
-
-
-def test_a_retry_is_refused_while_a_dependency_has_failed_and_says_which() -> None:
-    world = World()
-    other = world.create("other")
-    task_id = world.create(dependencies=[TaskDependency(task_id=other, name="build")])
-    world.cancel(other)
-
-    with world.refuses("DEPENDENCY_FAILED") as refusals:
-        world.retry(task_id)
-
-    [refusal] = refusals
-    assert f"Retry {other} first" in refusal.message
-    assert refusal.metadata == {"task_id": task_id, "dependency_id": other, "state": "CANCELLED"}
-
-
-def test_a_retried_task_waits_again_for_one_that_lives() -> None:
-    world = World()
-    other = world.create("other")
-    task_id = world.create(dependencies=[TaskDependency(task_id=other, on_failure=SKIP)])
-    world.cancel(other)
-    world.retry(other)
-
-    task = world.retry(task_id)
-
-    assert (task.state, task.skipped, task.state_reason) == (TASK_STATE_PENDING, False, "")
-    assert world.events[-1] == "task.requeued"
-    assert len(world.rows.edges) == 1
-    world.lease(world.register("other"))
-    world.complete(other)
-    assert world.task(task_id).state == TASK_STATE_QUEUED
-
-
-def test_a_retried_task_runs_at_once_where_its_dependencies_are_met_or_gone() -> None:
-    world = World()
-    done, gone = world.create("other"), world.create("other")
-    task_id = world.create(dependencies=[TaskDependency(task_id=done), TaskDependency(task_id=gone, on_failure=RUN)])
-    agent_id = world.register("other")
-    world.lease(agent_id)
-    world.complete(done)
-    world.cancel(gone)
-    world.delete(gone)
-    world.cancel(task_id)
-
-    assert world.retry(task_id).state == TASK_STATE_QUEUED
-    assert world.edges() == {}
-
-
-def test_an_end_counts_even_if_the_task_is_retried_in_the_same_batch() -> None:
-    world = World()
-    other = world.create("other")
-    task_id = world.create(dependencies=[TaskDependency(task_id=other)])
-
-    world.do(CancelTaskRequest(task_id=other), RetryTaskRequest(task_id=other))
-
-    assert world.task(other).state == TASK_STATE_QUEUED
-    assert world.task(task_id).state == TASK_STATE_FAILED
-
-
-# -- undone --------------------------------------------------------------------------------------------
-
-COMMANDS: dict[str, Callable[[World], Any]] = {
-    "complete": lambda world: CompleteTaskRequest(lease_token=world.token("task_other")),
-    "fail": lambda world: FailTaskRequest(
-        lease_token=world.token("task_other"), failure=TaskFailure(reason="X", retryable=False)
-    ),
-    "cancel what waits": lambda world: CancelTaskRequest(task_id="task_0"),
-    "delete what waits": lambda world: DeleteTaskRequest(task_id="task_1"),
-    "retry into waiting": lambda world: RetryTaskRequest(task_id="task_again"),
-    "delete what was waited for": lambda world: DeleteTaskRequest(task_id="task_ended"),
-    "create": lambda world: CreateTaskRequest(
-        task=TaskSpec(agent_type="shell", dependencies=[TaskDependency(task_id="task_other")])
-    ),
-    "create a failed one": lambda world: CreateTaskRequest(
-        task=TaskSpec(agent_type="shell", dependencies=[TaskDependency(task_id="task_ended")])
-    ),
-    "create a child": lambda world: CreateTaskRequest(task=TaskSpec(agent_type="shell", parent_task_id="task_root")),
-    "cancel a tree": lambda world: CancelTaskRequest(task_id="task_root"),
-    "lease": lambda world: LeaseTasksRequest(agent_id=world.register("late")),
-}
-
-
-def busy_world() -> World:
-    """task_other runs and six wait for it; task_again has been given up; task_root has a child."""
-    world = World()
-    world.create("other", task_id="task_other")
-    for index, on_failure in enumerate((FAIL, SKIP, RUN)):
-        wanted = TaskDependency(task_id="task_other", name="o", on_failure=on_failure)
-        world.create(task_id=f"task_{index}", prompt="{deps.o.result}", dependencies=[wanted])
-        world.create(dependencies=[TaskDependency(task_id=f"task_{index}", on_failure=on_failure)])
-    world.create(task_id="task_again", dependencies=[TaskDependency(task_id="task_other")])
-    world.cancel("task_again")
-    world.create(task_id="task_ended")
-    world.cancel("task_ended")
-    world.create(task_id="task_root")
-    world.create(parent_task_id="task_root")
-    world.create("late", task_id="task_late")
-    world.create(dependencies=[TaskDependency(task_id="task_late", condition=STARTED)])
-    world.lease(world.register("other"))
-    world.state.families.of("task_root")
-    return world
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_undone_is_undone(name: str) -> None:
-    world = busy_world()
-    command = COMMANDS[name](world)
-    before = world.picture()
-    members = dict(world.state.families.of("task_root"))
-
-    fail_commit(world, command)
-
-    assert world.picture() == before
-    assert world.state.families.of("task_root") == members
-    world.do(command)
-    assert world.rows.edges == world.edges()
-    assert world.picture() != before
 
 
 def test_one_that_has_failed_before_the_creation_is_judged_at_once() -> None:

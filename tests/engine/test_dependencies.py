@@ -8,28 +8,37 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 from kapell.v1.dependency_pb2 import (
     DEPENDENCY_CONDITION_STARTED,
     DEPENDENCY_FAILURE_ACTION_SKIP,
     TaskDependency,
 )
+from kapell.v1.queue_pb2 import CONCURRENCY_STRATEGY_CANCEL_NEWEST, ConcurrencyLimit, SetConcurrencyLimitRequest
 from kapell.v1.task_pb2 import (
     TASK_STATE_CANCELLED,
     TASK_STATE_FAILED,
     TASK_STATE_PENDING,
     TASK_STATE_QUEUED,
+    TASK_STATE_RUNNING,
+    TASK_STATE_SUCCEEDED,
+    WAIT_KIND_DEPENDENCY,
+    WAIT_KIND_NOT_BEFORE,
     BatchCreateTasksRequest,
     CancelTaskRequest,
+    ExplainTaskRequest,
+    ExplainTaskResponse,
     RetryTaskRequest,
     TaskTimeouts,
 )
 from kapell.v1.worker_pb2 import CreateChildTasksRequest
 from kapell_server.domain import dependency
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.times import SECOND, stamp
 from kapell_server.store.schema import task_edges
 
 from tests.support.faulty_database import Fault, FaultyDatabase, busy
-from tests.support.live_engine import LiveEngine
+from tests.support.live_engine import USER, LiveEngine
 
 
 def after(*task_ids: str, **fields: Any) -> list[TaskDependency]:
@@ -182,3 +191,45 @@ async def test_children_and_their_caps_survive_a_restart(live: LiveEngine) -> No
     await live.crash()
     await live.call(CancelTaskRequest(task_id=offer.task.task_id))
     assert live.engine.diagnostics().ready_tasks == {}
+
+
+async def explained(live: LiveEngine, task_id: str) -> ExplainTaskResponse:
+    answer: ExplainTaskResponse = await live.call(ExplainTaskRequest(task_id=task_id))
+    return answer
+
+
+async def test_explain_names_the_tasks_that_are_waited_for(live: LiveEngine) -> None:
+    one, two = (await live.create("other")).task_id, (await live.create("other")).task_id
+    later = Timestamp()
+    stamp(later, live.clock.now_ns() + 60 * SECOND)
+    build = TaskDependency(task_id=one, name="build")
+    waits = await live.create(dependencies=[build, TaskDependency(task_id=two)], not_before_time=later)
+
+    first, second = (await explained(live, waits.task_id)).blockers
+    await live.advance(61)
+    [only] = (await explained(live, waits.task_id)).blockers
+
+    assert only == first
+    assert first.kind == WAIT_KIND_DEPENDENCY
+    assert first.message == f"It waits for build ({one}), which is QUEUED, and 1 more task."
+    assert list(first.blocked_by) == [one, two]
+    assert second.kind == WAIT_KIND_NOT_BEFORE
+    await live.call(CancelTaskRequest(task_id=two))
+    assert (await explained(live, waits.task_id)).summary.startswith("It has ended: FAILED")
+
+
+async def test_a_woken_task_obeys_its_concurrency_key_in_the_same_batch(on_sqlite: LiveEngine) -> None:
+    live = on_sqlite
+    limit = ConcurrencyLimit(key="k", max_running=1, strategy=CONCURRENCY_STRATEGY_CANCEL_NEWEST)
+    await live.engine.submit(SetConcurrencyLimitRequest(limit=limit), USER)
+    holder = await live.create("holder", concurrency_keys=["k"])
+    await live.offer(await live.register("holder"))
+    first, [newest, other] = await fan(live, 2, concurrency_keys=["k"])
+    follows = await live.create(dependencies=after(newest))
+
+    await live.complete(await live.offer(await live.register("first")))
+
+    assert (await live.task(holder.task_id)).state == TASK_STATE_RUNNING
+    assert {(await live.task(task_id)).state for task_id in (newest, other)} == {TASK_STATE_CANCELLED}
+    assert (await live.task(follows.task_id)).failure.reason == "DEPENDENCY_FAILED"
+    assert (await live.task(first)).state == TASK_STATE_SUCCEEDED
