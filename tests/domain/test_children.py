@@ -89,6 +89,16 @@ def test_a_child_has_its_parents_priority_unless_something_else_is_said() -> Non
     assert [task.priority for task in (inherited, said, by_template)] == [7, 500, 3]
 
 
+def test_a_child_is_in_its_parents_share() -> None:
+    world = World()
+    root = world.create(fairness_key="team-a")
+
+    inherited = world.create(parent_task_id=root)
+    own = world.create(parent_task_id=root, fairness_key="team-b")
+
+    assert [world.task(task_id).fairness_key for task_id in (inherited, own)] == ["team-a", "team-b"]
+
+
 def test_children_may_depend_on_each_other_and_on_others() -> None:
     world = World()
     other, root = world.create("other"), world.running()

@@ -25,7 +25,7 @@ from kapell.v1.dependency_pb2 import (
 from kapell.v1.dependency_pb2 import (
     DEPENDENCY_FAILURE_ACTION_SKIP as SKIP,
 )
-from kapell.v1.dependency_pb2 import DependencyCondition, DependencyFailureAction, TaskDependency
+from kapell.v1.dependency_pb2 import DependencyCondition, TaskDependency
 from kapell.v1.task_pb2 import (
     TASK_STATE_FAILED,
     TASK_STATE_PENDING,
@@ -34,17 +34,14 @@ from kapell.v1.task_pb2 import (
     WAIT_KIND_DEPENDENCY,
     WAIT_KIND_NOT_BEFORE,
     BatchCreateTasksRequest,
-    CancelTaskRequest,
     CreateTaskRequest,
     DeleteTaskRequest,
-    RetryTaskRequest,
     Task,
     TaskSpec,
     TaskState,
     TaskTimeouts,
 )
 from kapell.v1.worker_pb2 import CompleteTaskRequest
-from kapell_server.domain import closing
 from kapell_server.domain.times import SECOND, stamp
 
 from tests.domain.world import World
@@ -183,7 +180,7 @@ def test_a_waiting_task_is_given_to_nobody() -> None:
     poll = world.poll(agent_id)
 
     assert poll.taken == []
-    assert world.state.ready.depths() == {"other": 1}
+    assert world.state.queues.ready.depths() == {"other": 1}
     helper = world.register("other")
     world.lease(helper)
     world.complete(other)
@@ -373,85 +370,6 @@ def test_a_task_may_be_made_again_under_the_id_of_one_that_was_waited_for() -> N
 
     assert world.task(waits).state == TASK_STATE_QUEUED
     assert world.task("task_a").state == TASK_STATE_QUEUED
-
-
-# -- retried by hand ---------------------------------------------------------------------------------
-
-
-def test_a_retry_is_refused_while_a_dependency_has_failed_and_says_which() -> None:
-    world = World()
-    other = world.create("other")
-    task_id = world.create(dependencies=[TaskDependency(task_id=other, name="build")])
-    world.cancel(other)
-
-    with world.refuses("DEPENDENCY_FAILED") as refusals:
-        world.retry(task_id)
-
-    [refusal] = refusals
-    assert f"Retry {other} first" in refusal.message
-    assert refusal.metadata == {"task_id": task_id, "dependency_id": other, "state": "CANCELLED"}
-
-
-def test_a_retried_task_waits_again_for_one_that_lives() -> None:
-    world = World()
-    other = world.create("other")
-    task_id = world.create(dependencies=[TaskDependency(task_id=other, on_failure=SKIP)])
-    world.cancel(other)
-    world.retry(other)
-
-    task = world.retry(task_id)
-
-    assert (task.state, task.skipped, task.state_reason) == (TASK_STATE_PENDING, False, "")
-    assert world.events[-1] == "task.requeued"
-    assert len(world.rows.edges) == 1
-    world.lease(world.register("other"))
-    world.complete(other)
-    assert world.task(task_id).state == TASK_STATE_QUEUED
-
-
-def test_a_retried_task_runs_at_once_where_its_dependencies_are_met_or_gone() -> None:
-    world = World()
-    done, gone = world.create("other"), world.create("other")
-    task_id = world.create(dependencies=[TaskDependency(task_id=done), TaskDependency(task_id=gone, on_failure=RUN)])
-    agent_id = world.register("other")
-    world.lease(agent_id)
-    world.complete(done)
-    world.cancel(gone)
-    world.delete(gone)
-    world.cancel(task_id)
-
-    assert world.retry(task_id).state == TASK_STATE_QUEUED
-    assert world.edges() == {}
-
-
-def test_an_end_counts_even_if_the_task_is_retried_in_the_same_batch() -> None:
-    world = World()
-    other = world.create("other")
-    task_id = world.create(dependencies=[TaskDependency(task_id=other)])
-
-    world.do(CancelTaskRequest(task_id=other), RetryTaskRequest(task_id=other))
-
-    assert world.task(other).state == TASK_STATE_QUEUED
-    assert world.task(task_id).state == TASK_STATE_FAILED
-
-
-def test_undone_is_undone() -> None:
-    world = World()
-    other = world.create("other")
-    for on_failure in DependencyFailureAction.values()[1:]:
-        world.create(dependencies=[TaskDependency(task_id=other, on_failure=on_failure)])
-    world.lease(world.register("other"))
-    before = world.picture()
-    state = world.state
-    state.begin(world.now_ns, world.rows)
-    mark = state.mark()
-
-    world._decide(CompleteTaskRequest(lease_token=world.token(other)))
-    closing.close(state)
-    assert world.edges() == {}
-    state.rollback(mark)
-
-    assert world.picture() == before
 
 
 def test_one_that_has_failed_before_the_creation_is_judged_at_once() -> None:

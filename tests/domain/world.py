@@ -182,7 +182,7 @@ class World:
             dict(self.rows.edges),
             self.edges(),
             list(state.edges.stirred),
-            state.ready.depths(),
+            state.queues.ready.depths(),
             len(state.polls),
             list(self.events),
         )

@@ -67,6 +67,10 @@ class TaskFields(TypedDict, total=False):
     """What it waits for: ids or client keys, as in "build" or "task_01k…:finished", or whole messages."""
     parent_task_id: str
     """Makes it a child of this task."""
+    fairness_key: str
+    """Whose share of the agents it uses; keys take turns."""
+    concurrency_keys: Iterable[str]
+    """Of each of these only so many tasks run at a time; see `client.limits`."""
 
 
 class TaskWatchKeywords(TaskQuery, WatchKeywords, total=False):
@@ -97,6 +101,8 @@ def task_spec(agent_type: str = "", prompt: str = "", **fields: Unpack[TaskField
         client_key=fields.get("client_key", ""),
         dependencies=dependencies(fields.get("dependencies", ())),
         parent_task_id=fields.get("parent_task_id", ""),
+        fairness_key=fields.get("fairness_key", ""),
+        concurrency_keys=fields.get("concurrency_keys", ()),
     )
 
 
@@ -244,6 +250,11 @@ class Tasks:
         """All attempts of a task, the first one first."""
         request = pb.ListTaskAttemptsRequest(task_id=task_id)
         return await self._connection.call(self._stub.ListTaskAttempts, request)
+
+    async def explain(self, task_id: str) -> pb.ExplainTaskResponse:
+        """Every reason why a task is not running, its place in the queue, and a sentence that sums it up."""
+        request = pb.ExplainTaskRequest(task_id=task_id)
+        return await self._connection.call(self._stub.ExplainTask, request)
 
     async def wait(
         self,

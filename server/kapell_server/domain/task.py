@@ -43,6 +43,7 @@ from kapell_server.domain.access import Caller
 from kapell_server.domain.dependency_graph import Draft, link
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.prepared import Prepared, prepare_all
+from kapell_server.domain.queues import check_takes_in
 from kapell_server.domain.retry import DEFAULT_POLICY, with_defaults
 from kapell_server.domain.state import State
 from kapell_server.domain.template_version import split_reference
@@ -161,6 +162,7 @@ def _put_created(state: State, task: Task, content: bytes) -> Task:
 def _new_task(state: State, prepared: Prepared, parent: Task | None = None) -> tuple[Task, bytes]:
     """The task that was asked for, and its encoded content. What neither it nor a template says is as for `parent`."""
     spec = prepared.spec
+    check_takes_in(state, spec.agent_type)
     content = Task(prompt=spec.prompt, input=spec.input if spec.HasField("input") else None).SerializeToString()
     now = state.tick_ns()
     task = Task()
@@ -178,6 +180,12 @@ def _new_task(state: State, prepared: Prepared, parent: Task | None = None) -> t
         task.priority = spec.priority
     elif parent is not None:
         task.priority = parent.priority
+    if spec.fairness_key:
+        task.fairness_key = spec.fairness_key
+    elif parent is not None:
+        task.fairness_key = parent.fairness_key
+    if spec.concurrency_keys:
+        task.concurrency_keys.extend(spec.concurrency_keys)
     if spec.HasField("retry_policy"):
         task.retry_policy.CopyFrom(with_defaults(spec.retry_policy))
     if spec.HasField("timeouts"):
@@ -260,8 +268,8 @@ def _cancel_tree(state: State, top: Task, reason: str, leave_children: bool) -> 
     return task
 
 
-def cancel(state: State, current: Task, reason: str) -> Task:
-    """Cancels `current`; a second time changes nothing."""
+def cancel(state: State, current: Task, reason: str, *, skipped: bool = False) -> Task:
+    """Cancels `current`; a second time changes nothing. `skipped` marks one that was not needed."""
     if current.state in (TASK_STATE_CANCELLED, TASK_STATE_CANCELLING) and not _stopped_by_timeout(current):
         return current
     if current.state in TASK_FINAL:
@@ -275,6 +283,7 @@ def cancel(state: State, current: Task, reason: str) -> Task:
         task.state = TASK_STATE_CANCELLING
         return state.put_task(task, EVENT_KIND_TASK_CANCELLING, ("state", "state_reason"))
     task.state = TASK_STATE_CANCELLED
+    task.skipped = skipped
     stamp(task.end_time, state.now_ns)
     state.drop_content(task.task_id)
     return state.put_task(task, EVENT_KIND_TASK_CANCELLED, ("state", "state_reason"))

@@ -95,6 +95,8 @@ _REASONS: dict[str, tuple[Exit, str]] = {
     "DEPENDENCY_CYCLE": (Exit.USAGE, ""),
     "DEPENDENCY_FAILED": (Exit.CONFLICT, "kapell task retry {dependency_id}"),
     "CHILD_LIMIT": (Exit.FAILURE, "kapell task tree {task_id}"),
+    "QUEUE_DRAINING": (Exit.CONFLICT, "kapell queue resume {agent_type}"),
+    "LIMIT_NOT_FOUND": (Exit.NOT_FOUND, "kapell limit list"),
     # The client's own.
     "SERVER_UNREACHABLE": (Exit.UNREACHABLE, "kapell up"),
     "SERVER_NOT_FOUND": (Exit.UNREACHABLE, ""),

@@ -25,31 +25,31 @@ _sym_db = _symbol_database.Default()
 from kapell._third_party.buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1akapell/v1/dependency.proto\x12\tkapell.v1\x1a\x1b\x62uf/validate/validate.proto\"\xbe\x03\n\x0eTaskDependency\x12$\n\x07task_id\x18\x01 \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$\x12\x38\n\nclient_key\x18\x02 \x01(\tB$\xbaH!r\x1c\x32\x1a^[a-z0-9][a-z0-9_-]{0,62}$\xd8\x01\x01\x12\x32\n\x04name\x18\x03 \x01(\tB$\xbaH!r\x1c\x32\x1a^[a-z0-9][a-z0-9_-]{0,62}$\xd8\x01\x01\x12;\n\tcondition\x18\x04 \x01(\x0e\x32\x1e.kapell.v1.DependencyConditionB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12@\n\non_failure\x18\x05 \x01(\x0e\x32\".kapell.v1.DependencyFailureActionB\x08\xbaH\x05\x82\x01\x02\x10\x01:\x98\x01\xbaH\x94\x01\x1a\x91\x01\n\x1atask_dependency.one_target\x12\x42\x65xactly one of task_id and client_key must say which task is meant\x1a/(this.task_id == \'\') != (this.client_key == \'\')\"<\n\nPromptPart\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x12\n\ndependency\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x03(\t*\xa4\x01\n\x13\x44\x65pendencyCondition\x12$\n DEPENDENCY_CONDITION_UNSPECIFIED\x10\x00\x12\"\n\x1e\x44\x45PENDENCY_CONDITION_SUCCEEDED\x10\x01\x12!\n\x1d\x44\x45PENDENCY_CONDITION_FINISHED\x10\x02\x12 \n\x1c\x44\x45PENDENCY_CONDITION_STARTED\x10\x03*\xaf\x01\n\x17\x44\x65pendencyFailureAction\x12)\n%DEPENDENCY_FAILURE_ACTION_UNSPECIFIED\x10\x00\x12\"\n\x1e\x44\x45PENDENCY_FAILURE_ACTION_FAIL\x10\x01\x12\"\n\x1e\x44\x45PENDENCY_FAILURE_ACTION_SKIP\x10\x02\x12!\n\x1d\x44\x45PENDENCY_FAILURE_ACTION_RUN\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1akapell/v1/dependency.proto\x12\tkapell.v1\x1a\x1b\x62uf/validate/validate.proto\"\xb7\x02\n\x0eTaskDependency\x12(\n\x07task_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x10\x01\x18@2\n^[^\\x00]*$H\x00\x12\x37\n\nclient_key\x18\x02 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^[a-z0-9][a-z0-9_-]{0,62}$H\x00\x12\x32\n\x04name\x18\x03 \x01(\tB$\xbaH!r\x1c\x32\x1a^[a-z0-9][a-z0-9_-]{0,62}$\xd8\x01\x01\x12;\n\tcondition\x18\x04 \x01(\x0e\x32\x1e.kapell.v1.DependencyConditionB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12@\n\non_failure\x18\x05 \x01(\x0e\x32\".kapell.v1.DependencyFailureActionB\x08\xbaH\x05\x82\x01\x02\x10\x01\x42\x0f\n\x06target\x12\x05\xbaH\x02\x08\x01\"<\n\nPromptPart\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x12\n\ndependency\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x03(\t*\xa4\x01\n\x13\x44\x65pendencyCondition\x12$\n DEPENDENCY_CONDITION_UNSPECIFIED\x10\x00\x12\"\n\x1e\x44\x45PENDENCY_CONDITION_SUCCEEDED\x10\x01\x12!\n\x1d\x44\x45PENDENCY_CONDITION_FINISHED\x10\x02\x12 \n\x1c\x44\x45PENDENCY_CONDITION_STARTED\x10\x03*\xaf\x01\n\x17\x44\x65pendencyFailureAction\x12)\n%DEPENDENCY_FAILURE_ACTION_UNSPECIFIED\x10\x00\x12\"\n\x1e\x44\x45PENDENCY_FAILURE_ACTION_FAIL\x10\x01\x12\"\n\x1e\x44\x45PENDENCY_FAILURE_ACTION_SKIP\x10\x02\x12!\n\x1d\x44\x45PENDENCY_FAILURE_ACTION_RUN\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kapell.v1.dependency_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_TASKDEPENDENCY'].oneofs_by_name['target']._loaded_options = None
+  _globals['_TASKDEPENDENCY'].oneofs_by_name['target']._serialized_options = b'\272H\002\010\001'
   _globals['_TASKDEPENDENCY'].fields_by_name['task_id']._loaded_options = None
-  _globals['_TASKDEPENDENCY'].fields_by_name['task_id']._serialized_options = b'\272H\020r\016\030@2\n^[^\\x00]*$'
+  _globals['_TASKDEPENDENCY'].fields_by_name['task_id']._serialized_options = b'\272H\022r\020\020\001\030@2\n^[^\\x00]*$'
   _globals['_TASKDEPENDENCY'].fields_by_name['client_key']._loaded_options = None
-  _globals['_TASKDEPENDENCY'].fields_by_name['client_key']._serialized_options = b'\272H!r\0342\032^[a-z0-9][a-z0-9_-]{0,62}$\330\001\001'
+  _globals['_TASKDEPENDENCY'].fields_by_name['client_key']._serialized_options = b'\272H\036r\0342\032^[a-z0-9][a-z0-9_-]{0,62}$'
   _globals['_TASKDEPENDENCY'].fields_by_name['name']._loaded_options = None
   _globals['_TASKDEPENDENCY'].fields_by_name['name']._serialized_options = b'\272H!r\0342\032^[a-z0-9][a-z0-9_-]{0,62}$\330\001\001'
   _globals['_TASKDEPENDENCY'].fields_by_name['condition']._loaded_options = None
   _globals['_TASKDEPENDENCY'].fields_by_name['condition']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_TASKDEPENDENCY'].fields_by_name['on_failure']._loaded_options = None
   _globals['_TASKDEPENDENCY'].fields_by_name['on_failure']._serialized_options = b'\272H\005\202\001\002\020\001'
-  _globals['_TASKDEPENDENCY']._loaded_options = None
-  _globals['_TASKDEPENDENCY']._serialized_options = b'\272H\224\001\032\221\001\n\032task_dependency.one_target\022Bexactly one of task_id and client_key must say which task is meant\032/(this.task_id == \'\') != (this.client_key == \'\')'
-  _globals['_DEPENDENCYCONDITION']._serialized_start=582
-  _globals['_DEPENDENCYCONDITION']._serialized_end=746
-  _globals['_DEPENDENCYFAILUREACTION']._serialized_start=749
-  _globals['_DEPENDENCYFAILUREACTION']._serialized_end=924
+  _globals['_DEPENDENCYCONDITION']._serialized_start=447
+  _globals['_DEPENDENCYCONDITION']._serialized_end=611
+  _globals['_DEPENDENCYFAILUREACTION']._serialized_start=614
+  _globals['_DEPENDENCYFAILUREACTION']._serialized_end=789
   _globals['_TASKDEPENDENCY']._serialized_start=71
-  _globals['_TASKDEPENDENCY']._serialized_end=517
-  _globals['_PROMPTPART']._serialized_start=519
-  _globals['_PROMPTPART']._serialized_end=579
+  _globals['_TASKDEPENDENCY']._serialized_end=382
+  _globals['_PROMPTPART']._serialized_start=384
+  _globals['_PROMPTPART']._serialized_end=444
 # @@protoc_insertion_point(module_scope)

@@ -86,9 +86,7 @@ Global___DependencyFailureAction: _TypeAlias = DependencyFailureAction  # noqa: 
 
 @_typing.final
 class TaskDependency(_message.Message):
-    """Another task that must have come so far before this one may run. Exactly one of task_id and
-    client_key says which, and no task may be named twice.
-    """
+    """Another task that must have come so far before this one may run. No task may be named twice."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -118,11 +116,13 @@ class TaskDependency(_message.Message):
         condition: Global___DependencyCondition.ValueType = ...,
         on_failure: Global___DependencyFailureAction.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["client_key", b"client_key", "target", b"target", "task_id", b"task_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_key", b"client_key", "condition", b"condition", "name", b"name", "on_failure", b"on_failure", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_key", b"client_key", "condition", b"condition", "name", b"name", "on_failure", b"on_failure", "target", b"target", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["task_id", "client_key"]  # noqa: Y015
+    _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
 
 Global___TaskDependency: _TypeAlias = TaskDependency  # noqa: Y015
 

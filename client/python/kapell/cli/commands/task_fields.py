@@ -22,8 +22,8 @@ _AFTER = click.option(
     "--after",
     "dependencies",
     multiple=True,
-    metavar="TASK_ID[:started|:finished]",
-    help="Wait until that task has succeeded, or has started, or has ended however it did; may be repeated.",
+    metavar="TASK_ID[:WHEN]",
+    help="Wait until that task has succeeded; WHEN may be started, or finished: ended in any way. May be repeated.",
 )
 _LIMITS = (
     options.labels("A label; may be repeated."),
@@ -31,6 +31,17 @@ _LIMITS = (
     click.option("--queue-timeout", type=DURATION, metavar="DURATION", help="Fail when no agent took it by then."),
     click.option("--run-timeout", type=DURATION, metavar="DURATION", help="Stop an attempt that takes longer."),
     click.option("--total-timeout", type=DURATION, metavar="DURATION", help="Fail when it has not ended by then."),
+)
+_SHARES = (
+    click.option("--fairness-key", metavar="KEY", help="Whose share of the agents it uses: a team, a user, a project."),
+    click.option(
+        "--concurrency-key",
+        "concurrency_keys",
+        multiple=True,
+        metavar="KEY",
+        callback=lambda _ctx, _param, values: values or None,
+        help="What only so many tasks may use at a time, see `kapell limit`; may be repeated.",
+    ),
 )
 _PARAMETERS = (
     click.argument("prompt", nargs=-1, metavar="[PROMPT]..."),
@@ -49,6 +60,7 @@ _PARAMETERS = (
     _AFTER,
     click.option("--max-attempts", type=click.IntRange(1, 100), metavar="N", help="Attempts in all. [default: 3]"),
     *_LIMITS[2:],
+    *_SHARES,
 )
 _OF_TEMPLATE = (
     click.option("-t", "--type", "agent_type", default="", metavar="TYPE", help="Other agents than the template says."),
@@ -70,6 +82,7 @@ _OF_TEMPLATE = (
         help="Attempts in all. [default: as the template says]",
     ),
     *_LIMITS[2:],
+    *_SHARES,
 )
 
 
