@@ -1,4 +1,4 @@
-"""Templates with steps: what is refused when they are written, and which tasks are made of them."""
+"""Templates with steps: which tasks are made of them, with what, and what becomes of them."""
 
 from __future__ import annotations
 
@@ -21,163 +21,22 @@ from kapell.v1.task_pb2 import (
     BatchCreateTasksRequest,
     CreateTaskRequest,
     RetryPolicy,
-    Task,
     TaskSpec,
     TaskTimeouts,
 )
 from kapell.v1.template_pb2 import (
-    PARAMETER_TYPE_BOOL,
-    PARAMETER_TYPE_STRING,
     CloneTemplateRequest,
-    CreateTemplateRequest,
-    Template,
-    TemplateSpec,
-    TemplateStep,
     UpdateTemplateRequest,
 )
 from kapell.v1.worker_pb2 import CreateChildTasksRequest
 
-from tests.domain.world import START_NS, World
-
-
-def step(name: str, *depends_on: str, prompt: str = "", **fields: Any) -> TemplateStep:
-    return TemplateStep(name=name, depends_on=depends_on, prompt=prompt or f"Do {name}", **fields)
-
-
-def spec(*steps: TemplateStep, prompt: str = "Sum up {what}", **fields: Any) -> TemplateSpec:
-    said: dict[str, Any] = {
-        "agent_type": "code",
-        "parameters": [
-            {"name": "what", "rules": {"type": PARAMETER_TYPE_STRING}, "default_value": {"string_value": "it"}},
-            {"name": "deep", "rules": {"type": PARAMETER_TYPE_BOOL}, "default_value": {"bool_value": False}},
-            {"name": "focus", "rules": {"type": PARAMETER_TYPE_STRING}},
-        ],
-    }
-    return TemplateSpec(prompt=prompt, steps=steps, **{**said, **fields})
-
-
-class Workshop(World):
-    """A world with the template "t", and verbs for what is made of it."""
-
-    def add(self, *steps: TemplateStep, **fields: Any) -> Template:
-        template: Template = self.do(CreateTemplateRequest(template_id="t", spec=spec(*steps, **fields)))
-        return template
-
-    def make(self, parameters: dict[str, Any] | None = None, **fields: Any) -> Task:
-        task: Task = self.do(CreateTaskRequest(task=TaskSpec(template="t", parameters=parameters, **fields)))
-        return task
-
-    def steps(self, task: Task) -> dict[str, Task]:
-        """The steps of a task by name, as committed."""
-        named = {entry.task_id: entry.name for entry in self.task(task.task_id).dependencies}
-        children = [found for found in self.rows.tasks.values() if found.parent_task_id == task.task_id]
-        return {named[found.task_id]: found for found in children}
-
-    def graph(self, task: Task) -> dict[str, list[str]]:
-        """What each step depends on."""
-        return {name: [entry.name for entry in found.dependencies] for name, found in self.steps(task).items()}
-
-    def prompt(self, task: Task) -> str:
-        return self.content(task.task_id).prompt
-
-    def finish(self, task: Task, result: str) -> None:
-        agent_id = self.register(task.agent_type)
-        assert self.lease(agent_id) == task.task_id
-        self.complete(task.task_id, result)
+from tests.domain.workshop import Workshop, spec, step
+from tests.domain.world import START_NS
 
 
 @pytest.fixture
 def workshop() -> Workshop:
     return Workshop()
-
-
-# -- what is refused when it is written ----------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("steps", "prompt", "path", "says"),
-    [
-        ([step("a", "b")], "x", "spec.steps[0].depends_on[0]", "there is no step 'b' (there are: a)"),
-        ([step("a", "a")], "x", "spec.steps[0].depends_on", "for ever: a → a"),
-        ([step("a", "c"), step("b", "a"), step("c", "b")], "x", "spec.steps[0].depends_on", "a → c → b → a"),
-        ([step("a"), step("a")], "x", "spec.steps[1].name", "is 'a', as that of steps[0]"),
-        ([step("a", prompt=" ")], "x", "spec.steps[0].prompt", "is required"),
-        ([step("a", prompt="{nobody}")], "x", "spec.steps[0].prompt", "there is no parameter 'nobody'"),
-        ([step("a", prompt="{if what}")], "x", "spec.steps[0].prompt", "has no {end}"),
-        ([step("a", prompt="{focus}")], "x", "spec.steps[0].prompt", "'focus' may have no value here"),
-        ([step("a", prompt="{focus}", when="not focus")], "x", "spec.steps[0].prompt", "'focus' may have no value"),
-        ([step("a", task_name="{nobody}")], "x", "spec.steps[0].task_name", "there is no parameter 'nobody'"),
-        ([step("a", task_name="{deps.a.result}")], "x", "spec.steps[0].task_name", "is for prompts"),
-        ([step("a", when="nobody")], "x", "spec.steps[0].when", "there is no parameter 'nobody'"),
-        ([step("a", when="deps.a.result")], "x", "spec.steps[0].when", "is no tag"),
-        ([step("a", when="deep or focus")], "x", "spec.steps[0].when", "'deep or focus' is not understood"),
-        ([step("a", when="deep}{what")], "x", "spec.steps[0].when", "is not understood"),
-        ([step("a", when=" ")], "x", "spec.steps[0].when", "is blank"),
-        (
-            [step("a"), step("b", prompt="{deps.a.result}")],
-            "x",
-            "spec.steps[1].prompt",
-            "{deps.a.result} would never have a result: 'a' is no step in depends_on (there are: none)",
-        ),
-        ([step("a")], "{deps.b.result}", "spec.prompt", "'b' is no step of the template (there are: a)"),
-        ([step("a"), step("b", "a", prompt="{if deep}{deps.b.result}{end}")], "x", "spec.steps[1].prompt", "'b' is no"),
-    ],
-)
-def test_a_step_that_cannot_be_done_is_never_stored(
-    workshop: Workshop, steps: list[TemplateStep], prompt: str, path: str, says: str
-) -> None:
-    with workshop.refuses("REQUEST_INVALID") as refusals:
-        workshop.add(*steps, prompt=prompt)
-
-    [(found, what)] = refusals[0].violations
-    assert found == path
-    assert says in what
-
-
-def test_all_that_is_wrong_is_named_at_once(workshop: Workshop) -> None:
-    with workshop.refuses("REQUEST_INVALID") as refusals:
-        workshop.add(
-            step("a", "b", prompt="{x}", when="y"),
-            step("b", "a", "c", prompt="{deps.z.result}", task_name="{"),
-            prompt="{deps.c.result} {u}",
-        )
-
-    assert [path for path, _ in refusals[0].violations] == [
-        "spec.prompt",
-        "spec.prompt",
-        "spec.steps[0].when",
-        "spec.steps[0].prompt",
-        "spec.steps[1].depends_on[1]",
-        "spec.steps[1].prompt",
-        "spec.steps[1].task_name",
-        "spec.steps[0].depends_on",
-    ]
-
-
-def test_all_prompts_of_a_template_share_one_cap(workshop: Workshop) -> None:
-    big = "ü" * 32_000
-
-    workshop.add(*[step(name, prompt=big) for name in "abcd"])
-    with workshop.refuses("REQUEST_INVALID") as refusals:
-        workshop.do(CreateTemplateRequest(template_id="u", spec=spec(*[step(n, prompt=big) for n in "abcde"])))
-
-    assert refusals[0].violations[0][0] == "spec.steps"
-    assert "320013 bytes together, at most 262144" in refusals[0].message
-
-
-def test_lists_and_events_carry_no_prompt_of_a_step(workshop: Workshop) -> None:
-    template = workshop.add(step("a"))
-
-    assert [(said.name, said.prompt) for said in template.spec.steps] == [("a", "")]
-
-
-def test_an_optional_parameter_that_when_asks_for_is_there(workshop: Workshop) -> None:
-    workshop.add(step("a", when="focus", prompt="Mind {focus}", task_name="On {focus}"))
-
-    task = workshop.make({"focus": "the loop"})
-
-    assert workshop.prompt(workshop.steps(task)["a"]) == "Mind the loop"
-    assert workshop.steps(task)["a"].display_name == "On the loop"
 
 
 # -- what is created -----------------------------------------------------------------------------------
@@ -307,6 +166,14 @@ def test_steps_inherit_from_the_task_unless_they_say_otherwise(workshop: Worksho
     assert own.timeouts == TaskTimeouts(run_timeout=Duration(nanos=500_000_000), total_timeout=Duration(seconds=600))
 
 
+def test_times_of_a_task_replace_those_of_its_template_whole(workshop: Workshop) -> None:
+    workshop.add(timeouts=TaskTimeouts(run_timeout=Duration(seconds=60), queue_timeout=Duration(seconds=9)))
+
+    half = TaskTimeouts(run_timeout=Duration(nanos=500_000_000), queue_timeout=Duration())
+
+    assert workshop.make(timeouts=half).timeouts == half
+
+
 def test_steps_of_a_child_have_the_priority_of_its_parent(workshop: Workshop) -> None:
     workshop.add(step("a"))
     parent = workshop.create(priority=321)
@@ -396,6 +263,53 @@ def test_an_agent_creates_children_that_have_steps(workshop: Workshop) -> None:
         root,
         2,
     )
+
+
+# -- concurrency keys ----------------------------------------------------------------------------------
+
+
+def test_concurrency_keys_have_tags_and_steps_have_their_own(workshop: Workshop) -> None:
+    workshop.add(
+        step("a"),
+        step("b", concurrency_keys=["repo:{what}"]),
+        concurrency_keys=["repo:{what}", "deploy", "{if deep}deep{end}", "{what}"],
+    )
+
+    task = workshop.make({"what": "deploy"}, concurrency_keys=["mine", "deploy"])
+
+    assert task.concurrency_keys == ["repo:deploy", "deploy", "mine"]
+    assert {name: list(found.concurrency_keys) for name, found in workshop.steps(task).items()} == {
+        "a": [],
+        "b": ["repo:deploy"],
+    }
+
+
+@pytest.mark.parametrize("value", ["a b", "ü", "x" * 64, "-", "{deps.a.result}", "a\x00b"])
+def test_a_rendered_key_must_be_a_key(workshop: Workshop, value: str) -> None:
+    workshop.add(concurrency_keys=["{what}"])
+
+    with workshop.refuses("TEMPLATE_PARAMETERS_INVALID") as refusals:
+        workshop.make({"what": value})
+
+    assert "is no concurrency key" in refusals[0].message or "control characters" in refusals[0].message
+
+
+def test_a_task_has_no_more_than_eight_keys(workshop: Workshop) -> None:
+    workshop.add(concurrency_keys=[f"k{number}" for number in range(8)])
+
+    assert len(workshop.make(concurrency_keys=["k0"]).concurrency_keys) == 8
+    with workshop.refuses("REQUEST_INVALID") as refusals:
+        workshop.make(concurrency_keys=["more"])
+
+    assert refusals[0].violations[0][0] == "task.concurrency_keys"
+
+
+def test_steps_share_the_fairness_key_of_the_task(workshop: Workshop) -> None:
+    workshop.add(step("a"))
+
+    task = workshop.make(fairness_key="team-a")
+
+    assert workshop.steps(task)["a"].fairness_key == "team-a"
 
 
 # -- caps ----------------------------------------------------------------------------------------------
@@ -525,6 +439,23 @@ def test_on_failure_says_what_becomes_of_those_that_depend_on_a_step(
 
     assert workshop.steps(task)["b"].state == of_b
     assert workshop.task(task.task_id).state == of_task
+
+
+def test_what_has_failed_is_retried_in_its_order(workshop: Workshop) -> None:
+    workshop.add(step("a", agent_type="a"), step("b", "a", prompt="{deps.a.result}", agent_type="b"))
+    task = workshop.make()
+    steps = workshop.steps(task)
+    workshop.lease(workshop.register("a"))
+    workshop.fail(steps["a"].task_id, retryable=False)
+    assert workshop.task(task.task_id).state == TASK_STATE_FAILED
+
+    for task_id in (steps["a"].task_id, steps["b"].task_id, task.task_id):
+        workshop.retry(task_id)
+    workshop.finish(steps["a"], "at last")
+    workshop.finish(steps["b"], "too")
+
+    assert workshop.prompt(steps["b"]) == "at last"
+    assert workshop.task(task.task_id).state == TASK_STATE_QUEUED
 
 
 def test_a_clone_and_a_new_version_have_their_steps(workshop: Workshop) -> None:

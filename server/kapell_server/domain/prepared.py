@@ -28,6 +28,8 @@ MOST_TASKS = 2_500
 MOST_STEP_BYTES = 64 * 1024 * 1024
 """Most bytes of prompts and parameters that all steps of one request may be given."""
 
+_MOST_KEYS = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -116,6 +118,7 @@ def _from_template(state: State, spec: TaskSpec, task_id: str, path: str) -> Pre
     if says.HasField("priority"):
         filled.priority = says.priority
     filled.MergeFrom(spec)
+    filled.concurrency_keys[:] = _keys(rendered.concurrency_keys, spec, path)
     _fill_policies(filled, says, spec)
     filled.prompt = rendered.prompt
     filled.input.CopyFrom(as_struct(rendered.values))
@@ -127,6 +130,20 @@ def _from_template(state: State, spec: TaskSpec, task_id: str, path: str) -> Pre
             if isinstance(part, Place):
                 raise unknown_place(path, part, ())
     return Prepared(path, filled, task_id, number, rendered.parts, steps)
+
+
+def _keys(of_template: list[str], spec: TaskSpec, path: str) -> list[str]:
+    """The concurrency keys of template and task, each once."""
+    keys = list(dict.fromkeys([*of_template, *spec.concurrency_keys]))
+    if len(keys) > _MOST_KEYS:
+        here = f"{path}.concurrency_keys"
+        what = f"are {len(keys)} with the {len(of_template)} of the template, at most {_MOST_KEYS} are allowed"
+        raise KapellError(
+            ERROR_REASON_REQUEST_INVALID,
+            f"The request is invalid: {here} {what}. Leave some out.",
+            violations=((here, what),),
+        )
+    return keys
 
 
 # -- steps -----------------------------------------------------------------------------------------
@@ -160,6 +177,7 @@ def _step_spec(task: TaskSpec, step: Step) -> TaskSpec:
     """What a step is given: what the task is, unless the step says otherwise."""
     says = step.says
     spec = TaskSpec(agent_type=says.agent_type or task.agent_type, display_name=step.display_name, labels=task.labels)
+    spec.concurrency_keys.extend(step.concurrency_keys)
     spec.prompt = step.prompt
     spec.input.CopyFrom(task.input)
     spec.labels.MergeFrom(says.labels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from kapell.v1.template_pb2 import (
     PARAMETER_TYPE_ARRAY,
@@ -15,6 +15,7 @@ from kapell.v1.template_pb2 import (
 from kapell_server.domain import parameters
 from kapell_server.domain.cycles import find_cycle
 from kapell_server.domain.parameters import Problem
+from kapell_server.domain.template_steps import wrong_key
 from kapell_server.domain.template_text import MAX_RENDERED, If, Node, TextError, Use, condition, parse, places, uses
 
 _Declared = Mapping[str, TemplateParameter]
@@ -26,7 +27,8 @@ def check_spec(spec: TemplateSpec, path: str = "spec") -> list[Problem]:
     declared = {parameter.name: parameter for parameter in spec.parameters}
     named = [step.name for step in spec.steps] or None
     problems += _check_prompt(spec.prompt, f"{path}.prompt", declared, named, "step of the template")
-    problems += _check_name(spec.task_name, f"{path}.task_name", declared)
+    problems += _check_line(spec.task_name, f"{path}.task_name", declared)
+    problems += _check_keys(spec.concurrency_keys, f"{path}.concurrency_keys", declared)
     for index, step in enumerate(spec.steps):
         problems += _check_step(step, index, f"{path}.steps[{index}]", declared, named or [])
     problems += _check_cycle(spec, path)
@@ -54,7 +56,8 @@ def _check_step(step: TemplateStep, index: int, path: str, declared: _Declared, 
     elif step.when:
         yield f"{path}.when", "is blank; leave it empty, or write name, not name or name is word"
     yield from _check_prompt(step.prompt, f"{path}.prompt", declared, step.depends_on, "step in depends_on", known)
-    yield from _check_name(step.task_name, f"{path}.task_name", declared, known)
+    yield from _check_line(step.task_name, f"{path}.task_name", declared, known)
+    yield from _check_keys(step.concurrency_keys, f"{path}.concurrency_keys", declared, known)
 
 
 def _known(asked: If) -> frozenset[str]:
@@ -87,7 +90,7 @@ def _check_prompt(
                 yield path, f"{place} would never have a result: {why}"
 
 
-def _check_name(text: str, path: str, declared: _Declared, known: frozenset[str] = frozenset()) -> Iterator[Problem]:
+def _check_line(text: str, path: str, declared: _Declared, known: frozenset[str] = frozenset()) -> Iterator[Problem]:
     try:
         nodes = parse(text)
     except TextError as error:
@@ -95,7 +98,17 @@ def _check_name(text: str, path: str, declared: _Declared, known: frozenset[str]
         return
     yield from ((path, what) for what in dict.fromkeys(_wrong_uses(nodes, declared, known)))
     if (place := next(places(nodes), None)) is not None:
-        yield path, f"{place} is for prompts; a name is given before there is a result"
+        yield path, f"{place} is for prompts; this is written before there is a result"
+
+
+def _check_keys(
+    keys: Sequence[str], path: str, declared: _Declared, known: frozenset[str] = frozenset()
+) -> Iterator[Problem]:
+    for index, key in enumerate(keys):
+        here = f"{path}[{index}]"
+        yield from _check_line(key, here, declared, known)
+        if "{" not in key and "}" not in key and (wrong := wrong_key(key)):
+            yield here, wrong
 
 
 def _check_cycle(spec: TemplateSpec, path: str) -> Iterator[Problem]:

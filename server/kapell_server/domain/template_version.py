@@ -17,7 +17,15 @@ from kapell_server.domain import parameters
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.parameters import Problem
 from kapell_server.domain.prompt import Part, joined
-from kapell_server.domain.template_steps import MAX_NAME, CompiledStep, Step, compile_step, done, shortened
+from kapell_server.domain.template_steps import (
+    MAX_NAME,
+    CompiledStep,
+    Step,
+    compile_step,
+    done,
+    rendered_keys,
+    shortened,
+)
 from kapell_server.domain.template_text import Node, Renderer, TextError, parse
 
 LATEST = "latest"
@@ -34,6 +42,7 @@ class Rendered:
     """The parameters with defaults filled in."""
     steps: list[Step]
     """The steps that are done, in the order of the template."""
+    concurrency_keys: list[str]
 
     @property
     def prompt(self) -> str:
@@ -49,6 +58,7 @@ class Compiled:
     prompt: list[Node]
     task_name: list[Node]
     steps: tuple[CompiledStep, ...]
+    concurrency_keys: list[list[Node]]
 
     @property
     def spec(self) -> TemplateSpec:
@@ -74,13 +84,16 @@ class Compiled:
         steps = [
             step.render(renderer, graph[step.says.name], display_name) for step in self.steps if step.says.name in graph
         ]
-        return Rendered(parts, display_name, values, steps)
+        keys = rendered_keys(renderer, self.concurrency_keys)
+        return Rendered(parts, display_name, values, steps, keys)
 
 
 def compile_version(version: TemplateVersion) -> Compiled:
     """A version that was checked when it was written."""
     spec = version.spec
-    return Compiled(version, parse(spec.prompt), parse(spec.task_name), tuple(map(compile_step, spec.steps)))
+    steps = tuple(map(compile_step, spec.steps))
+    keys = list(map(parse, spec.concurrency_keys))
+    return Compiled(version, parse(spec.prompt), parse(spec.task_name), steps, keys)
 
 
 def clear_prompts(spec: TemplateSpec) -> None:

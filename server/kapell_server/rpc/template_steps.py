@@ -30,6 +30,7 @@ def _shown(spec: TemplateSpec, step: Step, agent_type: str) -> RenderedStep:
         display_name=step.display_name,
         agent_type=says.agent_type or agent_type,
         depends_on=step.depends_on,
+        concurrency_keys=step.concurrency_keys,
         on_failure=says.on_failure or DEPENDENCY_FAILURE_ACTION_FAIL,
         priority=spec.priority if spec.HasField("priority") else DEFAULT_PRIORITY,
     )

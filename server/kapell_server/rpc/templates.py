@@ -98,16 +98,17 @@ class TemplateServicer:
             blockers=await self._blockers(agent_type, steps),
             revision=revision,
             steps=steps,
+            concurrency_keys=rendered.concurrency_keys,
         )
 
     async def _blockers(
         self, agent_type: str, steps: list[template_pb2.RenderedStep]
     ) -> list[template_pb2.StartBlocker]:
         """What would keep the first steps, or the task itself, from starting now; and types that nobody serves."""
-        todo = [step for step in steps if not step.left_out]
-        first = {step.agent_type for step in todo if not step.depends_on} or {agent_type}
+        ahead = [step for step in steps if not step.left_out]
+        first = {step.agent_type for step in ahead if not step.depends_on} or {agent_type}
         blockers: list[template_pb2.StartBlocker] = []
-        for wanted in dict.fromkeys([*(step.agent_type for step in todo), agent_type]):
+        for wanted in dict.fromkeys([*(step.agent_type for step in ahead), agent_type]):
             found = await self._blockers_of(wanted)
             blockers += found if wanted in first else found[:1] if _nobody(found) else []
         return blockers

@@ -38,6 +38,7 @@ def _line(step: TemplateStep) -> str:
         step.agent_type and f"type {step.agent_type}",
         step.depends_on and f"after {', '.join(step.depends_on)}",
         step.when and f"when {step.when}",
+        step.concurrency_keys and f"keys {', '.join(step.concurrency_keys)}",
         _on_failure(step.on_failure),
     ]
     said = ", ".join(detail for detail in details if detail)
@@ -50,6 +51,7 @@ def _rendered_line(step: RenderedStep) -> str:
     details = [
         f"type {step.agent_type}",
         step.depends_on and f"after {', '.join(step.depends_on)}",
+        step.concurrency_keys and f"keys {', '.join(step.concurrency_keys)}",
         _on_failure(step.on_failure),
     ]
     return f"{step.name}  ({', '.join(detail for detail in details if detail)})  {step.display_name}"

@@ -278,6 +278,7 @@ class TemplateStep(_message.Message):
     RETRY_POLICY_FIELD_NUMBER: _builtins.int
     TIMEOUTS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_KEYS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name, unique within the template, by which other steps and prompts call it. Required."""
     description: _builtins.str
@@ -319,6 +320,12 @@ class TemplateStep(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels that it gets besides those of the task, at most 32."""
 
+    @_builtins.property
+    def concurrency_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys of which only so many tasks run at a time, with tags; as TemplateSpec.concurrency_keys, whose
+        keys a step does not get.
+        """
+
     def __init__(
         self,
         *,
@@ -334,10 +341,11 @@ class TemplateStep(_message.Message):
         retry_policy: _task_pb2.RetryPolicy | None = ...,
         timeouts: _task_pb2.TaskTimeouts | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        concurrency_keys: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "priority", b"priority", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "depends_on", b"depends_on", "description", b"description", "labels", b"labels", "name", b"name", "on_failure", b"on_failure", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "task_name", b"task_name", "timeouts", b"timeouts", "when", b"when"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "concurrency_keys", b"concurrency_keys", "depends_on", b"depends_on", "description", b"description", "labels", b"labels", "name", b"name", "on_failure", b"on_failure", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "task_name", b"task_name", "timeouts", b"timeouts", "when", b"when"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
@@ -383,6 +391,7 @@ class TemplateSpec(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_KEYS_FIELD_NUMBER: _builtins.int
     display_name: _builtins.str
     """A name for people, at most 200 characters. Empty: the id."""
     description: _builtins.str
@@ -419,6 +428,13 @@ class TemplateSpec(_message.Message):
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___TemplateStep]:
         """What is done before its tasks, at most 32 steps; see the top of this file."""
 
+    @_builtins.property
+    def concurrency_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys of which only so many of its tasks run at a time, besides those of the task; with tags, as in
+        "repo:{repo}". Once rendered each must be a key as TaskSpec.concurrency_keys takes it, or empty: then it is
+        none. At most 8, each at most 200 characters before rendering. Not for its steps, which have their own.
+        """
+
     def __init__(
         self,
         *,
@@ -434,10 +450,11 @@ class TemplateSpec(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         tags: _abc.Iterable[_builtins.str] | None = ...,
         steps: _abc.Iterable[Global___TemplateStep] | None = ...,
+        concurrency_keys: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "priority", b"priority", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "description", b"description", "display_name", b"display_name", "labels", b"labels", "parameters", b"parameters", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "steps", b"steps", "tags", b"tags", "task_name", b"task_name", "timeouts", b"timeouts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "concurrency_keys", b"concurrency_keys", "description", b"description", "display_name", b"display_name", "labels", b"labels", "parameters", b"parameters", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "steps", b"steps", "tags", b"tags", "task_name", b"task_name", "timeouts", b"timeouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
@@ -1237,6 +1254,7 @@ class RenderedStep(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     RETRY_POLICY_FIELD_NUMBER: _builtins.int
     TIMEOUTS_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_KEYS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     left_out: _builtins.bool
@@ -1263,6 +1281,10 @@ class RenderedStep(_message.Message):
     def timeouts(self) -> _task_pb2.TaskTimeouts:
         """How long it might take."""
 
+    @_builtins.property
+    def concurrency_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of which keys only so many tasks run at a time."""
+
     def __init__(
         self,
         *,
@@ -1276,10 +1298,11 @@ class RenderedStep(_message.Message):
         priority: _builtins.int = ...,
         retry_policy: _task_pb2.RetryPolicy | None = ...,
         timeouts: _task_pb2.TaskTimeouts | None = ...,
+        concurrency_keys: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "depends_on", b"depends_on", "display_name", b"display_name", "left_out", b"left_out", "name", b"name", "on_failure", b"on_failure", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "concurrency_keys", b"concurrency_keys", "depends_on", b"depends_on", "display_name", b"display_name", "left_out", b"left_out", "name", b"name", "on_failure", b"on_failure", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1404,6 +1427,7 @@ class RenderTemplateResponse(_message.Message):
     BLOCKERS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_KEYS_FIELD_NUMBER: _builtins.int
     template_id: _builtins.str
     """The template's id."""
     version: _builtins.int
@@ -1442,6 +1466,10 @@ class RenderTemplateResponse(_message.Message):
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___RenderedStep]:
         """The steps that would be done before, in the order of the template, those left out among them."""
 
+    @_builtins.property
+    def concurrency_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of which keys only so many tasks run at a time."""
+
     def __init__(
         self,
         *,
@@ -1458,10 +1486,11 @@ class RenderTemplateResponse(_message.Message):
         blockers: _abc.Iterable[Global___StartBlocker] | None = ...,
         revision: _builtins.int = ...,
         steps: _abc.Iterable[Global___RenderedStep] | None = ...,
+        concurrency_keys: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["history", b"history", "parameters", b"parameters", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "blockers", b"blockers", "display_name", b"display_name", "history", b"history", "parameters", b"parameters", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "revision", b"revision", "steps", b"steps", "template_id", b"template_id", "timeouts", b"timeouts", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "blockers", b"blockers", "concurrency_keys", b"concurrency_keys", "display_name", b"display_name", "history", b"history", "parameters", b"parameters", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "revision", b"revision", "steps", b"steps", "template_id", b"template_id", "timeouts", b"timeouts", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
