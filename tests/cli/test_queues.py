@@ -171,6 +171,15 @@ def test_events_of_queues_and_limits_are_readable(crowd: Shell) -> None:
     assert ["queue.updated", "review", "paused", "paused  the reviewers are on holiday"] in rows
 
 
+def test_status_names_paused_queues_in_which_tasks_wait(crowd: Shell) -> None:
+    screen = crowd.terminal("status", NO_COLOR="1").out
+    waits = json.loads(crowd.pipe("status", "-o", "json").out)["waitsForYou"]
+
+    assert "Queue 'review' is paused: the reviewers are on holiday (1 task)" in waits
+    assert "1 paused queue" in screen.splitlines()[0]
+    assert "kapell queue resume review" in screen
+
+
 def test_types_and_keys_are_completed_live(crowd: Shell) -> None:
     assert tab(crowd, "kapell queue pause bui") == ["build"]
     assert "gpu" in tab(crowd, "kapell limit delete g")
