@@ -34,8 +34,9 @@ from kapell.v1.worker_pb2 import (
     RegisterWorkerResponse,
     ReleaseTaskRequest,
 )
-from kapell_server.domain import agent, dispatch
+from kapell_server.domain import agent, closing, dispatch
 from kapell_server.domain.access import Caller, Keyring, system, user
+from kapell_server.domain.edges import Edge, EdgeKey
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.polls import Poll
 from kapell_server.domain.settings import Settings
@@ -60,6 +61,7 @@ class Rows:
         self.attempts: dict[tuple[str, int], TaskAttempt] = {}
         self.templates: dict[str, Template] = {}
         self.template_versions: dict[tuple[str, int], TemplateVersion] = {}
+        self.edges: dict[EdgeKey, Edge] = {}
 
     def load_tasks(self, task_ids: Iterable[str]) -> list[Task]:
         return [self.tasks[task_id] for task_id in task_ids if task_id in self.tasks]
@@ -78,6 +80,9 @@ class Rows:
 
     def count_live_tasks_of(self, template_id: str) -> int:
         return sum(t.template_id == template_id and t.state not in TASK_FINAL for t in self.tasks.values())
+
+    def load_family(self, root_id: str) -> list[tuple[str, str]]:
+        return [(t.task_id, t.parent_task_id) for t in self.tasks.values() if t.root_task_id == root_id]
 
 
 class World:
@@ -102,7 +107,7 @@ class World:
             state.caller = caller
             answer = self._decide(command)
         state.caller = system("scheduler")
-        dispatch.dispatch(state)
+        closing.close(state)
         agent.describe_busy(state)
         self._commit()
         state.settle()
@@ -132,6 +137,10 @@ class World:
             self.events.append(event_name(change.kind))
         rows.template_versions.update(pending.template_versions)
         rows.contents.update(pending.contents)
+        for key in pending.dropped_edges:
+            del rows.edges[key]
+        assert not rows.edges.keys() & pending.new_edges.keys(), "an edge is inserted once"
+        rows.edges.update(pending.new_edges)
         rows.attempts.update({key: record for key, (record, _) in pending.attempts.items()})
 
     def _place(self, resource: Resource) -> tuple[dict[str, Any], str]:
@@ -142,6 +151,15 @@ class World:
                 return self.rows.agents, resource.agent_id
             case Template():
                 return self.rows.templates, resource.template_id
+
+    def edges(self) -> dict[EdgeKey, Edge]:
+        """The open edges as memory has them, which must agree from both ends."""
+        forward = {(a, b): edge for a, entries in self.state.edges.dependants.items() for b, edge in entries.items()}
+        backward = {(a, b): edge for b, entries in self.state.edges.unmet.items() for a, edge in entries.items()}
+        assert forward == backward
+        assert all(self.state.edges.dependants.values())
+        assert all(self.state.edges.unmet.values())
+        return forward
 
     def advance(self, seconds: float) -> None:
         """Lets time pass, and looks at what is due by then."""
@@ -161,6 +179,9 @@ class World:
             dict(self.rows.contents),
             {key: record.SerializeToString() for key, record in self.rows.attempts.items()},
             {task_id: lease.attempt for task_id, lease in state.leases.by_task.items()},
+            dict(self.rows.edges),
+            self.edges(),
+            list(state.edges.stirred),
             state.queues.ready.depths(),
             len(state.polls),
             list(self.events),

@@ -83,6 +83,9 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "Heartbeat": ({"agentId": "agent_1", "leases": [{}]}, "leases[0].lease_token"),
     "ReportProgress": ({"leaseToken": "t", "progress": {"fraction": 2}}, "progress.fraction"),
     "AppendTaskLogs": ({"leaseToken": "t"}, "entries"),
+    "CreateChildTasks": ({"leaseToken": "t"}, "tasks"),
+    "WaitChildTasks": ({"leaseToken": "t", "wait": "61s"}, "wait"),
+    "GetTaskTree": (NO_ID, "task_id"),
     "CompleteTask": (NO_ID, "lease_token"),
     "BatchCompleteTasks": ({"completions": [{}]}, "completions[0].lease_token"),
     "FailTask": ({"leaseToken": "t", "failure": {"reason": "lower"}}, "failure.reason"),
@@ -284,6 +287,7 @@ def make_valid(method: Method, invalid: dict[str, Any]) -> bytes:
     special: dict[str, dict[str, Any]] = {
         "SpawnAgent": {"profile": "shell", "agent_id": ""},
         "BatchCreateTasks": {"tasks": [{"agent_type": "shell"}]},
+        "CreateChildTasks": {"tasks": [{"agent_type": "shell"}]},
         "UpdateTask": {"task": {"task_id": "task_1"}, "update_mask": "labels"},
         "UpdateAgent": {"agent": {"agent_id": "agent_1"}, "update_mask": "labels"},
         "ReportProgress": {"progress": {}},
