@@ -83,17 +83,17 @@ class Queues:
         self._watch_rate(gate)
         state.polls.touch_type(task.agent_type)
 
-    def leave(self, task_id: str, *, starts: bool) -> None:
-        """A task is QUEUED no more: it `starts`, or has ended or gone elsewhere."""
-        place = self.ready.remove(task_id)
+    def leave(self, task: Task, *, starts: bool) -> None:
+        """A task, as it was, is QUEUED no more: it `starts`, or has ended or gone elsewhere."""
+        place = self.ready.remove(task.task_id)
         if place is None:
             return
         entry, gate = place
         state = self._state
+        self._fair.left(entry, task.fairness_key, served=starts)
         for key in entry.keys:
-            state.remove(self._queued_of_key.get(key, {}), task_id)
+            state.remove(self._queued_of_key.get(key, {}), task.task_id)
         if starts:
-            self._fair.served(entry)
             if entry.keys or state.standing.any(Queue):
                 self._note_start(entry)
         elif not gate:
@@ -359,16 +359,15 @@ class Queues:
         for entry, _ in queued:
             for key in entry.keys:
                 self._queued_of_key.setdefault(key, {})[entry.task_id] = None
-        self._fair.load(queued)
-        placed = [(entry, self.closed_key(entry.keys)) for entry, _ in queued]
-        self.ready.load(placed)
-        for gate in {gate for _, gate in placed}:
+        placed = [(entry, fairness_key, self.closed_key(entry.keys)) for entry, fairness_key in queued]
+        self._fair.load(placed)
+        self.ready.load((entry, gate) for entry, _, gate in placed)
+        for gate in {gate for _, _, gate in placed}:
             self._watch_rate(gate)
 
     def trim(self) -> None:
         """Forgets what no decision needs any more; between batches only."""
         self._note_rates()
-        self._fair.trim()
         self.arrivals.clear()
         if len(self._queued_of_key) > self._many_keys:
             self._forget_idle_keys()
