@@ -14,24 +14,32 @@ from kapell_server.domain.task import cancel
 
 
 def settle_arrivals(state: State) -> None:
-    """Applies the strategies of the keys of every task that has just become QUEUED, in their order."""
-    for task_id in state.queues.arrivals:
+    """Applies the strategies of the keys of every task that has just become QUEUED, in their order.
+
+    Each finds what was there when it came: those that came after it in the same batch are not there yet.
+    """
+    place = {task_id: number for number, task_id in enumerate(state.queues.arrivals)}
+    for task_id, number in place.items():
         task = state.find_task(task_id)
         for key in task.concurrency_keys if task is not None else ():
             if task is not None and task.state == TASK_STATE_QUEUED:
-                _settle(state, task, key)
+                _settle(state, task, key, [one for one in _live(state, key) if place.get(one, -1) < number])
                 task = state.find_task(task_id)
 
 
-def _settle(state: State, task: Task, key: str) -> None:
-    """One task and one of its keys, which may have too many tasks now."""
+def _live(state: State, key: str) -> list[str]:
+    """The tasks that run or wait under a key, the oldest first, without those that were told to stop."""
     queues = state.queues
     holders = [one for one in queues.holders(key) if state.task(one).state != TASK_STATE_CANCELLING]
-    live = holders + queues.queued(key)
-    excess = len(live) - queues.max_running(key)
+    return holders + queues.queued(key)
+
+
+def _settle(state: State, task: Task, key: str, others: list[str]) -> None:
+    """One task and one of its keys, which may have too many tasks now. `others` were there before."""
+    queues = state.queues
+    excess = len(others) + 1 - queues.max_running(key)
     if excess <= 0:
         return
-    others = [one for one in live if one != task.task_id]
     match queues.strategy(key):
         case strategy if strategy in (CONCURRENCY_STRATEGY_CANCEL_NEWEST, CONCURRENCY_STRATEGY_SKIP):
             skipped = strategy == CONCURRENCY_STRATEGY_SKIP

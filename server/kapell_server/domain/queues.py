@@ -34,7 +34,7 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.domain.fair_share import FairShare
 from kapell_server.domain.rates import Rate
 from kapell_server.domain.ready import ReadyEntry, ReadyIndex, entry_of
-from kapell_server.domain.times import SECOND, duration_ns
+from kapell_server.domain.times import SECOND, duration_ns, timestamp_ns
 
 if TYPE_CHECKING:
     from kapell_server.domain.state import State
@@ -55,8 +55,10 @@ class Queues:
         self.ready = ReadyIndex(state.on_rollback)
         self._fair = FairShare(state.on_rollback)
         self._running: dict[str, int] = {}
-        self._running_of_key: dict[str, dict[str, None]] = {}
-        self._queued_of_key: dict[str, dict[str, None]] = {}
+        self._running_of_key: dict[str, dict[str, int]] = {}
+        """By key, its tasks, each with the time it was queued at. Not in order: an undone change puts one last."""
+        self._queued_of_key: dict[str, dict[str, int]] = {}
+        """The same for those that are QUEUED."""
         self._starts: dict[str, deque[int]] = {}
         self._added: dict[str, Rate] = {}
         self._given: dict[str, Rate] = {}
@@ -74,7 +76,7 @@ class Queues:
         gate = ""
         if entry.keys:
             for key in entry.keys:
-                state.assign(self._queued_of_key.setdefault(key, {}), task.task_id, None)
+                state.assign(self._queued_of_key.setdefault(key, {}), task.task_id, entry.queue_ns)
             gate = self.closed_key(entry.keys)
             if arrives and any(self.strategy(key) not in _PATIENT for key in entry.keys):
                 self.arrivals.append(task.task_id)
@@ -107,7 +109,7 @@ class Queues:
         for key in task.concurrency_keys:
             holders = self._running_of_key.setdefault(key, {})
             if by > 0:
-                state.assign(holders, task.task_id, None)
+                state.assign(holders, task.task_id, timestamp_ns(task.queue_time))
             else:
                 state.remove(holders, task.task_id)
         if by < 0 and task.concurrency_keys:
@@ -305,12 +307,16 @@ class Queues:
         return self._running.get(name, 0)
 
     def holders(self, key: str) -> list[str]:
-        """The tasks of a key that agents have, the oldest first."""
-        return list(self._running_of_key.get(key, ()))
+        """The tasks of a key that agents have, the one that was queued first first."""
+        return _by_age(self._running_of_key.get(key, {}))
 
     def queued(self, key: str) -> list[str]:
-        """The tasks of a key that are QUEUED, the oldest first."""
-        return list(self._queued_of_key.get(key, ()))
+        """The tasks of a key that are QUEUED, the one that was queued first first."""
+        return _by_age(self._queued_of_key.get(key, {}))
+
+    def count(self, key: str) -> tuple[int, int]:
+        """How many tasks of a key agents have, and how many are QUEUED."""
+        return len(self._running_of_key.get(key, ())), len(self._queued_of_key.get(key, ()))
 
     def rates(self, agent_type: str) -> tuple[float, float]:
         """Tasks a second that joined and that were given out, over the last minute."""
@@ -343,22 +349,22 @@ class Queues:
     def load(
         self,
         queued: Iterable[tuple[ReadyEntry, str]],
-        leased: Iterable[tuple[str, str, tuple[str, ...]]],
+        leased: Iterable[tuple[str, str, int, tuple[str, ...]]],
         starts: Iterable[tuple[str, int]],
     ) -> None:
         """Takes over what the database has: queued entries with their fairness key, leased tasks as
-        (id, type, keys), starts as (limit id, time) in order of time."""
-        for task_id, agent_type, keys in leased:
+        (id, type, time it was queued at, keys), starts as (limit id, time) in order of time."""
+        for task_id, agent_type, queue_ns, keys in leased:
             for name in (agent_type, ALL):
                 self._running[name] = self._running.get(name, 0) + 1
             for key in keys:
-                self._running_of_key.setdefault(key, {})[task_id] = None
+                self._running_of_key.setdefault(key, {})[task_id] = queue_ns
         for limit_id, start_ns in starts:
             self._starts.setdefault(limit_id, deque()).append(start_ns)
-        queued = sorted(queued, key=lambda one: one[0].queue_ns)
+        queued = list(queued)
         for entry, _ in queued:
             for key in entry.keys:
-                self._queued_of_key.setdefault(key, {})[entry.task_id] = None
+                self._queued_of_key.setdefault(key, {})[entry.task_id] = entry.queue_ns
         placed = [(entry, fairness_key, self.closed_key(entry.keys)) for entry, fairness_key in queued]
         self._fair.load(placed)
         self.ready.load((entry, gate) for entry, _, gate in placed)
@@ -396,6 +402,10 @@ def check_takes_in(state: State, agent_type: str) -> None:
             f"{name} no new tasks{why}. Resume it with ResumeQueue, or wait until it was resumed.",
             metadata={"agent_type": queue.agent_type},
         )
+
+
+def _by_age(tasks: dict[str, int]) -> list[str]:
+    return sorted(tasks, key=lambda task_id: (tasks[task_id], task_id))
 
 
 def _across_types(entry: ReadyEntry) -> tuple[int, int, str]:
