@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from kapell.v1.queue_pb2 import ConcurrencyLimit
-from kapell.v1.task_pb2 import CreateTaskRequest, Task, TaskSpec, UpdateTaskRequest
+from kapell.v1.task_pb2 import TASK_STATE_QUEUED, CreateTaskRequest, Task, TaskSpec, UpdateTaskRequest
+from kapell_server.domain.ready import entry_of
 
 from tests.domain.world import World
 
@@ -238,7 +239,9 @@ def test_keys_without_queued_tasks_are_not_remembered() -> None:
     for number in range(10):
         add(world, f"key-{number}", 2)
         world.complete(world.lease(agent_id))
-        world.cancel(next(world.state.queues.ready.entries("shell")).task_id)
+        left = world.state.queues.ready.first("shell")
+        assert left is not None
+        world.cancel(left.task_id)
 
     assert world.state.queues._fair._classes["shell", 500].stamps == {}
 
@@ -249,7 +252,7 @@ def test_a_held_back_task_of_long_ago_gives_no_credit_to_keys_after_a_start() ->
     add(world, "old", 1, concurrency_keys=["k"])
     add(world, "a", 100)
     served(world, world.register(), 80)
-    queued = [(one, world.task(one.task_id).fairness_key) for one in world.state.queues.ready.entries("shell")]
+    queued = [(entry_of(one), one.fairness_key) for one in world.rows.tasks.values() if one.state == TASK_STATE_QUEUED]
 
     again = World()
     again.rows = world.rows

@@ -78,7 +78,7 @@ def _explain_queued(state: State, task: Task, response: ExplainTaskResponse) -> 
     assert place is not None, "a QUEUED task has a place"
     agents = list(_agents(state, task.agent_type))
     if not blockers:
-        ahead = state.queues.ready.ahead_of(place[0])
+        ahead = state.queues.ahead_of(place[0])
         response.position = ahead + 1
         if ahead and not (agents and agents[0].kind == WAIT_KIND_NO_AGENT):
             blockers.append(Blocker(kind=WAIT_KIND_TURN, message=f"{_count(ahead, 'task')} of its type come first."))

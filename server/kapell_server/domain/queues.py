@@ -264,6 +264,7 @@ class Queues:
             limit = find(ConcurrencyLimit, key)
             if limit is not None and limit.HasField("start_rate"):
                 self._count_start(f"key/{key}", limit.start_rate)
+                self._watch_rate_of(f"key/{key}", limit.start_rate)  # for those that are parked already
 
     def _count_start(self, limit_id: str, rate: StartRate) -> None:
         state = self._state
@@ -299,6 +300,11 @@ class Queues:
             self.touch(name)
         else:
             self.reopen_key(name)
+
+    def ahead_of(self, entry: ReadyEntry) -> int:
+        """How many tasks of its type could run now and come before it. Looks at all of them."""
+        candidates = self.ready.candidates(entry.agent_type, lambda key: self.room(key) > 0)
+        return sum(one < entry and not self.closed_key(one.keys) for one in candidates)
 
     # -- figures -----------------------------------------------------------------------------
 
