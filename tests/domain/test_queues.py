@@ -345,6 +345,17 @@ def test_a_failed_change_of_a_rate_forgets_no_start() -> None:
     assert take(world, agent_id) == []
 
 
+def test_starts_that_no_rate_looks_at_are_forgotten() -> None:
+    world, agent_id, keys = rated("key")
+    for number in range(20):
+        add(world, str(number), *keys)
+        take(world, agent_id)
+        world.advance(11)
+        world.beat(agent_id)
+
+    assert len(world.state.queues._starts["key/k"]) <= 2
+
+
 # -- figures -------------------------------------------------------------------------------------
 
 

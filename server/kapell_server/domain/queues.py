@@ -7,6 +7,7 @@ limit needs no rewriting of tasks.
 
 from __future__ import annotations
 
+import bisect
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -34,7 +35,7 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.domain.fair_share import FairShare
 from kapell_server.domain.rates import Rate
 from kapell_server.domain.ready import ReadyEntry, ReadyIndex, entry_of
-from kapell_server.domain.times import SECOND, duration_ns, timestamp_ns
+from kapell_server.domain.times import duration_ns, timestamp_ns
 
 if TYPE_CHECKING:
     from kapell_server.domain.state import State
@@ -251,8 +252,9 @@ class Queues:
         return free_ns if free_ns > self._state.now_ns else 0
 
     def _starts_left(self, limit_id: str, rate: StartRate) -> int:
-        begin = self._state.now_ns - duration_ns(rate.period)
-        return rate.count - sum(start > begin for start in self._starts.get(limit_id, ()))
+        starts = self._starts.get(limit_id, ())
+        over = bisect.bisect_right(starts, self._state.now_ns - duration_ns(rate.period))
+        return rate.count - (len(starts) - over)
 
     def _note_start(self, entry: ReadyEntry) -> None:
         find = self._state.standing.find
@@ -383,10 +385,9 @@ class Queues:
         self.arrivals.clear()
         if len(self._queued_of_key) > self._many_keys:
             self._forget_idle_keys()
-        state = self._state
-        for limit_id in {limit_id for limit_id, _ in state.pending.starts}:
+        for (limit_id, _), floor_ns in self._state.pending.starts.items():
             starts = self._starts.get(limit_id)
-            while starts and starts[0] < state.now_ns - _DAY:
+            while starts and starts[0] <= floor_ns:  # as in the database
                 starts.popleft()
 
     def _forget_idle_keys(self) -> None:
@@ -420,4 +421,3 @@ def _across_types(entry: ReadyEntry) -> tuple[int, int, str]:
 
 
 _MANY_KEYS = 4096
-_DAY = 86_400 * SECOND
