@@ -18,7 +18,10 @@ def settle_arrivals(state: State) -> None:
 
     Each finds what was there when it came: those that came after it in the same batch are not there yet.
     """
-    place = {task_id: number for number, task_id in enumerate(state.queues.arrivals)}
+    place: dict[str, int] = {}
+    for number, task_id in enumerate(state.queues.arrivals):
+        place.pop(task_id, None)  # cancelled and retried: it counts from then
+        place[task_id] = number
     for task_id, number in place.items():
         task = state.find_task(task_id)
         for key in task.concurrency_keys if task is not None else ():
