@@ -146,28 +146,25 @@ def stats(state: State, request: GetQueueStatsRequest) -> GetQueueStatsResponse:
                 agents, slots = served.get(agent_type, (0, 0))
                 served[agent_type] = agents + 1, slots + free
     known = {queue.agent_type for queue in state.standing.all(Queue)}
-    wanted = set(request.agent_types) or known | served.keys() - {ALL} | state.queues.types()
-    oldest = state.queues.ready.oldest_by_type()
-    if oldest:
-        oldest[ALL] = min(oldest.values())
+    wanted = set(request.agent_types) or known | (served.keys() - {ALL}) | state.queues.types()
     response = GetQueueStatsResponse(revision=state.revision)
     for agent_type in sorted(wanted)[:_MOST_QUEUES]:
-        found = _stats_of(state, agent_type, *served.get(agent_type, (0, 0)))
-        if agent_type in oldest:
-            set_duration(found.oldest_age, max(0, state.now_ns - oldest[agent_type]))
-        response.queues.append(found)
+        response.queues.append(_stats_of(state, agent_type, *served.get(agent_type, (0, 0))))
     return response
 
 
 def _stats_of(state: State, agent_type: str, agents: int, free_slots: int) -> QueueStats:
     queues = state.queues
-    depths = queues.ready.depths()
-    types = queues.types() if agent_type == ALL else [agent_type]
+    ready = queues.ready
+    types = queues.types() if agent_type == ALL else (agent_type,)
     found = QueueStats(queue=find_queue(state, agent_type), agents=agents, free_slots=free_slots)
-    found.depth = sum(depths.get(one, 0) for one in types)
-    found.blocked = sum(queues.ready.blocked(one) for one in types)
+    found.depth = sum(ready.depth(one) for one in types)
+    found.blocked = sum(ready.blocked(one) for one in types)
     found.running = queues.running(agent_type)
     rates = [queues.rates(one) for one in types]
     found.add_rate = sum(added for added, _ in rates)
     found.dispatch_rate = sum(given for _, given in rates)
+    oldest = min((since for one in types if (since := ready.oldest_ns(one))), default=0)
+    if oldest:
+        set_duration(found.oldest_age, max(0, state.now_ns - oldest))
     return found
