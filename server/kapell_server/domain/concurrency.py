@@ -12,34 +12,32 @@ from kapell.v1.task_pb2 import TASK_STATE_CANCELLING, TASK_STATE_QUEUED, Task
 from kapell_server.domain.state import State
 from kapell_server.domain.task import cancel
 
+_IMPATIENT = (CONCURRENCY_STRATEGY_CANCEL_IN_PROGRESS, CONCURRENCY_STRATEGY_CANCEL_NEWEST, CONCURRENCY_STRATEGY_SKIP)
+
 
 def settle_arrivals(state: State) -> None:
     """Applies the strategies of the keys of every task that has just become QUEUED, in their order.
 
-    Each finds what was there when it came: those that came after it in the same batch are not there yet.
+    Limits count as they are at the end of the batch. Each task finds what was there when it came:
+    those that came after it in the same batch are not there yet.
     """
     place: dict[str, int] = {}
     for number, task_id in enumerate(state.queues.arrivals):
         place.pop(task_id, None)  # cancelled and retried: it counts from then
         place[task_id] = number
-    for task_id, number in place.items():
+    for task_id in place:
         task = state.find_task(task_id)
         for key in task.concurrency_keys if task is not None else ():
-            if task is not None and task.state == TASK_STATE_QUEUED:
-                _settle(state, task, key, [one for one in _live(state, key) if place.get(one, -1) < number])
+            if task is not None and task.state == TASK_STATE_QUEUED and state.queues.strategy(key) in _IMPATIENT:
+                _settle(state, task, key, place)
                 task = state.find_task(task_id)
 
 
-def _live(state: State, key: str) -> list[str]:
-    """The tasks that run or wait under a key, the oldest first, without those that were told to stop."""
+def _settle(state: State, task: Task, key: str, place: dict[str, int]) -> None:
+    """One task and one of its keys, which may have too many tasks now."""
     queues = state.queues
     holders = [one for one in queues.holders(key) if state.task(one).state != TASK_STATE_CANCELLING]
-    return holders + queues.queued(key)
-
-
-def _settle(state: State, task: Task, key: str, others: list[str]) -> None:
-    """One task and one of its keys, which may have too many tasks now. `others` were there before."""
-    queues = state.queues
+    others = [one for one in holders + queues.queued(key) if place.get(one, -1) < place[task.task_id]]
     excess = len(others) + 1 - queues.max_running(key)
     if excess <= 0:
         return

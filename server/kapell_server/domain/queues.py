@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from kapell.v1.error_pb2 import ERROR_REASON_QUEUE_DRAINING
 from kapell.v1.queue_pb2 import (
-    CONCURRENCY_STRATEGY_UNSPECIFIED,
     CONCURRENCY_STRATEGY_WAIT,
     QUEUE_STATE_DRAINING,
     QUEUE_STATE_PAUSED,
@@ -45,7 +44,6 @@ ALL = "*"
 DEFAULT_MAX_RUNNING = 1
 """What a concurrency key without a limit of its own allows."""
 _JOINING = frozenset({EVENT_KIND_TASK_CREATED, EVENT_KIND_TASK_QUEUED, EVENT_KIND_TASK_REQUEUED})
-_PATIENT = (CONCURRENCY_STRATEGY_UNSPECIFIED, CONCURRENCY_STRATEGY_WAIT)
 
 
 class Queues:
@@ -65,7 +63,7 @@ class Queues:
         self._given: dict[str, Rate] = {}
         self._many_keys = _MANY_KEYS
         self.arrivals: list[str] = []
-        """Tasks that have just joined and carry a key whose strategy is not to wait."""
+        """Tasks under keys that have just joined."""
 
     # -- tasks that come and go ---------------------------------------------------------------
 
@@ -79,7 +77,7 @@ class Queues:
             for key in entry.keys:
                 state.assign(self._queued_of_key.setdefault(key, {}), task.task_id, entry.queue_ns)
             gate = self.closed_key(entry.keys)
-            if arrives and any(self.strategy(key) not in _PATIENT for key in entry.keys):
+            if arrives:
                 self.arrivals.append(task.task_id)
                 state.on_rollback(self.arrivals.pop)
         self.ready.add(entry, gate)
