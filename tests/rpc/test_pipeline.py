@@ -36,6 +36,7 @@ from tests.rpc.conftest import (
     failure,
     running,
 )
+from tests.rpc.rpc_queues import QUEUES, VALID_OF_QUEUES
 from tests.rpc.rpc_templates import TEMPLATES
 from tests.rpc.services import bearer
 from tests.support.turns import reached
@@ -60,9 +61,10 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "DeleteTask": ({"taskId": "task_1", "requestId": "x" * 65}, "request_id"),
     "WaitTask": ({"taskId": "task_1", "wait": "61s"}, "wait"),
     "ListTaskAttempts": (NO_ID, "task_id"),
+    "ExplainTask": (NO_ID, "task_id"),
     "StreamTaskLogs": ({"taskId": "task_1", "offset": "-1"}, "offset"),
     "WatchTasks": (BOTH_STARTS, "options"),
-    **{name: case.malformed for name, case in TEMPLATES.items() if case.malformed},
+    **{name: case.malformed for name, case in {**TEMPLATES, **QUEUES}.items() if case.malformed},
     "SpawnAgent": (NO_ID, "source"),
     "GetAgent": (NO_ID, "agent_id"),
     "ListAgents": ({"pageSize": 1001}, "page_size"),
@@ -95,6 +97,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
 }
 TEMPLATE = {"agentType": "shell", "prompt": "echo hello"}
 VALID: dict[str, dict[str, Any]] = {
+    **VALID_OF_QUEUES,
     "CreateTemplate": {"templateId": "greet", "spec": TEMPLATE},
     "GetTemplate": {"template": "greet"},
     "UpdateTemplate": {"templateId": "greet", "spec": TEMPLATE},
