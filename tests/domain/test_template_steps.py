@@ -13,6 +13,7 @@ from kapell.v1.dependency_pb2 import (
     DEPENDENCY_FAILURE_ACTION_SKIP,
     TaskDependency,
 )
+from kapell.v1.queue_pb2 import DrainQueueRequest
 from kapell.v1.task_pb2 import (
     TASK_STATE_CANCELLED,
     TASK_STATE_FAILED,
@@ -340,6 +341,9 @@ def test_a_request_creates_no_more_tasks_than_it_may(workshop: Workshop) -> None
         workshop.do(BatchCreateTasksRequest(tasks=[TaskSpec(template="t")] * 101))
 
     assert "tasks[100] brings the tasks of the request, steps counted, to 2525" in refusals[0].message
+    plain = [TaskSpec(agent_type="code")] * 2499
+    with workshop.refuses("REQUEST_INVALID"):
+        workshop.do(BatchCreateTasksRequest(tasks=[TaskSpec(template="t"), *plain]))
 
 
 def test_the_parameters_of_all_steps_are_capped_together(workshop: Workshop) -> None:
@@ -360,6 +364,14 @@ def test_rendering_is_capped_for_all_prompts_together(workshop: Workshop) -> Non
         workshop.make({"what": "x" * 53_000})
 
     assert "step d: it gets longer than 262,144 bytes" in refusals[0].message
+
+
+def test_a_queue_that_takes_nothing_in_refuses_a_task_with_such_a_step(workshop: Workshop) -> None:
+    workshop.add(step("a", agent_type="closed"), step("b", agent_type="closed", when="deep"))
+    workshop.do(DrainQueueRequest(agent_type="closed"))
+
+    with workshop.refuses("QUEUE_DRAINING"):
+        workshop.make()
 
 
 # -- values are never tags -----------------------------------------------------------------------------

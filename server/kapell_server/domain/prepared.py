@@ -19,6 +19,7 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.domain.overlay import overlay
 from kapell_server.domain.parameters import as_struct, plain_struct
 from kapell_server.domain.prompt import Part, Place
+from kapell_server.domain.queues import check_takes_in
 from kapell_server.domain.state import State
 from kapell_server.domain.template_steps import Step
 from kapell_server.domain.template_version import Rendered, split_reference, version_number
@@ -55,33 +56,33 @@ class Prepared:
 
 
 def prepare_all(state: State, specs: Sequence[TaskSpec], path: str) -> list[Prepared]:
-    """All tasks of a request. Refuses a taken id, too large an input, and what a template cannot take."""
+    """All tasks of a request. Refuses a taken id, too large an input, what a template cannot take, closed queues."""
     wanted: dict[str, Prepared] = {}
     count = size = 0
     for index, spec in enumerate(specs):
+        if spec.task_id in wanted:
+            raise _id_taken(spec.task_id)
         prepared = _prepare(state, spec, path.format(index))
-        if prepared.task_id in wanted:
-            raise _id_taken(prepared.task_id)
+        for task in (prepared, *prepared.steps):
+            check_takes_in(state, task.spec.agent_type)
         wanted[prepared.task_id] = prepared
         count += 1 + len(prepared.steps)
-        if prepared.steps:
-            size += sum(step.spec.ByteSize() for step in prepared.steps)
-            _check_total(prepared.path, count, size)
+        size += sum(step.spec.ByteSize() for step in prepared.steps)
+        if count > MOST_TASKS or size > MOST_STEP_BYTES:
+            raise _too_much(prepared.path, count, size)
     return list(wanted.values())
 
 
-def _check_total(path: str, count: int, size: int) -> None:
-    what = ""
+def _too_much(path: str, count: int, size: int) -> KapellError:
     if count > MOST_TASKS:
         what = f"brings the tasks of the request, steps counted, to {count}, at most {MOST_TASKS} are allowed"
-    elif size > MOST_STEP_BYTES:
+    else:
         what = f"brings what all steps of the request are given to {size} bytes, at most {MOST_STEP_BYTES} are allowed"
-    if what:
-        raise KapellError(
-            ERROR_REASON_REQUEST_INVALID,
-            f"The request is invalid: {path} {what}. Send several requests.",
-            violations=((path, what),),
-        )
+    return KapellError(
+        ERROR_REASON_REQUEST_INVALID,
+        f"The request is invalid: {path} {what}. Send several requests.",
+        violations=((path, what),),
+    )
 
 
 def _prepare(state: State, spec: TaskSpec, path: str) -> Prepared:

@@ -43,7 +43,6 @@ from kapell_server.domain.access import Caller
 from kapell_server.domain.dependency_graph import Draft, link
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.prepared import Prepared, prepare_all
-from kapell_server.domain.queues import check_takes_in
 from kapell_server.domain.retry import DEFAULT_POLICY, with_defaults
 from kapell_server.domain.state import State
 from kapell_server.domain.template_version import split_reference
@@ -162,7 +161,6 @@ def _put_created(state: State, task: Task, content: bytes) -> Task:
 def _new_task(state: State, prepared: Prepared, parent: Task | None = None) -> tuple[Task, bytes]:
     """The task that was asked for, and its encoded content. What neither it nor a template says is as for `parent`."""
     spec = prepared.spec
-    check_takes_in(state, spec.agent_type)
     content = Task(prompt=spec.prompt, input=spec.input if spec.HasField("input") else None).SerializeToString()
     now = state.tick_ns()
     task = Task()
