@@ -19,6 +19,7 @@ from kapell.v1.task_pb2 import (
     TaskProgress,
 )
 
+from tests.rpc.rpc_bulk import BULK
 from tests.rpc.rpc_cases import (
     NOBODY,
     NOTHING,
@@ -113,6 +114,9 @@ TASKS: dict[str, Case] = {
         refused={
             **of_task(task_pb2.RetryTaskRequest),
             "TASK_STATE_CONFLICT": lambda scene: Ask(task_pb2.RetryTaskRequest(task_id=scene.queued().task_id)),
+            "REQUEST_INVALID: parameters without a template": lambda scene: Ask(
+                task_pb2.RetryTaskRequest(task_id=scene.cancelled().task_id, parameters={"a": "b"})
+            ),
         },
         malformed=({}, "task_id"),
     ),
@@ -377,7 +381,7 @@ EVENTS_AND_ADMIN: dict[str, Case] = {
     ),
 }
 
-CASES: dict[str, Case] = {**TASKS, **TEMPLATES, **AGENTS, **WORKERS, **EVENTS_AND_ADMIN}
+CASES: dict[str, Case] = {**TASKS, **BULK, **TEMPLATES, **AGENTS, **WORKERS, **EVENTS_AND_ADMIN}
 
 # Rpcs that no state and no id can make fail, and why.
 NEVER_REFUSED = {

@@ -36,6 +36,7 @@ from tests.rpc.conftest import (
     failure,
     running,
 )
+from tests.rpc.rpc_bulk import BULK
 from tests.rpc.rpc_templates import TEMPLATES
 from tests.rpc.services import bearer
 from tests.support.turns import reached
@@ -62,7 +63,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "ListTaskAttempts": (NO_ID, "task_id"),
     "StreamTaskLogs": ({"taskId": "task_1", "offset": "-1"}, "offset"),
     "WatchTasks": (BOTH_STARTS, "options"),
-    **{name: case.malformed for name, case in TEMPLATES.items() if case.malformed},
+    **{name: case.malformed for name, case in (TEMPLATES | BULK).items() if case.malformed},
     "SpawnAgent": (NO_ID, "source"),
     "GetAgent": (NO_ID, "agent_id"),
     "ListAgents": ({"pageSize": 1001}, "page_size"),
@@ -282,6 +283,9 @@ def make_valid(method: Method, invalid: dict[str, Any]) -> bytes:
         "SpawnAgent": {"profile": "shell", "agent_id": ""},
         "BatchCreateTasks": {"tasks": [{"agent_type": "shell"}]},
         "UpdateTask": {"task": {"task_id": "task_1"}, "update_mask": "labels"},
+        "CancelTasks": {"all": True},
+        "RetryTasks": {"all": True},
+        "ReprioritizeTasks": {"all": True, "priority": 1},
         "UpdateAgent": {"agent": {"agent_id": "agent_1"}, "update_mask": "labels"},
         "ReportProgress": {"progress": {}},
         "AppendTaskLogs": {"entries": [{}]},

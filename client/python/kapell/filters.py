@@ -30,6 +30,8 @@ class TaskQuery(TypedDict, total=False):
     created_before: Instant
     template_ids: Iterable[str]
     """Made from one of these."""
+    failure_reasons: Iterable[str]
+    """Whose latest failure has one of these, as in "AGENT_LOST"."""
 
 
 class AgentQuery(TypedDict, total=False):
@@ -79,6 +81,7 @@ def task_filter(**query: Unpack[TaskQuery]) -> TaskFilter:
         created_after_time=timestamp(query.get("created_after")),
         created_before_time=timestamp(query.get("created_before")),
         template_ids=query.get("template_ids", ()),
+        failure_reasons=query.get("failure_reasons", ()),
     )
 
 

@@ -17,11 +17,12 @@ from typing import Any, Protocol
 
 from kapell.v1.agent_pb2 import Agent, AgentSpec
 from kapell.v1.error_pb2 import ERROR_REASON_AGENT_NOT_FOUND, ERROR_REASON_TASK_NOT_FOUND
-from kapell.v1.task_pb2 import TASK_STATE_QUEUED, Task, TaskAttempt
+from kapell.v1.task_pb2 import TASK_STATE_QUEUED, Task, TaskAttempt, TaskEdit
 from kapell.v1.template_pb2 import Template, TemplateVersion
 from kapell.v1.watch_pb2 import EventKind
 
 from kapell_server.domain.access import Caller, Keyring, system
+from kapell_server.domain.bulk_job import BulkJob, BulkWrites
 from kapell_server.domain.deadlines import next_deadline_ns
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.ids import IdMinter
@@ -48,6 +49,7 @@ class Loader(Protocol):
     def load_template(self, template_id: str) -> Template | None: ...
     def load_template_version(self, template_id: str, version: int) -> TemplateVersion | None: ...
     def count_live_tasks_of(self, template_id: str) -> int: ...
+    def load_changed_tasks(self, after_revision: int) -> list[str]: ...
 
 
 @dataclass(slots=True)
@@ -73,12 +75,14 @@ class Pending:
     contents: dict[str, bytes] = field(default_factory=dict)
     attempts: dict[tuple[str, int], tuple[TaskAttempt, str]] = field(default_factory=dict)
     new_attempts: set[tuple[str, int]] = field(default_factory=set)
+    edits: dict[tuple[str, int], TaskEdit] = field(default_factory=dict)
     template_versions: dict[tuple[str, int], TemplateVersion] = field(default_factory=dict)
     shipped_digest: str = ""
     instance_keys: dict[str, str] = field(default_factory=dict)
     specs: dict[str, bytes] = field(default_factory=dict)
     deleted_agents: dict[str, bool] = field(default_factory=dict)
     heartbeats: dict[str, int] = field(default_factory=dict)
+    bulk: BulkWrites = field(default_factory=BulkWrites)
 
 
 class State:
@@ -111,6 +115,7 @@ class State:
         self._contents: dict[str, bytes] = {}
         self._content_bytes = 0
         self.templates = TemplateShelf(self)
+        self.bulk_jobs: dict[str, BulkJob] = {}
         self._undo: list[tuple[Any, ...]] = []
 
     # -- the batch ---------------------------------------------------------------------------
@@ -298,6 +303,11 @@ class State:
         self.assign(self.pending.contents, task_id, content)
         self._undo.append((self._cache_content, task_id, self._contents.get(task_id)))
         self._cache_content(task_id, content)
+
+    def keep_edit(self, task: Task, edit: TaskEdit) -> None:
+        """Records what the content was before the change that `task` has just been put with."""
+        edit.revision = task.revision
+        self.assign(self.pending.edits, (task.task_id, task.revision), edit)
 
     def drop_content(self, task_id: str) -> None:
         """Frees the memory of a finished task's content; the database keeps it."""

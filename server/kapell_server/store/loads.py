@@ -47,6 +47,7 @@ _live_tasks_of = (
     .select_from(tasks)
     .where(tasks.c.template_id == bindparam("template_id"), tasks.c.state.not_in(TASK_FINAL))
 )
+_changed_after = sa.select(events.c.resource_id).where(events.c.revision > bindparam("revision")).distinct()
 
 
 class RowLoader:
@@ -83,6 +84,11 @@ class RowLoader:
     def count_live_tasks_of(self, template_id: str) -> int:
         """How many tasks of the template have not ended."""
         return self._connection.scalar(_live_tasks_of, {"template_id": template_id}) or 0
+
+    def load_changed_tasks(self, after_revision: int) -> list[str]:
+        """The tasks that committed events beyond a revision are about."""
+        rows = self._connection.scalars(_changed_after, {"revision": after_revision})
+        return [resource_id for resource_id in rows if resource_id.startswith("task_")]
 
     def load_answers(self, keys: Collection[str]) -> dict[str, tuple[bytes, bytes]]:
         """Fingerprint and answer of the keys that were answered before."""

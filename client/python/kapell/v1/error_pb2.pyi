@@ -95,6 +95,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: tasks made from the template have not ended. Metadata: template_id, tasks."""
     ERROR_REASON_TEMPLATE_BUILT_IN: _ErrorReason.ValueType  # 43
     """FAILED_PRECONDITION: the template came with Kapell and cannot be changed. Metadata: template_id."""
+    ERROR_REASON_TOO_MANY_MATCHES: _ErrorReason.ValueType  # 65
+    """FAILED_PRECONDITION: more tasks match than may be changed at once; nothing was changed. Metadata: matched, limit."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. The comment of each value names its gRPC code and the
@@ -171,4 +173,6 @@ ERROR_REASON_TEMPLATE_IN_USE: ErrorReason.ValueType  # 42
 """FAILED_PRECONDITION: tasks made from the template have not ended. Metadata: template_id, tasks."""
 ERROR_REASON_TEMPLATE_BUILT_IN: ErrorReason.ValueType  # 43
 """FAILED_PRECONDITION: the template came with Kapell and cannot be changed. Metadata: template_id."""
+ERROR_REASON_TOO_MANY_MATCHES: ErrorReason.ValueType  # 65
+"""FAILED_PRECONDITION: more tasks match than may be changed at once; nothing was changed. Metadata: matched, limit."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
