@@ -14,11 +14,13 @@ from kapell.v1.task_pb2 import (
     TASK_STATE_QUEUED,
     TASK_STATE_RUNNING,
     WAIT_KIND_PROVIDER_RATE_LIMIT,
+    ExplainTaskRequest,
     RetryPolicy,
     TaskFailure,
     TaskTimeouts,
 )
 from kapell.v1.worker_pb2 import FailTaskRequest, ProviderRateLimit
+from kapell_server.domain.explain import explain
 from kapell_server.domain.times import SECOND, timestamp_ns
 
 from tests.domain.world import World
@@ -43,6 +45,9 @@ def test_the_task_waits_for_the_reset_and_loses_no_attempt() -> None:
     assert timestamp_ns(wait.until_time) == world.now_ns + 60 * SECOND
     assert (record.state, record.failure.reason) == (ATTEMPT_STATE_RELEASED, "RATE_LIMITED")
     assert "anthropic" in task.state_reason
+    [blocker] = explain(world.state, ExplainTaskRequest(task_id=task_id)).blockers
+    assert (blocker.kind, list(blocker.blocked_by)) == (WAIT_KIND_PROVIDER_RATE_LIMIT, ["anthropic"])
+    assert blocker.until_time == wait.until_time
     world.advance(59)
     assert world.task(task_id).state == TASK_STATE_PENDING
     world.advance(1)

@@ -221,7 +221,7 @@ def test_a_queued_task_may_be_put_off() -> None:
 
     task = world.task(task_id)
     assert (task.state, [wait.kind for wait in task.waiting_on]) == (TASK_STATE_PENDING, [WAIT_KIND_NOT_BEFORE])
-    assert world.state.ready.depths() == {}
+    assert world.state.queues.ready.depths() == {}
     assert world.poll(world.register()).taken == []
     world.advance(59)
     assert world.task(task_id).state == TASK_STATE_PENDING

@@ -96,6 +96,8 @@ _REASONS: dict[str, tuple[Exit, str]] = {
         "narrow the filter, or say --max {matched}, or --partial",
     ),
     "TEMPLATE_BUILT_IN": (Exit.CONFLICT, "kapell template clone {template_id} MY-TEMPLATE"),
+    "QUEUE_DRAINING": (Exit.CONFLICT, "kapell queue resume {agent_type}"),
+    "LIMIT_NOT_FOUND": (Exit.NOT_FOUND, "kapell limit list"),
     # The client's own.
     "SERVER_UNREACHABLE": (Exit.UNREACHABLE, "kapell up"),
     "SERVER_NOT_FOUND": (Exit.UNREACHABLE, ""),

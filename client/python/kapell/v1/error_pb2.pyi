@@ -97,6 +97,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the template came with Kapell and cannot be changed. Metadata: template_id."""
     ERROR_REASON_TOO_MANY_MATCHES: _ErrorReason.ValueType  # 65
     """FAILED_PRECONDITION: more tasks match than may be changed at once; nothing was changed. Metadata: matched, limit."""
+    ERROR_REASON_QUEUE_DRAINING: _ErrorReason.ValueType  # 50
+    """FAILED_PRECONDITION: the queue takes no new tasks. Metadata: agent_type.
+    What to do: resume it, or wait until it was resumed.
+    """
+    ERROR_REASON_LIMIT_NOT_FOUND: _ErrorReason.ValueType  # 51
+    """NOT_FOUND: the concurrency key has no limit of its own. Metadata: key."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. The comment of each value names its gRPC code and the
@@ -175,4 +181,10 @@ ERROR_REASON_TEMPLATE_BUILT_IN: ErrorReason.ValueType  # 43
 """FAILED_PRECONDITION: the template came with Kapell and cannot be changed. Metadata: template_id."""
 ERROR_REASON_TOO_MANY_MATCHES: ErrorReason.ValueType  # 65
 """FAILED_PRECONDITION: more tasks match than may be changed at once; nothing was changed. Metadata: matched, limit."""
+ERROR_REASON_QUEUE_DRAINING: ErrorReason.ValueType  # 50
+"""FAILED_PRECONDITION: the queue takes no new tasks. Metadata: agent_type.
+What to do: resume it, or wait until it was resumed.
+"""
+ERROR_REASON_LIMIT_NOT_FOUND: ErrorReason.ValueType  # 51
+"""NOT_FOUND: the concurrency key has no limit of its own. Metadata: key."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -8,8 +8,9 @@ import click
 
 from kapell.cli import bulk, options
 from kapell.cli.app import App
-from kapell.cli.output import write_list, write_one
+from kapell.cli.output import note, write_list, write_one
 from kapell.cli.shape import command
+from kapell.cli.states import task_look
 from kapell.cli.views import ATTEMPTS, TASKS
 from kapell.cli.which import query_of, which_tasks
 
@@ -63,7 +64,10 @@ def list_(app: App, /, oldest: bool, limit: int, **which: Any) -> None:
 def get(app: App, /, task_ids: tuple[str, ...]) -> None:
     outcome = app.run(lambda client: bulk.each(task_ids, client.tasks.get))
     if len(task_ids) == 1 and outcome.answers:
-        write_one(outcome.answers[0], TASKS, app.terminal, app.output)
+        task = outcome.answers[0]
+        write_one(task, TASKS, app.terminal, app.output)
+        if app.is_table and app.terminal.is_tty and task_look(task.state).word in ("pending", "queued"):
+            note(app.terminal.err(f"Why it is not running: kapell task explain {task.task_id}", "dim"))
     elif outcome.answers:
         write_list(outcome.answers, TASKS, app.terminal, app.output)
     outcome.finish(app.terminal)
