@@ -45,6 +45,10 @@ class Config:
     max_agents: int
     lease_duration: float
     heartbeat_interval: float
+    max_artifact_mib: int
+    max_task_artifacts_mib: int
+    max_artifacts_mib: int
+    max_artifact_age: float
     profiles: Mapping[str, AgentProfile]
     config_file: Path | None = None
     origins: Mapping[str, str] = field(default_factory=dict)
@@ -209,6 +213,19 @@ def _seconds(value: Any, name: str) -> float:
     return seconds
 
 
+def _age(value: Any, name: str) -> float:
+    """Seconds, also as "30d"; 0 for ever."""
+    text = str(value).strip()
+    if text.endswith("d") and text[:-1].isdigit():
+        value = int(text[:-1]) * 86_400
+    elif text.replace(".", "", 1).isdigit():
+        value = float(text)
+    seconds = read_seconds(value, name)
+    if seconds < 0 or seconds > 100 * 365 * 86_400:
+        raise ConfigError(f"{name} must be 0, to keep them as long as their tasks, or up to 36500d, not {value!r}.")
+    return seconds
+
+
 SETTINGS: tuple[Setting, ...] = (
     Setting(
         key="data_dir",
@@ -268,6 +285,25 @@ SETTINGS: tuple[Setting, ...] = (
         default=3.0,
         read=_seconds,
         help="how often agents report (default 3s)",
+    ),
+    Setting(key="max_artifact_mib", default=256, read=_count, help="largest artifact of a task, MiB (default 256)"),
+    Setting(
+        key="max_task_artifacts_mib",
+        default=1024,
+        read=_count,
+        help="most that all artifacts of one task may have, MiB (default 1024)",
+    ),
+    Setting(
+        key="max_artifacts_mib",
+        default=20_480,
+        read=_count,
+        help="most that all artifacts may have, MiB (default 20480)",
+    ),
+    Setting(
+        key="max_artifact_age",
+        default=0.0,
+        read=_age,
+        help="how long artifacts are kept, as 30d; 0 as long as their tasks (default 0)",
     ),
 )
 _SETTING = {setting.key: setting for setting in SETTINGS}

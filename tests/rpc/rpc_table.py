@@ -19,6 +19,7 @@ from kapell.v1.task_pb2 import (
     TaskProgress,
 )
 
+from tests.rpc.rpc_artifacts import ARTIFACTS
 from tests.rpc.rpc_cases import (
     NOBODY,
     NOTHING,
@@ -377,7 +378,7 @@ EVENTS_AND_ADMIN: dict[str, Case] = {
     ),
 }
 
-CASES: dict[str, Case] = {**TASKS, **TEMPLATES, **AGENTS, **WORKERS, **EVENTS_AND_ADMIN}
+CASES: dict[str, Case] = {**TASKS, **TEMPLATES, **AGENTS, **WORKERS, **ARTIFACTS, **EVENTS_AND_ADMIN}
 
 # Rpcs that no state and no id can make fail, and why.
 NEVER_REFUSED = {
@@ -389,3 +390,6 @@ NEVER_REFUSED = {
     "GetServerInfo": "takes nothing",
     "GetDiagnostics": "takes nothing",
 }
+
+# Streams that end by themselves: with what there is to send.
+SHORT_STREAMS = {"DownloadArtifact"}

@@ -119,7 +119,12 @@ class Scene:
         return self.call(name, Ask(request))
 
     def changes_of(self, resource_id: str) -> list[Event]:
-        """What users have done to one task, agent or template, in order; what time or processes did is left out."""
+        """What users have done to one task, agent or template, in order; what time or processes did is left out.
+
+        Nothing for an empty id: of what is no event, such as an artifact.
+        """
+        if not resource_id:
+            return []
         wanted = event_pb2.EventFilter()
         match resource_id.partition("_")[0]:
             case "task":

@@ -36,6 +36,7 @@ from tests.rpc.conftest import (
     failure,
     running,
 )
+from tests.rpc.rpc_artifacts import ARTIFACTS, VALID_OF_ARTIFACTS
 from tests.rpc.rpc_templates import TEMPLATES
 from tests.rpc.services import bearer
 from tests.support.turns import reached
@@ -62,7 +63,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "ListTaskAttempts": (NO_ID, "task_id"),
     "StreamTaskLogs": ({"taskId": "task_1", "offset": "-1"}, "offset"),
     "WatchTasks": (BOTH_STARTS, "options"),
-    **{name: case.malformed for name, case in TEMPLATES.items() if case.malformed},
+    **{name: case.malformed for name, case in (TEMPLATES | ARTIFACTS).items() if case.malformed},
     "SpawnAgent": (NO_ID, "source"),
     "GetAgent": (NO_ID, "agent_id"),
     "ListAgents": ({"pageSize": 1001}, "page_size"),
@@ -92,6 +93,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
 }
 TEMPLATE = {"agentType": "shell", "prompt": "echo hello"}
 VALID: dict[str, dict[str, Any]] = {
+    **VALID_OF_ARTIFACTS,
     "CreateTemplate": {"templateId": "greet", "spec": TEMPLATE},
     "GetTemplate": {"template": "greet"},
     "UpdateTemplate": {"templateId": "greet", "spec": TEMPLATE},
@@ -280,6 +282,7 @@ def make_valid(method: Method, invalid: dict[str, Any]) -> bytes:
     body.update({name: f"{name}_1" for name in ("agent_id", "task_id", "lease_token") if name in fields})
     special: dict[str, dict[str, Any]] = {
         "SpawnAgent": {"profile": "shell", "agent_id": ""},
+        "CreateArtifact": {"task_id": "task_1", "lease_token": None},
         "BatchCreateTasks": {"tasks": [{"agent_type": "shell"}]},
         "UpdateTask": {"task": {"task_id": "task_1"}, "update_mask": "labels"},
         "UpdateAgent": {"agent": {"agent_id": "agent_1"}, "update_mask": "labels"},

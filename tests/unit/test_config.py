@@ -58,6 +58,10 @@ def test_every_setting_can_be_given_by_file_variable_and_flag(tmp_path: Path) ->
         "max_agents": 5,
         "lease_duration": 20.0,
         "heartbeat_interval": 2.0,
+        "max_artifact_mib": 5,
+        "max_task_artifacts_mib": 6,
+        "max_artifacts_mib": 7,
+        "max_artifact_age": 86400.0,
     }
     assert set(values) == {setting.key for setting in SETTINGS}
     wanted = {**values, "data_dir": Path("/srv/kapell")}

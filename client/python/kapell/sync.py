@@ -20,6 +20,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
 from kapell.admin import Admin
 from kapell.agents import Agents
+from kapell.artifacts import Artifacts
 from kapell.client import Client
 from kapell.connection import DEFAULT_TIMEOUT, Connection
 from kapell.discovery import Endpoint
@@ -203,6 +204,17 @@ class SyncTemplates(_Face[Templates]):
     clone = blocking(Templates.clone)
 
 
+class SyncArtifacts(_Face[Artifacts]):
+    """`client.artifacts`, blocking."""
+
+    upload = blocking(Artifacts.upload)
+    download = blocking(Artifacts.download)
+    get = blocking(Artifacts.get)
+    list = blocking(Artifacts.list)
+    iterate = streaming(Artifacts.iterate)
+    delete = blocking(Artifacts.delete)
+
+
 class SyncAdmin(_Face[Admin]):
     """`client.admin`, blocking."""
 
@@ -229,6 +241,7 @@ class SyncClient:
         self.agents = SyncAgents(loop, client.agents)
         self.tasks = SyncTasks(loop, client.tasks)
         self.templates = SyncTemplates(loop, client.templates)
+        self.artifacts = SyncArtifacts(loop, client.artifacts)
         self.events = SyncEvents(loop, client.events)
         self.admin = SyncAdmin(loop, client.admin)
         self.watch = self.events.watch

@@ -7,14 +7,12 @@ rolled back alone. If anything here or the commit fails, `undo` puts memory back
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf.message import Message
 from kapell.v1.agent_pb2 import Agent
-from kapell.v1.error_pb2 import ERROR_REASON_REQUEST_ID_REUSED
 from kapell.v1.task_pb2 import Task
 from kapell.v1.template_pb2 import Template
 from kapell.v1.worker_pb2 import LeaseTasksRequest
@@ -29,6 +27,7 @@ from kapell_server.engine.offers import encode_offers
 from kapell_server.store.database import Connection
 from kapell_server.store.loads import RowLoader, head, load_due
 from kapell_server.store.record import Record
+from kapell_server.store.remembered import fingerprint_of, request_key, reused
 from kapell_server.store.writes import Answer, Written, encode_changes, write_batch
 from kapell_server.wire import field as wire_field
 from kapell_server.wire import int_field
@@ -184,7 +183,7 @@ class _Run:
         for command in commands:
             request_id = getattr(command.request, "request_id", "")
             if request_id:
-                self._keys[command] = f"{command.caller.kind.value}:{command.caller.name}/{request_id}"
+                self._keys[command] = request_key(command.caller, request_id)
         self._known = loader.load_answers(set(self._keys.values())) if self._keys else {}
 
     def decide(self, command: Command) -> None:
@@ -210,7 +209,7 @@ class _Run:
             return self._end_poll(request)
         key = self._keys.get(command)
         if key is not None:
-            fingerprint = _fingerprint(request)
+            fingerprint = fingerprint_of(request if isinstance(request, Message) else request.request)
             replay = self._replay(key, fingerprint)
             if replay is not None:
                 return replay
@@ -227,12 +226,7 @@ class _Run:
             return None
         first = known[0] if known is not None else fresh.fingerprint  # type: ignore[union-attr]
         if first != fingerprint:
-            request_id = key.partition("/")[2]
-            raise KapellError(
-                ERROR_REASON_REQUEST_ID_REUSED,
-                f"request_id {request_id} was used for another request. Use a fresh one for each new request.",
-                metadata={"request_id": request_id},
-            )
+            raise reused(key.partition("/")[2])
         return known[1] + _REPLAYED if known is not None else fresh
 
     def _end_poll(self, over: PollOver) -> Any:
@@ -301,10 +295,3 @@ _WAITING = _Waiting()
 def _resource(resource: Resource, written: Written) -> bytes:
     encoded = written.encoded.get(resource.revision)
     return wire_field(1, encoded if encoded is not None else resource.SerializeToString())
-
-
-def _fingerprint(request: Any) -> bytes:
-    message = request if isinstance(request, Message) else request.request
-    digest = hashlib.blake2b(message.DESCRIPTOR.full_name.encode(), digest_size=16)
-    digest.update(message.SerializeToString(deterministic=True))
-    return digest.digest()

@@ -20,7 +20,7 @@ from kapell.v1.task_pb2 import TASK_STATE_CANCELLING
 from kapell.v1.worker_pb2 import LEASE_DIRECTIVE_CANCEL, LEASE_DIRECTIVE_CONTINUE, LeaseTasksRequest
 
 from kapell_server.clock import Clock, SystemClock
-from kapell_server.domain import attempt
+from kapell_server.domain import artifact, attempt
 from kapell_server.domain.access import Caller, Keyring
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.settings import Settings
@@ -177,13 +177,17 @@ class Engine:
     def check_lease(self, token: str, caller: Caller) -> tuple[str, int, int]:
         """Task, attempt and LeaseDirective of a live lease, which is renewed by it. Raises LEASE_LOST.
 
-        For appending logs, which does not pass the writer.
+        For logs and artifacts, which do not pass the writer.
         """
         lease = attempt.check_token(self._state, token, caller)
         attempt.renew(self._state, lease, self._clock.now_ns())
         task = self._state.cached_task(lease.task_id)
         cancelling = task is not None and task.state == TASK_STATE_CANCELLING
         return lease.task_id, lease.attempt, LEASE_DIRECTIVE_CANCEL if cancelling else LEASE_DIRECTIVE_CONTINUE
+
+    def check_reader(self, caller: Caller, task_id: str) -> None:
+        """Whether the caller may read the artifacts of the task. Raises NOT_OWNER."""
+        artifact.check_reader(self._state.leases, caller, task_id)
 
     def agent_lives(self, agent_id: str, instance: int) -> bool:
         """Whether this instance of the agent has not ended. For calls that do not pass the writer."""

@@ -48,6 +48,7 @@ class Row:
 _TASK = ("kapell.v1.Task", "task_id")
 _AGENT = ("kapell.v1.Agent", "agent_id")
 _TEMPLATE = ("kapell.v1.Template", "template_id")
+_ARTIFACT = ("kapell.v1.Artifact", "artifact_id")
 
 TABLE: dict[reasons.ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_REQUEST_INVALID: Row(StatusCode.INVALID_ARGUMENT),
@@ -82,6 +83,11 @@ TABLE: dict[reasons.ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_TEMPLATE_PARAMETERS_INVALID: Row(StatusCode.INVALID_ARGUMENT),
     reasons.ERROR_REASON_TEMPLATE_IN_USE: Row(StatusCode.FAILED_PRECONDITION, _TEMPLATE),
     reasons.ERROR_REASON_TEMPLATE_BUILT_IN: Row(StatusCode.FAILED_PRECONDITION, _TEMPLATE),
+    reasons.ERROR_REASON_ARTIFACT_NOT_FOUND: Row(StatusCode.NOT_FOUND, _ARTIFACT),
+    reasons.ERROR_REASON_ARTIFACT_CHECKSUM_MISMATCH: Row(StatusCode.ABORTED, _ARTIFACT),
+    reasons.ERROR_REASON_ARTIFACT_OFFSET_GAP: Row(StatusCode.OUT_OF_RANGE, _ARTIFACT),
+    reasons.ERROR_REASON_ARTIFACT_STATE_CONFLICT: Row(StatusCode.FAILED_PRECONDITION, _ARTIFACT),
+    reasons.ERROR_REASON_ARTIFACT_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
     reasons.ERROR_REASON_INTERNAL: Row(StatusCode.INTERNAL),
 }
 

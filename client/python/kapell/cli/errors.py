@@ -92,6 +92,11 @@ _REASONS: dict[str, tuple[Exit, str]] = {
     "TEMPLATE_PARAMETERS_INVALID": (Exit.USAGE, "kapell template get {template_id}"),
     "TEMPLATE_IN_USE": (Exit.CONFLICT, "kapell task list --template {template_id}"),
     "TEMPLATE_BUILT_IN": (Exit.CONFLICT, "kapell template clone {template_id} MY-TEMPLATE"),
+    "ARTIFACT_NOT_FOUND": (Exit.NOT_FOUND, ""),
+    "ARTIFACT_CHECKSUM_MISMATCH": (Exit.CONFLICT, ""),
+    "ARTIFACT_OFFSET_GAP": (Exit.CONFLICT, ""),
+    "ARTIFACT_STATE_CONFLICT": (Exit.CONFLICT, "kapell artifact get {artifact_id}"),
+    "ARTIFACT_LIMIT": (Exit.FAILURE, ""),
     # The client's own.
     "SERVER_UNREACHABLE": (Exit.UNREACHABLE, "kapell up"),
     "SERVER_NOT_FOUND": (Exit.UNREACHABLE, ""),

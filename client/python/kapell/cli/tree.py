@@ -35,6 +35,7 @@ TREE = Node(
                 "watch": Node("Show changes of tasks as they happen.", "task_follow:watch"),
                 "wait": Node("Wait until tasks have ended.", "task_follow:wait"),
                 "attempts": Node("List the attempts at a task.", "task_read:attempts"),
+                "artifacts": Node("List the files of a task.", "artifact:artifacts"),
                 "update": Node("Change priority, labels or name of a task.", "task_write:update"),
                 "cancel": Node("Cancel tasks.", "task_end:cancel"),
                 "retry": Node("Queue failed or cancelled tasks again.", "task_end:retry"),
@@ -80,6 +81,20 @@ TREE = Node(
                 "resume": Node("Let draining agents take tasks again.", "agent_write:resume"),
                 "terminate": Node("End agents and everything they started.", "agent_end:terminate"),
                 "delete": Node("Remove ended agents from the lists.", "agent_end:delete"),
+            },
+        ),
+        "artifact": Node(
+            "Files that tasks leave behind or are given.",
+            examples="""
+                kapell task artifacts task_01kabc
+                kapell artifact download artifact_01kabc
+                kapell artifact upload task_01kabc report.html
+            """,
+            children={
+                "upload": Node("Upload a file as an artifact of a task.", "artifact:upload"),
+                "download": Node("Download an artifact.", "artifact:download"),
+                "get": Node("Show one artifact.", "artifact:get"),
+                "delete": Node("Delete artifacts.", "artifact:delete"),
             },
         ),
         "profile": Node(
