@@ -185,6 +185,11 @@ class Engine:
         cancelling = task is not None and task.state == TASK_STATE_CANCELLING
         return lease.task_id, lease.attempt, LEASE_DIRECTIVE_CANCEL if cancelling else LEASE_DIRECTIVE_CONTINUE
 
+    def key_use(self, key: str) -> tuple[int, int]:
+        """How many tasks of a concurrency key run, and how many are QUEUED."""
+        queues = self._state.queues
+        return len(queues.holders(key)), len(queues.queued(key))
+
     def check_reader(self, caller: Caller, task_id: str) -> None:
         """Whether the caller may read the artifacts of the task. Raises NOT_OWNER."""
         artifact.check_reader(self._state.leases, caller, task_id)
@@ -209,7 +214,7 @@ class Engine:
             commands=self._commands,
             commit_p50=times[len(times) // 2] if times else 0.0,
             commit_p99=times[len(times) * 99 // 100] if times else 0.0,
-            ready_tasks=self._state.ready.depths(),
+            ready_tasks=self._state.queues.ready.depths(),
         )
 
     # -- the writer's loop -------------------------------------------------------------------
@@ -222,8 +227,8 @@ class Engine:
                 return
             mailbox = self._mailbox
             commands = [mailbox.popleft() for _ in range(min(len(mailbox), _BATCH))]
-            self._gather.took(len(commands))
             await self._commit(commands)
+            self._gather.done(len(commands), len(mailbox))
 
     async def _commit(self, commands: list[Command]) -> None:
         began = time.perf_counter()

@@ -20,6 +20,7 @@ from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
 from kapell_server.domain.ready import ReadyEntry
+from kapell_server.domain.standing import Standing
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL
 from kapell_server.store.bulk import Bulk, Lookup
 from kapell_server.store.schema import (
@@ -28,11 +29,13 @@ from kapell_server.store.schema import (
     attempts,
     events,
     meta,
+    starts,
     task_contents,
     tasks,
     template_versions,
     templates,
 )
+from kapell_server.store.standing_rows import load_standing
 
 _tasks_by_id = Lookup(sa.select(tasks.c.data), tasks.c.task_id)
 _contents_by_id = Lookup(sa.select(task_contents.c.task_id, task_contents.c.data), task_contents.c.task_id)
@@ -100,8 +103,14 @@ class Resumption:
     """Agents that have not ended, each with its instance key."""
     attempts: list[tuple[TaskAttempt, str]]
     """Running attempts, each with the poll_id that got it."""
-    ready: dict[str, list[ReadyEntry]]
-    """Places in the queue by agent type."""
+    standing: list[Standing]
+    """Queues, limits and whatever else stays."""
+    queued: list[tuple[ReadyEntry, str]]
+    """Places in the queues, each with its fairness key."""
+    leased: list[tuple[str, str, tuple[str, ...]]]
+    """Tasks that agents have: id, agent type, concurrency keys."""
+    starts: list[tuple[str, int]]
+    """When tasks under a start rate began: limit id and time, in order of time."""
 
 
 def load_resumption(connection: Connection) -> Resumption:
@@ -113,7 +122,10 @@ def load_resumption(connection: Connection) -> Resumption:
         revision=head(connection),
         agents=_load_live_agents(connection),
         attempts=_load_running(connection),
-        ready=_load_ready(connection),
+        standing=load_standing(connection),
+        queued=_load_queued(connection),
+        leased=_load_leased(connection),
+        starts=[(limit_id, ns) for limit_id, ns in connection.execute(_starts_in_order)],
     )
 
 
@@ -143,16 +155,31 @@ def _load_running(connection: Connection) -> list[tuple[TaskAttempt, str]]:
     return [(TaskAttempt.FromString(data), poll_id) for data, poll_id in rows]
 
 
-def _load_ready(connection: Connection) -> dict[str, list[ReadyEntry]]:
-    ready: dict[str, list[ReadyEntry]] = {}
+_starts_in_order = sa.select(starts.c.limit_id, starts.c.start_ns).order_by(starts.c.start_ns)
+
+
+def _load_queued(connection: Connection) -> list[tuple[ReadyEntry, str]]:
+    columns = (tasks.c.priority, tasks.c.queue_rank, tasks.c.queue_ns, tasks.c.task_id, tasks.c.agent_type)
     rows = connection.execute(
-        sa.select(tasks.c.agent_type, tasks.c.priority, tasks.c.queue_ns, tasks.c.task_id).where(
-            tasks.c.state == TASK_STATE_QUEUED
-        )
+        sa.select(*columns, tasks.c.concurrency_keys, tasks.c.fairness_key).where(tasks.c.state == TASK_STATE_QUEUED)
     )
-    for agent_type, priority, queue_ns, task_id in rows:
-        ready.setdefault(agent_type, []).append(ReadyEntry(-priority, queue_ns, task_id))
-    return ready
+    return [
+        (ReadyEntry(-priority, rank, queue_ns, task_id, agent_type, _split(keys)), fairness_key or "")
+        for priority, rank, queue_ns, task_id, agent_type, keys, fairness_key in rows
+    ]
+
+
+def _load_leased(connection: Connection) -> list[tuple[str, str, tuple[str, ...]]]:
+    rows = connection.execute(
+        sa.select(tasks.c.task_id, tasks.c.agent_type, tasks.c.concurrency_keys)
+        .where(tasks.c.state.in_((TASK_STATE_RUNNING, TASK_STATE_CANCELLING)))
+        .order_by(tasks.c.create_revision)
+    )
+    return [(task_id, agent_type, _split(keys)) for task_id, agent_type, keys in rows]
+
+
+def _split(keys: str | None) -> tuple[str, ...]:
+    return tuple(keys.split(" ")) if keys else ()
 
 
 def load_due(connection: Connection, after_ns: int, limit: int) -> list[tuple[int, str]]:

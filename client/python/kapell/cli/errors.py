@@ -92,6 +92,8 @@ _REASONS: dict[str, tuple[Exit, str]] = {
     "TEMPLATE_PARAMETERS_INVALID": (Exit.USAGE, "kapell template get {template_id}"),
     "TEMPLATE_IN_USE": (Exit.CONFLICT, "kapell task list --template {template_id}"),
     "TEMPLATE_BUILT_IN": (Exit.CONFLICT, "kapell template clone {template_id} MY-TEMPLATE"),
+    "QUEUE_DRAINING": (Exit.CONFLICT, "kapell queue resume {agent_type}"),
+    "LIMIT_NOT_FOUND": (Exit.NOT_FOUND, "kapell limit list"),
     "ARTIFACT_NOT_FOUND": (Exit.NOT_FOUND, ""),
     "ARTIFACT_CHECKSUM_MISMATCH": (Exit.CONFLICT, ""),
     "ARTIFACT_OFFSET_GAP": (Exit.CONFLICT, ""),

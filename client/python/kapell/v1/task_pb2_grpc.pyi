@@ -35,7 +35,7 @@ class TaskServiceStub:
     def __new__(cls, channel: _aio.Channel) -> TaskServiceAsyncStub: ...
     CreateTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.CreateTaskRequest, _task_pb2.CreateTaskResponse]
     """Creates one task. It is durable when the call answers.
-    Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, TEMPLATE_NOT_FOUND,
+    Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, QUEUE_DRAINING, TEMPLATE_NOT_FOUND,
     TEMPLATE_PARAMETERS_INVALID.
     """
     BatchCreateTasks: _grpc.UnaryUnaryMultiCallable[_task_pb2.BatchCreateTasksRequest, _task_pb2.BatchCreateTasksResponse]
@@ -72,6 +72,10 @@ class TaskServiceStub:
     is cancelled instead, and must be deleted again once it has ended.
     Errors: TASK_NOT_FOUND.
     """
+    ExplainTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.ExplainTaskRequest, _task_pb2.ExplainTaskResponse]
+    """Tells every reason why a task is not running yet, and its place in the queue.
+    Errors: TASK_NOT_FOUND.
+    """
     WaitTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.WaitTaskRequest, _task_pb2.WaitTaskResponse]
     """Waits until the task has ended, at most `wait`. Answers with the task as it
     is by then; look at its state.
@@ -98,7 +102,7 @@ class TaskServiceAsyncStub(TaskServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateTask: _aio.UnaryUnaryMultiCallable[_task_pb2.CreateTaskRequest, _task_pb2.CreateTaskResponse]  # type: ignore[assignment]
     """Creates one task. It is durable when the call answers.
-    Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, TEMPLATE_NOT_FOUND,
+    Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, QUEUE_DRAINING, TEMPLATE_NOT_FOUND,
     TEMPLATE_PARAMETERS_INVALID.
     """
     BatchCreateTasks: _aio.UnaryUnaryMultiCallable[_task_pb2.BatchCreateTasksRequest, _task_pb2.BatchCreateTasksResponse]  # type: ignore[assignment]
@@ -135,6 +139,10 @@ class TaskServiceAsyncStub(TaskServiceStub):
     is cancelled instead, and must be deleted again once it has ended.
     Errors: TASK_NOT_FOUND.
     """
+    ExplainTask: _aio.UnaryUnaryMultiCallable[_task_pb2.ExplainTaskRequest, _task_pb2.ExplainTaskResponse]  # type: ignore[assignment]
+    """Tells every reason why a task is not running yet, and its place in the queue.
+    Errors: TASK_NOT_FOUND.
+    """
     WaitTask: _aio.UnaryUnaryMultiCallable[_task_pb2.WaitTaskRequest, _task_pb2.WaitTaskResponse]  # type: ignore[assignment]
     """Waits until the task has ended, at most `wait`. Answers with the task as it
     is by then; look at its state.
@@ -164,7 +172,7 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_task_pb2.CreateTaskResponse, _abc.Awaitable[_task_pb2.CreateTaskResponse]]:
         """Creates one task. It is durable when the call answers.
-        Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, TEMPLATE_NOT_FOUND,
+        Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, QUEUE_DRAINING, TEMPLATE_NOT_FOUND,
         TEMPLATE_PARAMETERS_INVALID.
         """
 
@@ -247,6 +255,16 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_task_pb2.DeleteTaskResponse, _abc.Awaitable[_task_pb2.DeleteTaskResponse]]:
         """Deletes an ended task with its attempts and logs. A task that has not ended
         is cancelled instead, and must be deleted again once it has ended.
+        Errors: TASK_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainTask(
+        self,
+        request: _task_pb2.ExplainTaskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_task_pb2.ExplainTaskResponse, _abc.Awaitable[_task_pb2.ExplainTaskResponse]]:
+        """Tells every reason why a task is not running yet, and its place in the queue.
         Errors: TASK_NOT_FOUND.
         """
 
