@@ -9,9 +9,9 @@ import click
 
 from kapell.cli import bulk, options
 from kapell.cli.app import App
-from kapell.cli.output import write_list, write_one
+from kapell.cli.output import note, write_list, write_one
 from kapell.cli.shape import command
-from kapell.cli.states import TASK_WORDS
+from kapell.cli.states import TASK_WORDS, task_look
 from kapell.cli.times import DURATION
 from kapell.cli.views import ATTEMPTS, TASKS
 
@@ -80,7 +80,10 @@ def list_(app: App, /, since: float | None, oldest: bool, limit: int, **query: A
 def get(app: App, /, task_ids: tuple[str, ...]) -> None:
     outcome = app.run(lambda client: bulk.each(task_ids, client.tasks.get))
     if len(task_ids) == 1 and outcome.answers:
-        write_one(outcome.answers[0], TASKS, app.terminal, app.output)
+        task = outcome.answers[0]
+        write_one(task, TASKS, app.terminal, app.output)
+        if app.is_table and app.terminal.is_tty and task_look(task.state).word in ("pending", "queued"):
+            note(app.terminal.err(f"Why it is not running: kapell task explain {task.task_id}", "dim"))
     elif outcome.answers:
         write_list(outcome.answers, TASKS, app.terminal, app.output)
     outcome.finish(app.terminal)
