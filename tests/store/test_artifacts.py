@@ -149,6 +149,24 @@ async def test_ready_and_acknowledged_bytes_survive_the_process(shelf: Shelf) ->
     assert (await shelf.store.complete(begun.artifact_id, sha256(b"half done"))).size == 9
 
 
+async def test_uploads_are_found_again_by_whoever_asks(shelf: Shelf) -> None:
+    task = await shelf.task("task_a")
+    begun = [await shelf.begin(task, name=str(number)) for number in range(3)]
+    for number, artifact in enumerate(begun):
+        await shelf.store.write(artifact.artifact_id, 0, b"x" * (number + 1))
+
+    await shelf.restart()
+    found, _ = await shelf.store.list(ListArtifactsRequest(task_id=task))
+    assert [artifact.upload_offset for artifact in found] == [3, 2, 1]
+    await shelf.restart()
+    await asyncio.gather(*(shelf.store.write(begun[0].artifact_id, 1, b"y") for _ in range(3)))
+    await shelf.restart()
+    await shelf.delete(begun[1].artifact_id)
+
+    assert (await shelf.store.complete(begun[0].artifact_id, sha256(b"xy"))).size == 2
+    assert shelf.store._room.uploads.keys() == {begun[2].artifact_id}
+
+
 async def test_another_checksum_begins_the_upload_again(shelf: Shelf) -> None:
     task = await shelf.task("task_a")
     begun = await shelf.begin(task)

@@ -45,7 +45,7 @@ class ArtifactLimits:
     total_bytes: int = 20 * 1024 * MIB
     task_artifacts: int = 1_000
     """Most artifacts of a task, unfinished ones included."""
-    open_uploads: int = 1_000
+    open_uploads: int = 10_000
     """Most uploads that have not ended, of all tasks."""
     upload_lifetime: float = 86_400.0
     """How long an upload may take; then it is dropped."""

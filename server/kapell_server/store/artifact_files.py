@@ -60,6 +60,13 @@ class ArtifactFiles:
         for file in (path, _parts_of(path)):
             file.unlink(missing_ok=True)
 
+    def size(self, task_id: str, artifact_id: str) -> int:
+        """How many bytes the file has now, more than are safe among them; 0 where there is none."""
+        try:
+            return self.path(task_id, artifact_id).stat().st_size
+        except FileNotFoundError:
+            return 0
+
     def any_of(self, task_id: str) -> bool:
         """Whether there may be files of the task."""
         return self._directory(task_id).exists()

@@ -77,6 +77,16 @@ _ready_size = sa.case((artifacts.c.state == ARTIFACT_STATE_READY, artifacts.c.si
 _used = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(_ready_size), 0)).where(
     artifacts.c.task_id == bindparam("task_id")
 )
+_uploads = (
+    sa.select(artifacts.c.artifact_id, artifacts.c.task_id, artifacts.c.size)
+    .where(artifacts.c.state == ARTIFACT_STATE_UPLOADING)
+    .order_by(artifacts.c.number)
+)
+_used_beside_uploads = (
+    sa.select(artifacts.c.task_id, sa.func.sum(_ready_size))
+    .where(artifacts.c.task_id.in_(sa.select(_uploads.subquery().c.task_id)))
+    .group_by(artifacts.c.task_id)
+)
 _last_number = sa.select(sa.func.max(artifacts.c.number))
 _insert = sa.insert(artifacts)
 _make_ready = (
@@ -122,16 +132,19 @@ class ArtifactStore:
         self._files_are_swept = False
 
     async def open(self) -> None:
-        """Counts what there is, and finds the uploads again that were open."""
+        """Counts what there is. Uploads that were open are found again when somebody asks for them."""
 
-        def load(connection: Connection) -> tuple[int, list[str]]:
+        def load(connection: Connection) -> tuple[int, dict[str, int], list[Any]]:
             ready = connection.scalar(sa.select(sa.func.coalesce(sa.func.sum(_ready_size), 0)))
-            unfinished = sa.select(artifacts.c.artifact_id).where(artifacts.c.state == ARTIFACT_STATE_UPLOADING)
-            return int(ready or 0), list(connection.scalars(unfinished))
+            ready_of = {task_id: int(size) for task_id, size in connection.execute(_used_beside_uploads)}
+            return int(ready or 0), ready_of, list(connection.execute(_uploads))
 
-        self._room.ready, unfinished = await self._database.read(load)
-        for artifact_id in unfinished:
-            await self._upload_of(artifact_id)
+        def sizes(rows: list[Any]) -> list[int]:
+            return [max(announced or 0, self._files.size(task, artifact)) for artifact, task, announced in rows]
+
+        self._room.ready, ready_of, rows = await self._database.read(load)
+        for (artifact_id, task_id, _), size in zip(rows, await self._run(sizes, rows), strict=True):
+            self._room.open(artifact_id, task_id, ready_of[task_id], size)
 
     def close(self) -> None:
         """Waits for what is under way in threads. Nothing may be called afterwards."""
@@ -174,7 +187,7 @@ class ArtifactStore:
             return Artifact.FromString(first), True
         upload = Upload(self._files, artifact.task_id, artifact.artifact_id, announced)
         self._open[artifact.artifact_id] = _Open(artifact, upload)
-        return self._shown(artifact), False
+        return artifact, False
 
     async def write(self, artifact_id: str, offset: int, data: bytes) -> int:
         """Adds a chunk; where the upload goes on. What is below that is on the disk.
@@ -226,12 +239,15 @@ class ArtifactStore:
     async def get(self, artifact_id: str) -> Artifact:
         """What is known of an artifact, with its upload_offset. Raises ARTIFACT_NOT_FOUND."""
         open_ = self._open.get(artifact_id)
-        if open_ is not None:
-            return self._shown(open_.artifact)
-        row = await self._database.read(lambda found: found.execute(_row, {"artifact_id": artifact_id}).first())
-        if row is None:
-            raise artifact_not_found(artifact_id)
-        return Artifact.FromString(row[3])
+        if open_ is None:
+            row = await self._database.read(lambda found: found.execute(_row, {"artifact_id": artifact_id}).first())
+            if row is None:
+                raise artifact_not_found(artifact_id)
+            if row[1] == ARTIFACT_STATE_READY:
+                return Artifact.FromString(row[3])
+            open_ = await self._upload_of(artifact_id)
+        # None where it was completed between the two looks.
+        return _shown(open_) if open_ is not None else await self.get(artifact_id)
 
     async def list(self, request: ListArtifactsRequest) -> tuple[list[Artifact], str]:
         """A page of a task's artifacts and the token of the next. Raises TASK_NOT_FOUND, PAGE_TOKEN_INVALID."""
@@ -255,7 +271,9 @@ class ArtifactStore:
             return [Artifact.FromString(data) for data in rows.data], token
 
         found, token = await self._database.read(work)
-        return [self._shown(artifact) for artifact in found], token
+        return [
+            artifact if artifact.state == ARTIFACT_STATE_READY else await self._now(artifact) for artifact in found
+        ], token
 
     async def read(self, artifact: Artifact, offset: int, limit: int) -> bytes:
         """Up to `limit` bytes of a READY artifact. Raises ARTIFACT_NOT_FOUND where it was deleted meanwhile."""
@@ -359,12 +377,12 @@ class ArtifactStore:
 
     async def _let_go(self, artifact_id: str, task_id: str, ready_bytes: int) -> None:
         """After the row is gone: its room and its files."""
+        self._room.close(artifact_id)
+        self._room.free(task_id, ready_bytes)
         open_ = self._open.pop(artifact_id, None)
         if open_ is not None:
-            self._room.close(artifact_id)
             await self._run(open_.upload.drop)
         else:
-            self._room.free(task_id, ready_bytes)
             await self._run(self._files.remove, task_id, artifact_id)
 
     # -- within ------------------------------------------------------------------------------
@@ -393,18 +411,17 @@ class ArtifactStore:
             return None
         upload = Upload(self._files, task_id, artifact_id, announced)
         end = await self._run(upload.recover)
-        self._room.open(artifact_id, task_id, ready_of_task, max(announced or 0, end))
+        if artifact_id not in self._room.uploads:
+            self._room.open(artifact_id, task_id, ready_of_task, max(announced or 0, end))
         self._open[artifact_id] = open_ = _Open(Artifact.FromString(data), upload)
         return open_
 
-    def _shown(self, artifact: Artifact) -> Artifact:
-        """A copy that says where the upload goes on."""
-        shown = Artifact()
-        shown.CopyFrom(artifact)
-        open_ = self._open.get(artifact.artifact_id)
-        if open_ is not None:
-            shown.upload_offset = open_.upload.end
-        return shown
+    async def _now(self, artifact: Artifact) -> Artifact:
+        """An artifact that was UPLOADING when it was read, as it is now; as it was where it is gone."""
+        try:
+            return await self.get(artifact.artifact_id)
+        except KapellError:
+            return artifact
 
     async def _to_the_end(self, work: Coroutine[Any, Any, R]) -> R:
         """Does what must not stop between the database and memory, even when the caller is cancelled."""
@@ -420,6 +437,14 @@ class ArtifactStore:
         job = asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *args, **kwargs))
         job.add_done_callback(_noticed)
         return await asyncio.shield(job)
+
+
+def _shown(open_: _Open) -> Artifact:
+    """A copy that says where the upload goes on."""
+    shown = Artifact()
+    shown.CopyFrom(open_.artifact)
+    shown.upload_offset = open_.upload.end
+    return shown
 
 
 async def _outcome(work: Awaitable[R]) -> R | Exception:
