@@ -213,16 +213,11 @@ def _seconds(value: Any, name: str) -> float:
     return seconds
 
 
-def _age(value: Any, name: str) -> float:
-    """Seconds, also as "30d"; 0 for ever."""
-    text = str(value).strip()
-    if text.endswith("d") and text[:-1].isdigit():
-        value = int(text[:-1]) * 86_400
-    elif text.replace(".", "", 1).isdigit():
-        value = float(text)
-    seconds = read_seconds(value, name)
-    if seconds < 0 or seconds > 100 * 365 * 86_400:
-        raise ConfigError(f"{name} must be 0, to keep them as long as their tasks, or up to 36500d, not {value!r}.")
+def _kept_seconds(value: Any, name: str) -> float:
+    is_number = isinstance(value, str) and value.replace(".", "", 1).isdigit()
+    seconds = read_seconds(float(value) if is_number else value, name)
+    if seconds and not 1 <= seconds <= 3_153_600_000:
+        raise ConfigError(f"{name} must be 0, which keeps for ever, or from 1 s to 36500 days, not {seconds:g} s.")
     return seconds
 
 
@@ -302,7 +297,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         key="max_artifact_age",
         default=0.0,
-        read=_age,
+        read=_kept_seconds,
         help="how long artifacts are kept, as 30d; 0 as long as their tasks (default 0)",
     ),
 )

@@ -190,7 +190,7 @@ class Room:
             text = f"The artifacts of a task may have {_bytes(limits.task_bytes)}. Delete some of task {task_id}."
             raise _limit("max_task_artifacts_mib", limits.task_bytes, text)
         if self.ready + self._uploading - had + size > limits.total_bytes:
-            text = f"All artifacts may have {_bytes(limits.total_bytes)}. Delete old ones, or raise the limit."
+            text = f"All artifacts may have {_bytes(limits.total_bytes)}. Delete old ones, or raise max_artifacts_mib."
             raise _limit("max_artifacts_mib", limits.total_bytes, text)
 
 
