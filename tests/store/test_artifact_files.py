@@ -195,3 +195,17 @@ def test_names_on_disk_are_ids(files: ArtifactFiles) -> None:
     for task_id, artifact_id in (("../task", ARTIFACT), (TASK, "../artifact"), (TASK, "a.parts")):
         with pytest.raises(AssertionError):
             files.path(task_id, artifact_id)
+
+
+def test_files_that_come_and_go_in_one_directory_do_not_meet(files: ArtifactFiles) -> None:
+    def come_and_go(number: int) -> None:
+        for turn in range(50):
+            upload = Upload(files, TASK, f"artifact_{number}_{turn}", None)
+            assert upload.write(0, b"x") == 1
+            upload.drop()
+
+    with ThreadPoolExecutor(4) as threads:
+        for running in [threads.submit(come_and_go, number) for number in range(4)]:
+            running.result()
+
+    assert list(files.all_ids()) == []

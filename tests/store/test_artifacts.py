@@ -348,6 +348,7 @@ async def test_artifacts_whose_task_is_gone_are_swept(shelf: Shelf) -> None:
     await shelf.store.sweep()
 
     assert shelf.on_disk() == [kept.artifact_id]
+    assert not list(shelf.root.rglob("task_a*"))
 
 
 async def test_files_without_a_row_are_swept_at_the_start(shelf: Shelf) -> None:

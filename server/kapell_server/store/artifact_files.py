@@ -40,6 +40,7 @@ class ArtifactFiles:
     def __init__(self, root: Path, *, free_bytes: int) -> None:
         self._root = root
         self._free_bytes = free_bytes
+        self._making = threading.Lock()
 
     def path(self, task_id: str, artifact_id: str) -> Path:
         """Where the bytes of an artifact are, or will be."""
@@ -59,6 +60,16 @@ class ArtifactFiles:
         path = self.path(task_id, artifact_id)
         for file in (path, _parts_of(path)):
             file.unlink(missing_ok=True)
+        with self._making, suppress(OSError):  # Mostly others of the task are still there.
+            path.parent.rmdir()
+
+    def make(self, path: Path) -> None:
+        """Makes an empty file and the directories above it; they are on the disk."""
+        with self._making:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+        for directory in [*path.parents][:4]:
+            _sync_directory(directory)
 
     def size(self, task_id: str, artifact_id: str) -> int:
         """How many bytes the file has now, more than are safe among them; 0 where there is none."""
@@ -153,14 +164,12 @@ class Upload:
             self._files.check_free(len(new))
             end = self.end + len(new)
             try:
-                first = self.end == 0
-                if first:
-                    self._path.parent.mkdir(parents=True, exist_ok=True)
+                if not self.end:
+                    self._files.make(self._path)
                 _append(self._path, new, self.end)
                 _append(_parts_of(self._path), _PART.pack(end, len(new), zlib.crc32(new)), self._parts)
-                if first:
-                    for directory in [*self._path.parents][:4]:
-                        _sync_directory(directory)
+                if not self.end:
+                    _sync_directory(self._path.parent)
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise KapellError(
@@ -209,10 +218,7 @@ class Upload:
         digest = hashlib.sha256()
         if not self.end:
             # An empty file is a file too.
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            _append(self._path, b"", 0)
-            for directory in [*self._path.parents][:4]:
-                _sync_directory(directory)
+            self._files.make(self._path)
             return digest.hexdigest()
         # Of a chunk whose part could not be written there may be more.
         os.truncate(self._path, self.end)
