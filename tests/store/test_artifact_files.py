@@ -209,3 +209,25 @@ def test_files_that_come_and_go_in_one_directory_do_not_meet(files: ArtifactFile
             running.result()
 
     assert list(files.all_ids()) == []
+
+
+def test_an_answer_comes_after_all_it_rests_on_is_on_the_disk(
+    files: ArtifactFiles, upload: Upload, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    synced: list[int] = []
+    for name in ("fsync", "fdatasync"):
+        sync = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda fd, sync=sync: (synced.append(os.fstat(fd).st_ino), sync(fd)))
+
+    def inodes(*paths: Path) -> set[int]:
+        return {path.stat().st_ino for path in paths}
+
+    upload.write(0, b"one")
+    path = files.path(TASK, ARTIFACT)
+    parts = path.with_name(ARTIFACT + ".parts")
+    assert set(synced) == inodes(path, parts, *[*path.parents][:4])
+    assert tmp_path in [*path.parents][:4]
+    synced.clear()
+    upload.write(3, b"two")
+
+    assert synced == [path.stat().st_ino, parts.stat().st_ino]
