@@ -202,7 +202,7 @@ class App:
             "WorkerService": WorkerServicer(
                 engine, logs=logs, directives=Directives(engine.ring, reads, self.supervisor)
             ),
-            "ArtifactService": ArtifactServicer(engine, artifacts),
+            "ArtifactService": ArtifactServicer(engine, reads, artifacts),
             "EventService": EventServicer(reads, watches=watches),
             "AdminService": AdminServicer(engine, watches=watches, facts=facts),
         }

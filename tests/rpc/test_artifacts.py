@@ -140,6 +140,26 @@ async def test_an_agent_writes_under_its_lease_and_reads_its_own_task(
     assert (await failure(worker.call(artifacts.GetArtifact, get))).info.reason == "NOT_OWNER"
 
 
+async def test_an_agent_reads_what_its_task_has_waited_for_and_what_it_has_made(
+    owner: Services, channel: grpc.aio.Channel
+) -> None:
+    await create(owner, task_id="task_first", agent_type="other")
+    await create(owner, task_id="task_stranger", agent_type="other")
+    worker = await register(owner, channel)
+    finished = {"task_id": "task_first", "condition": "DEPENDENCY_CONDITION_FINISHED"}
+    await create(owner, task_id="task_a", dependencies=[finished])
+    await owner(owner.tasks.CancelTask, task_pb2.CancelTaskRequest(task_id="task_first"))
+    await worker.lease()
+    await create(owner, task_id="task_child", agent_type="other", parent_task_id="task_a")
+
+    for task_id in ("task_first", "task_a", "task_child"):
+        kept = await keep(owner, channel, b"x", task_id=task_id)
+        get = GetArtifactRequest(artifact_id=kept.artifact_id)
+        assert (await worker.call(stub(channel).GetArtifact, get)).artifact == kept
+    stranger = ListArtifactsRequest(task_id="task_stranger")
+    assert (await failure(worker.call(stub(channel).ListArtifacts, stranger))).info.reason == "NOT_OWNER"
+
+
 async def test_a_superseded_attempt_can_neither_go_on_nor_complete(owner: Services, channel: grpc.aio.Channel) -> None:
     worker, offer = await running(owner, channel, "task_a")
     artifacts, lease = stub(channel), offer.lease_token

@@ -26,10 +26,10 @@ from kapell.v1.error_pb2 import (
     ERROR_REASON_NOT_OWNER,
     ERROR_REASON_SCOPE_MISSING,
 )
+from kapell.v1.task_pb2 import Task
 
-from kapell_server.domain.access import Caller, CallerKind
+from kapell_server.domain.access import Caller
 from kapell_server.domain.errors import KapellError
-from kapell_server.domain.leases import LeaseTable
 from kapell_server.domain.times import stamp
 
 MIB = 1024 * 1024
@@ -93,18 +93,23 @@ def check_writer(writer: Writer, artifact: Artifact) -> None:
         )
 
 
-def check_reader(leases: LeaseTable, caller: Caller, task_id: str) -> None:
-    """An agent sees the artifacts of the tasks it has; everybody else sees all. Raises NOT_OWNER."""
-    if caller.kind is not CallerKind.AGENT:
-        return
-    lease = leases.by_task.get(task_id)
-    if lease is None or lease.agent_id != caller.agent_id:
-        raise KapellError(
-            ERROR_REASON_NOT_OWNER,
-            f"Agent {caller.agent_id} does not have task {task_id}, so it may not read its artifacts."
-            " Agents read those of tasks they have a lease on; use a user's token for others.",
-            metadata={"agent_id": caller.agent_id},
-        )
+def may_read(held: Task, wanted: Task) -> bool:
+    """Whether a lease on `held` opens the artifacts of `wanted`: its own, of what it waited for, of what it made."""
+    return (
+        wanted.task_id == held.task_id
+        or wanted.parent_task_id == held.task_id
+        or any(dependency.task_id == wanted.task_id for dependency in held.dependencies)
+    )
+
+
+def not_a_reader(agent_id: str, task_id: str) -> KapellError:
+    """An agent that has no task to do with this one."""
+    return KapellError(
+        ERROR_REASON_NOT_OWNER,
+        f"Agent {agent_id} may not read the artifacts of task {task_id}: agents read those of the tasks they have a"
+        " lease on, of the dependencies of these and of their children. Use a user's token for others.",
+        metadata={"agent_id": agent_id},
+    )
 
 
 def _scope_missing(scope: str, why: str) -> KapellError:

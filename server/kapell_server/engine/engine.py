@@ -20,7 +20,7 @@ from kapell.v1.task_pb2 import TASK_STATE_CANCELLING
 from kapell.v1.worker_pb2 import LEASE_DIRECTIVE_CANCEL, LEASE_DIRECTIVE_CONTINUE, LeaseTasksRequest
 
 from kapell_server.clock import Clock, SystemClock
-from kapell_server.domain import artifact, attempt
+from kapell_server.domain import attempt
 from kapell_server.domain.access import Caller, Keyring
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.settings import Settings
@@ -187,12 +187,11 @@ class Engine:
 
     def key_use(self, key: str) -> tuple[int, int]:
         """How many tasks of a concurrency key run, and how many are QUEUED."""
-        queues = self._state.queues
-        return len(queues.holders(key)), len(queues.queued(key))
+        return self._state.queues.count(key)
 
-    def check_reader(self, caller: Caller, task_id: str) -> None:
-        """Whether the caller may read the artifacts of the task. Raises NOT_OWNER."""
-        artifact.check_reader(self._state.leases, caller, task_id)
+    def held_tasks(self, agent_id: str) -> list[str]:
+        """The tasks that the agent has a live lease on, the oldest lease first."""
+        return [lease.task_id for lease in self._state.leases.of_agent(agent_id)]
 
     def agent_lives(self, agent_id: str, instance: int) -> bool:
         """Whether this instance of the agent has not ended. For calls that do not pass the writer."""

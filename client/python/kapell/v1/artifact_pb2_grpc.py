@@ -31,7 +31,8 @@ class ArtifactServiceStub:
     Who writes is decided by the request: with a lease_token it needs the scope
     `worker` and a live lease, and the artifact belongs to that attempt; without
     one it needs the scope `write`. An agent reads the artifacts of tasks that it
-    holds a lease on, and no others; a user reads all.
+    holds a lease on, of the dependencies of these and of their children, and no
+    others; a user reads all.
     """
 
     def __init__(self, channel):
@@ -83,7 +84,8 @@ class ArtifactServiceServicer:
     Who writes is decided by the request: with a lease_token it needs the scope
     `worker` and a live lease, and the artifact belongs to that attempt; without
     one it needs the scope `write`. An agent reads the artifacts of tasks that it
-    holds a lease on, and no others; a user reads all.
+    holds a lease on, of the dependencies of these and of their children, and no
+    others; a user reads all.
     """
 
     def CreateArtifact(self, request, context):
@@ -201,7 +203,8 @@ class ArtifactService:
     Who writes is decided by the request: with a lease_token it needs the scope
     `worker` and a live lease, and the artifact belongs to that attempt; without
     one it needs the scope `write`. An agent reads the artifacts of tasks that it
-    holds a lease on, and no others; a user reads all.
+    holds a lease on, of the dependencies of these and of their children, and no
+    others; a user reads all.
     """
 
     @staticmethod

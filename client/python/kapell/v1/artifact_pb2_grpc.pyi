@@ -44,7 +44,8 @@ class ArtifactServiceStub:
     Who writes is decided by the request: with a lease_token it needs the scope
     `worker` and a live lease, and the artifact belongs to that attempt; without
     one it needs the scope `write`. An agent reads the artifacts of tasks that it
-    holds a lease on, and no others; a user reads all.
+    holds a lease on, of the dependencies of these and of their children, and no
+    others; a user reads all.
     """
 
     @_typing.overload
@@ -94,7 +95,8 @@ class ArtifactServiceAsyncStub(ArtifactServiceStub):
     Who writes is decided by the request: with a lease_token it needs the scope
     `worker` and a live lease, and the artifact belongs to that attempt; without
     one it needs the scope `write`. An agent reads the artifacts of tasks that it
-    holds a lease on, and no others; a user reads all.
+    holds a lease on, of the dependencies of these and of their children, and no
+    others; a user reads all.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -140,7 +142,8 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
     Who writes is decided by the request: with a lease_token it needs the scope
     `worker` and a live lease, and the artifact belongs to that attempt; without
     one it needs the scope `write`. An agent reads the artifacts of tasks that it
-    holds a lease on, and no others; a user reads all.
+    holds a lease on, of the dependencies of these and of their children, and no
+    others; a user reads all.
     """
 
     @_abc_1.abstractmethod
