@@ -22,6 +22,7 @@ from kapell.v1.task_pb2 import (
     BatchCreateTasksRequest,
     CreateTaskRequest,
     RetryPolicy,
+    RetryTaskRequest,
     TaskSpec,
     TaskTimeouts,
 )
@@ -468,6 +469,23 @@ def test_what_has_failed_is_retried_in_its_order(workshop: Workshop) -> None:
 
     assert workshop.prompt(steps["b"]) == "at last"
     assert workshop.task(task.task_id).state == TASK_STATE_QUEUED
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_retry_with_other_parameters_keeps_the_steps_that_there_are(workshop: Workshop, deep: bool) -> None:
+    workshop.add(step("a"), step("b", when="deep"), prompt="{what}: {deps.a.result}, {deps.b.result}")
+    task = workshop.make({"deep": deep})
+    workshop.cancel(task.task_id)
+    for found in workshop.steps(task).values():
+        workshop.retry(found.task_id)
+
+    other = {"deep": not deep, "what": "{deps.b.result}"}
+    workshop.do(RetryTaskRequest(task_id=task.task_id, parameters=other))
+
+    assert len(workshop.steps(task)) == (2 if deep else 1)
+    last = "{deps.b.result}" if deep else "(step b was left out)"
+    assert workshop.prompt(task) == f"{{deps.b.result}}: {{deps.a.result}}, {last}"
+    assert workshop.task(task.task_id).state == TASK_STATE_PENDING
 
 
 def test_a_clone_and_a_new_version_have_their_steps(workshop: Workshop) -> None:

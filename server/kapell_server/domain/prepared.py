@@ -21,6 +21,7 @@ from kapell_server.domain.parameters import as_struct, plain_struct
 from kapell_server.domain.prompt import Part, Place
 from kapell_server.domain.queues import check_takes_in
 from kapell_server.domain.state import State
+from kapell_server.domain.task_edit import check_size
 from kapell_server.domain.template_steps import Step
 from kapell_server.domain.template_version import Rendered, split_reference, version_number
 
@@ -96,7 +97,7 @@ def _prepare(state: State, spec: TaskSpec, path: str) -> Prepared:
         return _from_template(state, spec, task_id, path)
     if not spec.agent_type or spec.HasField("parameters"):
         raise _without_template(spec, path)
-    _check_size(state, spec, "input", path)
+    check_size(state, spec.input, f"{path}.input")
     return Prepared(path, spec, task_id)
 
 
@@ -109,7 +110,7 @@ def _from_template(state: State, spec: TaskSpec, task_id: str, path: str) -> Pre
             f"The request is invalid: {wrong[0][0]} {wrong[0][1]}. Pass what the template asks for as parameters.",
             violations=tuple(wrong),
         )
-    _check_size(state, spec, "parameters", path)
+    check_size(state, spec.parameters, f"{path}.parameters")
     template_id, selector = split_reference(spec.template)
     number = version_number(state.templates.get(template_id), selector)
     compiled = state.templates.version(template_id, number)
@@ -123,13 +124,13 @@ def _from_template(state: State, spec: TaskSpec, task_id: str, path: str) -> Pre
     _fill_policies(filled, says, spec)
     filled.prompt = rendered.prompt
     filled.input.CopyFrom(as_struct(rendered.values))
-    _check_size(state, filled, "input", path)
+    check_size(state, filled.input, f"{path}.input")
     _refuse_names_of_steps(spec, {step.name for step in says.steps}, path)
     steps = _steps(state, filled, rendered, path)
     if not filled.dependencies:
         for part in rendered.parts:
             if isinstance(part, Place):
-                raise unknown_place(path, part, ())
+                raise unknown_place(f"{path}.prompt", part, ())
     return Prepared(path, filled, task_id, number, rendered.parts, steps)
 
 
@@ -216,19 +217,6 @@ def _refuse_names_of_steps(spec: TaskSpec, names: set[str], path: str) -> None:
 
 def _has(spec: TaskSpec, name: str) -> bool:
     return spec.HasField("input") if name == "input" else bool(spec.prompt)
-
-
-def _check_size(state: State, spec: TaskSpec, name: str, path: str) -> None:
-    """Refuses an input or parameters beyond the limit."""
-    limit = state.settings.max_content_bytes
-    size = getattr(spec, name).ByteSize() if spec.HasField(name) else 0  # type: ignore[arg-type]
-    if size > limit:
-        raise KapellError(
-            ERROR_REASON_REQUEST_INVALID,
-            f"{path}.{name} is too large: {size} bytes, at most {limit} are allowed. "
-            "Pass a path or an address instead of the data.",
-            violations=((f"{path}.{name}", f"must be at most {limit} bytes"),),
-        )
 
 
 def _without_template(spec: TaskSpec, path: str) -> KapellError:

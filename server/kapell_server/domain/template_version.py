@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,25 +67,40 @@ class Compiled:
 
     def render(self, given: Mapping[str, Any], path: str) -> Rendered:
         """The prompts and names for these parameters. Raises TEMPLATE_PARAMETERS_INVALID with all violations."""
+
+        def work(values: dict[str, Any]) -> Rendered:
+            graph = done(self.steps, values)
+            renderer, rendered = self._itself(values, graph)
+            for step in self.steps:
+                if step.says.name in graph:
+                    rendered.steps.append(step.render(renderer, graph[step.says.name], rendered.display_name))
+            return rendered
+
+        return self._checked(given, path, work)
+
+    def render_again(self, given: Mapping[str, Any], path: str, made: Collection[str]) -> Rendered:
+        """As `render`, but for a task that has its steps already: those in `made` and no others, whatever `when` says.
+
+        The answer is without steps, since they stay as they are.
+        """
+        return self._checked(given, path, lambda values: self._itself(values, made)[1])
+
+    def _checked(self, given: Mapping[str, Any], path: str, work: Callable[[dict[str, Any]], Rendered]) -> Rendered:
         values, problems = parameters.resolve(self.spec.parameters, given, path)
         if not problems:
             try:
-                return self._rendered(values)
+                return work(values)
             except TextError as error:
                 problems = [(path, f"the template cannot be rendered with these: {error}")]
         raise parameters_invalid(self.version.template_id, problems)
 
-    def _rendered(self, values: dict[str, Any]) -> Rendered:
-        graph = done(self.steps, values)
-        left_out = {step.says.name for step in self.steps}.difference(graph)
-        renderer = Renderer(values, left_out)
+    def _itself(self, values: dict[str, Any], made: Collection[str]) -> tuple[Renderer, Rendered]:
+        """The task without its steps, and what renders the rest."""
+        renderer = Renderer(values, {step.says.name for step in self.steps}.difference(made))
         display_name = shortened(renderer.line(self.task_name, MAX_NAME)) or self.spec.display_name
         parts = renderer.parts(self.prompt)
-        steps = [
-            step.render(renderer, graph[step.says.name], display_name) for step in self.steps if step.says.name in graph
-        ]
         keys = rendered_keys(renderer, self.concurrency_keys)
-        return Rendered(parts, display_name, values, steps, keys)
+        return renderer, Rendered(parts, display_name, values, [], keys)
 
 
 def compile_version(version: TemplateVersion) -> Compiled:
