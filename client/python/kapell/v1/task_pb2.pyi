@@ -355,6 +355,7 @@ class TaskSpec(_message.Message):
     template: _builtins.str
     """The template to make it from: "code-review" (its latest version), "code-review@3" (a version) or
     "code-review@stable" (an alias). Its prompt is rendered now; later versions do not change the task.
+    Where it has steps they are created, too, as children that the task depends on; see template.proto.
     """
     fairness_key: _builtins.str
     """Whose share of the agents it uses: among tasks of one type and priority, keys take turns however many
@@ -1486,7 +1487,7 @@ class RetryTaskRequest(_message.Message):
     @_builtins.property
     def parameters(self) -> _struct_pb2.Struct:
         """Other parameters in the place of all of them, from which the same version of its template renders prompt and
-        input anew. At most 256 KiB. Only for a task that was made from a template.
+        input anew. At most 256 KiB. Only for a task that was made from a template, whose steps stay as they are.
         """
 
     @_builtins.property
