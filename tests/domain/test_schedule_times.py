@@ -127,6 +127,7 @@ def through(rule: Cron, first: datetime, last: datetime) -> list[datetime]:
     return moments(*found)
 
 
+TENS = Field("*/10", frozenset(range(0, 60, 10)))
 LIST = Field("0,30", frozenset({0, 30}))
 STAR = Field("*", frozenset(range(32)))
 

@@ -125,7 +125,7 @@ def test_the_snapshot_passes_whatever_kinds_are_wanted() -> None:
 @pytest.mark.parametrize(
     ("wanted", "kinds"),
     [
-        (EventFilter(), ("task", "agent", "template")),
+        (EventFilter(), ("task", "agent", "template", "queue", "limit")),
         (EventFilter(labels={"a": "b"}), ("task", "agent")),
         (EventFilter(task_ids=["task_a"]), ("task",)),
         (EventFilter(agent_ids=["agent_a"]), ("agent",)),

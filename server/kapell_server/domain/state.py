@@ -29,10 +29,11 @@ from kapell_server.domain.leases import Lease, LeaseTable
 from kapell_server.domain.polls import PollBoard
 from kapell_server.domain.ready import ReadyIndex, entry_of
 from kapell_server.domain.settings import Settings
+from kapell_server.domain.standing import Standing, StandingShelf
 from kapell_server.domain.template_shelf import TemplateShelf
 from kapell_server.domain.transitions import AGENT_FINAL
 
-Resource = Task | Agent | Template
+Resource = Task | Agent | Template | Standing
 """What a change puts; each kind has its own table, and all share the log."""
 
 _TASK_CACHE = 20_000
@@ -111,6 +112,7 @@ class State:
         self._contents: dict[str, bytes] = {}
         self._content_bytes = 0
         self.templates = TemplateShelf(self)
+        self.standing = StandingShelf(self)
         self._undo: list[tuple[Any, ...]] = []
 
     # -- the batch ---------------------------------------------------------------------------

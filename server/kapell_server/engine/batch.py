@@ -13,10 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf.message import Message
-from kapell.v1.agent_pb2 import Agent
 from kapell.v1.error_pb2 import ERROR_REASON_REQUEST_ID_REUSED
-from kapell.v1.task_pb2 import Task
-from kapell.v1.template_pb2 import Template
 from kapell.v1.worker_pb2 import LeaseTasksRequest
 
 from kapell_server.domain import agent, dispatch
@@ -279,7 +276,7 @@ class _Run:
         """A response: resources go into field 1 as they were encoded, the revision into field 2."""
         if isinstance(result, bytes):
             return result
-        if isinstance(result, (Task, Agent, Template)):
+        if isinstance(result, Resource):
             return _resource(result, written) + int_field(2, result.revision)
         if isinstance(result, Message):
             return result.SerializeToString()

@@ -23,6 +23,7 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
     state.log_id = loaded.log_id
     state.revision = loaded.revision
     grace = now_ns + int(state.settings.lease_duration * SECOND)
+    state.standing.load(loaded.standing)
     for known, instance_key in loaded.agents:
         state.agents[known.agent_id] = known
         if instance_key:

@@ -20,6 +20,7 @@ from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
 from kapell_server.domain.ready import ReadyEntry
+from kapell_server.domain.standing import Standing
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL
 from kapell_server.store.bulk import Bulk, Lookup
 from kapell_server.store.schema import (
@@ -33,6 +34,7 @@ from kapell_server.store.schema import (
     template_versions,
     templates,
 )
+from kapell_server.store.standing_rows import load_standing
 
 _tasks_by_id = Lookup(sa.select(tasks.c.data), tasks.c.task_id)
 _contents_by_id = Lookup(sa.select(task_contents.c.task_id, task_contents.c.data), task_contents.c.task_id)
@@ -100,6 +102,8 @@ class Resumption:
     """Agents that have not ended, each with its instance key."""
     attempts: list[tuple[TaskAttempt, str]]
     """Running attempts, each with the poll_id that got it."""
+    standing: list[Standing]
+    """Queues, limits and whatever else stays."""
     ready: dict[str, list[ReadyEntry]]
     """Places in the queue by agent type."""
 
@@ -113,6 +117,7 @@ def load_resumption(connection: Connection) -> Resumption:
         revision=head(connection),
         agents=_load_live_agents(connection),
         attempts=_load_running(connection),
+        standing=load_standing(connection),
         ready=_load_ready(connection),
     )
 

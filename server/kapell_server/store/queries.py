@@ -149,7 +149,7 @@ def _event_labels(labels: Mapping[str, str]) -> Callable[[bytes], bool] | None:
 
     def matches(data: bytes) -> bool:
         resource = resource_of(Event.FromString(data))
-        return not isinstance(resource, Template) and has_labels(resource.labels, labels)
+        return isinstance(resource, (Task, Agent)) and has_labels(resource.labels, labels)
 
     return matches
 
@@ -161,6 +161,10 @@ def resource_of(event: Event) -> Resource:
             return event.agent
         case "template":
             return event.template
+        case "queue":
+            return event.queue
+        case "limit":
+            return event.limit
         case _:
             return event.task
 

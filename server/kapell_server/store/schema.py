@@ -18,7 +18,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = "0002"
+VERSION = "0003"
 """The newest migration; a test holds it against store/migrations."""
 
 metadata = MetaData(
@@ -67,6 +67,10 @@ tasks = Table(
     Column("due_ns", BigInteger),
     Column("data", LargeBinary, nullable=False),
     Column("template_id", String(64)),
+    Column("queue_rank", BigInteger, nullable=False, server_default="0"),
+    Column("fairness_key", String(64)),
+    # Separated by spaces, which no key has.
+    Column("concurrency_keys", String(520)),
     # Get, and every write: the row of an id.
     Index(None, "task_id", unique=True),
     # List and count by state, newest first; the start: all that is queued or leased.
@@ -128,6 +132,27 @@ templates = Table(
     Index(None, "template_id", unique=True),
 )
 """Templates as of their latest version, without the prompt."""
+
+standing = Table(
+    "standing",
+    metadata,
+    Column("create_revision", _Revision, primary_key=True, autoincrement=False),
+    Column("kind", SmallInteger, nullable=False),
+    Column("resource_id", String(64), nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    # Every write: the row of an id. Lists: those of a kind.
+    Index(None, "kind", "resource_id", unique=True),
+)
+"""What is small and stays: queues, limits. `kind` as in domain/standing. All of it is loaded at the start."""
+
+starts = Table(
+    "starts",
+    metadata,
+    Column("limit_id", String(66), primary_key=True),
+    Column("start_ns", BigInteger, primary_key=True),
+    sqlite_with_rowid=False,
+)
+"""When tasks under a start rate began, as far back as the rate looks: a restart must not forget them."""
 
 template_versions = Table(
     "template_versions",

@@ -12,6 +12,7 @@ from kapell.v1.template_pb2 import Template
 from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
+from kapell_server.domain.standing import KINDS, standing_id
 from kapell_server.domain.state import Change, Pending, Resource
 from kapell_server.domain.times import timestamp_ns
 from kapell_server.store.bulk import Bulk
@@ -29,6 +30,7 @@ from kapell_server.store.schema import (
     template_versions,
     templates,
 )
+from kapell_server.store.standing_rows import write_standing
 
 Row = tuple[Any, ...]
 
@@ -116,6 +118,8 @@ def resource_id(resource: Resource) -> str:
             return resource.agent_id
         case Template():
             return resource.template_id
+        case _:
+            return standing_id(resource)
 
 
 def write_batch(connection: Connection, pending: Pending, written: Written, given: list[Answer], now_ns: int) -> None:
@@ -130,6 +134,9 @@ def write_batch(connection: Connection, pending: Pending, written: Written, give
         template_changes = [change for change in pending.changes if type(change.resource) is Template]
         if template_changes:
             _write_templates(connection, template_changes, pending, written)
+        standing_changes = [change for change in pending.changes if type(change.resource) in KINDS]
+        if standing_changes:
+            write_standing(connection, standing_changes, written.encoded)
     if pending.attempts:
         _write_attempts(connection, pending)
     if pending.shipped_digest:

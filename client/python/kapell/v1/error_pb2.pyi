@@ -95,6 +95,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: tasks made from the template have not ended. Metadata: template_id, tasks."""
     ERROR_REASON_TEMPLATE_BUILT_IN: _ErrorReason.ValueType  # 43
     """FAILED_PRECONDITION: the template came with Kapell and cannot be changed. Metadata: template_id."""
+    ERROR_REASON_QUEUE_DRAINING: _ErrorReason.ValueType  # 50
+    """FAILED_PRECONDITION: the queue takes no new tasks. Metadata: agent_type.
+    What to do: resume it, or wait until it was resumed.
+    """
+    ERROR_REASON_LIMIT_NOT_FOUND: _ErrorReason.ValueType  # 51
+    """NOT_FOUND: the concurrency key has no limit of its own. Metadata: key."""
     ERROR_REASON_SCHEDULE_NOT_FOUND: _ErrorReason.ValueType  # 60
     """NOT_FOUND: no schedule has this id. Metadata: schedule_id."""
     ERROR_REASON_SCHEDULE_LIMIT: _ErrorReason.ValueType  # 61
@@ -175,6 +181,12 @@ ERROR_REASON_TEMPLATE_IN_USE: ErrorReason.ValueType  # 42
 """FAILED_PRECONDITION: tasks made from the template have not ended. Metadata: template_id, tasks."""
 ERROR_REASON_TEMPLATE_BUILT_IN: ErrorReason.ValueType  # 43
 """FAILED_PRECONDITION: the template came with Kapell and cannot be changed. Metadata: template_id."""
+ERROR_REASON_QUEUE_DRAINING: ErrorReason.ValueType  # 50
+"""FAILED_PRECONDITION: the queue takes no new tasks. Metadata: agent_type.
+What to do: resume it, or wait until it was resumed.
+"""
+ERROR_REASON_LIMIT_NOT_FOUND: ErrorReason.ValueType  # 51
+"""NOT_FOUND: the concurrency key has no limit of its own. Metadata: key."""
 ERROR_REASON_SCHEDULE_NOT_FOUND: ErrorReason.ValueType  # 60
 """NOT_FOUND: no schedule has this id. Metadata: schedule_id."""
 ERROR_REASON_SCHEDULE_LIMIT: ErrorReason.ValueType  # 61

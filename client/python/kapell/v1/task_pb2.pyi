@@ -81,6 +81,24 @@ class _WaitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitKind.Val
     """For its not_before time."""
     WAIT_KIND_RETRY_BACKOFF: _WaitKind.ValueType  # 2
     """For the back-off after a failed attempt."""
+    WAIT_KIND_CONCURRENCY_LIMIT: _WaitKind.ValueType  # 10
+    """For another task of its concurrency key to end. ExplainTask only."""
+    WAIT_KIND_START_RATE: _WaitKind.ValueType  # 11
+    """For its queue or concurrency key to be allowed another start. ExplainTask only."""
+    WAIT_KIND_QUEUE_PAUSED: _WaitKind.ValueType  # 12
+    """For its queue to be resumed. ExplainTask only."""
+    WAIT_KIND_QUEUE_LIMIT: _WaitKind.ValueType  # 13
+    """For another task of its queue to end, of which only so many run at a time. ExplainTask only."""
+    WAIT_KIND_NO_AGENT: _WaitKind.ValueType  # 14
+    """For an agent that serves its type. ExplainTask only."""
+    WAIT_KIND_AGENTS_BUSY: _WaitKind.ValueType  # 15
+    """For a free slot: the agents of its type are busy, or draining. ExplainTask only."""
+    WAIT_KIND_AGENT_NOT_ASKING: _WaitKind.ValueType  # 16
+    """For an agent with a free slot to ask for tasks. ExplainTask only."""
+    WAIT_KIND_TURN: _WaitKind.ValueType  # 17
+    """For tasks that come before it in the queue. ExplainTask only."""
+    WAIT_KIND_AGENT_LETTING_GO: _WaitKind.ValueType  # 18
+    """For its agent to let go: cancelling, or a timeout, was asked for. ExplainTask only."""
 
 class WaitKind(_WaitKind, metaclass=_WaitKindEnumTypeWrapper):
     """What a task waits for."""
@@ -91,6 +109,24 @@ WAIT_KIND_NOT_BEFORE: WaitKind.ValueType  # 1
 """For its not_before time."""
 WAIT_KIND_RETRY_BACKOFF: WaitKind.ValueType  # 2
 """For the back-off after a failed attempt."""
+WAIT_KIND_CONCURRENCY_LIMIT: WaitKind.ValueType  # 10
+"""For another task of its concurrency key to end. ExplainTask only."""
+WAIT_KIND_START_RATE: WaitKind.ValueType  # 11
+"""For its queue or concurrency key to be allowed another start. ExplainTask only."""
+WAIT_KIND_QUEUE_PAUSED: WaitKind.ValueType  # 12
+"""For its queue to be resumed. ExplainTask only."""
+WAIT_KIND_QUEUE_LIMIT: WaitKind.ValueType  # 13
+"""For another task of its queue to end, of which only so many run at a time. ExplainTask only."""
+WAIT_KIND_NO_AGENT: WaitKind.ValueType  # 14
+"""For an agent that serves its type. ExplainTask only."""
+WAIT_KIND_AGENTS_BUSY: WaitKind.ValueType  # 15
+"""For a free slot: the agents of its type are busy, or draining. ExplainTask only."""
+WAIT_KIND_AGENT_NOT_ASKING: WaitKind.ValueType  # 16
+"""For an agent with a free slot to ask for tasks. ExplainTask only."""
+WAIT_KIND_TURN: WaitKind.ValueType  # 17
+"""For tasks that come before it in the queue. ExplainTask only."""
+WAIT_KIND_AGENT_LETTING_GO: WaitKind.ValueType  # 18
+"""For its agent to let go: cancelling, or a timeout, was asked for. ExplainTask only."""
 Global___WaitKind: _TypeAlias = WaitKind  # noqa: Y015
 
 class _AttemptState:
@@ -279,6 +315,8 @@ class TaskSpec(_message.Message):
     TIMEOUTS_FIELD_NUMBER: _builtins.int
     TEMPLATE_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
+    FAIRNESS_KEY_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_KEYS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """An id of the client's choice, "task_" and up to 59 of a-z, 0-9, _ and -.
     Empty: the server mints one. Taken: ALREADY_EXISTS/ID_TAKEN.
@@ -294,6 +332,10 @@ class TaskSpec(_message.Message):
     template: _builtins.str
     """The template to make it from: "code-review" (its latest version), "code-review@3" (a version) or
     "code-review@stable" (an alias). Its prompt is rendered now; later versions do not change the task.
+    """
+    fairness_key: _builtins.str
+    """Whose share of the agents it uses: among tasks of one type and priority, keys take turns however many
+    tasks each has. A team, a user, a project. Empty: all such tasks are one share.
     """
     @_builtins.property
     def input(self) -> _struct_pb2.Struct:
@@ -319,6 +361,10 @@ class TaskSpec(_message.Message):
     def parameters(self) -> _struct_pb2.Struct:
         """The template's parameters. With defaults filled in they become the task's input. At most 256 KiB in all."""
 
+    @_builtins.property
+    def concurrency_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Up to 8 keys, of each of which only so many tasks run at a time: one, or as its ConcurrencyLimit says."""
+
     def __init__(
         self,
         *,
@@ -334,10 +380,12 @@ class TaskSpec(_message.Message):
         timeouts: Global___TaskTimeouts | None = ...,
         template: _builtins.str = ...,
         parameters: _struct_pb2.Struct | None = ...,
+        fairness_key: _builtins.str = ...,
+        concurrency_keys: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "input", b"input", "not_before_time", b"not_before_time", "parameters", b"parameters", "priority", b"priority", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "display_name", b"display_name", "input", b"input", "labels", b"labels", "not_before_time", b"not_before_time", "parameters", b"parameters", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "task_id", b"task_id", "template", b"template", "timeouts", b"timeouts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "concurrency_keys", b"concurrency_keys", "display_name", b"display_name", "fairness_key", b"fairness_key", "input", b"input", "labels", b"labels", "not_before_time", b"not_before_time", "parameters", b"parameters", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "task_id", b"task_id", "template", b"template", "timeouts", b"timeouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
@@ -501,6 +549,10 @@ class Task(_message.Message):
     RETRY_TIME_FIELD_NUMBER: _builtins.int
     TEMPLATE_ID_FIELD_NUMBER: _builtins.int
     TEMPLATE_VERSION_FIELD_NUMBER: _builtins.int
+    FAIRNESS_KEY_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_KEYS_FIELD_NUMBER: _builtins.int
+    QUEUE_RANK_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
     SCHEDULE_ID_FIELD_NUMBER: _builtins.int
     SCHEDULE_TIME_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
@@ -533,6 +585,14 @@ class Task(_message.Message):
     """The template it was made from; empty where it was not."""
     template_version: _builtins.int
     """The version of that template; 0 where there is none."""
+    fairness_key: _builtins.str
+    """Whose share of the agents it uses; see TaskSpec.fairness_key."""
+    queue_rank: _builtins.int
+    """Its place among QUEUED tasks of its type and priority: the lowest runs first. Given when it becomes QUEUED."""
+    skipped: _builtins.bool
+    """True where it was cancelled because it was not needed: its concurrency key was taken, or a task it
+    depends on has failed and it was to be skipped then.
+    """
     schedule_id: _builtins.str
     """The schedule that made it; empty where none did."""
     @_builtins.property
@@ -604,6 +664,10 @@ class Task(_message.Message):
         """When it was last retried by hand; total_timeout counts from here."""
 
     @_builtins.property
+    def concurrency_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The keys of which only so many tasks run at a time."""
+
+    @_builtins.property
     def schedule_time(self) -> _timestamp_pb2.Timestamp:
         """The time of the schedule's calendar it was made for, without jitter."""
 
@@ -641,12 +705,16 @@ class Task(_message.Message):
         retry_time: _timestamp_pb2.Timestamp | None = ...,
         template_id: _builtins.str = ...,
         template_version: _builtins.int = ...,
+        fairness_key: _builtins.str = ...,
+        concurrency_keys: _abc.Iterable[_builtins.str] | None = ...,
+        queue_rank: _builtins.int = ...,
+        skipped: _builtins.bool = ...,
         schedule_id: _builtins.str = ...,
         schedule_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "failure", b"failure", "input", b"input", "lease", b"lease", "not_before_time", b"not_before_time", "progress", b"progress", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "schedule_time", b"schedule_time", "start_time", b"start_time", "state_time", b"state_time", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "attempt", b"attempt", "attempts_used", b"attempts_used", "content_bytes", b"content_bytes", "create_time", b"create_time", "creator", b"creator", "display_name", b"display_name", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "input", b"input", "labels", b"labels", "lease", b"lease", "not_before_time", b"not_before_time", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "revision", b"revision", "schedule_id", b"schedule_id", "schedule_time", b"schedule_time", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "task_id", b"task_id", "template_id", b"template_id", "template_version", b"template_version", "timeouts", b"timeouts", "waiting_on", b"waiting_on"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "attempt", b"attempt", "attempts_used", b"attempts_used", "concurrency_keys", b"concurrency_keys", "content_bytes", b"content_bytes", "create_time", b"create_time", "creator", b"creator", "display_name", b"display_name", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "fairness_key", b"fairness_key", "input", b"input", "labels", b"labels", "lease", b"lease", "not_before_time", b"not_before_time", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "queue_rank", b"queue_rank", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "revision", b"revision", "schedule_id", b"schedule_id", "schedule_time", b"schedule_time", "skipped", b"skipped", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "task_id", b"task_id", "template_id", b"template_id", "template_version", b"template_version", "timeouts", b"timeouts", "waiting_on", b"waiting_on"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1405,6 +1473,114 @@ class WaitTaskResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WaitTaskResponse: _TypeAlias = WaitTaskResponse  # noqa: Y015
+
+@_typing.final
+class ExplainTaskRequest(_message.Message):
+    """Request of ExplainTask."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task. Required."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainTaskRequest: _TypeAlias = ExplainTaskRequest  # noqa: Y015
+
+@_typing.final
+class Blocker(_message.Message):
+    """One reason why a task is not running."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    BLOCKED_BY_FIELD_NUMBER: _builtins.int
+    UNTIL_TIME_FIELD_NUMBER: _builtins.int
+    SINCE_TIME_FIELD_NUMBER: _builtins.int
+    kind: Global___WaitKind.ValueType
+    """What it waits for."""
+    message: _builtins.str
+    """The reason in words, for people."""
+    @_builtins.property
+    def blocked_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Who or what is in the way: up to 10 ids of tasks or agents, or the concurrency key, or the queue's agent type."""
+
+    @_builtins.property
+    def until_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ends, where that is known."""
+
+    @_builtins.property
+    def since_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it is so, where that is known."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___WaitKind.ValueType = ...,
+        message: _builtins.str = ...,
+        blocked_by: _abc.Iterable[_builtins.str] | None = ...,
+        until_time: _timestamp_pb2.Timestamp | None = ...,
+        since_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since_time", b"since_time", "until_time", b"until_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_by", b"blocked_by", "kind", b"kind", "message", b"message", "since_time", b"since_time", "until_time", b"until_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Blocker: _TypeAlias = Blocker  # noqa: Y015
+
+@_typing.final
+class ExplainTaskResponse(_message.Message):
+    """Response of ExplainTask."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    BLOCKERS_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """Its place among the tasks of its type that could run, 1 for the next; 0 where it is not among them."""
+    summary: _builtins.str
+    """The answer in one sentence."""
+    revision: _builtins.int
+    """The revision at which this was so."""
+    @_builtins.property
+    def task(self) -> Global___Task:
+        """The task, without prompt, input and result."""
+
+    @_builtins.property
+    def blockers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Blocker]:
+        """Every reason why it is not running, the one that takes longest to mend first. Empty where it runs or has ended."""
+
+    def __init__(
+        self,
+        *,
+        task: Global___Task | None = ...,
+        blockers: _abc.Iterable[Global___Blocker] | None = ...,
+        position: _builtins.int = ...,
+        summary: _builtins.str = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blockers", b"blockers", "position", b"position", "revision", b"revision", "summary", b"summary", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainTaskResponse: _TypeAlias = ExplainTaskResponse  # noqa: Y015
 
 @_typing.final
 class ListTaskAttemptsRequest(_message.Message):

@@ -80,6 +80,11 @@ class TaskServiceStub:
                 request_serializer=kapell_dot_v1_dot_task__pb2.DeleteTaskRequest.SerializeToString,
                 response_deserializer=kapell_dot_v1_dot_task__pb2.DeleteTaskResponse.FromString,
                 _registered_method=True)
+        self.ExplainTask = channel.unary_unary(
+                '/kapell.v1.TaskService/ExplainTask',
+                request_serializer=kapell_dot_v1_dot_task__pb2.ExplainTaskRequest.SerializeToString,
+                response_deserializer=kapell_dot_v1_dot_task__pb2.ExplainTaskResponse.FromString,
+                _registered_method=True)
         self.WaitTask = channel.unary_unary(
                 '/kapell.v1.TaskService/WaitTask',
                 request_serializer=kapell_dot_v1_dot_task__pb2.WaitTaskRequest.SerializeToString,
@@ -182,6 +187,14 @@ class TaskServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainTask(self, request, context):
+        """Tells every reason why a task is not running yet, and its place in the queue.
+        Errors: TASK_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WaitTask(self, request, context):
         """Waits until the task has ended, at most `wait`. Answers with the task as it
         is by then; look at its state.
@@ -263,6 +276,11 @@ def add_TaskServiceServicer_to_server(servicer, server):
                     servicer.DeleteTask,
                     request_deserializer=kapell_dot_v1_dot_task__pb2.DeleteTaskRequest.FromString,
                     response_serializer=kapell_dot_v1_dot_task__pb2.DeleteTaskResponse.SerializeToString,
+            ),
+            'ExplainTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainTask,
+                    request_deserializer=kapell_dot_v1_dot_task__pb2.ExplainTaskRequest.FromString,
+                    response_serializer=kapell_dot_v1_dot_task__pb2.ExplainTaskResponse.SerializeToString,
             ),
             'WaitTask': grpc.unary_unary_rpc_method_handler(
                     servicer.WaitTask,
@@ -529,6 +547,33 @@ class TaskService:
             '/kapell.v1.TaskService/DeleteTask',
             kapell_dot_v1_dot_task__pb2.DeleteTaskRequest.SerializeToString,
             kapell_dot_v1_dot_task__pb2.DeleteTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainTask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kapell.v1.TaskService/ExplainTask',
+            kapell_dot_v1_dot_task__pb2.ExplainTaskRequest.SerializeToString,
+            kapell_dot_v1_dot_task__pb2.ExplainTaskResponse.FromString,
             options,
             channel_credentials,
             insecure,

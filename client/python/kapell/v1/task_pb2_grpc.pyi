@@ -72,6 +72,10 @@ class TaskServiceStub:
     is cancelled instead, and must be deleted again once it has ended.
     Errors: TASK_NOT_FOUND.
     """
+    ExplainTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.ExplainTaskRequest, _task_pb2.ExplainTaskResponse]
+    """Tells every reason why a task is not running yet, and its place in the queue.
+    Errors: TASK_NOT_FOUND.
+    """
     WaitTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.WaitTaskRequest, _task_pb2.WaitTaskResponse]
     """Waits until the task has ended, at most `wait`. Answers with the task as it
     is by then; look at its state.
@@ -133,6 +137,10 @@ class TaskServiceAsyncStub(TaskServiceStub):
     DeleteTask: _aio.UnaryUnaryMultiCallable[_task_pb2.DeleteTaskRequest, _task_pb2.DeleteTaskResponse]  # type: ignore[assignment]
     """Deletes an ended task with its attempts and logs. A task that has not ended
     is cancelled instead, and must be deleted again once it has ended.
+    Errors: TASK_NOT_FOUND.
+    """
+    ExplainTask: _aio.UnaryUnaryMultiCallable[_task_pb2.ExplainTaskRequest, _task_pb2.ExplainTaskResponse]  # type: ignore[assignment]
+    """Tells every reason why a task is not running yet, and its place in the queue.
     Errors: TASK_NOT_FOUND.
     """
     WaitTask: _aio.UnaryUnaryMultiCallable[_task_pb2.WaitTaskRequest, _task_pb2.WaitTaskResponse]  # type: ignore[assignment]
@@ -247,6 +255,16 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_task_pb2.DeleteTaskResponse, _abc.Awaitable[_task_pb2.DeleteTaskResponse]]:
         """Deletes an ended task with its attempts and logs. A task that has not ended
         is cancelled instead, and must be deleted again once it has ended.
+        Errors: TASK_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainTask(
+        self,
+        request: _task_pb2.ExplainTaskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_task_pb2.ExplainTaskResponse, _abc.Awaitable[_task_pb2.ExplainTaskResponse]]:
+        """Tells every reason why a task is not running yet, and its place in the queue.
         Errors: TASK_NOT_FOUND.
         """
 

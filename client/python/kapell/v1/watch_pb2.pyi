@@ -68,6 +68,12 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """An alias of a template was set, moved or removed."""
     EVENT_KIND_TEMPLATE_DELETED: _EventKind.ValueType  # 63
     """The template was deleted; the event carries its last form."""
+    EVENT_KIND_QUEUE_UPDATED: _EventKind.ValueType  # 80
+    """queue.updated: a queue was paused, resumed, drained or given other limits."""
+    EVENT_KIND_LIMIT_UPDATED: _EventKind.ValueType  # 81
+    """limit.updated: the limit of a concurrency key was set."""
+    EVENT_KIND_LIMIT_DELETED: _EventKind.ValueType  # 82
+    """limit.deleted: the limit of a concurrency key was forgotten."""
     EVENT_KIND_SCHEDULE_CREATED: _EventKind.ValueType  # 100
     """A schedule was created."""
     EVENT_KIND_SCHEDULE_UPDATED: _EventKind.ValueType  # 101
@@ -137,6 +143,12 @@ EVENT_KIND_TEMPLATE_ALIASED: EventKind.ValueType  # 62
 """An alias of a template was set, moved or removed."""
 EVENT_KIND_TEMPLATE_DELETED: EventKind.ValueType  # 63
 """The template was deleted; the event carries its last form."""
+EVENT_KIND_QUEUE_UPDATED: EventKind.ValueType  # 80
+"""queue.updated: a queue was paused, resumed, drained or given other limits."""
+EVENT_KIND_LIMIT_UPDATED: EventKind.ValueType  # 81
+"""limit.updated: the limit of a concurrency key was set."""
+EVENT_KIND_LIMIT_DELETED: EventKind.ValueType  # 82
+"""limit.deleted: the limit of a concurrency key was forgotten."""
 EVENT_KIND_SCHEDULE_CREATED: EventKind.ValueType  # 100
 """A schedule was created."""
 EVENT_KIND_SCHEDULE_UPDATED: EventKind.ValueType  # 101
