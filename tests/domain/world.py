@@ -39,6 +39,7 @@ from kapell_server.domain.access import Caller, Keyring, system, user
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.polls import Poll
 from kapell_server.domain.settings import Settings
+from kapell_server.domain.standing import KINDS, Standing, standing_id
 from kapell_server.domain.state import Resource, State
 from kapell_server.domain.times import SECOND, timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL
@@ -60,6 +61,8 @@ class Rows:
         self.attempts: dict[tuple[str, int], TaskAttempt] = {}
         self.templates: dict[str, Template] = {}
         self.template_versions: dict[tuple[str, int], TemplateVersion] = {}
+        self.standing: dict[tuple[type[Standing], str], Standing] = {}
+        self.schedule_tasks: dict[str, TaskSpec] = {}
 
     def load_tasks(self, task_ids: Iterable[str]) -> list[Task]:
         return [self.tasks[task_id] for task_id in task_ids if task_id in self.tasks]
@@ -75,6 +78,9 @@ class Rows:
 
     def load_template_version(self, template_id: str, version: int) -> TemplateVersion | None:
         return self.template_versions.get((template_id, version))
+
+    def load_schedule_task(self, schedule_id: str) -> TaskSpec | None:
+        return self.schedule_tasks.get(schedule_id)
 
     def count_live_tasks_of(self, template_id: str) -> int:
         return sum(t.template_id == template_id and t.state not in TASK_FINAL for t in self.tasks.values())
@@ -131,10 +137,14 @@ class World:
                 table[key] = resource
             self.events.append(event_name(change.kind))
         rows.template_versions.update(pending.template_versions)
+        for schedule_id, spec in pending.schedule_tasks.items():
+            rows.schedule_tasks.pop(schedule_id, None)
+            if spec is not None:
+                rows.schedule_tasks[schedule_id] = spec
         rows.contents.update(pending.contents)
         rows.attempts.update({key: record for key, (record, _) in pending.attempts.items()})
 
-    def _place(self, resource: Resource) -> tuple[dict[str, Any], str]:
+    def _place(self, resource: Resource) -> tuple[dict[Any, Any], Any]:
         match resource:
             case Task():
                 return self.rows.tasks, resource.task_id
@@ -142,6 +152,8 @@ class World:
                 return self.rows.agents, resource.agent_id
             case Template():
                 return self.rows.templates, resource.template_id
+            case _:
+                return self.rows.standing, (type(resource), standing_id(resource))
 
     def advance(self, seconds: float) -> None:
         """Lets time pass, and looks at what is due by then."""
@@ -157,6 +169,9 @@ class World:
             {agent_id: found.SerializeToString() for agent_id, found in self.rows.agents.items()},
             {template_id: found.SerializeToString() for template_id, found in self.rows.templates.items()},
             sorted(self.rows.template_versions),
+            [found.SerializeToString() for found in self.rows.standing.values()],
+            [list(state.standing.all(kind)) for kind in KINDS],
+            dict(self.rows.schedule_tasks),
             {task_id: state.find_task(task_id) for task_id in self.rows.tasks},
             dict(self.rows.contents),
             {key: record.SerializeToString() for key, record in self.rows.attempts.items()},

@@ -98,5 +98,7 @@ def _resource(event: Event) -> tuple[str, int]:
             return event.agent.agent_id, event.agent.revision
         case "template":
             return event.template.template_id, event.template.revision
+        case "schedule":
+            return event.schedule.schedule_id, event.schedule.revision
         case _:
             raise AssertionError(f"event {event.revision} has no resource")

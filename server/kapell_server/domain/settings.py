@@ -27,6 +27,8 @@ class Settings:
     """How long a request_id is remembered."""
     max_agents: int = 1_000
     """Agents that have not ended."""
+    max_schedules: int = 10_000
+    """Schedules there may be; all are in memory."""
     max_content_bytes: int = 262_144
     """Most bytes of a task's input, and of its result."""
     max_offer_bytes: int = 2_097_152

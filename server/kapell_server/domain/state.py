@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from kapell.v1.agent_pb2 import Agent, AgentSpec
 from kapell.v1.error_pb2 import ERROR_REASON_AGENT_NOT_FOUND, ERROR_REASON_TASK_NOT_FOUND
-from kapell.v1.task_pb2 import TASK_STATE_QUEUED, Task, TaskAttempt
+from kapell.v1.task_pb2 import TASK_STATE_QUEUED, Task, TaskAttempt, TaskSpec
 from kapell.v1.template_pb2 import Template, TemplateVersion
 from kapell.v1.watch_pb2 import EventKind
 
@@ -28,10 +28,11 @@ from kapell_server.domain.ids import IdMinter
 from kapell_server.domain.leases import Lease, LeaseTable
 from kapell_server.domain.polls import PollBoard
 from kapell_server.domain.ready import ReadyIndex, entry_of
+from kapell_server.domain.schedule_tasks import ScheduleTasks
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.standing import Standing, StandingShelf
 from kapell_server.domain.template_shelf import TemplateShelf
-from kapell_server.domain.transitions import AGENT_FINAL
+from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL
 
 Resource = Task | Agent | Template | Standing
 """What a change puts; each kind has its own table, and all share the log."""
@@ -47,6 +48,7 @@ class Loader(Protocol):
     def load_contents(self, task_ids: Collection[str]) -> dict[str, bytes]: ...
     def load_agent(self, agent_id: str) -> Agent | None: ...
     def load_template(self, template_id: str) -> Template | None: ...
+    def load_schedule_task(self, schedule_id: str) -> TaskSpec | None: ...
     def load_template_version(self, template_id: str, version: int) -> TemplateVersion | None: ...
     def count_live_tasks_of(self, template_id: str) -> int: ...
 
@@ -76,6 +78,7 @@ class Pending:
     new_attempts: set[tuple[str, int]] = field(default_factory=set)
     template_versions: dict[tuple[str, int], TemplateVersion] = field(default_factory=dict)
     shipped_digest: str = ""
+    schedule_tasks: dict[str, TaskSpec | None] = field(default_factory=dict)
     instance_keys: dict[str, str] = field(default_factory=dict)
     specs: dict[str, bytes] = field(default_factory=dict)
     deleted_agents: dict[str, bool] = field(default_factory=dict)
@@ -113,6 +116,7 @@ class State:
         self._content_bytes = 0
         self.templates = TemplateShelf(self)
         self.standing = StandingShelf(self)
+        self.schedule_tasks = ScheduleTasks(self)
         self._undo: list[tuple[Any, ...]] = []
 
     # -- the batch ---------------------------------------------------------------------------
@@ -159,6 +163,7 @@ class State:
             for task_id in list(itertools.islice(self._tasks, excess)):
                 del self._tasks[task_id]
         self.templates.trim()
+        self.schedule_tasks.trim()
         while self._content_bytes > _CONTENT_CACHE_BYTES:
             first = next(iter(self._contents))
             self._content_bytes -= len(self._contents.pop(first))
@@ -237,6 +242,8 @@ class State:
             self.polls.touch_type(task.agent_type)
         if due_ns and (not self.due_horizon_ns or due_ns < self.due_horizon_ns):
             self.schedule(due_ns, task_id)
+        if task.schedule_id and state in TASK_FINAL:
+            self.schedule(self.now_ns, task.schedule_id)  # A run may wait for this end.
         return task
 
     def _unput_task(self, task_id: str, previous: Task | None, agent_type: str, deeper: int) -> None:

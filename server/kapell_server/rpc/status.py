@@ -82,6 +82,8 @@ TABLE: dict[reasons.ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_TEMPLATE_PARAMETERS_INVALID: Row(StatusCode.INVALID_ARGUMENT),
     reasons.ERROR_REASON_TEMPLATE_IN_USE: Row(StatusCode.FAILED_PRECONDITION, _TEMPLATE),
     reasons.ERROR_REASON_TEMPLATE_BUILT_IN: Row(StatusCode.FAILED_PRECONDITION, _TEMPLATE),
+    reasons.ERROR_REASON_SCHEDULE_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Schedule", "schedule_id")),
+    reasons.ERROR_REASON_SCHEDULE_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
     reasons.ERROR_REASON_INTERNAL: Row(StatusCode.INTERNAL),
 }
 

@@ -14,6 +14,7 @@ from kapell.v1.task_pb2 import (
     TASK_STATE_RUNNING,
     Task,
     TaskAttempt,
+    TaskSpec,
 )
 from kapell.v1.template_pb2 import Template, TemplateVersion
 from sqlalchemy import bindparam
@@ -23,6 +24,7 @@ from kapell_server.domain.ready import ReadyEntry
 from kapell_server.domain.standing import Standing
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL
 from kapell_server.store.bulk import Bulk, Lookup
+from kapell_server.store.schedule_rows import load_schedule_task
 from kapell_server.store.schema import (
     agents,
     answers,
@@ -85,6 +87,10 @@ class RowLoader:
     def count_live_tasks_of(self, template_id: str) -> int:
         """How many tasks of the template have not ended."""
         return self._connection.scalar(_live_tasks_of, {"template_id": template_id}) or 0
+
+    def load_schedule_task(self, schedule_id: str) -> TaskSpec | None:
+        """The whole task of a schedule, or None."""
+        return load_schedule_task(self._connection, schedule_id)
 
     def load_answers(self, keys: Collection[str]) -> dict[str, tuple[bytes, bytes]]:
         """Fingerprint and answer of the keys that were answered before."""

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from kapell.v1.agent_pb2 import Agent, AgentSpec, ListAgentsRequest, ListAgentsResponse
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse, ListEventsRequest
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
+from kapell.v1.schedule_pb2 import Schedule
 from kapell.v1.task_pb2 import (
     CountTasksRequest,
     CountTasksResponse,
@@ -31,6 +32,7 @@ from kapell_server.store.database import Database
 from kapell_server.store.loads import head
 from kapell_server.store.pages import Page
 from kapell_server.store.record import Record
+from kapell_server.store.schedule_reads import ScheduleReads
 from kapell_server.store.schema import agents, attempts, events, standing, task_contents, tasks, templates
 from kapell_server.store.template_reads import TemplateReads
 from kapell_server.store.writes import resource_id
@@ -38,7 +40,7 @@ from kapell_server.wire import field, int_field
 
 _MAX_ATTEMPTS = 1000
 
-ResourceKind = Literal["task", "agent", "template", "queue", "limit"]
+ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule"]
 
 _task_with_content = (
     sa.select(tasks.c.data, task_contents.c.data)
@@ -58,6 +60,7 @@ class Reads:
         self._log_id = log_id
         self._head = head
         self.templates = TemplateReads(database)
+        self.schedules = ScheduleReads(database)
 
     # -- tasks -------------------------------------------------------------------------------
 
@@ -233,6 +236,7 @@ _TABLES: dict[ResourceKind, tuple[sa.Table, type[Resource]]] = {
     "template": (templates, Template),
     "queue": (standing, Queue),
     "limit": (standing, ConcurrencyLimit),
+    "schedule": (standing, Schedule),
 }
 
 

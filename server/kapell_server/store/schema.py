@@ -18,7 +18,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = "0003"
+VERSION = "0005"
 """The newest migration; a test holds it against store/migrations."""
 
 metadata = MetaData(
@@ -144,6 +144,15 @@ standing = Table(
     Index(None, "kind", "resource_id", unique=True),
 )
 """What is small and stays: queues, limits. `kind` as in domain/standing. All of it is loaded at the start."""
+
+schedule_tasks = Table(
+    "schedule_tasks",
+    metadata,
+    Column("schedule_id", String(64), primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""The whole task of each schedule, a TaskSpec: its record has no prompt, input and parameters."""
 
 starts = Table(
     "starts",
