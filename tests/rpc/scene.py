@@ -126,6 +126,8 @@ class Scene:
                 wanted.task_ids.append(resource_id)
             case "agent":
                 wanted.agent_ids.append(resource_id)
+            case "schedule":
+                wanted.schedule_ids.append(resource_id)
             case _:
                 wanted.template_ids.append(resource_id)
         request = event_pb2.ListEventsRequest(filter=wanted, order=LIST_ORDER_OLDEST_FIRST, page_size=1000)

@@ -177,7 +177,7 @@ def _changes_by(scene: Scene, ask: Ask, after: int) -> list[Any]:
     """Events since the revision, of whatever resource the request names; new ones where it names none."""
     ids = [
         str(getattr(ask.request, field))
-        for field in ("task_id", "agent_id", "template_id")
+        for field in ("task_id", "agent_id", "template_id", "schedule_id")
         if field in ask.request.DESCRIPTOR.fields_by_name and getattr(ask.request, field)
     ]
     return [event for resource_id in ids for event in scene.changes_of(resource_id) if event.revision > after]
@@ -219,6 +219,11 @@ def _subject(answer: Any | None, ask: Ask) -> str:
     if answer is not None and hasattr(answer, "tasks"):
         return str(answer.tasks[0].task_id)
     for message in (answer, ask.request):
+        if getattr(answer, "schedule", None) or hasattr(ask.request, "schedule_id"):
+            message = getattr(message, "schedule", None) or message
+            if getattr(message, "schedule_id", ""):
+                return str(message.schedule_id)
+            continue
         resource = getattr(message, "task", None) or getattr(message, "agent", None) or message
         if hasattr(answer, "template") and message is answer:
             resource = message.template
@@ -242,6 +247,8 @@ def _comparable(answer: Any) -> Any:
 def _alter(request: Any) -> None:
     if hasattr(request, "tasks"):
         request.tasks[0].prompt = "another"
+    elif hasattr(request, "schedule_id"):
+        request.schedule_id = "schedule_another"
     elif hasattr(request, "template_id"):
         request.template_id = "another-template"
     elif hasattr(request, "task"):
