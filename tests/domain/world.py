@@ -176,7 +176,7 @@ class World:
             dict(self.rows.contents),
             {key: record.SerializeToString() for key, record in self.rows.attempts.items()},
             {task_id: lease.attempt for task_id, lease in state.leases.by_task.items()},
-            state.ready.depths(),
+            state.queues.ready.depths(),
             len(state.polls),
             list(self.events),
         )

@@ -25,6 +25,8 @@ class Settings:
     """After so long without a heartbeat an external agent is given up."""
     request_id_lifetime: float = 86_400.0
     """How long a request_id is remembered."""
+    starving_after: float = 600.0
+    """A task that is QUEUED for so long gets every fourth turn of each agent, whatever its priority."""
     max_agents: int = 1_000
     """Agents that have not ended."""
     max_schedules: int = 10_000

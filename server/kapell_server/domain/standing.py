@@ -64,6 +64,10 @@ class StandingShelf:
         """The resource, or None. Not to be altered."""
         return self._by_kind[kind].get(resource_id)  # type: ignore[return-value]
 
+    def any(self, kind: type[Standing]) -> bool:
+        """Whether there is one of a kind at all."""
+        return bool(self._by_kind[kind])
+
     def all(self, kind: type[_T]) -> Iterator[_T]:
         """Every resource of a kind. Not to be altered."""
         return iter(self._by_kind[kind].values())  # type: ignore[arg-type]

@@ -27,12 +27,12 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.domain.ids import IdMinter
 from kapell_server.domain.leases import Lease, LeaseTable
 from kapell_server.domain.polls import PollBoard
-from kapell_server.domain.ready import ReadyIndex, entry_of
+from kapell_server.domain.queues import Queues
 from kapell_server.domain.schedule_tasks import ScheduleTasks
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.standing import Standing, StandingShelf
 from kapell_server.domain.template_shelf import TemplateShelf
-from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL
+from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL, TASK_LEASED
 
 Resource = Task | Agent | Template | Standing
 """What a change puts; each kind has its own table, and all share the log."""
@@ -79,6 +79,9 @@ class Pending:
     template_versions: dict[tuple[str, int], TemplateVersion] = field(default_factory=dict)
     shipped_digest: str = ""
     schedule_tasks: dict[str, TaskSpec | None] = field(default_factory=dict)
+    starts: dict[tuple[str, int], int] = field(default_factory=dict)
+    """Starts under a rate, as (limit id, time), each with the time before which earlier ones are forgotten."""
+    forgotten_starts: dict[str, bool] = field(default_factory=dict)
     instance_keys: dict[str, str] = field(default_factory=dict)
     specs: dict[str, bytes] = field(default_factory=dict)
     deleted_agents: dict[str, bool] = field(default_factory=dict)
@@ -98,7 +101,6 @@ class State:
         self.revision = 0
         self.now_ns = 0
         self.pending = Pending()
-        self.ready = ReadyIndex()
         self.leases = LeaseTable()
         self.polls = PollBoard()
         self.agents: dict[str, Agent] = {}
@@ -118,6 +120,8 @@ class State:
         self.standing = StandingShelf(self)
         self.schedule_tasks = ScheduleTasks(self)
         self._undo: list[tuple[Any, ...]] = []
+        self.queues = Queues(self)
+        self.turns: dict[str, int] = {}
 
     # -- the batch ---------------------------------------------------------------------------
 
@@ -143,6 +147,7 @@ class State:
     def settle(self) -> None:
         """The batch is committed: it cannot be undone any more, even if the next one fails before it begins."""
         self._undo.clear()
+        self.queues.trim()
         self._trim()
         self._forget_ended_agents()
 
@@ -154,6 +159,7 @@ class State:
                 self.agents.pop(agent_id, None)
                 self.agent_seen_ns.pop(agent_id, None)
                 self.instance_keys.pop(agent_id, None)
+                self.turns.pop(agent_id, None)
         self._passing_agents.clear()
 
     def _trim(self) -> None:
@@ -222,35 +228,39 @@ class State:
         previous = None if created else self._tasks.get(task_id)
         self._number(task)
         since = previous_state = 0
-        was_queued = False
         if previous is not None:
             since = previous.revision
-            was_queued = previous.state == TASK_STATE_QUEUED
             previous_state = previous.state if previous.state != state else 0
-        is_queued = state == TASK_STATE_QUEUED and not deleted
         due_ns = 0 if deleted else next_deadline_ns(task, self.settings)
         self.pending.changes.append(
             Change(task, kind, since, previous_state, changed, self.caller, created, deleted, due_ns)
         )
         self._tasks[task_id] = None if deleted else task
-        deeper = is_queued - was_queued
-        self._undo.append((self._unput_task, task_id, previous, task.agent_type, deeper))
-        if deeper:
-            self.ready.adjust_depth(task.agent_type, deeper)
-        if is_queued and not (was_queued and previous.priority == task.priority):  # type: ignore[union-attr]
-            self.ready.push(task.agent_type, entry_of(task))
-            self.polls.touch_type(task.agent_type)
+        self._undo.append((self._unput_task, task_id, previous))
+        if previous is None or previous_state or previous.priority != task.priority:
+            self._queue(previous, task)
         if due_ns and (not self.due_horizon_ns or due_ns < self.due_horizon_ns):
             self.schedule(due_ns, task_id)
         if task.schedule_id and state in TASK_FINAL:
             self.schedule(self.now_ns, task.schedule_id)  # A run may wait for this end.
         return task
 
-    def _unput_task(self, task_id: str, previous: Task | None, agent_type: str, deeper: int) -> None:
+    def _queue(self, previous: Task | None, task: Task) -> None:
+        """Tells the queues of a task that has joined or left one, or an agent."""
+        before = previous.state if previous is not None else 0
+        after = task.state
+        if before == TASK_STATE_QUEUED:
+            self.queues.leave(task.task_id, starts=after in TASK_LEASED)
+        if (before in TASK_LEASED) != (after in TASK_LEASED):
+            self.queues.occupy(task, 1 if after in TASK_LEASED else -1)
+        if after == TASK_STATE_QUEUED:
+            arrives = previous is None or before in TASK_FINAL or (before != after and not previous.attempt)
+            self.queues.join(task, arrives=arrives)
+
+    def _unput_task(self, task_id: str, previous: Task | None) -> None:
         self.revision -= 1
         self.pending.changes.pop()
         self._tasks[task_id] = previous
-        self.ready.adjust_depth(agent_type, -deeper)
 
     # -- time --------------------------------------------------------------------------------
 

@@ -39,6 +39,7 @@ from kapell.v1.watch_pb2 import (
 from kapell_server.domain.access import Caller
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.parameters import as_struct, plain_struct
+from kapell_server.domain.queues import check_takes_in
 from kapell_server.domain.retry import DEFAULT_POLICY, with_defaults
 from kapell_server.domain.state import State
 from kapell_server.domain.template_version import split_reference, version_number
@@ -101,6 +102,7 @@ def _new_task(state: State, spec: TaskSpec, path: str) -> tuple[Task, bytes]:
     elif not spec.agent_type or spec.HasField("parameters"):
         raise _without_template(spec, path)
     _check_size(state, spec, "input", path)
+    check_takes_in(state, spec.agent_type)
     content = Task(prompt=spec.prompt, input=spec.input if spec.HasField("input") else None).SerializeToString()
     now = state.tick_ns()
     task = Task()
@@ -116,6 +118,10 @@ def _new_task(state: State, spec: TaskSpec, path: str) -> tuple[Task, bytes]:
         task.labels.MergeFrom(spec.labels)
     if spec.HasField("priority"):
         task.priority = spec.priority
+    if spec.fairness_key:
+        task.fairness_key = spec.fairness_key
+    if spec.concurrency_keys:
+        task.concurrency_keys.extend(spec.concurrency_keys)
     if spec.HasField("retry_policy"):
         task.retry_policy.CopyFrom(with_defaults(spec.retry_policy))
     if spec.HasField("timeouts"):
@@ -250,8 +256,8 @@ def cancel_task(state: State, request: CancelTaskRequest) -> Task:
     return cancel(state, state.task(request.task_id), request.reason)
 
 
-def cancel(state: State, current: Task, reason: str) -> Task:
-    """Cancels `current`; a second time changes nothing."""
+def cancel(state: State, current: Task, reason: str, *, skipped: bool = False) -> Task:
+    """Cancels `current`; a second time changes nothing. `skipped` marks one that was not needed."""
     if current.state in (TASK_STATE_CANCELLED, TASK_STATE_CANCELLING) and not _stopped_by_timeout(current):
         return current
     if current.state in TASK_FINAL:
@@ -265,6 +271,7 @@ def cancel(state: State, current: Task, reason: str) -> Task:
         task.state = TASK_STATE_CANCELLING
         return state.put_task(task, EVENT_KIND_TASK_CANCELLING, ("state", "state_reason"))
     task.state = TASK_STATE_CANCELLED
+    task.skipped = skipped
     stamp(task.end_time, state.now_ns)
     state.drop_content(task.task_id)
     return state.put_task(task, EVENT_KIND_TASK_CANCELLED, ("state", "state_reason"))
@@ -281,7 +288,7 @@ def retry_task(state: State, request: RetryTaskRequest) -> Task:
     if current.state not in _RETRIABLE:
         raise task_state_conflict(current, "retried", _RETRIABLE)
     task = _copy(current)
-    for field in ("failure", "progress", "end_time", "state_reason", "waiting_on"):
+    for field in ("failure", "progress", "end_time", "state_reason", "waiting_on", "skipped"):
         task.ClearField(field)
     task.attempts_used = 0
     task.state = TASK_STATE_QUEUED

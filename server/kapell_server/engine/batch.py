@@ -16,12 +16,12 @@ from google.protobuf.message import Message
 from kapell.v1.error_pb2 import ERROR_REASON_REQUEST_ID_REUSED
 from kapell.v1.worker_pb2 import LeaseTasksRequest
 
-from kapell_server.domain import agent, dispatch
+from kapell_server.domain import agent, concurrency, dispatch
 from kapell_server.domain.access import Caller, system
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.polls import Poll
 from kapell_server.domain.state import Resource, State
-from kapell_server.engine.commands import DECIDERS, content_ids_of, look, task_ids_of, tasks_to_look_at
+from kapell_server.engine.commands import DECIDERS, QUESTIONS, content_ids_of, look, task_ids_of, tasks_to_look_at
 from kapell_server.engine.offers import encode_offers
 from kapell_server.store.database import Connection
 from kapell_server.store.loads import RowLoader, head, load_due
@@ -98,10 +98,17 @@ class Batcher:
         self._prefetch(commands)
         run = _Run(state, loader, commands)
         self._look_at_due()
+        questions = []
         for command in commands:
-            run.decide(command)
+            if type(command.request) in QUESTIONS:
+                questions.append(command)
+            else:
+                run.decide(command)
         state.caller = _SCHEDULER
+        concurrency.settle_arrivals(state)
         run.served(dispatch.dispatch(state))
+        for command in questions:
+            run.decide(command)
         run.end_polls()
         agent.describe_busy(state)
         written = encode_changes(state.pending.changes, now_ns)
@@ -211,7 +218,8 @@ class _Run:
             replay = self._replay(key, fingerprint)
             if replay is not None:
                 return replay
-        result = DECIDERS[type(request)](self._state, request)
+        decide = DECIDERS.get(type(request)) or QUESTIONS[type(request)]
+        result = decide(self._state, request)
         if key is not None:
             self._fresh[key] = _Remembered(fingerprint, command)
         return result

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from kapell.v1 import agent_pb2, schedule_pb2, task_pb2, template_pb2, worker_pb2
+from kapell.v1 import agent_pb2, queue_pb2, schedule_pb2, task_pb2, template_pb2, worker_pb2
 
-from kapell_server.domain import agent, attempt, schedule, schedule_run, task, template, worker
+from kapell_server.domain import agent, attempt, explain, queue, schedule, schedule_run, task, template, worker
 from kapell_server.domain.state import State
 from kapell_server.engine.facts import (
     AgentProcessExited,
@@ -27,6 +27,12 @@ DECIDERS: dict[type, Decide] = {
     task_pb2.CancelTaskRequest: task.cancel_task,
     task_pb2.RetryTaskRequest: task.retry_task,
     task_pb2.DeleteTaskRequest: task.delete_task,
+    queue_pb2.PauseQueueRequest: queue.pause,
+    queue_pb2.ResumeQueueRequest: queue.resume,
+    queue_pb2.DrainQueueRequest: queue.drain,
+    queue_pb2.UpdateQueueRequest: queue.update,
+    queue_pb2.SetConcurrencyLimitRequest: queue.set_limit,
+    queue_pb2.DeleteConcurrencyLimitRequest: queue.delete_limit,
     template_pb2.CreateTemplateRequest: template.create_template,
     template_pb2.UpdateTemplateRequest: template.update_template,
     template_pb2.DeleteTemplateRequest: template.delete_template,
@@ -59,7 +65,18 @@ DECIDERS: dict[type, Decide] = {
     AgentStartFailed: lambda state, fact: agent.process_exited(state, fact.agent_id, fact.exit, fact.reason),
 }
 
-_BY_TASK_ID = (task_pb2.CancelTaskRequest, task_pb2.RetryTaskRequest, task_pb2.DeleteTaskRequest)
+QUESTIONS: dict[type, Decide] = {
+    task_pb2.ExplainTaskRequest: explain.explain,
+    queue_pb2.GetQueueStatsRequest: queue.stats,
+}
+"""Asked after dispatch, and changing nothing: the answer is true at the end of the batch."""
+
+_BY_TASK_ID = (
+    task_pb2.CancelTaskRequest,
+    task_pb2.RetryTaskRequest,
+    task_pb2.DeleteTaskRequest,
+    task_pb2.ExplainTaskRequest,
+)
 _BY_TOKEN = (
     worker_pb2.ReportProgressRequest,
     worker_pb2.CompleteTaskRequest,
@@ -110,15 +127,17 @@ def tasks_to_look_at(state: State, subject_ids: Iterable[str]) -> Iterable[str]:
             known = state.standing.find(schedule_pb2.Schedule, subject_id)
             if known is not None and known.last_task_id:
                 yield known.last_task_id
-        elif not subject_id.startswith("agent_"):
+        elif subject_id.startswith("task_"):
             yield subject_id
 
 
 def look(state: State, subject_id: str) -> None:
-    """Does what time asks of a task, an agent or a schedule."""
-    if subject_id.startswith("agent_"):
+    """Does what time asks of a task, an agent, a schedule or a limit."""
+    if subject_id.startswith("task_"):
+        attempt.look_at_task(state, subject_id)
+    elif subject_id.startswith("agent_"):
         agent.look_at_agent(state, subject_id)
     elif subject_id.startswith("schedule_"):
         schedule_run.look_at_schedule(state, subject_id)
     else:
-        attempt.look_at_task(state, subject_id)
+        state.queues.rate_is_free(subject_id)

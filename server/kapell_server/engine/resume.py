@@ -41,6 +41,5 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
     for record, poll_id in loaded.attempts:
         state.leases.add(Lease(record=record, expire_ns=grace, poll_id=poll_id, confirmed=True))
         state.schedule(grace, record.task_id)
-    for agent_type, entries in loaded.ready.items():
-        state.ready.load(agent_type, entries)
+    state.queues.load(loaded.queued, loaded.leased, loaded.starts)
     load_deadlines(connection, state, 0)

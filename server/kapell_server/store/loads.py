@@ -31,6 +31,7 @@ from kapell_server.store.schema import (
     attempts,
     events,
     meta,
+    starts,
     task_contents,
     tasks,
     template_versions,
@@ -110,8 +111,12 @@ class Resumption:
     """Running attempts, each with the poll_id that got it."""
     standing: list[Standing]
     """Queues, limits and whatever else stays."""
-    ready: dict[str, list[ReadyEntry]]
-    """Places in the queue by agent type."""
+    queued: list[tuple[ReadyEntry, str]]
+    """Places in the queues, each with its fairness key."""
+    leased: list[tuple[str, str, tuple[str, ...]]]
+    """Tasks that agents have: id, agent type, concurrency keys."""
+    starts: list[tuple[str, int]]
+    """When tasks under a start rate began: limit id and time, in order of time."""
 
 
 def load_resumption(connection: Connection) -> Resumption:
@@ -124,7 +129,9 @@ def load_resumption(connection: Connection) -> Resumption:
         agents=_load_live_agents(connection),
         attempts=_load_running(connection),
         standing=load_standing(connection),
-        ready=_load_ready(connection),
+        queued=_load_queued(connection),
+        leased=_load_leased(connection),
+        starts=[(limit_id, ns) for limit_id, ns in connection.execute(_starts_in_order)],
     )
 
 
@@ -154,16 +161,31 @@ def _load_running(connection: Connection) -> list[tuple[TaskAttempt, str]]:
     return [(TaskAttempt.FromString(data), poll_id) for data, poll_id in rows]
 
 
-def _load_ready(connection: Connection) -> dict[str, list[ReadyEntry]]:
-    ready: dict[str, list[ReadyEntry]] = {}
+_starts_in_order = sa.select(starts.c.limit_id, starts.c.start_ns).order_by(starts.c.start_ns)
+
+
+def _load_queued(connection: Connection) -> list[tuple[ReadyEntry, str]]:
+    columns = (tasks.c.priority, tasks.c.queue_rank, tasks.c.queue_ns, tasks.c.task_id, tasks.c.agent_type)
     rows = connection.execute(
-        sa.select(tasks.c.agent_type, tasks.c.priority, tasks.c.queue_ns, tasks.c.task_id).where(
-            tasks.c.state == TASK_STATE_QUEUED
-        )
+        sa.select(*columns, tasks.c.concurrency_keys, tasks.c.fairness_key).where(tasks.c.state == TASK_STATE_QUEUED)
     )
-    for agent_type, priority, queue_ns, task_id in rows:
-        ready.setdefault(agent_type, []).append(ReadyEntry(-priority, queue_ns, task_id))
-    return ready
+    return [
+        (ReadyEntry(-priority, rank, queue_ns, task_id, agent_type, _split(keys)), fairness_key or "")
+        for priority, rank, queue_ns, task_id, agent_type, keys, fairness_key in rows
+    ]
+
+
+def _load_leased(connection: Connection) -> list[tuple[str, str, tuple[str, ...]]]:
+    rows = connection.execute(
+        sa.select(tasks.c.task_id, tasks.c.agent_type, tasks.c.concurrency_keys)
+        .where(tasks.c.state.in_((TASK_STATE_RUNNING, TASK_STATE_CANCELLING)))
+        .order_by(tasks.c.create_revision)
+    )
+    return [(task_id, agent_type, _split(keys)) for task_id, agent_type, keys in rows]
+
+
+def _split(keys: str | None) -> tuple[str, ...]:
+    return tuple(keys.split(" ")) if keys else ()
 
 
 def load_due(connection: Connection, after_ns: int, limit: int) -> list[tuple[int, str]]:

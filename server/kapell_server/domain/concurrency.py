@@ -1,0 +1,43 @@
+"""What happens to tasks of a concurrency key that shall not wait: the newest or the oldest ones go."""
+
+from __future__ import annotations
+
+from kapell.v1.queue_pb2 import (
+    CONCURRENCY_STRATEGY_CANCEL_IN_PROGRESS,
+    CONCURRENCY_STRATEGY_CANCEL_NEWEST,
+    CONCURRENCY_STRATEGY_SKIP,
+)
+from kapell.v1.task_pb2 import TASK_STATE_CANCELLING, TASK_STATE_QUEUED, Task
+
+from kapell_server.domain.state import State
+from kapell_server.domain.task import cancel
+
+
+def settle_arrivals(state: State) -> None:
+    """Applies the strategies of the keys of every task that has just become QUEUED, in their order."""
+    for task_id in state.queues.arrivals:
+        task = state.find_task(task_id)
+        for key in task.concurrency_keys if task is not None else ():
+            if task is not None and task.state == TASK_STATE_QUEUED:
+                _settle(state, task, key)
+                task = state.find_task(task_id)
+
+
+def _settle(state: State, task: Task, key: str) -> None:
+    """One task and one of its keys, which may have too many tasks now."""
+    queues = state.queues
+    holders = [one for one in queues.holders(key) if state.task(one).state != TASK_STATE_CANCELLING]
+    live = holders + queues.queued(key)
+    excess = len(live) - queues.max_running(key)
+    if excess <= 0:
+        return
+    others = [one for one in live if one != task.task_id]
+    match queues.strategy(key):
+        case strategy if strategy in (CONCURRENCY_STRATEGY_CANCEL_NEWEST, CONCURRENCY_STRATEGY_SKIP):
+            skipped = strategy == CONCURRENCY_STRATEGY_SKIP
+            verb = "skipped" if skipped else "cancelled"
+            by = f"by {others[0]}" if others else "by its limit of 0"
+            cancel(state, task, f"{verb}: concurrency key {key} is taken {by}", skipped=skipped)
+        case strategy if strategy == CONCURRENCY_STRATEGY_CANCEL_IN_PROGRESS:
+            for task_id in others[:excess]:
+                cancel(state, state.task(task_id), f"superseded by {task.task_id} under concurrency key {key}")
