@@ -19,6 +19,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from kapell.errors import InvalidRequest
 from kapell.v1.agent_pb2 import AgentState
+from kapell.v1.schedule_pb2 import OverlapPolicy
 from kapell.v1.task_pb2 import (
     TASK_STATE_CANCELLED,
     TASK_STATE_FAILED,
@@ -97,6 +98,11 @@ def agent_states(values: Iterable[AgentState.ValueType | str]) -> Iterable[Agent
     """States by value or by word, as in "active"."""
     words = _words(AgentState.items(), "AGENT_STATE_")
     return [_by_word(value, words, "an agent state") for value in values]
+
+
+def overlap_policy(value: OverlapPolicy.ValueType | str) -> OverlapPolicy.ValueType:
+    """A policy by value or by word, as in "skip"."""
+    return _by_word(value, _words(OverlapPolicy.items(), "OVERLAP_POLICY_"), "an overlap policy")
 
 
 def event_kind(value: EventKind.ValueType | str) -> EventKind.ValueType:

@@ -25,6 +25,7 @@ from kapell.connection import DEFAULT_TIMEOUT, Connection
 from kapell.discovery import Endpoint
 from kapell.emitter import Handler
 from kapell.events import Events
+from kapell.schedules import Schedules
 from kapell.tasks import Tasks
 from kapell.templates import Templates
 
@@ -203,6 +204,21 @@ class SyncTemplates(_Face[Templates]):
     clone = blocking(Templates.clone)
 
 
+class SyncSchedules(_Face[Schedules]):
+    """`client.schedules`, blocking."""
+
+    create = blocking(Schedules.create)
+    get = blocking(Schedules.get)
+    list = blocking(Schedules.list)
+    iterate = streaming(Schedules.iterate)
+    update = blocking(Schedules.update)
+    delete = blocking(Schedules.delete)
+    pause = blocking(Schedules.pause)
+    resume = blocking(Schedules.resume)
+    trigger = blocking(Schedules.trigger)
+    preview = blocking(Schedules.preview)
+
+
 class SyncAdmin(_Face[Admin]):
     """`client.admin`, blocking."""
 
@@ -229,6 +245,7 @@ class SyncClient:
         self.agents = SyncAgents(loop, client.agents)
         self.tasks = SyncTasks(loop, client.tasks)
         self.templates = SyncTemplates(loop, client.templates)
+        self.schedules = SyncSchedules(loop, client.schedules)
         self.events = SyncEvents(loop, client.events)
         self.admin = SyncAdmin(loop, client.admin)
         self.watch = self.events.watch
