@@ -14,6 +14,7 @@ from kapell.cli.table import Cell, Column, Line
 if TYPE_CHECKING:
     from kapell.v1.agent_pb2 import Agent, AgentEvent, AgentProfile, AgentSpec
     from kapell.v1.event_pb2 import Event
+    from kapell.v1.schedule_pb2 import Schedule
     from kapell.v1.task_pb2 import Task, TaskAttempt, TaskEvent, TaskFailure
     from kapell.v1.template_pb2 import Template
     from kapell.v1.watch_pb2 import Actor
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 
 _LONGEST_LINE = 60
+_OF_A_RUN = frozenset(f"schedule.{what}" for what in ("triggered", "skipped", "queued", "missed", "refused"))
 
 
 def _look(look: Look) -> Cell:
@@ -105,6 +107,7 @@ def task_card(task: Task) -> list[Line]:
         Line("Failure", Cell(failure_text(task.failure) if task.HasField("failure") else "", "red")),
         Line("Type", task.agent_type),
         Line("Template", f"{task.template_id}@{task.template_version}" if task.template_id else ""),
+        Line("Schedule", task.schedule_id),
         Line("Priority", str(task.priority)),
         Line("Attempts", f"{task.attempts_used} of {task.retry_policy.max_attempts}"),
         Line("Agent", task.lease.agent_id),
@@ -268,11 +271,21 @@ def _template_of(event: AnyEvent) -> Template | None:
     return None
 
 
+def _schedule_of(event: AnyEvent) -> Schedule | None:
+    """The schedule an event is about; None for other events."""
+    fields = event.DESCRIPTOR.fields_by_name
+    if "schedule" in fields and event.HasField("schedule"):  # type: ignore[arg-type]
+        return event.schedule  # type: ignore[union-attr]
+    return None
+
+
 def event_subject(event: AnyEvent) -> str:
     """The id of what an event is about."""
-    task, template = _task_of(event), _template_of(event)
+    task, template, schedule = _task_of(event), _template_of(event), _schedule_of(event)
     if template is not None:
         return template.template_id
+    if schedule is not None:
+        return schedule.schedule_id
     return task.task_id if task is not None else _agent_of(event).agent_id
 
 
@@ -280,6 +293,8 @@ def _subject_state(event: AnyEvent) -> Cell:
     task, template = _task_of(event), _template_of(event)
     if template is not None:
         return Cell(f"version {template.latest_version}")
+    if (schedule := _schedule_of(event)) is not None:
+        return Cell("paused" if schedule.paused else "on" if schedule.HasField("next_run_time") else "ended")
     return task_state(task) if task is not None else agent_state(_agent_of(event))
 
 
@@ -288,6 +303,10 @@ def event_text(event: AnyEvent) -> str:
     task, template = _task_of(event), _template_of(event)
     if template is not None:
         return template.spec.display_name
+    if (schedule := _schedule_of(event)) is not None:
+        run = schedule.last_run
+        told = run.message or run.task_id if states.event_name(event.kind) in _OF_A_RUN else schedule.pause_reason
+        return "  ".join(part for part in (schedule.spec.display_name, told) if part)
     if task is None:
         agent = _agent_of(event)
         used = f"{agent.slots_used}/{agent.slots_total} slots"
