@@ -33,6 +33,13 @@ def schedule(scene: Scene, *, paused: bool = False, **fields: Any) -> str:
     return schedule_id
 
 
+def subject_of(message: Any) -> str:
+    """The schedule that a request or an answer is about; empty for those of other services."""
+    if message is None:
+        return ""
+    return str(getattr(getattr(message, "schedule", message), "schedule_id", ""))
+
+
 def of_schedule(request: type[Any], **fields: Any) -> dict[str, Make]:
     """The refusal of every rpc about one schedule."""
     return {"SCHEDULE_NOT_FOUND": lambda scene: Ask(request(schedule_id=_NO_SCHEDULE, **fields))}

@@ -44,6 +44,7 @@ from tests.rpc.rpc_cases import (
     task_change,
     ticket_of_another_process,
 )
+from tests.rpc.rpc_queues import EXPLAIN_TASK, QUEUE_DRAINING, QUEUES
 from tests.rpc.rpc_schedules import SCHEDULES
 from tests.rpc.rpc_templates import OF_CREATE_TASK, TEMPLATES
 from tests.rpc.scene import Ask
@@ -54,6 +55,7 @@ TASKS: dict[str, Case] = {
         holds=lambda answer: answer.task.state == TASK_STATE_QUEUED and answer.task.revision == answer.revision,
         refused={
             **OF_CREATE_TASK,
+            **QUEUE_DRAINING,
             "ID_TAKEN": lambda scene: Ask(task_pb2.CreateTaskRequest(task=scene.spec(task_id=scene.queued().task_id))),
         },
         malformed=({"task": {"agentType": "No Spaces"}}, "task.agent_type"),
@@ -130,6 +132,7 @@ TASKS: dict[str, Case] = {
         malformed=({"taskId": "task_1", "wait": "61s"}, "wait"),
         lasts=lambda scene: Ask(task_pb2.WaitTaskRequest(task_id=scene.queued().task_id, wait=Duration(seconds=60))),
     ),
+    "ExplainTask": EXPLAIN_TASK,
     "ListTaskAttempts": Case(
         works=lambda scene: Ask(task_pb2.ListTaskAttemptsRequest(task_id=scene.succeeded().task_id)),
         holds=lambda answer: [attempt.attempt for attempt in answer.attempts] == [1],
@@ -378,11 +381,15 @@ EVENTS_AND_ADMIN: dict[str, Case] = {
     ),
 }
 
-CASES: dict[str, Case] = {**TASKS, **TEMPLATES, **SCHEDULES, **AGENTS, **WORKERS, **EVENTS_AND_ADMIN}
+CASES: dict[str, Case] = {**TASKS, **QUEUES, **TEMPLATES, **SCHEDULES, **AGENTS, **WORKERS, **EVENTS_AND_ADMIN}
 
 # Rpcs that no state and no id can make fail, and why.
 NEVER_REFUSED = {
     "CountTasks": "counts what there is",
+    "GetQueueStats": "counts what there is",
+    "PauseQueue": "every type has a queue, and pausing a paused one changes nothing",
+    "ResumeQueue": "as PauseQueue",
+    "DrainQueue": "as PauseQueue",
     "ValidateTemplate": "what is wrong is its answer",
     "ListAgentProfiles": "lists the configuration",
     "BatchCompleteTasks": "every attempt has an outcome of its own",

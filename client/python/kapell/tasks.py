@@ -60,6 +60,10 @@ class TaskFields(TypedDict, total=False):
     queue_timeout: Seconds
     run_timeout: Seconds
     total_timeout: Seconds
+    fairness_key: str
+    """Whose share of the agents it uses; keys take turns."""
+    concurrency_keys: Iterable[str]
+    """Of each of these only so many tasks run at a time; see `client.limits`."""
 
 
 class TaskWatchKeywords(TaskQuery, WatchKeywords, total=False):
@@ -87,6 +91,8 @@ def task_spec(agent_type: str = "", prompt: str = "", **fields: Unpack[TaskField
         not_before_time=timestamp(fields.get("not_before")),
         retry_policy=retry,
         timeouts=pb.TaskTimeouts(**limits) if limits else None,
+        fairness_key=fields.get("fairness_key", ""),
+        concurrency_keys=fields.get("concurrency_keys", ()),
     )
 
 
@@ -219,6 +225,11 @@ class Tasks:
         """All attempts of a task, the first one first."""
         request = pb.ListTaskAttemptsRequest(task_id=task_id)
         return await self._connection.call(self._stub.ListTaskAttempts, request)
+
+    async def explain(self, task_id: str) -> pb.ExplainTaskResponse:
+        """Every reason why a task is not running, its place in the queue, and a sentence that sums it up."""
+        request = pb.ExplainTaskRequest(task_id=task_id)
+        return await self._connection.call(self._stub.ExplainTask, request)
 
     async def wait(
         self,

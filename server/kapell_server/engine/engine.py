@@ -223,8 +223,8 @@ class Engine:
                 return
             mailbox = self._mailbox
             commands = [mailbox.popleft() for _ in range(min(len(mailbox), _BATCH))]
-            self._gather.took(len(commands))
             await self._commit(commands)
+            self._gather.done(len(commands), len(mailbox))
 
     async def _commit(self, commands: list[Command]) -> None:
         began = time.perf_counter()

@@ -54,6 +54,7 @@ class AdminServicer:
                 "tasks": True,
                 "agents": True,
                 "templates": True,
+                "queues": True,
                 "schedules": True,
                 "watch": True,
                 "reflection": True,

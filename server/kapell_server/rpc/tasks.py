@@ -43,6 +43,7 @@ class TaskServicer:
         self.UpdateTask = engine.submit
         self.CancelTask = engine.submit
         self.RetryTask = engine.submit
+        self.ExplainTask = engine.submit
 
     async def GetTask(self, request: task_pb2.GetTaskRequest, caller: Caller) -> bytes:
         revision = self._engine.revision

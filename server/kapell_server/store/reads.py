@@ -34,6 +34,7 @@ from kapell_server.store.pages import Page
 from kapell_server.store.record import Record
 from kapell_server.store.schedule_reads import ScheduleReads
 from kapell_server.store.schema import agents, attempts, events, standing, task_contents, tasks, templates
+from kapell_server.store.standing_reads import StandingReads
 from kapell_server.store.template_reads import TemplateReads
 from kapell_server.store.writes import resource_id
 from kapell_server.wire import field, int_field
@@ -60,6 +61,7 @@ class Reads:
         self._log_id = log_id
         self._head = head
         self.templates = TemplateReads(database)
+        self.standing = StandingReads(database)
         self.schedules = ScheduleReads(database)
 
     # -- tasks -------------------------------------------------------------------------------

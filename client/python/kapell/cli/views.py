@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kapell.cli import states, times
 from kapell.cli.output import View, as_data
+from kapell.cli.queue_views import limit_max, limit_text, queue_event, queue_state
 from kapell.cli.states import Look
 from kapell.cli.table import Cell, Column, Line
 
@@ -16,14 +17,12 @@ if TYPE_CHECKING:
     from kapell.v1.event_pb2 import Event
     from kapell.v1.schedule_pb2 import Schedule
     from kapell.v1.task_pb2 import Task, TaskAttempt, TaskEvent, TaskFailure
-    from kapell.v1.template_pb2 import Template
     from kapell.v1.watch_pb2 import Actor
 
     AnyEvent = Event | TaskEvent | AgentEvent
 
 
 _LONGEST_LINE = 60
-_OF_A_RUN = frozenset(f"schedule.{what}" for what in ("triggered", "skipped", "queued", "missed", "refused"))
 
 
 def _look(look: Look) -> Cell:
@@ -112,6 +111,9 @@ def task_card(task: Task) -> list[Line]:
         Line("Attempts", f"{task.attempts_used} of {task.retry_policy.max_attempts}"),
         Line("Agent", task.lease.agent_id),
         Line("Labels", labels_text(task.labels)),
+        Line("Fairness", task.fairness_key),
+        Line("Concurrency", ", ".join(task.concurrency_keys)),
+        Line("Skipped", "yes, it was not needed" if task.skipped else ""),
         Line("Created", times.local(task.create_time)),
         Line("Started", times.local(task.start_time)),
         Line("Ended", times.local(task.end_time)),
@@ -263,50 +265,59 @@ def _agent_of(event: AnyEvent) -> Agent:
     return event.agent  # type: ignore[union-attr]
 
 
-def _template_of(event: AnyEvent) -> Template | None:
-    """The template an event is about; None for other events."""
-    fields = event.DESCRIPTOR.fields_by_name
-    if "template" in fields and event.HasField("template"):  # type: ignore[arg-type]
-        return event.template  # type: ignore[union-attr]
-    return None
+def _schedule_state(schedule: Schedule) -> Cell:
+    return Cell("paused" if schedule.paused else "on" if schedule.HasField("next_run_time") else "ended")
 
 
-def _schedule_of(event: AnyEvent) -> Schedule | None:
-    """The schedule an event is about; None for other events."""
+def _schedule_text(schedule: Schedule) -> str:
+    """Its name, and why it is paused or what became of its last run."""
+    run = schedule.last_run
+    told = schedule.pause_reason if schedule.paused else run.message or run.task_id
+    return "  ".join(part for part in (schedule.spec.display_name, told) if part)
+
+
+# How the resources of events are shown that are neither tasks nor agents: id, state, words.
+_OTHERS: dict[str, tuple[Callable[[Any], str], Callable[[Any], Cell], Callable[[Any], str]]] = {
+    "template": (
+        lambda template: template.template_id,
+        lambda template: Cell(f"version {template.latest_version}"),
+        lambda template: template.spec.display_name,
+    ),
+    "queue": (lambda queue: queue.agent_type, queue_state, queue_event),
+    "schedule": (lambda schedule: schedule.schedule_id, _schedule_state, _schedule_text),
+    "limit": (lambda limit: limit.key, lambda limit: Cell(f"max {limit_max(limit)}"), limit_text),
+}
+
+
+def _other_of(event: AnyEvent) -> tuple[str, Any] | None:
+    """The field and resource of an event that is about neither a task nor an agent; None for other events."""
     fields = event.DESCRIPTOR.fields_by_name
-    if "schedule" in fields and event.HasField("schedule"):  # type: ignore[arg-type]
-        return event.schedule  # type: ignore[union-attr]
+    for name in _OTHERS:
+        if name in fields and event.HasField(name):  # type: ignore[arg-type]
+            return name, getattr(event, name)
     return None
 
 
 def event_subject(event: AnyEvent) -> str:
     """The id of what an event is about."""
-    task, template, schedule = _task_of(event), _template_of(event), _schedule_of(event)
-    if template is not None:
-        return template.template_id
-    if schedule is not None:
-        return schedule.schedule_id
+    task, other = _task_of(event), _other_of(event)
+    if other is not None:
+        return _OTHERS[other[0]][0](other[1])
     return task.task_id if task is not None else _agent_of(event).agent_id
 
 
 def _subject_state(event: AnyEvent) -> Cell:
-    task, template = _task_of(event), _template_of(event)
-    if template is not None:
-        return Cell(f"version {template.latest_version}")
-    if (schedule := _schedule_of(event)) is not None:
-        return Cell("paused" if schedule.paused else "on" if schedule.HasField("next_run_time") else "ended")
+    task, other = _task_of(event), _other_of(event)
+    if other is not None:
+        return _OTHERS[other[0]][1](other[1])
     return task_state(task) if task is not None else agent_state(_agent_of(event))
 
 
 def event_text(event: AnyEvent) -> str:
     """What an event is about, in words: progress, failure, name."""
-    task, template = _task_of(event), _template_of(event)
-    if template is not None:
-        return template.spec.display_name
-    if (schedule := _schedule_of(event)) is not None:
-        run = schedule.last_run
-        told = run.message or run.task_id if states.event_name(event.kind) in _OF_A_RUN else schedule.pause_reason
-        return "  ".join(part for part in (schedule.spec.display_name, told) if part)
+    task, other = _task_of(event), _other_of(event)
+    if other is not None:
+        return _OTHERS[other[0]][2](other[1])
     if task is None:
         agent = _agent_of(event)
         used = f"{agent.slots_used}/{agent.slots_total} slots"

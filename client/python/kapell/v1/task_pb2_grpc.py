@@ -113,7 +113,7 @@ class TaskServiceServicer:
 
     def CreateTask(self, request, context):
         """Creates one task. It is durable when the call answers.
-        Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, TEMPLATE_NOT_FOUND,
+        Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, QUEUE_DRAINING, TEMPLATE_NOT_FOUND,
         TEMPLATE_PARAMETERS_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

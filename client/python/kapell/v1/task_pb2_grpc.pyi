@@ -35,7 +35,7 @@ class TaskServiceStub:
     def __new__(cls, channel: _aio.Channel) -> TaskServiceAsyncStub: ...
     CreateTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.CreateTaskRequest, _task_pb2.CreateTaskResponse]
     """Creates one task. It is durable when the call answers.
-    Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, TEMPLATE_NOT_FOUND,
+    Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, QUEUE_DRAINING, TEMPLATE_NOT_FOUND,
     TEMPLATE_PARAMETERS_INVALID.
     """
     BatchCreateTasks: _grpc.UnaryUnaryMultiCallable[_task_pb2.BatchCreateTasksRequest, _task_pb2.BatchCreateTasksResponse]
@@ -102,7 +102,7 @@ class TaskServiceAsyncStub(TaskServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateTask: _aio.UnaryUnaryMultiCallable[_task_pb2.CreateTaskRequest, _task_pb2.CreateTaskResponse]  # type: ignore[assignment]
     """Creates one task. It is durable when the call answers.
-    Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, TEMPLATE_NOT_FOUND,
+    Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, QUEUE_DRAINING, TEMPLATE_NOT_FOUND,
     TEMPLATE_PARAMETERS_INVALID.
     """
     BatchCreateTasks: _aio.UnaryUnaryMultiCallable[_task_pb2.BatchCreateTasksRequest, _task_pb2.BatchCreateTasksResponse]  # type: ignore[assignment]
@@ -172,7 +172,7 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_task_pb2.CreateTaskResponse, _abc.Awaitable[_task_pb2.CreateTaskResponse]]:
         """Creates one task. It is durable when the call answers.
-        Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, TEMPLATE_NOT_FOUND,
+        Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, QUEUE_DRAINING, TEMPLATE_NOT_FOUND,
         TEMPLATE_PARAMETERS_INVALID.
         """
 

@@ -25,6 +25,17 @@ _LIMITS = (
     click.option("--run-timeout", type=DURATION, metavar="DURATION", help="Stop an attempt that takes longer."),
     click.option("--total-timeout", type=DURATION, metavar="DURATION", help="Fail when it has not ended by then."),
 )
+_SHARES = (
+    click.option("--fairness-key", metavar="KEY", help="Whose share of the agents it uses: a team, a user, a project."),
+    click.option(
+        "--concurrency-key",
+        "concurrency_keys",
+        multiple=True,
+        metavar="KEY",
+        callback=lambda _ctx, _param, values: values or None,
+        help="What only so many tasks may use at a time, see `kapell limit`; may be repeated.",
+    ),
+)
 _PARAMETERS = (
     click.argument("prompt", nargs=-1, metavar="[PROMPT]..."),
     click.option("-t", "--type", "agent_type", required=True, metavar="TYPE", help="Which agents may take it."),
@@ -41,6 +52,7 @@ _PARAMETERS = (
     *_LIMITS[:2],
     click.option("--max-attempts", type=click.IntRange(1, 100), metavar="N", help="Attempts in all. [default: 3]"),
     *_LIMITS[2:],
+    *_SHARES,
 )
 _OF_TEMPLATE = (
     click.option("-t", "--type", "agent_type", default="", metavar="TYPE", help="Other agents than the template says."),
@@ -61,6 +73,7 @@ _OF_TEMPLATE = (
         help="Attempts in all. [default: as the template says]",
     ),
     *_LIMITS[2:],
+    *_SHARES,
 )
 
 
