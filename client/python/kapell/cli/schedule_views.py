@@ -34,6 +34,12 @@ def when_text(spec: ScheduleSpec) -> str:
     return f"{spec.cron} {spec.time_zone or 'UTC'}"
 
 
+def _name(schedule: Schedule) -> str:
+    """Its name where that is not its id."""
+    name = schedule.spec.display_name
+    return "-" if name == short_id(schedule.schedule_id) else name
+
+
 def _task_text(spec: ScheduleSpec) -> str:
     return spec.task.template or spec.task.agent_type
 
@@ -128,7 +134,7 @@ SCHEDULES = View(
         Column("NEXT", _next),
         Column("LAST", _last),
         Column("TASK", lambda s: _task_text(s.spec), flexible=True),
-        Column("NAME", lambda s: s.spec.display_name, flexible=True),
+        Column("NAME", _name, flexible=True),
         Column("NEXT TIME", lambda s: times.iso(s.next_run_time) or "-", wide=True),
         Column("OVERLAP", lambda s: _overlap(s.spec), wide=True),
         Column("RUNS", lambda s: str(s.run_count), wide=True, right=True),
@@ -142,7 +148,7 @@ SCHEDULES = View(
         Column("SCHEDULE", lambda s: Cell(short_id(s.schedule_id))),
         Column("WHEN", lambda s: when_text(s.spec)),
         Column("NEXT", _next),
-        Column("NAME", lambda s: s.spec.display_name, flexible=True),
+        Column("NAME", _name, flexible=True),
     ),
 )
 
