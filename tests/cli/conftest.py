@@ -52,7 +52,7 @@ def agent(shell: Shell) -> str:
 
 @pytest.fixture(scope="module")
 def cast(shell: Shell, agent: str) -> Shell:
-    """The shell, with task_good, task_bad, task_stopped and task_waiting in states that last, and a schedule, backup."""
+    """The shell, with task_good, task_bad, task_stopped and task_waiting in states that last; a schedule, backup."""
     for line in (
         ("task", "run", "-t", "shell", "--id", "task_good", "--name", "Say hello", "echo hello; echo oops >&2"),
         ("task", "run", "-t", "shell", "--id", "task_bad", "--max-attempts", "1", "--", "sh", "-c", "exit 3"),

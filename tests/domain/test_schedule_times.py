@@ -83,7 +83,7 @@ expressions = st.builds(
     fields(0, 59),
     fields(0, 23) | st.sets(st.integers(0, 3), min_size=1).map(lambda h: Field(",".join(map(str, h)), frozenset(h))),
     every_day | fields(1, 31, sizes=12),
-    every_day,
+    every_day | fields(1, 12, sizes=9),
     every_day | fields(0, 6),
 )
 

@@ -1,17 +1,20 @@
 """When a schedule runs: the times of a cron expression or an interval, as functions of their arguments alone.
 
-cronsim reads expressions and walks the calendar, always in local time without a zone; how local
-time becomes time is decided here, since that is where clocks are set forward and back. Times are
-integer nanoseconds, those of cron whole seconds; 0 stands for no time at all. The surprise: two
-kinds of expression cross a change of the clocks in two ways, see proto/kapell/v1/schedule.proto.
+cronsim reads expressions and knows which days match; how a day's local times become times is decided
+here, since that is where clocks are set forward and back. Times are integer nanoseconds, those of
+cron whole seconds; 0 stands for no time at all. The surprise: two kinds of expression cross a
+change of the clocks in two ways, see proto/kapell/v1/schedule.proto.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from calendar import monthrange
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import takewhile
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
+from itertools import chain, takewhile
 from typing import Protocol
 from zoneinfo import ZoneInfo
 
@@ -31,6 +34,8 @@ ALIASES = {
 }
 _FIELDS = ("minute", "hour", "day-of-month", "month", "day-of-week")
 _DAY = 86_400
+_EPOCH = date(1970, 1, 1)
+_LOOK_AHEAD_DAYS = 50 * 366
 
 
 class CalendarError(ValueError):
@@ -85,9 +90,7 @@ class Cron:
     zone: ZoneInfo
 
     def after(self, ns: int) -> int:
-        after = ns // SECOND
-        found = self._after_fixed(after) if self._is_fixed else self._after_passing(after)
-        return 0 if found is None else found * SECOND
+        return next(self._moments(ns // SECOND), 0) * SECOND
 
     def count(self, first_ns: int, until_ns: int, limit: int) -> int:
         return sum(1 for _, _ in zip(range(limit), self._through(first_ns, until_ns), strict=False))
@@ -107,10 +110,12 @@ class Cron:
 
     def _through(self, first_ns: int, until_ns: int) -> Iterator[int]:
         """The times from `first_ns`, which is one, through `until_ns`."""
-        at = first_ns
-        while at and at <= until_ns:
-            yield at
-            at = self.after(at)
+        rest = (moment * SECOND for moment in self._moments(first_ns // SECOND))
+        return takewhile(lambda at: at <= until_ns, chain((first_ns,), rest))
+
+    def _moments(self, after: int) -> Iterator[int]:
+        """The times strictly after `after`, in seconds."""
+        return self._fixed_moments(after) if self._is_fixed else self._passing_moments(after)
 
     @property
     def _is_fixed(self) -> bool:
@@ -119,29 +124,42 @@ class Cron:
         return not minute.startswith("*") and not hour.startswith("*")
 
     def _walls(self, after: int) -> Iterator[int]:
-        """Local times that match, in seconds as if of UTC, strictly after `after`."""
-        for wall in CronSim(self.expression, _naive(after)):
-            yield int(wall.replace(tzinfo=UTC).timestamp())
+        """Local times that match, in seconds as if of UTC, strictly after `after`; ends after 50 years without one."""
+        cron, times = _parsed(self.expression)
+        day, since = divmod(after, _DAY)
+        todays = times[bisect_right(times, since) :]
+        last = day + _LOOK_AHEAD_DAYS
+        while day <= last:
+            here = _EPOCH + timedelta(days=day)
+            if here.month not in cron.months:
+                day += monthrange(here.year, here.month)[1] - here.day
+            elif cron.match_day(here):
+                begin = day * _DAY
+                yield from [begin + time for time in todays]
+                last = day + _LOOK_AHEAD_DAYS
+            todays = times
+            day += 1
 
-    def _after_fixed(self, after: int) -> int | None:
+    def _fixed_moments(self, after: int) -> Iterator[int]:
         """A local time stands for the first moment the clocks show it, or would have: the end of the gap."""
         for wall in self._walls(after + _offset(after, self.zone)):
             found = self._first_moment(wall)
             if found > after:
-                return found
-        return None
+                yield found
+                after = found
 
-    def _after_passing(self, after: int) -> int | None:
+    def _passing_moments(self, after: int) -> Iterator[int]:
         """A local time stands for every moment the clocks show it: none in a gap, two in a repeated hour."""
-        while True:
-            offset = _offset(after + 1, self.zone)
-            wall = next(self._walls(after + offset), None)
-            if wall is None:
-                return None
-            change = _change(after + 1, wall - offset, self.zone)
-            if change is None:
-                return wall - offset
-            after = change - 1
+        change: int | None = after + 1
+        while change is not None:
+            begin, change = change, None
+            offset = _offset(begin, self.zone)
+            for wall in self._walls(begin - 1 + offset):
+                change = _change(begin, wall - offset, self.zone)
+                if change is not None:
+                    break
+                begin = wall - offset
+                yield begin
 
     def _first_moment(self, wall: int) -> int:
         naive = _naive(wall)
@@ -206,6 +224,13 @@ def calendar_of(spec: ScheduleSpec | PreviewScheduleRequest, default_start_ns: i
             raise CalendarError("cron", "or interval is required: say when it runs")
 
 
+@lru_cache(maxsize=1024)
+def _parsed(expression: str) -> tuple[CronSim, tuple[int, ...]]:
+    """What matches days, and the times of a day that match, in seconds."""
+    cron = CronSim(expression, datetime(2000, 1, 1))
+    return cron, tuple(sorted(hour * 3600 + minute * 60 for hour in cron.hours for minute in cron.minutes))
+
+
 def zone_of(name: str) -> ZoneInfo:
     """The zone of an IANA name; UTC for an empty one. Raises CalendarError."""
     try:
@@ -229,7 +254,7 @@ def checked(cron: str, zone: ZoneInfo) -> str:
             "cron", f"has {len(parts)} fields, not five: minute, hour, day of month, month and day of week"
         )
     try:
-        CronSim(text, datetime(2000, 1, 1))
+        _parsed(text)
     except (CronSimError, AssertionError) as error:
         field = str(error).removeprefix("Bad ")
         part = parts[_FIELDS.index(field)] if field in _FIELDS else text
