@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -13,6 +15,9 @@ from kapell.v1 import queue_pb2, task_pb2
 
 from tests.cli.shell import Shell, compare, forget
 from tests.cli.test_completion import tab
+from tests.support.server_process import ServerProcess
+
+GUIDE = Path(__file__).resolve().parents[2] / "server/docs/how-to/limit-what-runs.md"
 
 
 @pytest.fixture(scope="module")
@@ -166,10 +171,31 @@ def test_events_of_queues_and_limits_are_readable(crowd: Shell) -> None:
     assert ["queue.updated", "review", "paused", "paused  the reviewers are on holiday"] in rows
 
 
+def test_status_names_paused_queues_in_which_tasks_wait(crowd: Shell) -> None:
+    screen = crowd.terminal("status", NO_COLOR="1").out
+    waits = json.loads(crowd.pipe("status", "-o", "json").out)["waitsForYou"]
+
+    assert "Queue 'review' is paused: the reviewers are on holiday (1 task)" in waits
+    assert "1 paused queue" in screen.splitlines()[0]
+    assert "kapell queue resume review" in screen
+
+
 def test_types_and_keys_are_completed_live(crowd: Shell) -> None:
     assert tab(crowd, "kapell queue pause bui") == ["build"]
     assert "gpu" in tab(crowd, "kapell limit delete g")
     assert tab(crowd, "kapell limit set repo:w")[-1:] in (["repo:web"], ["web"])
+
+
+def test_every_command_of_the_guide_works(no_server: Shell, server_process: ServerProcess) -> None:
+    environment = {**no_server.environment, "KAPELL_DATA_DIR": str(server_process.data_dir)}
+    script = "".join(re.findall(r"(?ms)^```sh\n(.*?)^```$", GUIDE.read_text(encoding="utf-8")))
+
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], env=environment, capture_output=True, text=True, timeout=100
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "No agent that serves build is active." in done.stdout
 
 
 @pytest.mark.parametrize(

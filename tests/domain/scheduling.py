@@ -37,7 +37,7 @@ def make(
 
 def get(world: World, schedule_id: str = "schedule_a") -> Schedule:
     """The schedule as committed."""
-    found = world.rows.standing[Schedule, schedule_id]
+    found = world.rows.standing["schedule", schedule_id]
     assert isinstance(found, Schedule)
     return found
 

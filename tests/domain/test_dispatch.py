@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -314,6 +316,25 @@ def test_heaps_do_not_grow_with_what_has_come_and_gone() -> None:
         index.remove(f"task_{number}")
 
     assert index._lines["shell"].size < 200
+    assert len(index._ages["shell"]) < 200
+
+
+def test_the_index_knows_since_when_tasks_of_a_type_wait_the_parked_ones_included() -> None:
+    undo: list[tuple[Callable[..., None], tuple[object, ...]]] = []
+    index = ReadyIndex(lambda function, *arguments: undo.append((function, arguments)))
+    for one in (entry(1, 1, "a", 5), entry(9, 2, "b", 7), entry(5, 3, "c", 6)):
+        index.add(one)
+    index.add(entry(1, 1, "a", 5), "key")
+
+    assert index.oldest_ns("shell") == 5
+    index.remove("a")
+    assert index.oldest_ns("shell") == 6
+    function, arguments = undo.pop()
+    function(*arguments)
+    assert index.oldest_ns("shell") == 5
+    for task_id in ("a", "b", "c"):
+        index.remove(task_id)
+    assert index.oldest_ns("shell") == index.oldest_ns("green") == 0
 
 
 def test_the_first_entries_are_about_the_best() -> None:

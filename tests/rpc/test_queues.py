@@ -129,9 +129,11 @@ async def test_stats_count_what_waits_runs_and_is_free(owner: Services, channel:
     answer = await owner(queues.GetQueueStats, queue_pb2.GetQueueStatsRequest())
 
     found = {entry.queue.agent_type: entry for entry in answer.queues}
+    [every] = (await owner(queues.GetQueueStats, queue_pb2.GetQueueStatsRequest(agent_types=["*"]))).queues
     test, other = found["test"], found["other"]
     assert (test.depth, test.blocked, test.running, test.agents, test.free_slots) == (2, 2, 1, 1, 3)
     assert (other.depth, other.blocked, other.running, other.agents, other.free_slots) == (1, 0, 0, 0, 0)
+    assert (every.depth, every.blocked, every.running, every.agents, every.free_slots) == (3, 2, 1, 1, 3)
     assert test.queue.state == QUEUE_STATE_OPEN
     assert test.HasField("oldest_age")
     assert test.add_rate > test.dispatch_rate > 0

@@ -142,11 +142,11 @@ def stats(state: State, request: GetQueueStatsRequest) -> GetQueueStatsResponse:
     for agent in state.agents.values():
         if agent.state == AGENT_STATE_ACTIVE:
             free = agent.slots_total - state.leases.used(agent.agent_id)
-            for agent_type in agent.agent_types:
+            for agent_type in (*agent.agent_types, ALL):
                 agents, slots = served.get(agent_type, (0, 0))
                 served[agent_type] = agents + 1, slots + free
     known = {queue.agent_type for queue in state.standing.all(Queue)}
-    wanted = set(request.agent_types) or known | served.keys() | state.queues.types()
+    wanted = set(request.agent_types) or known | (served.keys() - {ALL}) | state.queues.types()
     response = GetQueueStatsResponse(revision=state.revision)
     for agent_type in sorted(wanted)[:_MOST_QUEUES]:
         response.queues.append(_stats_of(state, agent_type, *served.get(agent_type, (0, 0))))
@@ -156,16 +156,15 @@ def stats(state: State, request: GetQueueStatsRequest) -> GetQueueStatsResponse:
 def _stats_of(state: State, agent_type: str, agents: int, free_slots: int) -> QueueStats:
     queues = state.queues
     ready = queues.ready
-    every = agent_type == ALL
-    types = list(ready.depths()) if every else [agent_type]
+    types = queues.types() if agent_type == ALL else (agent_type,)
     found = QueueStats(queue=find_queue(state, agent_type), agents=agents, free_slots=free_slots)
-    found.depth = sum(ready.depths().get(one, 0) for one in types)
+    found.depth = sum(ready.depth(one) for one in types)
     found.blocked = sum(ready.blocked(one) for one in types)
     found.running = queues.running(agent_type)
-    rates = [queues.rates(one) for one in (queues.types() if every else types)]
+    rates = [queues.rates(one) for one in types]
     found.add_rate = sum(added for added, _ in rates)
     found.dispatch_rate = sum(given for _, given in rates)
-    oldest = min((entry.queue_ns for one in types for entry in ready.entries(one)), default=0)
+    oldest = min((since for one in types if (since := ready.oldest_ns(one))), default=0)
     if oldest:
         set_duration(found.oldest_age, max(0, state.now_ns - oldest))
     return found

@@ -85,6 +85,8 @@ class ReadyIndex:
         self._parked: dict[str, dict[str, list[ReadyEntry]]] = {}
         self._depths: dict[str, int] = {}
         self._blocked: dict[str, int] = {}
+        self._ages: dict[str, list[tuple[int, str]]] = {}
+        """Of each type its tasks by time of queueing, as a heap; for figures, so that they look at few."""
 
     # -- changes -----------------------------------------------------------------------------
 
@@ -127,6 +129,8 @@ class ReadyIndex:
         self._places[task_id] = place
         agent_type = entry.agent_type
         depth = self._depths[agent_type] = self._depths.get(agent_type, 0) + 1
+        if old is None or old[0].queue_ns != entry.queue_ns:
+            self._note_age(entry, depth)
         if gate:
             self._blocked[agent_type] = self._blocked.get(agent_type, 0) + 1
             self._park(entry, gate)
@@ -144,6 +148,17 @@ class ReadyIndex:
         if len(heap) > 2 * self._blocked[entry.agent_type] + _SLACK:
             heap[:] = {one for one in heap if self._is_at(one, gate)}
             heapq.heapify(heap)
+
+    def _note_age(self, entry: ReadyEntry, depth: int) -> None:
+        ages = self._ages.setdefault(entry.agent_type, [])
+        heapq.heappush(ages, (entry.queue_ns, entry.task_id))
+        if len(ages) > 2 * depth + _SLACK:
+            ages[:] = {one for one in ages if self._is_queued_since(*one)}
+            heapq.heapify(ages)
+
+    def _is_queued_since(self, queue_ns: int, task_id: str) -> bool:
+        place = self._places.get(task_id)
+        return place is not None and place[0].queue_ns == queue_ns
 
     def _is_at(self, entry: ReadyEntry, gate: str) -> bool:
         """Whether an entry of a heap still means something."""
@@ -196,15 +211,25 @@ class ReadyIndex:
         """Where a QUEUED task stands, and under which key it is parked."""
         return self._places.get(task_id)
 
-    def ahead_of(self, entry: ReadyEntry) -> int:
-        """How many tasks of its type could run and come before it. Looks at all of them."""
-        line = self._lines.get(entry.agent_type)
-        entries = line.entries() if line is not None else ()
-        return len({one.task_id for one in entries if one < entry and self._is_at(one, "")})
+    def candidates(self, agent_type: str, is_open: Callable[[str], bool]) -> Iterator[ReadyEntry]:
+        """The tasks of a type that could run, and those parked under a key that is open. Looks at all of them."""
+        line = self._lines.get(agent_type)
+        seen: set[str] = set()
+        heaps = [(heap, key) for key, heaps in self._parked.items() if (heap := heaps.get(agent_type)) and is_open(key)]
+        for entries, gate in [(line.entries() if line is not None else (), ""), *heaps]:
+            for entry in entries:
+                if entry.task_id not in seen and self._is_at(entry, gate):
+                    seen.add(entry.task_id)
+                    yield entry
 
-    def entries(self, agent_type: str) -> Iterator[ReadyEntry]:
-        """Every QUEUED task of a type, in no order. Looks at all tasks."""
-        return (entry for entry, _ in self._places.values() if entry.agent_type == agent_type)
+    def oldest_ns(self, agent_type: str) -> int:
+        """Since when the QUEUED task of a type that has waited longest is waiting; 0 where none does."""
+        ages = self._ages.get(agent_type)
+        while ages:
+            if self._is_queued_since(*ages[0]):
+                return ages[0][0]
+            heapq.heappop(ages)
+        return 0
 
     def types_parked_under(self, key: str) -> list[str]:
         """The agent types that have, or had, tasks parked under a key."""
@@ -213,6 +238,10 @@ class ReadyIndex:
     def depths(self) -> dict[str, int]:
         """QUEUED tasks by agent type, without the types that have none."""
         return {agent_type: depth for agent_type, depth in self._depths.items() if depth}
+
+    def depth(self, agent_type: str) -> int:
+        """QUEUED tasks of a type."""
+        return self._depths.get(agent_type, 0)
 
     def blocked(self, agent_type: str) -> int:
         """Those of them that are parked."""

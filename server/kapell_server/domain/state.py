@@ -23,7 +23,9 @@ from kapell.v1.watch_pb2 import EventKind
 
 from kapell_server.domain.access import Caller, Keyring, system
 from kapell_server.domain.deadlines import next_deadline_ns
+from kapell_server.domain.edges import Edge, EdgeKey, Edges
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.family import Families
 from kapell_server.domain.ids import IdMinter
 from kapell_server.domain.leases import Lease, LeaseTable
 from kapell_server.domain.polls import PollBoard
@@ -51,6 +53,7 @@ class Loader(Protocol):
     def load_schedule_task(self, schedule_id: str) -> TaskSpec | None: ...
     def load_template_version(self, template_id: str, version: int) -> TemplateVersion | None: ...
     def count_live_tasks_of(self, template_id: str) -> int: ...
+    def load_family(self, root_id: str) -> list[tuple[str, str]]: ...
 
 
 @dataclass(slots=True)
@@ -86,6 +89,9 @@ class Pending:
     specs: dict[str, bytes] = field(default_factory=dict)
     deleted_agents: dict[str, bool] = field(default_factory=dict)
     heartbeats: dict[str, int] = field(default_factory=dict)
+    dropped_edges: dict[EdgeKey, None] = field(default_factory=dict)
+    new_edges: dict[EdgeKey, Edge] = field(default_factory=dict)
+    """Opened after those that were dropped."""
 
 
 class State:
@@ -117,6 +123,8 @@ class State:
         self._contents: dict[str, bytes] = {}
         self._content_bytes = 0
         self.templates = TemplateShelf(self)
+        self.edges = Edges(self)
+        self.families = Families(self)
         self.standing = StandingShelf(self)
         self.schedule_tasks = ScheduleTasks(self)
         self._undo: list[tuple[Any, ...]] = []
@@ -169,6 +177,7 @@ class State:
             for task_id in list(itertools.islice(self._tasks, excess)):
                 del self._tasks[task_id]
         self.templates.trim()
+        self.families.trim()
         self.schedule_tasks.trim()
         while self._content_bytes > _CONTENT_CACHE_BYTES:
             first = next(iter(self._contents))
@@ -237,6 +246,10 @@ class State:
         )
         self._tasks[task_id] = None if deleted else task
         self._undo.append((self._unput_task, task_id, previous))
+        if task_id in self.edges.unmet or task_id in self.edges.dependants:
+            self.edges.notice(task, previous, deleted)
+        if task.root_task_id and (created or deleted):
+            self.families.notice(task, deleted)
         if previous is None or previous_state or previous.priority != task.priority:
             self._queue(previous, task)
         if due_ns and (not self.due_horizon_ns or due_ns < self.due_horizon_ns):
@@ -249,8 +262,8 @@ class State:
         """Tells the queues of a task that has joined or left one, or an agent."""
         before = previous.state if previous is not None else 0
         after = task.state
-        if before == TASK_STATE_QUEUED:
-            self.queues.leave(task.task_id, starts=after in TASK_LEASED)
+        if previous is not None and before == TASK_STATE_QUEUED:
+            self.queues.leave(previous, starts=after in TASK_LEASED)
         if (before in TASK_LEASED) != (after in TASK_LEASED):
             self.queues.occupy(task, 1 if after in TASK_LEASED else -1)
         if after == TASK_STATE_QUEUED:
@@ -278,6 +291,8 @@ class State:
 
     def next_due_ns(self) -> int:
         """When to look next; 0 for never. Beyond the horizon the database knows more."""
+        if self.edges.stirred:
+            return self.now_ns
         first = self._due[0][0] if self._due else 0
         horizon = self.due_horizon_ns
         return min(first, horizon) if first and horizon else first or horizon

@@ -168,8 +168,9 @@ class ScheduleSpec(_message.Message):
 
     @_builtins.property
     def task(self) -> _task_pb2.TaskSpec:
-        """The task that each run makes. Required, without task_id and not_before_time. A template is looked up and
-        rendered at each run, so that "code-review" means the latest version by then.
+        """The task that each run makes. Required, without task_id, not_before_time, dependencies, parent_task_id and
+        client_key. A template is looked up and rendered at each run, so that "code-review" means the latest
+        version by then.
         """
 
     def __init__(

@@ -89,7 +89,7 @@ class ScheduleServiceServicer:
     def CreateSchedule(self, request, context):
         """Creates a schedule. Its task is checked as CreateTask would check it now.
         Errors: ID_TAKEN, REQUEST_INVALID (a calendar that cannot be, or never runs), SCHEDULE_LIMIT,
-        TEMPLATE_NOT_FOUND, TEMPLATE_PARAMETERS_INVALID.
+        TEMPLATE_NOT_FOUND, TEMPLATE_PARAMETERS_INVALID, QUEUE_DRAINING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -115,7 +115,7 @@ class ScheduleServiceServicer:
         """Changes what a schedule says. With another calendar its times are reckoned anew from now on; those
         that have passed by then are not made up for.
         Errors: SCHEDULE_NOT_FOUND, ETAG_MISMATCH, REQUEST_INVALID, TEMPLATE_NOT_FOUND,
-        TEMPLATE_PARAMETERS_INVALID.
+        TEMPLATE_PARAMETERS_INVALID, QUEUE_DRAINING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -149,7 +149,8 @@ class ScheduleServiceServicer:
     def TriggerSchedule(self, request, context):
         """Makes a run now, paused or not, besides those of the calendar. The overlap policy holds, so that there
         may be no task in the answer; last_run says why.
-        Errors: SCHEDULE_NOT_FOUND, TEMPLATE_NOT_FOUND and TEMPLATE_PARAMETERS_INVALID (the template has changed).
+        Errors: SCHEDULE_NOT_FOUND, TEMPLATE_NOT_FOUND and TEMPLATE_PARAMETERS_INVALID (the template has changed),
+        QUEUE_DRAINING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -60,7 +60,7 @@ class ScheduleServiceStub:
     CreateSchedule: _grpc.UnaryUnaryMultiCallable[_schedule_pb2.CreateScheduleRequest, _schedule_pb2.CreateScheduleResponse]
     """Creates a schedule. Its task is checked as CreateTask would check it now.
     Errors: ID_TAKEN, REQUEST_INVALID (a calendar that cannot be, or never runs), SCHEDULE_LIMIT,
-    TEMPLATE_NOT_FOUND, TEMPLATE_PARAMETERS_INVALID.
+    TEMPLATE_NOT_FOUND, TEMPLATE_PARAMETERS_INVALID, QUEUE_DRAINING.
     """
     GetSchedule: _grpc.UnaryUnaryMultiCallable[_schedule_pb2.GetScheduleRequest, _schedule_pb2.GetScheduleResponse]
     """Reads one schedule with all of its task.
@@ -74,7 +74,7 @@ class ScheduleServiceStub:
     """Changes what a schedule says. With another calendar its times are reckoned anew from now on; those
     that have passed by then are not made up for.
     Errors: SCHEDULE_NOT_FOUND, ETAG_MISMATCH, REQUEST_INVALID, TEMPLATE_NOT_FOUND,
-    TEMPLATE_PARAMETERS_INVALID.
+    TEMPLATE_PARAMETERS_INVALID, QUEUE_DRAINING.
     """
     DeleteSchedule: _grpc.UnaryUnaryMultiCallable[_schedule_pb2.DeleteScheduleRequest, _schedule_pb2.DeleteScheduleResponse]
     """Deletes a schedule. Tasks it has made stay and go on.
@@ -92,7 +92,8 @@ class ScheduleServiceStub:
     TriggerSchedule: _grpc.UnaryUnaryMultiCallable[_schedule_pb2.TriggerScheduleRequest, _schedule_pb2.TriggerScheduleResponse]
     """Makes a run now, paused or not, besides those of the calendar. The overlap policy holds, so that there
     may be no task in the answer; last_run says why.
-    Errors: SCHEDULE_NOT_FOUND, TEMPLATE_NOT_FOUND and TEMPLATE_PARAMETERS_INVALID (the template has changed).
+    Errors: SCHEDULE_NOT_FOUND, TEMPLATE_NOT_FOUND and TEMPLATE_PARAMETERS_INVALID (the template has changed),
+    QUEUE_DRAINING.
     """
     PreviewSchedule: _grpc.UnaryUnaryMultiCallable[_schedule_pb2.PreviewScheduleRequest, _schedule_pb2.PreviewScheduleResponse]
     """Tells the next times of a calendar, without jitter. Changes nothing.
@@ -107,7 +108,7 @@ class ScheduleServiceAsyncStub(ScheduleServiceStub):
     CreateSchedule: _aio.UnaryUnaryMultiCallable[_schedule_pb2.CreateScheduleRequest, _schedule_pb2.CreateScheduleResponse]  # type: ignore[assignment]
     """Creates a schedule. Its task is checked as CreateTask would check it now.
     Errors: ID_TAKEN, REQUEST_INVALID (a calendar that cannot be, or never runs), SCHEDULE_LIMIT,
-    TEMPLATE_NOT_FOUND, TEMPLATE_PARAMETERS_INVALID.
+    TEMPLATE_NOT_FOUND, TEMPLATE_PARAMETERS_INVALID, QUEUE_DRAINING.
     """
     GetSchedule: _aio.UnaryUnaryMultiCallable[_schedule_pb2.GetScheduleRequest, _schedule_pb2.GetScheduleResponse]  # type: ignore[assignment]
     """Reads one schedule with all of its task.
@@ -121,7 +122,7 @@ class ScheduleServiceAsyncStub(ScheduleServiceStub):
     """Changes what a schedule says. With another calendar its times are reckoned anew from now on; those
     that have passed by then are not made up for.
     Errors: SCHEDULE_NOT_FOUND, ETAG_MISMATCH, REQUEST_INVALID, TEMPLATE_NOT_FOUND,
-    TEMPLATE_PARAMETERS_INVALID.
+    TEMPLATE_PARAMETERS_INVALID, QUEUE_DRAINING.
     """
     DeleteSchedule: _aio.UnaryUnaryMultiCallable[_schedule_pb2.DeleteScheduleRequest, _schedule_pb2.DeleteScheduleResponse]  # type: ignore[assignment]
     """Deletes a schedule. Tasks it has made stay and go on.
@@ -139,7 +140,8 @@ class ScheduleServiceAsyncStub(ScheduleServiceStub):
     TriggerSchedule: _aio.UnaryUnaryMultiCallable[_schedule_pb2.TriggerScheduleRequest, _schedule_pb2.TriggerScheduleResponse]  # type: ignore[assignment]
     """Makes a run now, paused or not, besides those of the calendar. The overlap policy holds, so that there
     may be no task in the answer; last_run says why.
-    Errors: SCHEDULE_NOT_FOUND, TEMPLATE_NOT_FOUND and TEMPLATE_PARAMETERS_INVALID (the template has changed).
+    Errors: SCHEDULE_NOT_FOUND, TEMPLATE_NOT_FOUND and TEMPLATE_PARAMETERS_INVALID (the template has changed),
+    QUEUE_DRAINING.
     """
     PreviewSchedule: _aio.UnaryUnaryMultiCallable[_schedule_pb2.PreviewScheduleRequest, _schedule_pb2.PreviewScheduleResponse]  # type: ignore[assignment]
     """Tells the next times of a calendar, without jitter. Changes nothing.
@@ -157,7 +159,7 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_schedule_pb2.CreateScheduleResponse, _abc.Awaitable[_schedule_pb2.CreateScheduleResponse]]:
         """Creates a schedule. Its task is checked as CreateTask would check it now.
         Errors: ID_TAKEN, REQUEST_INVALID (a calendar that cannot be, or never runs), SCHEDULE_LIMIT,
-        TEMPLATE_NOT_FOUND, TEMPLATE_PARAMETERS_INVALID.
+        TEMPLATE_NOT_FOUND, TEMPLATE_PARAMETERS_INVALID, QUEUE_DRAINING.
         """
 
     @_abc_1.abstractmethod
@@ -189,7 +191,7 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
         """Changes what a schedule says. With another calendar its times are reckoned anew from now on; those
         that have passed by then are not made up for.
         Errors: SCHEDULE_NOT_FOUND, ETAG_MISMATCH, REQUEST_INVALID, TEMPLATE_NOT_FOUND,
-        TEMPLATE_PARAMETERS_INVALID.
+        TEMPLATE_PARAMETERS_INVALID, QUEUE_DRAINING.
         """
 
     @_abc_1.abstractmethod
@@ -231,7 +233,8 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_schedule_pb2.TriggerScheduleResponse, _abc.Awaitable[_schedule_pb2.TriggerScheduleResponse]]:
         """Makes a run now, paused or not, besides those of the calendar. The overlap policy holds, so that there
         may be no task in the answer; last_run says why.
-        Errors: SCHEDULE_NOT_FOUND, TEMPLATE_NOT_FOUND and TEMPLATE_PARAMETERS_INVALID (the template has changed).
+        Errors: SCHEDULE_NOT_FOUND, TEMPLATE_NOT_FOUND and TEMPLATE_PARAMETERS_INVALID (the template has changed),
+        QUEUE_DRAINING.
         """
 
     @_abc_1.abstractmethod
