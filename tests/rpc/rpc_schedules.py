@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from kapell.v1 import schedule_pb2, task_pb2, template_pb2
 
 from tests.rpc.rpc_cases import Case, Make
+from tests.rpc.rpc_queues import drained
 from tests.rpc.rpc_templates import template
 from tests.rpc.scene import Ask, Scene
 
@@ -100,6 +101,10 @@ SCHEDULES: dict[str, Case] = {
             "REQUEST_INVALID: no such zone": lambda scene: _creation(scene, time_zone="Mars/Base"),
             "REQUEST_INVALID: a day that no month has": lambda scene: _creation(scene, cron="0 0 31 2 *"),
             "REQUEST_INVALID: over before it begins": lambda scene: _creation(scene, end_time=Timestamp(seconds=1)),
+            "REQUEST_INVALID: a task that could be made once": lambda scene: _creation(
+                scene, task=scene.spec(task_id="task_once")
+            ),
+            "QUEUE_DRAINING": lambda scene: _creation(scene, task=scene.spec(agent_type=drained(scene))),
             "TEMPLATE_NOT_FOUND": lambda scene: _creation(scene, task=_of_no_template()),
             "TEMPLATE_PARAMETERS_INVALID": lambda scene: _creation(scene, task=_of_template(scene)),
         },
