@@ -15,6 +15,7 @@ from kapell.v1.task_pb2 import (
     TASK_STATE_RUNNING,
     Task,
     TaskAttempt,
+    TaskSpec,
 )
 from kapell.v1.template_pb2 import Template, TemplateVersion
 from sqlalchemy import bindparam
@@ -25,6 +26,7 @@ from kapell_server.domain.ready import ReadyEntry
 from kapell_server.domain.standing import Standing
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL
 from kapell_server.store.bulk import Bulk, Lookup
+from kapell_server.store.schedule_rows import load_schedule_task
 from kapell_server.store.schema import (
     agents,
     answers,
@@ -104,6 +106,10 @@ class RowLoader:
         """The tasks that committed events beyond a revision are about."""
         rows = self._connection.scalars(_changed_after, {"revision": after_revision})
         return [resource_id for resource_id in rows if resource_id.startswith("task_")]
+
+    def load_schedule_task(self, schedule_id: str) -> TaskSpec | None:
+        """The whole task of a schedule, or None."""
+        return load_schedule_task(self._connection, schedule_id)
 
     def load_answers(self, keys: Collection[str]) -> dict[str, tuple[bytes, bytes]]:
         """Fingerprint and answer of the keys that were answered before."""

@@ -50,7 +50,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_PROFILE_NOT_FOUND: _ErrorReason.ValueType  # 11
     """NOT_FOUND: the configuration has no profile of this name. Metadata: profile, known."""
     ERROR_REASON_ID_TAKEN: _ErrorReason.ValueType  # 12
-    """ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id."""
+    """ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id or schedule_id."""
     ERROR_REASON_TASK_STATE_CONFLICT: _ErrorReason.ValueType  # 13
     """FAILED_PRECONDITION: the task's state does not allow this. Metadata: task_id, state, allowed."""
     ERROR_REASON_AGENT_STATE_CONFLICT: _ErrorReason.ValueType  # 14
@@ -125,6 +125,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the artifact's state does not allow this. Metadata: artifact_id, state."""
     ERROR_REASON_ARTIFACT_LIMIT: _ErrorReason.ValueType  # 74
     """RESOURCE_EXHAUSTED: the artifact, its task or all artifacts would take more than they may. Metadata: setting, limit."""
+    ERROR_REASON_SCHEDULE_NOT_FOUND: _ErrorReason.ValueType  # 60
+    """NOT_FOUND: no schedule has this id. Metadata: schedule_id."""
+    ERROR_REASON_SCHEDULE_LIMIT: _ErrorReason.ValueType  # 61
+    """RESOURCE_EXHAUSTED: there are as many schedules as there may be. Metadata: limit."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. The comment of each value names its gRPC code and the
@@ -156,7 +160,7 @@ ERROR_REASON_ATTEMPT_NOT_FOUND: ErrorReason.ValueType  # 10
 ERROR_REASON_PROFILE_NOT_FOUND: ErrorReason.ValueType  # 11
 """NOT_FOUND: the configuration has no profile of this name. Metadata: profile, known."""
 ERROR_REASON_ID_TAKEN: ErrorReason.ValueType  # 12
-"""ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id."""
+"""ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id or schedule_id."""
 ERROR_REASON_TASK_STATE_CONFLICT: ErrorReason.ValueType  # 13
 """FAILED_PRECONDITION: the task's state does not allow this. Metadata: task_id, state, allowed."""
 ERROR_REASON_AGENT_STATE_CONFLICT: ErrorReason.ValueType  # 14
@@ -231,4 +235,8 @@ ERROR_REASON_ARTIFACT_STATE_CONFLICT: ErrorReason.ValueType  # 73
 """FAILED_PRECONDITION: the artifact's state does not allow this. Metadata: artifact_id, state."""
 ERROR_REASON_ARTIFACT_LIMIT: ErrorReason.ValueType  # 74
 """RESOURCE_EXHAUSTED: the artifact, its task or all artifacts would take more than they may. Metadata: setting, limit."""
+ERROR_REASON_SCHEDULE_NOT_FOUND: ErrorReason.ValueType  # 60
+"""NOT_FOUND: no schedule has this id. Metadata: schedule_id."""
+ERROR_REASON_SCHEDULE_LIMIT: ErrorReason.ValueType  # 61
+"""RESOURCE_EXHAUSTED: there are as many schedules as there may be. Metadata: limit."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
