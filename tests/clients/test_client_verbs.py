@@ -46,6 +46,7 @@ VERBS: dict[str, Callable[[Client], Awaitable[object]]] = {
     "ReprioritizeTasks": lambda c: c.tasks.reprioritize_all(900, everything=True, allow_partial=True),
     "ListTaskEdits": lambda c: c.tasks.edits("task_1"),
     "DeleteTask": lambda c: c.tasks.delete("task_1"),
+    "GetTaskTree": lambda c: c.tasks.tree("task_1"),
     "ExplainTask": lambda c: c.tasks.explain("task_1"),
     "GetQueueStats": lambda c: c.queues.stats("a", "b"),
     "UpdateQueue": lambda c: c.queues.update("a", max_running=4, start_rate=(10, 60)),

@@ -35,9 +35,10 @@ from kapell.v1.worker_pb2 import (
     RegisterWorkerResponse,
     ReleaseTaskRequest,
 )
-from kapell_server.domain import agent, dispatch
+from kapell_server.domain import agent, closing, dispatch
 from kapell_server.domain.access import Caller, Keyring, system, user
 from kapell_server.domain.bulk_job import BulkJob
+from kapell_server.domain.edges import Edge, EdgeKey
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.polls import Poll
 from kapell_server.domain.settings import Settings
@@ -65,6 +66,7 @@ class Rows:
         self.edits: dict[tuple[str, int], TaskEdit] = {}
         self.bulk_jobs: dict[str, BulkJob] = {}
         self.bulk_steps: dict[tuple[str, int], bytes] = {}
+        self.edges: dict[EdgeKey, Edge] = {}
 
     def load_tasks(self, task_ids: Iterable[str]) -> list[Task]:
         return [self.tasks[task_id] for task_id in task_ids if task_id in self.tasks]
@@ -86,6 +88,9 @@ class Rows:
 
     def count_live_tasks_of(self, template_id: str) -> int:
         return sum(t.template_id == template_id and t.state not in TASK_FINAL for t in self.tasks.values())
+
+    def load_family(self, root_id: str) -> list[tuple[str, str]]:
+        return [(t.task_id, t.parent_task_id) for t in self.tasks.values() if t.root_task_id == root_id]
 
 
 class World:
@@ -110,7 +115,7 @@ class World:
             state.caller = caller
             answer = self._decide(command)
         state.caller = system("scheduler")
-        dispatch.dispatch(state)
+        closing.close(state)
         agent.describe_busy(state)
         self._commit()
         state.settle()
@@ -146,6 +151,10 @@ class World:
         for key in pending.bulk.ended:
             rows.bulk_jobs.pop(key, None)
             rows.bulk_steps = {step: data for step, data in rows.bulk_steps.items() if step[0] != key}
+        for key in pending.dropped_edges:
+            del rows.edges[key]
+        assert not rows.edges.keys() & pending.new_edges.keys(), "an edge is inserted once"
+        rows.edges.update(pending.new_edges)
         rows.attempts.update({key: record for key, (record, _) in pending.attempts.items()})
 
     def _place(self, resource: Resource) -> tuple[dict[str, Any], str]:
@@ -156,6 +165,15 @@ class World:
                 return self.rows.agents, resource.agent_id
             case Template():
                 return self.rows.templates, resource.template_id
+
+    def edges(self) -> dict[EdgeKey, Edge]:
+        """The open edges as memory has them, which must agree from both ends."""
+        forward = {(a, b): edge for a, entries in self.state.edges.dependants.items() for b, edge in entries.items()}
+        backward = {(a, b): edge for b, entries in self.state.edges.unmet.items() for a, edge in entries.items()}
+        assert forward == backward
+        assert all(self.state.edges.dependants.values())
+        assert all(self.state.edges.unmet.values())
+        return forward
 
     def advance(self, seconds: float) -> None:
         """Lets time pass, and looks at what is due by then."""
@@ -178,6 +196,9 @@ class World:
             dict(self.rows.bulk_steps),
             {key: record.SerializeToString() for key, record in self.rows.attempts.items()},
             {task_id: lease.attempt for task_id, lease in state.leases.by_task.items()},
+            dict(self.rows.edges),
+            self.edges(),
+            list(state.edges.stirred),
             state.queues.ready.depths(),
             len(state.polls),
             list(self.events),

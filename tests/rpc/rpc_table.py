@@ -19,6 +19,7 @@ from kapell.v1.task_pb2 import (
     TaskProgress,
 )
 
+from tests.rpc import rpc_dependencies
 from tests.rpc.rpc_bulk import BULK
 from tests.rpc.rpc_cases import (
     NOBODY,
@@ -55,6 +56,7 @@ TASKS: dict[str, Case] = {
         holds=lambda answer: answer.task.state == TASK_STATE_QUEUED and answer.task.revision == answer.revision,
         refused={
             **OF_CREATE_TASK,
+            **rpc_dependencies.OF_CREATE_TASK,
             **QUEUE_DRAINING,
             "ID_TAKEN": lambda scene: Ask(task_pb2.CreateTaskRequest(task=scene.spec(task_id=scene.queued().task_id))),
         },
@@ -66,7 +68,8 @@ TASKS: dict[str, Case] = {
         refused={
             "ID_TAKEN": lambda scene: Ask(
                 task_pb2.BatchCreateTasksRequest(tasks=[scene.spec(), scene.spec(task_id=scene.queued().task_id)])
-            )
+            ),
+            **rpc_dependencies.OF_BATCH,
         },
         malformed=({"tasks": [{"agentType": "ok"}, {"agentType": "ok", "priority": 1001}]}, "tasks[1].priority"),
     ),
@@ -119,6 +122,7 @@ TASKS: dict[str, Case] = {
             "REQUEST_INVALID: parameters without a template": lambda scene: Ask(
                 task_pb2.RetryTaskRequest(task_id=scene.cancelled().task_id, parameters={"a": "b"})
             ),
+            **rpc_dependencies.OF_RETRY,
         },
         malformed=({}, "task_id"),
     ),
@@ -135,6 +139,7 @@ TASKS: dict[str, Case] = {
         malformed=({"taskId": "task_1", "wait": "61s"}, "wait"),
         lasts=lambda scene: Ask(task_pb2.WaitTaskRequest(task_id=scene.queued().task_id, wait=Duration(seconds=60))),
     ),
+    "GetTaskTree": rpc_dependencies.TREE,
     "ExplainTask": EXPLAIN_TASK,
     "ListTaskAttempts": Case(
         works=lambda scene: Ask(task_pb2.ListTaskAttemptsRequest(task_id=scene.succeeded().task_id)),
@@ -339,6 +344,8 @@ WORKERS: dict[str, Case] = {
         refused=of_lease(worker_pb2.ReleaseTaskRequest),
         malformed=({}, "lease_token"),
     ),
+    "CreateChildTasks": rpc_dependencies.CREATE_CHILDREN,
+    "WaitChildTasks": rpc_dependencies.WAIT_CHILDREN,
     "WatchDirectives": Case(
         works=directives,
         holds=lambda answer: answer.directive == worker_pb2.AGENT_DIRECTIVE_NONE,

@@ -55,6 +55,7 @@ COMMANDS = {
     "TaskService.ReprioritizeTasks": "task reprioritize",
     "TaskService.ListTaskEdits": "task edits",
     "TaskService.WaitTask": "task wait",
+    "TaskService.GetTaskTree": "task tree",
     "TaskService.ExplainTask": "task explain",
     "TaskService.ListTaskAttempts": "task attempts",
     "TaskService.StreamTaskLogs": "task logs",

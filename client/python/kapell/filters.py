@@ -32,6 +32,10 @@ class TaskQuery(TypedDict, total=False):
     """Made from one of these."""
     failure_reasons: Iterable[str]
     """Whose latest failure has one of these, as in "AGENT_LOST"."""
+    parent_task_id: str
+    """Children of this task."""
+    root_task_id: str
+    """Everything below this task, which has no parent itself."""
 
 
 class AgentQuery(TypedDict, total=False):
@@ -82,6 +86,8 @@ def task_filter(**query: Unpack[TaskQuery]) -> TaskFilter:
         created_before_time=timestamp(query.get("created_before")),
         template_ids=query.get("template_ids", ()),
         failure_reasons=query.get("failure_reasons", ()),
+        parent_task_id=query.get("parent_task_id", ""),
+        root_task_id=query.get("root_task_id", ""),
     )
 
 

@@ -158,6 +158,7 @@ class SyncTasks(_Face[Tasks]):
     reprioritize_all = blocking(Tasks.reprioritize_all)
     edits = blocking(Tasks.edits)
     delete = blocking(Tasks.delete)
+    tree = blocking(Tasks.tree)
     attempts = blocking(Tasks.attempts)
     explain = blocking(Tasks.explain)
     wait = blocking(Tasks.wait)

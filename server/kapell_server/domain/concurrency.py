@@ -13,14 +13,18 @@ from kapell_server.domain.state import State
 from kapell_server.domain.task import cancel
 
 
-def settle_arrivals(state: State) -> None:
-    """Applies the strategies of the keys of every task that has just become QUEUED, in their order."""
-    for task_id in state.queues.arrivals:
+def settle_arrivals(state: State, settled: int = 0) -> int:
+    """Applies the strategies of the keys of every task that has just become QUEUED, in their order.
+
+    The first `settled` of them have had their turn in this batch; returns how many have had it now.
+    """
+    for task_id in state.queues.arrivals[settled:]:
         task = state.find_task(task_id)
         for key in task.concurrency_keys if task is not None else ():
             if task is not None and task.state == TASK_STATE_QUEUED:
                 _settle(state, task, key)
                 task = state.find_task(task_id)
+    return len(state.queues.arrivals)
 
 
 def _settle(state: State, task: Task, key: str) -> None:

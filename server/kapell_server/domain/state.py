@@ -24,7 +24,9 @@ from kapell.v1.watch_pb2 import EventKind
 from kapell_server.domain.access import Caller, Keyring, system
 from kapell_server.domain.bulk_job import BulkJob, BulkWrites
 from kapell_server.domain.deadlines import next_deadline_ns
+from kapell_server.domain.edges import Edge, EdgeKey, Edges
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.family import Families
 from kapell_server.domain.ids import IdMinter
 from kapell_server.domain.leases import Lease, LeaseTable
 from kapell_server.domain.polls import PollBoard
@@ -51,6 +53,7 @@ class Loader(Protocol):
     def load_template_version(self, template_id: str, version: int) -> TemplateVersion | None: ...
     def count_live_tasks_of(self, template_id: str) -> int: ...
     def load_changed_tasks(self, after_revision: int) -> list[str]: ...
+    def load_family(self, root_id: str) -> list[tuple[str, str]]: ...
 
 
 @dataclass(slots=True)
@@ -87,6 +90,9 @@ class Pending:
     deleted_agents: dict[str, bool] = field(default_factory=dict)
     heartbeats: dict[str, int] = field(default_factory=dict)
     bulk: BulkWrites = field(default_factory=BulkWrites)
+    dropped_edges: dict[EdgeKey, None] = field(default_factory=dict)
+    new_edges: dict[EdgeKey, Edge] = field(default_factory=dict)
+    """Opened after those that were dropped."""
 
 
 class State:
@@ -119,6 +125,8 @@ class State:
         self._content_bytes = 0
         self.templates = TemplateShelf(self)
         self.bulk_jobs: dict[str, BulkJob] = {}
+        self.edges = Edges(self)
+        self.families = Families(self)
         self.standing = StandingShelf(self)
         self._undo: list[tuple[Any, ...]] = []
         self.queues = Queues(self)
@@ -170,6 +178,7 @@ class State:
             for task_id in list(itertools.islice(self._tasks, excess)):
                 del self._tasks[task_id]
         self.templates.trim()
+        self.families.trim()
         while self._content_bytes > _CONTENT_CACHE_BYTES:
             first = next(iter(self._contents))
             self._content_bytes -= len(self._contents.pop(first))
@@ -237,6 +246,10 @@ class State:
         )
         self._tasks[task_id] = None if deleted else task
         self._undo.append((self._unput_task, task_id, previous))
+        if task_id in self.edges.unmet or task_id in self.edges.dependants:
+            self.edges.notice(task, previous, deleted)
+        if task.root_task_id and (created or deleted):
+            self.families.notice(task, deleted)
         if previous is None or previous_state or previous.priority != task.priority:
             self._queue(previous, task)
         if due_ns and (not self.due_horizon_ns or due_ns < self.due_horizon_ns):
@@ -276,6 +289,8 @@ class State:
 
     def next_due_ns(self) -> int:
         """When to look next; 0 for never. Beyond the horizon the database knows more."""
+        if self.edges.stirred:
+            return self.now_ns
         first = self._due[0][0] if self._due else 0
         horizon = self.due_horizon_ns
         return min(first, horizon) if first and horizon else first or horizon
@@ -315,11 +330,6 @@ class State:
         self.assign(self.pending.contents, task_id, content)
         self._undo.append((self._cache_content, task_id, self._contents.get(task_id)))
         self._cache_content(task_id, content)
-
-    def keep_edit(self, task: Task, edit: TaskEdit) -> None:
-        """Records what the content was before the change that `task` has just been put with."""
-        edit.revision = task.revision
-        self.assign(self.pending.edits, (task.task_id, task.revision), edit)
 
     def drop_content(self, task_id: str) -> None:
         """Frees the memory of a finished task's content; the database keeps it."""

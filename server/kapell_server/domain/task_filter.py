@@ -29,6 +29,12 @@ def task_test(wanted: TaskFilter) -> TaskTest:
     if wanted.template_ids:
         templates = frozenset(wanted.template_ids)
         tests.append(lambda task: task.template_id in templates)
+    if wanted.parent_task_id:
+        parent = wanted.parent_task_id
+        tests.append(lambda task: task.parent_task_id == parent)
+    if wanted.root_task_id:
+        root = wanted.root_task_id
+        tests.append(lambda task: task.root_task_id == root)
     if wanted.failure_reasons:
         reasons = frozenset(wanted.failure_reasons)
         tests.append(lambda task: task.HasField("failure") and task.failure.reason in reasons)

@@ -39,5 +39,6 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
         state.leases.add(Lease(record=record, expire_ns=grace, poll_id=poll_id, confirmed=True))
         state.schedule(grace, record.task_id)
     state.queues.load(loaded.queued, loaded.leased, loaded.starts)
+    state.edges.load(loaded.edges, loaded.stirred)
     load_deadlines(connection, state, 0)
     state.bulk_jobs.update((job.key, job) for job in load_bulk_jobs(connection))

@@ -28,6 +28,7 @@ from kapell_server.store.schema import (
     meta,
     starts,
     task_contents,
+    task_edges,
     task_edits,
     tasks,
     template_versions,
@@ -59,7 +60,7 @@ _insert_events = Bulk(sa.insert(events), "revision", "kind", "resource_id", "pre
 _insert_tasks = Bulk(
     sa.insert(tasks),
     *("create_revision", "task_id", "state", "agent_type", "priority", "create_ns", "queue_ns", "due_ns"),
-    *("template_id", "queue_rank", "fairness_key", "concurrency_keys", "data"),
+    *("template_id", "queue_rank", "fairness_key", "concurrency_keys", "parent_id", "root_id", "data"),
 )
 _insert_edits = Bulk(sa.insert(task_edits), "task_id", "revision", "data")
 _insert_contents = Bulk(sa.insert(task_contents), "task_id", "data")
@@ -69,6 +70,13 @@ _insert_agents = Bulk(
 )
 _insert_templates = Bulk(sa.insert(templates), "create_revision", "template_id", "data")
 _insert_template_versions = Bulk(sa.insert(template_versions), "template_id", "version", "data")
+_insert_edges = Bulk(sa.insert(task_edges), "dependency_id", "dependant_id", "condition", "on_failure")
+_delete_edges = Bulk(
+    sa.delete(task_edges).where(
+        task_edges.c.dependency_id == bindparam("dependency"), task_edges.c.dependant_id == bindparam("dependant")
+    ),
+    *("dependency", "dependant"),
+)
 _insert_answers = Bulk(sa.insert(answers), "request_key", "fingerprint", "data", "create_ns")
 
 _insert_starts = Bulk(sa.insert(starts), "limit_id", "start_ns")
@@ -154,6 +162,8 @@ def write_batch(connection: Connection, pending: Pending, written: Written, give
         _write_edits(connection, pending)
     if pending.bulk:
         write_bulk_jobs(connection, pending.bulk)
+    _delete_edges.execute(connection, list(pending.dropped_edges))
+    _insert_edges.execute(connection, [(*key, *edge) for key, edge in pending.new_edges.items()])
     if pending.starts or pending.forgotten_starts:
         _write_starts(connection, pending)
     if pending.shipped_digest:
@@ -207,7 +217,8 @@ def _write_tasks(connection: Connection, changes: list[Change], pending: Pending
             row = (create_revision, task_id, task.state, task.agent_type, task.priority, create_ns, queue_ns, due_ns)
             keys = " ".join(found) if (found := task.concurrency_keys) else None
             more = (task.template_id or None, task.queue_rank, task.fairness_key or None, keys)
-            inserts.append((*row, *more, data))
+            kin = (task.parent_task_id or None, task.root_task_id or None)
+            inserts.append((*row, *more, *kin, data))
     for delete in _deletes_of_task:
         delete.execute(connection, deleted)
     _insert_tasks.execute(connection, inserts)

@@ -47,6 +47,8 @@ _OPTIONS = (
         metavar="TEMPLATE_ID",
         help="Made from this template; may be repeated.",
     ),
+    click.option("--parent", "parent_task_id", default="", metavar="TASK_ID", help="Children of this task."),
+    click.option("--root", "root_task_id", default="", metavar="TASK_ID", help="Everything below this task."),
     options.labels("With this label; may be repeated."),
     click.option("--since", type=DURATION, metavar="DURATION", help="Created within the last 30m, 2h, 7d …"),
 )

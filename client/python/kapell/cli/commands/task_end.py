@@ -36,7 +36,7 @@ def write_answers(app: App, /, outcome: bulk.Outcome[Task]) -> None:
 
 @command(
     "cancel",
-    "Cancel tasks: those with these ids, or all that match a filter and have not ended.",
+    "Cancel tasks, and those below them: by their ids, or all that match a filter and have not ended.",
     examples="""
         kapell task cancel task_01kabc
         kapell task cancel task_01kabc --reason "wrong branch"
@@ -48,6 +48,7 @@ def write_answers(app: App, /, outcome: bulk.Outcome[Task]) -> None:
 @which_live_tasks
 @many.caps
 @click.option("--reason", default="", metavar="TEXT", help="Why, for the record.")
+@click.option("--leave-children", is_flag=True, help="Let the tasks below them go on.")
 @options.yes
 @options.dry_run
 @options.output
@@ -60,18 +61,18 @@ def cancel(
     max_affected: int | None,
     allow_partial: bool,
     reason: str,
+    leave_children: bool,
     yes: bool,
     dry_run: bool,
     **which: Any,
 ) -> None:
     query = query_of(**which)
+    how: dict[str, Any] = {"reason": reason, "leave_children": leave_children}
     if many.is_by_filter(task_ids, query, everything=everything):
         query.setdefault("states", LIVE)
         many.change(
             app,
-            lambda client: many.Change(
-                "cancel", "Cancelled", lambda **more: client.tasks.cancel_all(reason=reason, **more)
-            ),
+            lambda client: many.Change("cancel", "Cancelled", lambda **more: client.tasks.cancel_all(**how, **more)),
             query,
             yes=yes,
             dry_run=dry_run,
@@ -86,7 +87,7 @@ def cancel(
         return
     if len(ids) > 1:
         options.confirm(app, f"Cancel {len(ids)} tasks", ids, yes=yes, typed=str(len(ids)))
-    write_answers(app, app.run(lambda client: bulk.each(ids, lambda id: client.tasks.cancel(id, reason=reason))))
+    write_answers(app, app.run(lambda client: bulk.each(ids, lambda id: client.tasks.cancel(id, **how))))
 
 
 @command(
