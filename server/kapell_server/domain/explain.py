@@ -99,12 +99,14 @@ def _explain_queued(state: State, task: Task, response: ExplainTaskResponse) -> 
     place = state.queues.ready.place_of(task.task_id)
     assert place is not None, "a QUEUED task has a place"
     agents = list(_agents(state, task.agent_type))
+    nobody = bool(agents) and agents[0].kind == WAIT_KIND_NO_AGENT
+    response.blockers.extend([*agents, *blockers] if nobody else [*blockers, *agents])
     if not blockers:
-        ahead = state.queues.ready.ahead_of(place[0])
+        ahead = state.queues.ahead_of(place[0])
         response.position = ahead + 1
-        if ahead and not (agents and agents[0].kind == WAIT_KIND_NO_AGENT):
-            blockers.append(Blocker(kind=WAIT_KIND_TURN, message=f"{_count(ahead, 'task')} of its type come first."))
-    response.blockers.extend([*agents, *blockers])
+        if ahead and not nobody:
+            message = f"{_count(ahead, 'task')} of its type come first."
+            response.blockers.append(Blocker(kind=WAIT_KIND_TURN, message=message))
 
 
 def _queue(state: State, agent_type: str) -> Iterator[Blocker]:

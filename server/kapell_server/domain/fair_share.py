@@ -20,7 +20,8 @@ class _Class:
 
     def __init__(self) -> None:
         self.now = 0
-        self.stamps: dict[str, int] = {}
+        self.stamps: dict[str, tuple[int, int]] = {}
+        """By key, the rank of its latest task and how many are queued. A key with none begins at `now`."""
 
 
 class FairShare:
@@ -29,52 +30,55 @@ class FairShare:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._classes: dict[tuple[str, int], _Class] = {}
-        self._crowded: set[tuple[str, int]] = set()
 
     def stamp(self, agent_type: str, priority: int, fairness_key: str) -> int:
         """The rank of a task that joins the queue now."""
         found = self._class(agent_type, priority)
         before = found.stamps.get(fairness_key)
-        rank = max(found.now, before or 0) + 1
-        found.stamps[fairness_key] = rank
+        last, queued = before or (0, 0)
+        rank = max(found.now, last) + 1
+        found.stamps[fairness_key] = rank, queued + 1
         self._journal(_restore, found.stamps, fairness_key, before)
-        if len(found.stamps) > _CROWD:
-            self._crowded.add((agent_type, priority))
         return rank
 
-    def served(self, entry: ReadyEntry) -> None:
-        """A task leaves the queue for an agent: the time of its class moves up to it."""
+    def left(self, entry: ReadyEntry, fairness_key: str, *, served: bool) -> None:
+        """A task leaves the queue. Where an agent has it, the time of its class moves up to it.
+
+        A key with nothing queued is forgotten: it has no credit, and owes nothing for what was cancelled.
+        """
         found = self._class(entry.agent_type, -entry.negative_priority)
-        if entry.rank > found.now:
+        before = found.stamps[fairness_key]
+        last, queued = before
+        if queued > 1:
+            found.stamps[fairness_key] = last, queued - 1
+        else:
+            del found.stamps[fairness_key]
+        self._journal(_restore, found.stamps, fairness_key, before)
+        if served and entry.rank > found.now:
             self._journal(setattr, found, "now", found.now)
             found.now = entry.rank
 
-    def load(self, queued: Iterable[tuple[ReadyEntry, str]]) -> None:
-        """Takes over the stamps of what is queued, at the start. The second value is its fairness key."""
-        lowest: dict[tuple[str, int], int] = {}
-        for entry, fairness_key in queued:
+    def load(self, queued: Iterable[tuple[ReadyEntry, str, str]]) -> None:
+        """Takes over the stamps of what is queued, at the start, as (entry, fairness key, key it is parked under).
+
+        Time goes on from the first task that could run: one that has long been parked does not turn it back.
+        """
+        first: dict[tuple[str, int], tuple[bool, int]] = {}
+        for entry, fairness_key, gate in queued:
             of = entry.agent_type, -entry.negative_priority
             stamps = self._class(*of).stamps
-            stamps[fairness_key] = max(stamps.get(fairness_key, 0), entry.rank)
-            lowest[of] = min(lowest.get(of, entry.rank), entry.rank)
-        for of, rank in lowest.items():
+            last, count = stamps.get(fairness_key, (0, 0))
+            stamps[fairness_key] = max(last, entry.rank), count + 1
+            found = bool(gate), entry.rank
+            first[of] = min(first.get(of, found), found)
+        for of, (_, rank) in first.items():
             self._class(*of).now = max(0, rank - 1)
-
-    def trim(self) -> None:
-        """Forgets the keys whose turn is over; between batches only."""
-        for of in self._crowded:
-            found = self._classes[of]
-            found.stamps = {key: stamp for key, stamp in found.stamps.items() if stamp > found.now}
-        self._crowded.clear()
 
     def _class(self, agent_type: str, priority: int) -> _Class:
         found = self._classes.get((agent_type, priority))
         if found is None:
             found = self._classes[agent_type, priority] = _Class()
         return found
-
-
-_CROWD = 1024
 
 
 def _restore(mapping: dict[str, Any], key: str, old: Any) -> None:

@@ -7,13 +7,13 @@ limit needs no rewriting of tasks.
 
 from __future__ import annotations
 
+import bisect
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from kapell.v1.error_pb2 import ERROR_REASON_QUEUE_DRAINING
 from kapell.v1.queue_pb2 import (
-    CONCURRENCY_STRATEGY_UNSPECIFIED,
     CONCURRENCY_STRATEGY_WAIT,
     QUEUE_STATE_DRAINING,
     QUEUE_STATE_PAUSED,
@@ -34,7 +34,7 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.domain.fair_share import FairShare
 from kapell_server.domain.rates import Rate
 from kapell_server.domain.ready import ReadyEntry, ReadyIndex, entry_of
-from kapell_server.domain.times import SECOND, duration_ns
+from kapell_server.domain.times import duration_ns, timestamp_ns
 
 if TYPE_CHECKING:
     from kapell_server.domain.state import State
@@ -44,7 +44,6 @@ ALL = "*"
 DEFAULT_MAX_RUNNING = 1
 """What a concurrency key without a limit of its own allows."""
 _JOINING = frozenset({EVENT_KIND_TASK_CREATED, EVENT_KIND_TASK_QUEUED, EVENT_KIND_TASK_REQUEUED})
-_PATIENT = (CONCURRENCY_STRATEGY_UNSPECIFIED, CONCURRENCY_STRATEGY_WAIT)
 
 
 class Queues:
@@ -55,14 +54,16 @@ class Queues:
         self.ready = ReadyIndex(state.on_rollback)
         self._fair = FairShare(state.on_rollback)
         self._running: dict[str, int] = {}
-        self._running_of_key: dict[str, dict[str, None]] = {}
-        self._queued_of_key: dict[str, dict[str, None]] = {}
+        self._running_of_key: dict[str, dict[str, int]] = {}
+        """By key, its tasks, each with the time it was queued at. Not in order: an undone change puts one last."""
+        self._queued_of_key: dict[str, dict[str, int]] = {}
+        """The same for those that are QUEUED."""
         self._starts: dict[str, deque[int]] = {}
         self._added: dict[str, Rate] = {}
         self._given: dict[str, Rate] = {}
         self._many_keys = _MANY_KEYS
         self.arrivals: list[str] = []
-        """Tasks that have just joined and carry a key whose strategy is not to wait."""
+        """Tasks under keys that have just joined."""
 
     # -- tasks that come and go ---------------------------------------------------------------
 
@@ -74,26 +75,26 @@ class Queues:
         gate = ""
         if entry.keys:
             for key in entry.keys:
-                state.assign(self._queued_of_key.setdefault(key, {}), task.task_id, None)
+                state.assign(self._queued_of_key.setdefault(key, {}), task.task_id, entry.queue_ns)
             gate = self.closed_key(entry.keys)
-            if arrives and any(self.strategy(key) not in _PATIENT for key in entry.keys):
+            if arrives:
                 self.arrivals.append(task.task_id)
                 state.on_rollback(self.arrivals.pop)
         self.ready.add(entry, gate)
         self._watch_rate(gate)
         state.polls.touch_type(task.agent_type)
 
-    def leave(self, task_id: str, *, starts: bool) -> None:
-        """A task is QUEUED no more: it `starts`, or has ended or gone elsewhere."""
-        place = self.ready.remove(task_id)
+    def leave(self, task: Task, *, starts: bool) -> None:
+        """A task, as it was, is QUEUED no more: it `starts`, or has ended or gone elsewhere."""
+        place = self.ready.remove(task.task_id)
         if place is None:
             return
         entry, gate = place
         state = self._state
+        self._fair.left(entry, task.fairness_key, served=starts)
         for key in entry.keys:
-            state.remove(self._queued_of_key.get(key, {}), task_id)
+            state.remove(self._queued_of_key.get(key, {}), task.task_id)
         if starts:
-            self._fair.served(entry)
             if entry.keys or state.standing.any(Queue):
                 self._note_start(entry)
         elif not gate:
@@ -107,7 +108,7 @@ class Queues:
         for key in task.concurrency_keys:
             holders = self._running_of_key.setdefault(key, {})
             if by > 0:
-                state.assign(holders, task.task_id, None)
+                state.assign(holders, task.task_id, timestamp_ns(task.queue_time))
             else:
                 state.remove(holders, task.task_id)
         if by < 0 and task.concurrency_keys:
@@ -249,8 +250,9 @@ class Queues:
         return free_ns if free_ns > self._state.now_ns else 0
 
     def _starts_left(self, limit_id: str, rate: StartRate) -> int:
-        begin = self._state.now_ns - duration_ns(rate.period)
-        return rate.count - sum(start > begin for start in self._starts.get(limit_id, ()))
+        starts = self._starts.get(limit_id, ())
+        over = bisect.bisect_right(starts, self._state.now_ns - duration_ns(rate.period))
+        return rate.count - (len(starts) - over)
 
     def _note_start(self, entry: ReadyEntry) -> None:
         find = self._state.standing.find
@@ -262,6 +264,7 @@ class Queues:
             limit = find(ConcurrencyLimit, key)
             if limit is not None and limit.HasField("start_rate"):
                 self._count_start(f"key/{key}", limit.start_rate)
+                self._watch_rate_of(f"key/{key}", limit.start_rate)  # for those that are parked already
 
     def _count_start(self, limit_id: str, rate: StartRate) -> None:
         state = self._state
@@ -298,6 +301,11 @@ class Queues:
         else:
             self.reopen_key(name)
 
+    def ahead_of(self, entry: ReadyEntry) -> int:
+        """How many tasks of its type could run now and come before it. Looks at all of them."""
+        candidates = self.ready.candidates(entry.agent_type, lambda key: self.room(key) > 0)
+        return sum(one < entry and not self.closed_key(one.keys) for one in candidates)
+
     # -- figures -----------------------------------------------------------------------------
 
     def running(self, name: str) -> int:
@@ -305,12 +313,16 @@ class Queues:
         return self._running.get(name, 0)
 
     def holders(self, key: str) -> list[str]:
-        """The tasks of a key that agents have, the oldest first."""
-        return list(self._running_of_key.get(key, ()))
+        """The tasks of a key that agents have, the one that was queued first first."""
+        return _by_age(self._running_of_key.get(key, {}))
 
     def queued(self, key: str) -> list[str]:
-        """The tasks of a key that are QUEUED, the oldest first."""
-        return list(self._queued_of_key.get(key, ()))
+        """The tasks of a key that are QUEUED, the one that was queued first first."""
+        return _by_age(self._queued_of_key.get(key, {}))
+
+    def count(self, key: str) -> tuple[int, int]:
+        """How many tasks of a key agents have, and how many are QUEUED."""
+        return len(self._running_of_key.get(key, ())), len(self._queued_of_key.get(key, ()))
 
     def rates(self, agent_type: str) -> tuple[float, float]:
         """Tasks a second that joined and that were given out, over the last minute."""
@@ -343,39 +355,37 @@ class Queues:
     def load(
         self,
         queued: Iterable[tuple[ReadyEntry, str]],
-        leased: Iterable[tuple[str, str, tuple[str, ...]]],
+        leased: Iterable[tuple[str, str, int, tuple[str, ...]]],
         starts: Iterable[tuple[str, int]],
     ) -> None:
         """Takes over what the database has: queued entries with their fairness key, leased tasks as
-        (id, type, keys), starts as (limit id, time) in order of time."""
-        for task_id, agent_type, keys in leased:
+        (id, type, time it was queued at, keys), starts as (limit id, time) in order of time."""
+        for task_id, agent_type, queue_ns, keys in leased:
             for name in (agent_type, ALL):
                 self._running[name] = self._running.get(name, 0) + 1
             for key in keys:
-                self._running_of_key.setdefault(key, {})[task_id] = None
+                self._running_of_key.setdefault(key, {})[task_id] = queue_ns
         for limit_id, start_ns in starts:
             self._starts.setdefault(limit_id, deque()).append(start_ns)
-        queued = sorted(queued, key=lambda one: one[0].queue_ns)
+        queued = list(queued)
         for entry, _ in queued:
             for key in entry.keys:
-                self._queued_of_key.setdefault(key, {})[entry.task_id] = None
-        self._fair.load(queued)
-        placed = [(entry, self.closed_key(entry.keys)) for entry, _ in queued]
-        self.ready.load(placed)
-        for gate in {gate for _, gate in placed}:
+                self._queued_of_key.setdefault(key, {})[entry.task_id] = entry.queue_ns
+        placed = [(entry, fairness_key, self.closed_key(entry.keys)) for entry, fairness_key in queued]
+        self._fair.load(placed)
+        self.ready.load((entry, gate) for entry, _, gate in placed)
+        for gate in {gate for _, _, gate in placed}:
             self._watch_rate(gate)
 
     def trim(self) -> None:
         """Forgets what no decision needs any more; between batches only."""
         self._note_rates()
-        self._fair.trim()
         self.arrivals.clear()
         if len(self._queued_of_key) > self._many_keys:
             self._forget_idle_keys()
-        state = self._state
-        for limit_id in {limit_id for limit_id, _ in state.pending.starts}:
+        for (limit_id, _), floor_ns in self._state.pending.starts.items():
             starts = self._starts.get(limit_id)
-            while starts and starts[0] < state.now_ns - _DAY:
+            while starts and starts[0] <= floor_ns:  # as in the database
                 starts.popleft()
 
     def _forget_idle_keys(self) -> None:
@@ -399,10 +409,13 @@ def check_takes_in(state: State, agent_type: str) -> None:
         )
 
 
+def _by_age(tasks: dict[str, int]) -> list[str]:
+    return sorted(tasks, key=lambda task_id: (tasks[task_id], task_id))
+
+
 def _across_types(entry: ReadyEntry) -> tuple[int, int, str]:
     """What orders tasks of different types, whose ranks have nothing to do with each other."""
     return entry.negative_priority, entry.queue_ns, entry.task_id
 
 
 _MANY_KEYS = 4096
-_DAY = 86_400 * SECOND

@@ -211,11 +211,16 @@ class ReadyIndex:
         """Where a QUEUED task stands, and under which key it is parked."""
         return self._places.get(task_id)
 
-    def ahead_of(self, entry: ReadyEntry) -> int:
-        """How many tasks of its type could run and come before it. Looks at all of them."""
-        line = self._lines.get(entry.agent_type)
-        entries = line.entries() if line is not None else ()
-        return len({one.task_id for one in entries if one < entry and self._is_at(one, "")})
+    def candidates(self, agent_type: str, is_open: Callable[[str], bool]) -> Iterator[ReadyEntry]:
+        """The tasks of a type that could run, and those parked under a key that is open. Looks at all of them."""
+        line = self._lines.get(agent_type)
+        seen: set[str] = set()
+        heaps = [(heap, key) for key, heaps in self._parked.items() if (heap := heaps.get(agent_type)) and is_open(key)]
+        for entries, gate in [(line.entries() if line is not None else (), ""), *heaps]:
+            for entry in entries:
+                if entry.task_id not in seen and self._is_at(entry, gate):
+                    seen.add(entry.task_id)
+                    yield entry
 
     def oldest_ns(self, agent_type: str) -> int:
         """Since when the QUEUED task of a type that has waited longest is waiting; 0 where none does."""

@@ -260,8 +260,8 @@ class State:
         """Tells the queues of a task that has joined or left one, or an agent."""
         before = previous.state if previous is not None else 0
         after = task.state
-        if before == TASK_STATE_QUEUED:
-            self.queues.leave(task.task_id, starts=after in TASK_LEASED)
+        if previous is not None and before == TASK_STATE_QUEUED:
+            self.queues.leave(previous, starts=after in TASK_LEASED)
         if (before in TASK_LEASED) != (after in TASK_LEASED):
             self.queues.occupy(task, 1 if after in TASK_LEASED else -1)
         if after == TASK_STATE_QUEUED:

@@ -215,8 +215,7 @@ class Engine:
 
     def key_use(self, key: str) -> tuple[int, int]:
         """How many tasks of a concurrency key run, and how many are QUEUED."""
-        queues = self._state.queues
-        return len(queues.holders(key)), len(queues.queued(key))
+        return self._state.queues.count(key)
 
     def agent_lives(self, agent_id: str, instance: int) -> bool:
         """Whether this instance of the agent has not ended. For calls that do not pass the writer."""

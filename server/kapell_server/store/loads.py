@@ -125,8 +125,8 @@ class Resumption:
     """Queues, limits and whatever else stays."""
     queued: list[tuple[ReadyEntry, str]]
     """Places in the queues, each with its fairness key."""
-    leased: list[tuple[str, str, tuple[str, ...]]]
-    """Tasks that agents have: id, agent type, concurrency keys."""
+    leased: list[tuple[str, str, int, tuple[str, ...]]]
+    """Tasks that agents have: id, agent type, time they were queued at, concurrency keys."""
     starts: list[tuple[str, int]]
     """When tasks under a start rate began: limit id and time, in order of time."""
     edges: list[tuple[str, str, Edge]]
@@ -194,13 +194,13 @@ def _load_queued(connection: Connection) -> list[tuple[ReadyEntry, str]]:
     ]
 
 
-def _load_leased(connection: Connection) -> list[tuple[str, str, tuple[str, ...]]]:
+def _load_leased(connection: Connection) -> list[tuple[str, str, int, tuple[str, ...]]]:
     rows = connection.execute(
-        sa.select(tasks.c.task_id, tasks.c.agent_type, tasks.c.concurrency_keys)
-        .where(tasks.c.state.in_((TASK_STATE_RUNNING, TASK_STATE_CANCELLING)))
-        .order_by(tasks.c.create_revision)
+        sa.select(tasks.c.task_id, tasks.c.agent_type, tasks.c.queue_ns, tasks.c.concurrency_keys).where(
+            tasks.c.state.in_((TASK_STATE_RUNNING, TASK_STATE_CANCELLING))
+        )
     )
-    return [(task_id, agent_type, _split(keys)) for task_id, agent_type, keys in rows]
+    return [(task_id, agent_type, queue_ns, _split(keys)) for task_id, agent_type, queue_ns, keys in rows]
 
 
 def _split(keys: str | None) -> tuple[str, ...]:
