@@ -28,7 +28,7 @@ from kapell.v1.task_pb2 import (
     TaskOutcome,
 )
 
-from kapell_server.domain import task
+from kapell_server.domain import family, task
 from kapell_server.domain.bulk_job import (
     RESPONSES,
     BulkCommand,
@@ -120,6 +120,9 @@ def _do(state: State, job: BulkJob) -> None:
     """Changes the next tasks of a job, each for itself, and notes what became of them."""
     task_ids = job.task_ids[job.next : job.next + STEP]
     state.prefetch_tasks(task_ids)
+    if isinstance(job.request, CancelTasksRequest) and not job.request.leave_children:
+        found = (state.find_task(task_id) for task_id in task_ids)
+        state.families.prefetch(family.root_of(one) for one in found if one is not None)
     test = task_test(job.request.filter)
     response = RESPONSES[type(job.request)]()
     began = state.revision
