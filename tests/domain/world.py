@@ -53,10 +53,11 @@ from kapell_server.domain.access import Caller, Keyring, system, user
 from kapell_server.domain.bulk_job import BulkJob
 from kapell_server.domain.edges import Edge, EdgeKey
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.pending import Resource
 from kapell_server.domain.polls import Poll
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.standing import KINDS, Standing, standing_id
-from kapell_server.domain.state import Resource, State
+from kapell_server.domain.state import State
 from kapell_server.domain.times import SECOND, timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL
 from kapell_server.engine.commands import DECIDERS, QUESTIONS, look
@@ -77,11 +78,11 @@ class Rows:
         self.attempts: dict[tuple[str, int], TaskAttempt] = {}
         self.templates: dict[str, Template] = {}
         self.template_versions: dict[tuple[str, int], TemplateVersion] = {}
+        self.edges: dict[EdgeKey, Edge] = {}
+        self.standing: dict[tuple[str, str], Standing] = {}
         self.edits: dict[tuple[str, int], TaskEdit] = {}
         self.bulk_jobs: dict[str, BulkJob] = {}
         self.bulk_steps: dict[tuple[str, int], bytes] = {}
-        self.edges: dict[EdgeKey, Edge] = {}
-        self.standing: dict[tuple[str, str], Standing] = {}
 
     def load_tasks(self, task_ids: Iterable[str]) -> list[Task]:
         return [self.tasks[task_id] for task_id in task_ids if task_id in self.tasks]
@@ -104,9 +105,8 @@ class Rows:
     def count_live_tasks_of(self, template_id: str) -> int:
         return sum(t.template_id == template_id and t.state not in TASK_FINAL for t in self.tasks.values())
 
-    def load_families(self, root_ids: Iterable[str]) -> list[tuple[str, str, str]]:
-        found = [t for t in self.tasks.values() if t.root_task_id and t.root_task_id in root_ids]
-        return [(t.root_task_id, t.task_id, t.parent_task_id) for t in found]
+    def load_family(self, root_id: str) -> list[tuple[str, str]]:
+        return [(t.task_id, t.parent_task_id) for t in self.tasks.values() if t.root_task_id == root_id]
 
 
 class World:
@@ -167,16 +167,16 @@ class World:
             self.events.append(event_name(change.kind))
         rows.template_versions.update(pending.template_versions)
         rows.contents.update(pending.contents)
+        for key in pending.dropped_edges:
+            del rows.edges[key]
+        assert not rows.edges.keys() & pending.new_edges.keys(), "an edge is inserted once"
+        rows.edges.update(pending.new_edges)
         rows.edits.update(pending.edits)
         rows.bulk_jobs.update(pending.bulk.started)
         rows.bulk_steps.update(pending.bulk.steps)
         for key in pending.bulk.ended:
             rows.bulk_jobs.pop(key, None)
             rows.bulk_steps = {step: data for step, data in rows.bulk_steps.items() if step[0] != key}
-        for key in pending.dropped_edges:
-            del rows.edges[key]
-        assert not rows.edges.keys() & pending.new_edges.keys(), "an edge is inserted once"
-        rows.edges.update(pending.new_edges)
         rows.attempts.update({key: record for key, (record, _) in pending.attempts.items()})
 
     def _place(self, resource: Resource) -> tuple[dict[Any, Any], Any]:

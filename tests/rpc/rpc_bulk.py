@@ -33,13 +33,6 @@ def _page(scene: Scene) -> Ask:
     return Ask(task_pb2.ListTaskEditsRequest(task_id=scene.queued().task_id, page_token="not-a-token"))
 
 
-# What test_pipeline sends where validation is to pass.
-VALID_OF_BULK: dict[str, dict[str, Any]] = {
-    "CancelTasks": {"all": True},
-    "RetryTasks": {"all": True},
-    "ReprioritizeTasks": {"all": True, "priority": 1},
-}
-
 BULK: dict[str, Case] = {
     "CancelTasks": Case(
         works=lambda scene: Ask(task_pb2.CancelTasksRequest(filter=these(scene.queued()))),

@@ -119,10 +119,10 @@ TASKS: dict[str, Case] = {
         refused={
             **of_task(task_pb2.RetryTaskRequest),
             "TASK_STATE_CONFLICT": lambda scene: Ask(task_pb2.RetryTaskRequest(task_id=scene.queued().task_id)),
+            **rpc_dependencies.OF_RETRY,
             "REQUEST_INVALID: parameters without a template": lambda scene: Ask(
                 task_pb2.RetryTaskRequest(task_id=scene.cancelled().task_id, parameters={"a": "b"})
             ),
-            **rpc_dependencies.OF_RETRY,
         },
         malformed=({}, "task_id"),
     ),

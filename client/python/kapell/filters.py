@@ -30,12 +30,12 @@ class TaskQuery(TypedDict, total=False):
     created_before: Instant
     template_ids: Iterable[str]
     """Made from one of these."""
-    failure_reasons: Iterable[str]
-    """Whose latest failure has one of these, as in "AGENT_LOST"."""
     parent_task_id: str
     """Children of this task."""
     root_task_id: str
     """Everything below this task, which has no parent itself."""
+    failure_reasons: Iterable[str]
+    """Whose latest failure has one of these, as in "AGENT_LOST"."""
 
 
 class AgentQuery(TypedDict, total=False):
@@ -85,9 +85,9 @@ def task_filter(**query: Unpack[TaskQuery]) -> TaskFilter:
         created_after_time=timestamp(query.get("created_after")),
         created_before_time=timestamp(query.get("created_before")),
         template_ids=query.get("template_ids", ()),
-        failure_reasons=query.get("failure_reasons", ()),
         parent_task_id=query.get("parent_task_id", ""),
         root_task_id=query.get("root_task_id", ""),
+        failure_reasons=query.get("failure_reasons", ()),
     )
 
 

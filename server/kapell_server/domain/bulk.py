@@ -17,8 +17,6 @@ from kapell.v1.error_pb2 import (
     ERROR_REASON_TOO_MANY_MATCHES,
 )
 from kapell.v1.task_pb2 import (
-    TASK_STATE_CANCELLED,
-    TASK_STATE_CANCELLING,
     CancelTasksRequest,
     ReprioritizeTasksRequest,
     RetryTaskRequest,
@@ -28,7 +26,7 @@ from kapell.v1.task_pb2 import (
     TaskOutcome,
 )
 
-from kapell_server.domain import family, task
+from kapell_server.domain import task
 from kapell_server.domain.bulk_job import (
     RESPONSES,
     BulkCommand,
@@ -45,7 +43,9 @@ from kapell_server.domain.times import timestamp_ns
 from kapell_server.domain.transitions import task_state_name
 
 STEP = 250
-"""Tasks a step, and changes, of which the cancel of one with children makes many: about as long as a full batch."""
+"""Tasks a step: about as long as a full batch of other commands."""
+_STEP_CHANGES = 1_000
+"""Changes after which a step ends early: a cancelled task may have a thousand others below it."""
 DEFAULT_AFFECTED = 1_000
 _MOST_JOBS = 16
 
@@ -64,15 +64,15 @@ def begin(state: State, command: BulkCommand) -> BulkResponse | BulkJob:
         task_ids=selection.task_ids[:limit],
         matched=selection.matched,
     )
-    _do(state, job)
-    if job.done:
-        return job.response(state.revision)
-    if len(state.bulk_jobs) >= _MOST_JOBS:
+    if len(job.task_ids) > STEP and len(state.bulk_jobs) >= _MOST_JOBS:
         raise KapellError(
             ERROR_REASON_QUEUE_FULL,
             f"The server is changing tasks for {_MOST_JOBS} other calls, its limit. Try again in a moment.",
             retry_after=1.0,
         )
+    _do(state, job)
+    if job.done:
+        return job.response(state.revision)
     state.assign(state.bulk_jobs, job.key, job)
     state.assign(state.pending.bulk.started, job.key, job)
     state.assign(state.pending.bulk.steps, (job.key, 0), job.parts[0])
@@ -120,20 +120,19 @@ def _do(state: State, job: BulkJob) -> None:
     """Changes the next tasks of a job, each for itself, and notes what became of them."""
     task_ids = job.task_ids[job.next : job.next + STEP]
     state.prefetch_tasks(task_ids)
-    if isinstance(job.request, CancelTasksRequest) and not job.request.leave_children:
-        found = (state.find_task(task_id) for task_id in task_ids)
-        state.families.prefetch(family.root_of(one) for one in found if one is not None)
+    last_revision = state.revision + _STEP_CHANGES
+    done = 0
     test = task_test(job.request.filter)
     response = RESPONSES[type(job.request)]()
-    began = state.revision
     for task_id in task_ids:
         outcome, changed = _one(state, job.request, task_id, test)
         response.items.append(outcome)
         response.affected += changed
-        if state.revision - began >= STEP:
+        done += 1
+        if state.revision >= last_revision:
             break
     state.on_rollback(_rewind, job, job.next, job.affected, len(job.parts))
-    job.next += len(response.items)
+    job.next += done
     job.affected += response.affected
     job.parts.append(response.SerializeToString())
 
@@ -151,7 +150,7 @@ def _one(state: State, request: BulkRequest, task_id: str, test: TaskTest) -> tu
         return TaskOutcome(task_id=task_id, reason=ERROR_REASON_TASK_NOT_FOUND, message="it was deleted"), False
     word = f"it is {task_state_name(current.state)}"
     outcome = TaskOutcome(task_id=task_id, state=current.state)
-    if not test(current) and not _is_so_already(request, current):
+    if not test(current):
         outcome.reason, outcome.message = ERROR_REASON_TASK_STATE_CONFLICT, f"{word} by now"
         return outcome, False
     mark = state.mark()
@@ -159,23 +158,16 @@ def _one(state: State, request: BulkRequest, task_id: str, test: TaskTest) -> tu
         after = _change(state, request, current)
     except KapellError as error:
         state.rollback(mark)
-        is_its_state = error.reason == ERROR_REASON_TASK_STATE_CONFLICT
-        outcome.reason, outcome.message = error.reason, word if is_its_state else "see what RetryTask says"
+        outcome.reason, outcome.message = error.reason, word
         return outcome, False
     outcome.state = after.state
     return outcome, after.revision != current.revision
 
 
-def _is_so_already(request: BulkRequest, current: Task) -> bool:
-    """Whether it was cancelled since, perhaps with the task that it is below: that is what was asked for."""
-    ending = (TASK_STATE_CANCELLED, TASK_STATE_CANCELLING)
-    return isinstance(request, CancelTasksRequest) and current.state in ending
-
-
 def _change(state: State, request: BulkRequest, current: Task) -> Task:
     match request:
         case CancelTasksRequest():
-            return task.cancel_tree(state, current, request.reason, request.leave_children)
+            return task.cancel_tree(state, current, request.reason)
         case RetryTasksRequest():
             return task.retry(state, current, RetryTaskRequest())
         case ReprioritizeTasksRequest():

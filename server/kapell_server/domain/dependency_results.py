@@ -87,17 +87,6 @@ class Results:
         return _Result(plain(Task.FromString(self._state.content(task_id)).result), "")
 
 
-def fill_now(state: State, task: Task) -> None:
-    """Fills the new prompt of a task, a copy that is ours, that waits for no dependency. Raises REQUEST_INVALID."""
-    failure = Results(state, [task]).put_into(task)
-    if failure is not None:
-        raise KapellError(
-            ERROR_REASON_REQUEST_INVALID,
-            f"The prompt cannot be used: {failure.message}.",
-            violations=(("task.prompt", failure.message),),
-        )
-
-
 def renew_prompt(state: State, task: Task) -> None:
     """Makes the prompt of a task that is retried as it was before results were put into it.
 
@@ -116,3 +105,14 @@ def renew_prompt(state: State, task: Task) -> None:
     state.put_content(task.task_id, encoded)
     task.content_bytes = len(encoded)
     task.prompt_pending = True
+
+
+def fill_at_once(state: State, task: Task) -> None:
+    """Puts results into a prompt that was edited when nothing was waited for any more. Raises REQUEST_INVALID."""
+    failure = Results(state, [task]).put_into(task)
+    if failure is not None:
+        raise KapellError(
+            ERROR_REASON_REQUEST_INVALID,
+            f"The request is invalid: prompt: {failure.message}. Correct it and send it again.",
+            violations=(("prompt", failure.message),),
+        )

@@ -40,23 +40,17 @@ from kapell.v1.watch_pb2 import (
     EVENT_KIND_TASK_UPDATED,
 )
 
-from kapell_server.domain import dependency, dependency_results, family
+from kapell_server.domain import dependency, family
 from kapell_server.domain.access import Caller
 from kapell_server.domain.dependency_graph import Draft, link, unknown_place
+from kapell_server.domain.dependency_results import fill_at_once
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.parameters import as_struct, plain_struct
 from kapell_server.domain.prompt import Part, Place
 from kapell_server.domain.queues import check_takes_in
 from kapell_server.domain.retry import DEFAULT_POLICY, with_defaults
 from kapell_server.domain.state import State
-from kapell_server.domain.task_edit import (
-    WAITING,
-    change_content,
-    check_size,
-    edit_for_retry,
-    keep_edit,
-    set_not_before,
-)
+from kapell_server.domain.task_edit import WAITING, change_content, check_size, edit_for_retry, set_not_before
 from kapell_server.domain.template_version import split_reference, version_number
 from kapell_server.domain.times import stamp, timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL, task_state_conflict
@@ -240,7 +234,7 @@ def _from_template(state: State, spec: TaskSpec, path: str) -> tuple[TaskSpec, i
     compiled = state.templates.version(template_id, number)
     rendered = compiled.render(plain_struct(spec.parameters), f"{path}.parameters")
     if rendered.parts and not spec.dependencies:
-        raise unknown_place(path, next(part for part in rendered.parts if isinstance(part, Place)), ())
+        raise unknown_place(f"{path}.prompt", next(part for part in rendered.parts if isinstance(part, Place)), ())
     says = compiled.spec
     filled = TaskSpec(agent_type=says.agent_type, display_name=rendered.display_name, labels=says.labels)
     if says.HasField("priority"):
@@ -332,13 +326,14 @@ def update_task(state: State, request: UpdateTaskRequest) -> Task:
     if content and (current.state not in WAITING or current.HasField("start_time")):
         raise task_state_conflict(current, "given another content once it was started", WAITING)
     edit = change_content(state, task, wanted, content) if content else None
-    if task.prompt_pending and not dependency.is_waiting(task):
-        dependency_results.fill_now(state, task)
+    if edit is not None and task.prompt_pending and not dependency.is_waiting(task):
+        fill_at_once(state, task)
     woken = current.state == TASK_STATE_PENDING and task.state == TASK_STATE_QUEUED
     kind = EVENT_KIND_TASK_QUEUED if woken else EVENT_KIND_TASK_UPDATED
+    put = state.put_task(task, kind, tuple(changed))
     if edit is not None:
-        keep_edit(state, task, edit)
-    return state.put_task(task, kind, tuple(changed))
+        state.keep_edit(put, edit)
+    return put
 
 
 def reprioritize(state: State, current: Task, priority: int) -> Task:
@@ -357,8 +352,8 @@ def cancel_task(state: State, request: CancelTaskRequest) -> Task:
     return cancel_tree(state, state.task(request.task_id), request.reason, request.leave_children)
 
 
-def cancel_tree(state: State, top: Task, reason: str, leave_children: bool) -> Task:
-    """Cancels `top` and, unless they are to go on, all below it. Answers with `top` as it then stands."""
+def cancel_tree(state: State, top: Task, reason: str, leave_children: bool = False) -> Task:
+    """Cancels a task and, unless they are left, all below it."""
     task = cancel(state, top, reason)
     if leave_children:
         return task
@@ -415,15 +410,17 @@ def retry(state: State, current: Task, request: RetryTaskRequest) -> Task:
     now = state.tick_ns()
     stamp(task.state_time, now)
     stamp(task.retry_time, now)
-    edit, edited = edit_for_retry(state, task, request)
-    if edit is not None:
-        keep_edit(state, task, edit)
-    changed = ("state", "attempts_used", "failure", "progress", "retries", *edited)
+    edit, changed = edit_for_retry(state, task, request)
     if task.dependencies and (parked := dependency.retry(state, task, changed)) is not None:
-        return parked
-    task.state = TASK_STATE_QUEUED
-    stamp(task.queue_time, now)
-    return state.put_task(task, EVENT_KIND_TASK_QUEUED, changed)
+        put = parked
+    else:
+        task.state = TASK_STATE_QUEUED
+        stamp(task.queue_time, now)
+        names = ("state", "attempts_used", "failure", "progress", "retries", *changed)
+        put = state.put_task(task, EVENT_KIND_TASK_QUEUED, names)
+    if edit is not None:
+        state.keep_edit(put, edit)
+    return put
 
 
 def delete_task(state: State, request: DeleteTaskRequest) -> DeleteTaskResponse:

@@ -15,10 +15,10 @@ from kapell.v1.task_pb2 import (
     TaskEdit,
 )
 
-from kapell_server.domain.dependency_graph import unknown_place
+from kapell_server.domain.dependency_graph import keep_places
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.parameters import as_struct, plain_struct
-from kapell_server.domain.prompt import Part, Place, as_messages, from_messages, joined, split
+from kapell_server.domain.prompt import Part, split
 from kapell_server.domain.retry import with_defaults
 from kapell_server.domain.state import State
 from kapell_server.domain.template_version import version_number
@@ -33,31 +33,21 @@ _CONTENT = ("prompt", "input")
 def change_content(state: State, task: Task, wanted: Any, names: tuple[str, ...]) -> TaskEdit | None:
     """Takes over prompt and input, those in `names`, from `wanted`; None where they are the same already.
 
-    Alters `task`, which is the caller's. The caller hands the edit to `keep_edit`, and then puts the task.
+    Alters `task`, which is the caller's. The caller puts it, and then hands the edit to `State.keep_edit`.
     """
-    assert names, "something is to be changed"
     if task.template_id:
         raise _of_a_template(names[0], "is rendered from its template; retry the task with other parameters")
     after = Task(prompt=wanted.prompt)
     if wanted.HasField("input"):
         check_size(state, wanted.input, "input")
         after.input.CopyFrom(wanted.input)
-    parts = split(wanted.prompt) if task.dependencies and "prompt" in names else []
-    return _put_content(state, task, after, names, parts)
-
-
-def keep_edit(state: State, task: Task, edit: TaskEdit) -> None:
-    """Records what the content was before the change that `task` is put with next."""
-    edit.revision = state.revision + 1
-    state.assign(state.pending.edits, (task.task_id, edit.revision), edit)
+    return _put_content(state, task, after, names, split(wanted.prompt))
 
 
 def _put_content(state: State, task: Task, wanted: Task, names: tuple[str, ...], parts: list[Part]) -> TaskEdit | None:
-    """Writes the content; `parts` are the pieces of a prompt that may have places for results."""
+    """As `change_content`; `parts` are the new prompt, in pieces where it has places of results."""
     before = Task.FromString(state.content(task.task_id))
-    shown = Task(prompt=joined(from_messages(before.prompt_parts)) if before.prompt_parts else before.prompt)
-    shown.input.CopyFrom(before.input) if before.HasField("input") else None
-    changed = [name for name in names if getattr(shown, name) != getattr(wanted, name)]
+    changed = [name for name in names if getattr(before, name) != getattr(wanted, name)]
     if not changed:
         return None
     after = Task()
@@ -65,8 +55,8 @@ def _put_content(state: State, task: Task, wanted: Task, names: tuple[str, ...],
     for name in changed:
         after.ClearField(name)  # type: ignore[arg-type]
         after.MergeFrom(_only(wanted, name))
-    if "prompt" in changed:
-        _set_places(task, after, parts)
+    if "prompt" in changed and task.dependencies:
+        keep_places(task, after, parts, "prompt")
     content = after.SerializeToString()
     task.content_bytes = len(content)
     task.edited = True
@@ -78,19 +68,6 @@ def _put_content(state: State, task: Task, wanted: Task, names: tuple[str, ...],
     if "input" in changed and before.HasField("input"):
         edit.input.CopyFrom(before.input)
     return edit
-
-
-def _set_places(task: Task, content: Task, parts: list[Part]) -> None:
-    """Notes where results go in a new prompt; they are put there when the task becomes runnable."""
-    content.ClearField("prompt_parts")
-    places = [part for part in parts if isinstance(part, Place)]
-    task.prompt_pending = bool(places)
-    names = [entry.name for entry in task.dependencies]
-    for place in places:
-        if place.dependency not in names:
-            raise unknown_place("task", place, names)
-    if places:
-        content.prompt_parts.extend(as_messages(parts))
 
 
 def _only(task: Task, name: str) -> Task:

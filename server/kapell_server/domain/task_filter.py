@@ -30,11 +30,11 @@ def task_test(wanted: TaskFilter) -> TaskTest:
         templates = frozenset(wanted.template_ids)
         tests.append(lambda task: task.template_id in templates)
     if wanted.parent_task_id:
-        parent = wanted.parent_task_id
-        tests.append(lambda task: task.parent_task_id == parent)
+        parent_id = wanted.parent_task_id
+        tests.append(lambda task: task.parent_task_id == parent_id)
     if wanted.root_task_id:
-        root = wanted.root_task_id
-        tests.append(lambda task: task.root_task_id == root)
+        root_id = wanted.root_task_id
+        tests.append(lambda task: task.root_task_id == root_id)
     if wanted.failure_reasons:
         reasons = frozenset(wanted.failure_reasons)
         tests.append(lambda task: task.HasField("failure") and task.failure.reason in reasons)

@@ -20,8 +20,9 @@ from kapell_server.domain import agent, closing, dispatch
 from kapell_server.domain.access import Caller, system
 from kapell_server.domain.bulk_job import BulkCommand, BulkJob, BulkStep
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.pending import Resource
 from kapell_server.domain.polls import Poll
-from kapell_server.domain.state import Resource, State
+from kapell_server.domain.state import State
 from kapell_server.engine.commands import DECIDERS, QUESTIONS, content_ids_of, look, task_ids_of
 from kapell_server.engine.offers import encode_offers
 from kapell_server.store.database import Connection

@@ -12,8 +12,8 @@ from kapell.v1.template_pb2 import Template
 from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
+from kapell_server.domain.pending import Change, Pending, Resource
 from kapell_server.domain.standing import KINDS, standing_id
-from kapell_server.domain.state import Change, Pending, Resource
 from kapell_server.domain.times import timestamp_ns
 from kapell_server.store.bulk import Bulk
 from kapell_server.store.bulk_jobs import write_bulk_jobs
@@ -158,12 +158,12 @@ def write_batch(connection: Connection, pending: Pending, written: Written, give
             write_standing(connection, standing_changes, written.encoded)
     if pending.attempts:
         _write_attempts(connection, pending)
+    _delete_edges.execute(connection, list(pending.dropped_edges))
+    _insert_edges.execute(connection, [(*key, *edge) for key, edge in pending.new_edges.items()])
     if pending.edits:
         _write_edits(connection, pending)
     if pending.bulk:
         write_bulk_jobs(connection, pending.bulk)
-    _delete_edges.execute(connection, list(pending.dropped_edges))
-    _insert_edges.execute(connection, [(*key, *edge) for key, edge in pending.new_edges.items()])
     if pending.starts or pending.forgotten_starts:
         _write_starts(connection, pending)
     if pending.shipped_digest:

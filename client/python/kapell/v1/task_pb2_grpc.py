@@ -197,10 +197,10 @@ class TaskServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RetryTask(self, request, context):
-        """Queues a failed or cancelled task again, at once and with a fresh allowance of attempts, with what it
-        is to do as it was or edited. One whose dependencies have not come so far waits for them again, and gets
-        their results anew. The only way out of a final state; recorded as an event.
-        Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT, REQUEST_INVALID, DEPENDENCY_FAILED, TEMPLATE_NOT_FOUND,
+        """Queues a failed or cancelled task again, at once and with a fresh allowance of attempts, with what it is to
+        do as it was or edited. One whose dependencies have not come so far waits for them again, and gets their
+        results anew. The only way out of a final state; recorded as an event.
+        Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT, DEPENDENCY_FAILED, REQUEST_INVALID, TEMPLATE_NOT_FOUND,
         TEMPLATE_PARAMETERS_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -65,10 +65,10 @@ class TaskServiceStub:
     Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT.
     """
     RetryTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.RetryTaskRequest, _task_pb2.RetryTaskResponse]
-    """Queues a failed or cancelled task again, at once and with a fresh allowance of attempts, with what it
-    is to do as it was or edited. One whose dependencies have not come so far waits for them again, and gets
-    their results anew. The only way out of a final state; recorded as an event.
-    Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT, REQUEST_INVALID, DEPENDENCY_FAILED, TEMPLATE_NOT_FOUND,
+    """Queues a failed or cancelled task again, at once and with a fresh allowance of attempts, with what it is to
+    do as it was or edited. One whose dependencies have not come so far waits for them again, and gets their
+    results anew. The only way out of a final state; recorded as an event.
+    Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT, DEPENDENCY_FAILED, REQUEST_INVALID, TEMPLATE_NOT_FOUND,
     TEMPLATE_PARAMETERS_INVALID.
     """
     DeleteTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.DeleteTaskRequest, _task_pb2.DeleteTaskResponse]
@@ -159,10 +159,10 @@ class TaskServiceAsyncStub(TaskServiceStub):
     Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT.
     """
     RetryTask: _aio.UnaryUnaryMultiCallable[_task_pb2.RetryTaskRequest, _task_pb2.RetryTaskResponse]  # type: ignore[assignment]
-    """Queues a failed or cancelled task again, at once and with a fresh allowance of attempts, with what it
-    is to do as it was or edited. One whose dependencies have not come so far waits for them again, and gets
-    their results anew. The only way out of a final state; recorded as an event.
-    Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT, REQUEST_INVALID, DEPENDENCY_FAILED, TEMPLATE_NOT_FOUND,
+    """Queues a failed or cancelled task again, at once and with a fresh allowance of attempts, with what it is to
+    do as it was or edited. One whose dependencies have not come so far waits for them again, and gets their
+    results anew. The only way out of a final state; recorded as an event.
+    Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT, DEPENDENCY_FAILED, REQUEST_INVALID, TEMPLATE_NOT_FOUND,
     TEMPLATE_PARAMETERS_INVALID.
     """
     DeleteTask: _aio.UnaryUnaryMultiCallable[_task_pb2.DeleteTaskRequest, _task_pb2.DeleteTaskResponse]  # type: ignore[assignment]
@@ -298,10 +298,10 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _task_pb2.RetryTaskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_task_pb2.RetryTaskResponse, _abc.Awaitable[_task_pb2.RetryTaskResponse]]:
-        """Queues a failed or cancelled task again, at once and with a fresh allowance of attempts, with what it
-        is to do as it was or edited. One whose dependencies have not come so far waits for them again, and gets
-        their results anew. The only way out of a final state; recorded as an event.
-        Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT, REQUEST_INVALID, DEPENDENCY_FAILED, TEMPLATE_NOT_FOUND,
+        """Queues a failed or cancelled task again, at once and with a fresh allowance of attempts, with what it is to
+        do as it was or edited. One whose dependencies have not come so far waits for them again, and gets their
+        results anew. The only way out of a final state; recorded as an event.
+        Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT, DEPENDENCY_FAILED, REQUEST_INVALID, TEMPLATE_NOT_FOUND,
         TEMPLATE_PARAMETERS_INVALID.
         """
 

@@ -36,7 +36,7 @@ def write_answers(app: App, /, outcome: bulk.Outcome[Task]) -> None:
 
 @command(
     "cancel",
-    "Cancel tasks, and those below them: by their ids, or all that match a filter and have not ended.",
+    "Cancel tasks, and those below them: those with these ids, or all that match a filter and have not ended.",
     examples="""
         kapell task cancel task_01kabc
         kapell task cancel task_01kabc --reason "wrong branch"
@@ -67,12 +67,13 @@ def cancel(
     **which: Any,
 ) -> None:
     query = query_of(**which)
-    how: dict[str, Any] = {"reason": reason, "leave_children": leave_children}
     if many.is_by_filter(task_ids, query, everything=everything):
         query.setdefault("states", LIVE)
         many.change(
             app,
-            lambda client: many.Change("cancel", "Cancelled", lambda **more: client.tasks.cancel_all(**how, **more)),
+            lambda client: many.Change(
+                "cancel", "Cancelled", lambda **more: client.tasks.cancel_all(reason=reason, **more)
+            ),
             query,
             yes=yes,
             dry_run=dry_run,
@@ -87,7 +88,14 @@ def cancel(
         return
     if len(ids) > 1:
         options.confirm(app, f"Cancel {len(ids)} tasks", ids, yes=yes, typed=str(len(ids)))
-    write_answers(app, app.run(lambda client: bulk.each(ids, lambda id: client.tasks.cancel(id, **how))))
+    write_answers(
+        app,
+        app.run(
+            lambda client: bulk.each(
+                ids, lambda id: client.tasks.cancel(id, reason=reason, leave_children=leave_children)
+            )
+        ),
+    )
 
 
 @command(
