@@ -109,8 +109,9 @@ class Rows:
     def count_live_tasks_of(self, template_id: str) -> int:
         return sum(t.template_id == template_id and t.state not in TASK_FINAL for t in self.tasks.values())
 
-    def load_family(self, root_id: str) -> list[tuple[str, str]]:
-        return [(t.task_id, t.parent_task_id) for t in self.tasks.values() if t.root_task_id == root_id]
+    def load_families(self, root_ids: Iterable[str]) -> list[tuple[str, str, str]]:
+        found = [t for t in self.tasks.values() if t.root_task_id and t.root_task_id in root_ids]
+        return [(t.root_task_id, t.task_id, t.parent_task_id) for t in found]
 
 
 class World:

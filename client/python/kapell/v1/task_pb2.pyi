@@ -1615,6 +1615,7 @@ class CancelTasksRequest(_message.Message):
     ALLOW_PARTIAL_FIELD_NUMBER: _builtins.int
     PREVIEW_FIELD_NUMBER: _builtins.int
     ALL_FIELD_NUMBER: _builtins.int
+    LEAVE_CHILDREN_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """Why, for the record, at most 500 characters."""
     request_id: _builtins.str
@@ -1629,6 +1630,8 @@ class CancelTasksRequest(_message.Message):
     """Only counts, and names the first tasks; nothing is changed."""
     all: _builtins.bool
     """Says that an empty filter is meant."""
+    leave_children: _builtins.bool
+    """Lets the tasks below them go on, unless these match themselves."""
     @_builtins.property
     def filter(self) -> Global___TaskFilter:
         """Which tasks are wanted. An empty one means every task there is, and needs `all`."""
@@ -1643,10 +1646,11 @@ class CancelTasksRequest(_message.Message):
         allow_partial: _builtins.bool = ...,
         preview: _builtins.bool = ...,
         all: _builtins.bool = ...,
+        leave_children: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "allow_partial", b"allow_partial", "filter", b"filter", "max_affected", b"max_affected", "preview", b"preview", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "allow_partial", b"allow_partial", "filter", b"filter", "leave_children", b"leave_children", "max_affected", b"max_affected", "preview", b"preview", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
