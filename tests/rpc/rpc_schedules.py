@@ -182,3 +182,12 @@ SCHEDULES: dict[str, Case] = {
         malformed=({"cron": "0 3 * * *; rm"}, "cron"),
     ),
 }
+
+_SPEC = {"cron": "@daily", "task": {"agentType": "shell", "prompt": "echo hello"}}
+VALID_OF_SCHEDULES: dict[str, dict[str, Any]] = {
+    "CreateSchedule": {"spec": _SPEC},
+    "UpdateSchedule": {"scheduleId": "schedule_a", "spec": _SPEC, "updateMask": "cron,task"},
+    "PreviewSchedule": {"cron": "@daily"},
+    **{f"{verb}Schedule": {"scheduleId": "schedule_a"} for verb in ("Get", "Delete", "Pause", "Resume", "Trigger")},
+}
+"""Requests that pass validation, of the methods that require something."""

@@ -255,10 +255,10 @@ def _alter(request: Any) -> None:
         return
     if hasattr(request, "tasks"):
         request.tasks[0].prompt = "another"
-    elif hasattr(request, "filter"):
-        request.filter.task_ids.append("task_another")
     elif hasattr(request, "schedule_id"):
         request.schedule_id = "schedule_another"
+    elif hasattr(request, "filter"):
+        request.filter.task_ids.append("task_another")
     elif hasattr(request, "template_id"):
         request.template_id = "another-template"
     elif hasattr(request, "task"):

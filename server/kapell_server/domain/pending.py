@@ -61,6 +61,7 @@ class Pending:
     template_versions: dict[tuple[str, int], TemplateVersion] = field(default_factory=dict)
     shipped_digest: str = ""
     schedule_tasks: dict[str, TaskSpec | None] = field(default_factory=dict)
+    """The whole task of schedules; None of those that were deleted."""
     starts: dict[tuple[str, int], int] = field(default_factory=dict)
     """Starts under a rate, as (limit id, time), each with the time before which earlier ones are forgotten."""
     forgotten_starts: dict[str, bool] = field(default_factory=dict)

@@ -113,6 +113,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED: the task may have no more children, or none so deep: the limit is
     "max_task_depth" or "max_tasks_per_root". Metadata: task_id, limit, most.
     """
+    ERROR_REASON_SCHEDULE_NOT_FOUND: _ErrorReason.ValueType  # 60
+    """NOT_FOUND: no schedule has this id. Metadata: schedule_id."""
+    ERROR_REASON_SCHEDULE_LIMIT: _ErrorReason.ValueType  # 61
+    """RESOURCE_EXHAUSTED: there are as many schedules as there may be. Metadata: limit."""
     ERROR_REASON_ARTIFACT_NOT_FOUND: _ErrorReason.ValueType  # 70
     """NOT_FOUND: no artifact has this id. Metadata: artifact_id."""
     ERROR_REASON_ARTIFACT_CHECKSUM_MISMATCH: _ErrorReason.ValueType  # 71
@@ -125,10 +129,6 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the artifact's state does not allow this. Metadata: artifact_id, state."""
     ERROR_REASON_ARTIFACT_LIMIT: _ErrorReason.ValueType  # 74
     """RESOURCE_EXHAUSTED: the artifact, its task or all artifacts would take more than they may. Metadata: setting, limit."""
-    ERROR_REASON_SCHEDULE_NOT_FOUND: _ErrorReason.ValueType  # 60
-    """NOT_FOUND: no schedule has this id. Metadata: schedule_id."""
-    ERROR_REASON_SCHEDULE_LIMIT: _ErrorReason.ValueType  # 61
-    """RESOURCE_EXHAUSTED: there are as many schedules as there may be. Metadata: limit."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. The comment of each value names its gRPC code and the
@@ -223,6 +223,10 @@ ERROR_REASON_CHILD_LIMIT: ErrorReason.ValueType  # 56
 """RESOURCE_EXHAUSTED: the task may have no more children, or none so deep: the limit is
 "max_task_depth" or "max_tasks_per_root". Metadata: task_id, limit, most.
 """
+ERROR_REASON_SCHEDULE_NOT_FOUND: ErrorReason.ValueType  # 60
+"""NOT_FOUND: no schedule has this id. Metadata: schedule_id."""
+ERROR_REASON_SCHEDULE_LIMIT: ErrorReason.ValueType  # 61
+"""RESOURCE_EXHAUSTED: there are as many schedules as there may be. Metadata: limit."""
 ERROR_REASON_ARTIFACT_NOT_FOUND: ErrorReason.ValueType  # 70
 """NOT_FOUND: no artifact has this id. Metadata: artifact_id."""
 ERROR_REASON_ARTIFACT_CHECKSUM_MISMATCH: ErrorReason.ValueType  # 71
@@ -235,8 +239,4 @@ ERROR_REASON_ARTIFACT_STATE_CONFLICT: ErrorReason.ValueType  # 73
 """FAILED_PRECONDITION: the artifact's state does not allow this. Metadata: artifact_id, state."""
 ERROR_REASON_ARTIFACT_LIMIT: ErrorReason.ValueType  # 74
 """RESOURCE_EXHAUSTED: the artifact, its task or all artifacts would take more than they may. Metadata: setting, limit."""
-ERROR_REASON_SCHEDULE_NOT_FOUND: ErrorReason.ValueType  # 60
-"""NOT_FOUND: no schedule has this id. Metadata: schedule_id."""
-ERROR_REASON_SCHEDULE_LIMIT: ErrorReason.ValueType  # 61
-"""RESOURCE_EXHAUSTED: there are as many schedules as there may be. Metadata: limit."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
