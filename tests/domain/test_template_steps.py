@@ -13,6 +13,7 @@ from kapell.v1.dependency_pb2 import (
     DEPENDENCY_FAILURE_ACTION_SKIP,
     TaskDependency,
 )
+from kapell.v1.schedule_pb2 import OVERLAP_POLICY_CANCEL, CreateScheduleRequest, ScheduleSpec
 from kapell.v1.task_pb2 import (
     TASK_STATE_CANCELLED,
     TASK_STATE_FAILED,
@@ -379,6 +380,25 @@ def test_a_retry_with_other_parameters_keeps_the_steps_that_there_are(workshop: 
     last = "{deps.b.result}" if deep else "(step b was left out)"
     assert workshop.prompt(task) == f"{{deps.b.result}}: {{deps.a.result}}, {last}"
     assert workshop.task(task.task_id).state == TASK_STATE_PENDING
+
+
+def test_a_schedule_makes_the_steps_and_takes_them_along_when_its_next_run_cancels_them(workshop: Workshop) -> None:
+    workshop.add(step("a"))
+    wanted = ScheduleSpec(
+        interval=Duration(seconds=60), overlap_policy=OVERLAP_POLICY_CANCEL, task=TaskSpec(template="t")
+    )
+    workshop.do(CreateScheduleRequest(schedule_id="schedule_a", spec=wanted))
+    assert not workshop.rows.tasks, "trying the task has left a trace"
+
+    workshop.advance(61)
+    [first] = [task for task in workshop.rows.tasks.values() if task.template_id]
+    workshop.advance(60)
+
+    assert first.schedule_id == "schedule_a"
+    assert workshop.task(first.task_id).state == TASK_STATE_CANCELLED
+    assert [(step.state, step.schedule_id) for step in workshop.steps(first).values()] == [(TASK_STATE_CANCELLED, "")]
+    assert sum(bool(task.template_id) for task in workshop.rows.tasks.values()) == 2
+    assert len(workshop.rows.tasks) == 4
 
 
 def test_a_clone_and_a_new_version_have_their_steps(workshop: Workshop) -> None:

@@ -47,6 +47,8 @@ class Prepared:
     """The pieces of the prompt where a template has given it."""
     steps: tuple[Prepared, ...] = ()
     """Tasks that are created with it, as its children."""
+    schedule: tuple[str, int] | None = None
+    """The schedule that makes it, and the time of the run."""
     name: str = ""
     """What a refusal calls it, where not its client_key or id."""
 

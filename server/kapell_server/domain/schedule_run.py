@@ -175,7 +175,7 @@ def _start(
     schedule_id = schedule.schedule_id
     try:
         if cancel_last:
-            task.cancel(state, state.task(schedule.last_task_id), f"cancelled by the next run of {schedule_id}")
+            task.cancel_tree(state, state.task(schedule.last_task_id), f"cancelled by the next run of {schedule_id}")
         made = task.create_scheduled(state, state.schedule_tasks.get(schedule_id), schedule_id, at_ns)
     except KapellError as error:
         if by_hand:

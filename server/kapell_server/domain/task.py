@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from kapell.v1.error_pb2 import (
@@ -156,18 +157,16 @@ def _tried(state: State, wanted: Sequence[Prepared]) -> Task:
 
 
 def create_scheduled(state: State, spec: TaskSpec, schedule_id: str, schedule_ns: int) -> Task:
-    """Creates the task of a schedule's run."""
-    task, content, _ = _new_task(state, spec, "task")
-    task.schedule_id = schedule_id
-    stamp(task.schedule_time, schedule_ns)
-    return _put_created(state, task, content)
+    """Creates the task of a schedule's run, and its steps."""
+    [prepared] = prepare_all(state, (spec,), "task")
+    return _create_related(state, (replace(prepared, schedule=(schedule_id, schedule_ns)),))[0]
 
 
 def try_task(state: State, spec: TaskSpec, path: str) -> None:
     """Refuses a spec that CreateTask would refuse now; leaves no trace."""
     mark = state.mark()
     try:
-        _new_task(state, spec, path)
+        _create_related(state, prepare_all(state, (spec,), path))
     finally:
         state.rollback(mark)
 
@@ -191,6 +190,9 @@ def _new_task(state: State, prepared: Prepared, parent: Task | None = None) -> t
     if prepared.template_version:
         task.template_id = split_reference(spec.template)[0]
         task.template_version = prepared.template_version
+    if prepared.schedule is not None:
+        task.schedule_id, schedule_ns = prepared.schedule
+        stamp(task.schedule_time, schedule_ns)
     if spec.labels:
         task.labels.MergeFrom(spec.labels)
     if spec.HasField("priority"):
