@@ -32,7 +32,7 @@ def live(kind: str, request: pytest.FixtureRequest, *, examples: int, steps: int
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_engine_and_oracle_agree_on_every_step(kind: str, request: pytest.FixtureRequest) -> None:
-    live(kind, request, examples=30 if kind == "sqlite" else 6, steps=30)
+    live(kind, request, examples=100 if kind == "sqlite" else 15, steps=30)
 
 
 @pytest.mark.slow
