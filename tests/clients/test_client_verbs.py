@@ -42,6 +42,7 @@ VERBS: dict[str, Callable[[Client], Awaitable[object]]] = {
     "CancelTask": lambda c: c.tasks.cancel("task_1", reason="enough"),
     "RetryTask": lambda c: c.tasks.retry("task_1"),
     "DeleteTask": lambda c: c.tasks.delete("task_1"),
+    "GetTaskTree": lambda c: c.tasks.tree("task_1"),
     "ExplainTask": lambda c: c.tasks.explain("task_1"),
     "GetQueueStats": lambda c: c.queues.stats("a", "b"),
     "UpdateQueue": lambda c: c.queues.update("a", max_running=4, start_rate=(10, 60)),

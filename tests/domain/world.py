@@ -47,8 +47,9 @@ from kapell.v1.worker_pb2 import (
     RegisterWorkerResponse,
     ReleaseTaskRequest,
 )
-from kapell_server.domain import agent, concurrency, dispatch
+from kapell_server.domain import agent, closing, dispatch
 from kapell_server.domain.access import Caller, Keyring, system, user
+from kapell_server.domain.edges import Edge, EdgeKey
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.polls import Poll
 from kapell_server.domain.settings import Settings
@@ -74,6 +75,7 @@ class Rows:
         self.attempts: dict[tuple[str, int], TaskAttempt] = {}
         self.templates: dict[str, Template] = {}
         self.template_versions: dict[tuple[str, int], TemplateVersion] = {}
+        self.edges: dict[EdgeKey, Edge] = {}
         self.standing: dict[tuple[str, str], Standing] = {}
 
     def load_tasks(self, task_ids: Iterable[str]) -> list[Task]:
@@ -93,6 +95,9 @@ class Rows:
 
     def count_live_tasks_of(self, template_id: str) -> int:
         return sum(t.template_id == template_id and t.state not in TASK_FINAL for t in self.tasks.values())
+
+    def load_family(self, root_id: str) -> list[tuple[str, str]]:
+        return [(t.task_id, t.parent_task_id) for t in self.tasks.values() if t.root_task_id == root_id]
 
 
 class World:
@@ -118,8 +123,7 @@ class World:
             if type(command) not in QUESTIONS:
                 answers[number] = self._decide(command)
         state.caller = system("scheduler")
-        concurrency.settle_arrivals(state)
-        dispatch.dispatch(state)
+        closing.close(state)
         for number, command in enumerate(commands):
             if type(command) in QUESTIONS:
                 answers[number] = self._decide(command)
@@ -154,6 +158,10 @@ class World:
             self.events.append(event_name(change.kind))
         rows.template_versions.update(pending.template_versions)
         rows.contents.update(pending.contents)
+        for key in pending.dropped_edges:
+            del rows.edges[key]
+        assert not rows.edges.keys() & pending.new_edges.keys(), "an edge is inserted once"
+        rows.edges.update(pending.new_edges)
         rows.attempts.update({key: record for key, (record, _) in pending.attempts.items()})
 
     def _place(self, resource: Resource) -> tuple[dict[Any, Any], Any]:
@@ -166,6 +174,15 @@ class World:
                 return self.rows.templates, resource.template_id
             case _:
                 return self.rows.standing, (KINDS[type(resource)].name, standing_id(resource))
+
+    def edges(self) -> dict[EdgeKey, Edge]:
+        """The open edges as memory has them, which must agree from both ends."""
+        forward = {(a, b): edge for a, entries in self.state.edges.dependants.items() for b, edge in entries.items()}
+        backward = {(a, b): edge for b, entries in self.state.edges.unmet.items() for a, edge in entries.items()}
+        assert forward == backward
+        assert all(self.state.edges.dependants.values())
+        assert all(self.state.edges.unmet.values())
+        return forward
 
     def advance(self, seconds: float) -> None:
         """Lets time pass, and looks at what is due by then."""
@@ -185,6 +202,9 @@ class World:
             dict(self.rows.contents),
             {key: record.SerializeToString() for key, record in self.rows.attempts.items()},
             {task_id: lease.attempt for task_id, lease in state.leases.by_task.items()},
+            dict(self.rows.edges),
+            self.edges(),
+            list(state.edges.stirred),
             {key: found.SerializeToString() for key, found in self.rows.standing.items()},
             self._picture_of_queues(),
             len(state.polls),

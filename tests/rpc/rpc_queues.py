@@ -151,3 +151,10 @@ QUEUES: dict[str, Case] = {
         malformed=({"key": "*"}, "key"),
     ),
 }
+
+VALID_OF_QUEUES: dict[str, dict[str, Any]] = {
+    "UpdateQueue": {"queue": {"agentType": "shell"}, "updateMask": "maxRunning"},
+    "SetConcurrencyLimit": {"limit": {"key": "repo:web"}},
+    "DeleteConcurrencyLimit": {"key": "repo:web"},
+}
+"""Requests that pass validation, of the methods that require something."""

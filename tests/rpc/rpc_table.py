@@ -19,6 +19,7 @@ from kapell.v1.task_pb2 import (
     TaskProgress,
 )
 
+from tests.rpc import rpc_dependencies
 from tests.rpc.rpc_cases import (
     NOBODY,
     NOTHING,
@@ -54,6 +55,7 @@ TASKS: dict[str, Case] = {
         holds=lambda answer: answer.task.state == TASK_STATE_QUEUED and answer.task.revision == answer.revision,
         refused={
             **OF_CREATE_TASK,
+            **rpc_dependencies.OF_CREATE_TASK,
             **QUEUE_DRAINING,
             "ID_TAKEN": lambda scene: Ask(task_pb2.CreateTaskRequest(task=scene.spec(task_id=scene.queued().task_id))),
         },
@@ -65,7 +67,8 @@ TASKS: dict[str, Case] = {
         refused={
             "ID_TAKEN": lambda scene: Ask(
                 task_pb2.BatchCreateTasksRequest(tasks=[scene.spec(), scene.spec(task_id=scene.queued().task_id)])
-            )
+            ),
+            **rpc_dependencies.OF_BATCH,
         },
         malformed=({"tasks": [{"agentType": "ok"}, {"agentType": "ok", "priority": 1001}]}, "tasks[1].priority"),
     ),
@@ -115,6 +118,7 @@ TASKS: dict[str, Case] = {
         refused={
             **of_task(task_pb2.RetryTaskRequest),
             "TASK_STATE_CONFLICT": lambda scene: Ask(task_pb2.RetryTaskRequest(task_id=scene.queued().task_id)),
+            **rpc_dependencies.OF_RETRY,
         },
         malformed=({}, "task_id"),
     ),
@@ -131,6 +135,7 @@ TASKS: dict[str, Case] = {
         malformed=({"taskId": "task_1", "wait": "61s"}, "wait"),
         lasts=lambda scene: Ask(task_pb2.WaitTaskRequest(task_id=scene.queued().task_id, wait=Duration(seconds=60))),
     ),
+    "GetTaskTree": rpc_dependencies.TREE,
     "ExplainTask": EXPLAIN_TASK,
     "ListTaskAttempts": Case(
         works=lambda scene: Ask(task_pb2.ListTaskAttemptsRequest(task_id=scene.succeeded().task_id)),
@@ -335,6 +340,8 @@ WORKERS: dict[str, Case] = {
         refused=of_lease(worker_pb2.ReleaseTaskRequest),
         malformed=({}, "lease_token"),
     ),
+    "CreateChildTasks": rpc_dependencies.CREATE_CHILDREN,
+    "WaitChildTasks": rpc_dependencies.WAIT_CHILDREN,
     "WatchDirectives": Case(
         works=directives,
         holds=lambda answer: answer.directive == worker_pb2.AGENT_DIRECTIVE_NONE,

@@ -51,6 +51,7 @@ COMMANDS = {
     "TaskService.RetryTask": "task retry",
     "TaskService.DeleteTask": "task delete",
     "TaskService.WaitTask": "task wait",
+    "TaskService.GetTaskTree": "task tree",
     "TaskService.ExplainTask": "task explain",
     "TaskService.ListTaskAttempts": "task attempts",
     "TaskService.StreamTaskLogs": "task logs",

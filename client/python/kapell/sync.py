@@ -154,6 +154,7 @@ class SyncTasks(_Face[Tasks]):
     cancel = blocking(Tasks.cancel)
     retry = blocking(Tasks.retry)
     delete = blocking(Tasks.delete)
+    tree = blocking(Tasks.tree)
     attempts = blocking(Tasks.attempts)
     explain = blocking(Tasks.explain)
     wait = blocking(Tasks.wait)

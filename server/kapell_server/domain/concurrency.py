@@ -15,22 +15,24 @@ from kapell_server.domain.task import cancel
 _IMPATIENT = (CONCURRENCY_STRATEGY_CANCEL_IN_PROGRESS, CONCURRENCY_STRATEGY_CANCEL_NEWEST, CONCURRENCY_STRATEGY_SKIP)
 
 
-def settle_arrivals(state: State) -> None:
+def settle_arrivals(state: State, settled: int = 0) -> int:
     """Applies the strategies of the keys of every task that has just become QUEUED, in their order.
 
     Limits count as they are at the end of the batch. Each task finds what was there when it came:
-    those that came after it in the same batch are not there yet.
+    those that came after it in the same batch are not there yet. The first `settled` arrivals have
+    had their turn in this batch; returns how many have had it now.
     """
     place: dict[str, int] = {}
     for number, task_id in enumerate(state.queues.arrivals):
         place.pop(task_id, None)  # cancelled and retried: it counts from then
         place[task_id] = number
-    for task_id in place:
+    for task_id in [task_id for task_id, number in place.items() if number >= settled]:
         task = state.find_task(task_id)
         for key in task.concurrency_keys if task is not None else ():
             if task is not None and task.state == TASK_STATE_QUEUED and state.queues.strategy(key) in _IMPATIENT:
                 _settle(state, task, key, place)
                 task = state.find_task(task_id)
+    return len(state.queues.arrivals)
 
 
 def _settle(state: State, task: Task, key: str, place: dict[str, int]) -> None:

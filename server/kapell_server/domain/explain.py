@@ -18,6 +18,7 @@ from kapell.v1.task_pb2 import (
     WAIT_KIND_AGENT_NOT_ASKING,
     WAIT_KIND_AGENTS_BUSY,
     WAIT_KIND_CONCURRENCY_LIMIT,
+    WAIT_KIND_DEPENDENCY,
     WAIT_KIND_NO_AGENT,
     WAIT_KIND_NOT_BEFORE,
     WAIT_KIND_QUEUE_LIMIT,
@@ -33,10 +34,10 @@ from kapell.v1.task_pb2 import (
     WaitKind,
 )
 
-from kapell_server.domain import deadlines
+from kapell_server.domain import deadlines, dependency
 from kapell_server.domain.queues import ALL
 from kapell_server.domain.state import State
-from kapell_server.domain.times import stamp
+from kapell_server.domain.times import stamp, timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL, task_state_name
 
 _NAMED = 10
@@ -51,7 +52,7 @@ def explain(state: State, request: ExplainTaskRequest) -> ExplainTaskResponse:
     task = state.task(request.task_id)
     response = ExplainTaskResponse(task=task, revision=state.revision)
     if task.state == TASK_STATE_PENDING:
-        response.blockers.extend(_pending(task))
+        response.blockers.extend(_pending(state, task))
     elif task.state == TASK_STATE_QUEUED:
         _explain_queued(state, task, response)
     elif task.state == TASK_STATE_CANCELLING:
@@ -60,9 +61,26 @@ def explain(state: State, request: ExplainTaskRequest) -> ExplainTaskResponse:
     return response
 
 
-def _pending(task: Task) -> Iterator[Blocker]:
-    for wait in sorted(task.waiting_on, key=lambda one: -one.until_time.ToNanoseconds()):
-        yield _waits(wait)
+def _pending(state: State, task: Task) -> Iterator[Blocker]:
+    # Nobody knows when a dependency is met: it is named first.
+    for wait in sorted(task.waiting_on, key=lambda one: (one.HasField("until_time"), -one.until_time.ToNanoseconds())):
+        if wait.kind == WAIT_KIND_DEPENDENCY:
+            yield _dependencies(state, task)
+        elif not dependency.is_waiting(task) or timestamp_ns(wait.until_time) > state.now_ns:
+            yield _waits(wait)
+
+
+def _dependencies(state: State, task: Task) -> Blocker:
+    """The tasks that it still waits for, as it has named them."""
+    unmet = state.edges.unmet.get(task.task_id, {})
+    first = next(entry for entry in task.dependencies if entry.task_id in unmet)
+    name = first.name if first.name == first.task_id else f"{first.name} ({first.task_id})"
+    others = f", and {_count(len(unmet) - 1, 'more task')}" if len(unmet) > 1 else ""
+    text = f"It waits for {name}, which is {task_state_name(state.task(first.task_id).state)}{others}."
+    ids = [entry.task_id for entry in task.dependencies if entry.task_id in unmet]
+    blocker = Blocker(kind=WAIT_KIND_DEPENDENCY, message=text, blocked_by=ids[:_NAMED])
+    blocker.since_time.CopyFrom(task.state_time)
+    return blocker
 
 
 def _waits(wait: WaitingOn) -> Blocker:

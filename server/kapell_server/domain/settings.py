@@ -33,3 +33,7 @@ class Settings:
     """Most bytes of a task's input, and of its result."""
     max_offer_bytes: int = 2_097_152
     """Most bytes of content in one answer of LeaseTasks."""
+    max_task_depth: int = 8
+    """How many parents may be above a task."""
+    max_tasks_per_root: int = 1_000
+    """Most tasks below one root."""

@@ -23,7 +23,9 @@ from kapell.v1.watch_pb2 import EventKind
 
 from kapell_server.domain.access import Caller, Keyring, system
 from kapell_server.domain.deadlines import next_deadline_ns
+from kapell_server.domain.edges import Edge, EdgeKey, Edges
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.family import Families
 from kapell_server.domain.ids import IdMinter
 from kapell_server.domain.leases import Lease, LeaseTable
 from kapell_server.domain.polls import PollBoard
@@ -49,6 +51,7 @@ class Loader(Protocol):
     def load_template(self, template_id: str) -> Template | None: ...
     def load_template_version(self, template_id: str, version: int) -> TemplateVersion | None: ...
     def count_live_tasks_of(self, template_id: str) -> int: ...
+    def load_family(self, root_id: str) -> list[tuple[str, str]]: ...
 
 
 @dataclass(slots=True)
@@ -83,6 +86,9 @@ class Pending:
     specs: dict[str, bytes] = field(default_factory=dict)
     deleted_agents: dict[str, bool] = field(default_factory=dict)
     heartbeats: dict[str, int] = field(default_factory=dict)
+    dropped_edges: dict[EdgeKey, None] = field(default_factory=dict)
+    new_edges: dict[EdgeKey, Edge] = field(default_factory=dict)
+    """Opened after those that were dropped."""
 
 
 class State:
@@ -114,6 +120,8 @@ class State:
         self._contents: dict[str, bytes] = {}
         self._content_bytes = 0
         self.templates = TemplateShelf(self)
+        self.edges = Edges(self)
+        self.families = Families(self)
         self.standing = StandingShelf(self)
         self._undo: list[tuple[Any, ...]] = []
         self.queues = Queues(self)
@@ -165,6 +173,7 @@ class State:
             for task_id in list(itertools.islice(self._tasks, excess)):
                 del self._tasks[task_id]
         self.templates.trim()
+        self.families.trim()
         while self._content_bytes > _CONTENT_CACHE_BYTES:
             first = next(iter(self._contents))
             self._content_bytes -= len(self._contents.pop(first))
@@ -232,6 +241,10 @@ class State:
         )
         self._tasks[task_id] = None if deleted else task
         self._undo.append((self._unput_task, task_id, previous))
+        if task_id in self.edges.unmet or task_id in self.edges.dependants:
+            self.edges.notice(task, previous, deleted)
+        if task.root_task_id and (created or deleted):
+            self.families.notice(task, deleted)
         if previous is None or previous_state or previous.priority != task.priority:
             self._queue(previous, task)
         if due_ns and (not self.due_horizon_ns or due_ns < self.due_horizon_ns):
@@ -271,6 +284,8 @@ class State:
 
     def next_due_ns(self) -> int:
         """When to look next; 0 for never. Beyond the horizon the database knows more."""
+        if self.edges.stirred:
+            return self.now_ns
         first = self._due[0][0] if self._due else 0
         horizon = self.due_horizon_ns
         return min(first, horizon) if first and horizon else first or horizon

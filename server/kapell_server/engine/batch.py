@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from kapell.v1.error_pb2 import ERROR_REASON_REQUEST_ID_REUSED
 from kapell.v1.worker_pb2 import LeaseTasksRequest
 
-from kapell_server.domain import agent, concurrency, dispatch
+from kapell_server.domain import agent, closing, dispatch
 from kapell_server.domain.access import Caller, system
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.polls import Poll
@@ -105,8 +105,7 @@ class Batcher:
             else:
                 run.decide(command)
         state.caller = _SCHEDULER
-        concurrency.settle_arrivals(state)
-        run.served(dispatch.dispatch(state))
+        run.served(closing.close(state))
         for command in questions:
             run.decide(command)
         run.end_polls()
@@ -291,7 +290,8 @@ class _Run:
         if isinstance(result, Poll):
             return encode_offers(self._state, result, written)
         if isinstance(result, list):
-            return b"".join(_resource(item, written) for item in result) + int_field(2, result[-1].revision)
+            newest = max(item.revision for item in result)
+            return b"".join(_resource(item, written) for item in result) + int_field(2, newest)
         assert result is None, f"a decision answered with {type(result).__name__}"
         return b""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from kapell.v1 import agent_pb2, queue_pb2, task_pb2, template_pb2, worker_pb2
 
-from kapell_server.domain import agent, attempt, explain, queue, task, template, worker
+from kapell_server.domain import agent, attempt, child, explain, queue, task, template, worker
 from kapell_server.domain.state import State
 from kapell_server.engine.facts import (
     AgentProcessExited,
@@ -53,6 +53,7 @@ DECIDERS: dict[type, Decide] = {
     worker_pb2.BatchCompleteTasksRequest: worker.complete_tasks,
     worker_pb2.FailTaskRequest: worker.fail_task,
     worker_pb2.ReleaseTaskRequest: worker.release_task,
+    worker_pb2.CreateChildTasksRequest: child.create_children,
     worker_pb2.DeregisterRequest: worker.deregister,
     AgentProcessStarted: lambda state, fact: agent.process_started(state, fact.agent_id, fact.pid),
     AgentProcessExited: lambda state, fact: agent.process_exited(state, fact.agent_id, fact.exit, fact.reason),
@@ -83,7 +84,7 @@ def task_ids_of(request: Any) -> Iterable[str]:
     """The tasks a command will look at, as far as it says so: loaded in one query for the batch."""
     kind = type(request)
     if kind is task_pb2.CreateTaskRequest:
-        return (request.task.task_id,) if request.task.task_id else ()
+        return _named_by(request.task)
     if kind in _BY_TOKEN:
         return (_task_of_token(request.lease_token),)
     if kind in _BY_TASK_ID:
@@ -93,10 +94,20 @@ def task_ids_of(request: Any) -> Iterable[str]:
     if kind is worker_pb2.HeartbeatRequest:
         return [_task_of_token(beat.lease_token) for beat in request.leases]
     if kind is task_pb2.BatchCreateTasksRequest:
-        return [spec.task_id for spec in request.tasks if spec.task_id]
+        return [task_id for spec in request.tasks for task_id in _named_by(spec)]
+    if kind is worker_pb2.CreateChildTasksRequest:
+        named = [task_id for spec in request.tasks for task_id in _named_by(spec)]
+        return [_task_of_token(request.lease_token), *named]
     if kind is task_pb2.UpdateTaskRequest:
         return (request.task.task_id,)
     return ()
+
+
+def _named_by(spec: task_pb2.TaskSpec) -> Iterable[str]:
+    """The ids in a spec that are looked at one by one: its own, which may be taken, and its parent's."""
+    if spec.parent_task_id:
+        return [task_id for task_id in (spec.task_id, spec.parent_task_id) if task_id]
+    return (spec.task_id,) if spec.task_id else ()
 
 
 def _task_of_token(token: str) -> str:

@@ -38,4 +38,5 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
         state.leases.add(Lease(record=record, expire_ns=grace, poll_id=poll_id, confirmed=True))
         state.schedule(grace, record.task_id)
     state.queues.load(loaded.queued, loaded.leased, loaded.starts)
+    state.edges.load(loaded.edges, loaded.stirred)
     load_deadlines(connection, state, 0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 from kapell.v1.agent_pb2 import Agent
+from kapell.v1.dependency_pb2 import DEPENDENCY_CONDITION_STARTED
 from kapell.v1.task_pb2 import (
     ATTEMPT_STATE_RUNNING,
     TASK_STATE_CANCELLING,
@@ -19,6 +20,7 @@ from kapell.v1.template_pb2 import Template, TemplateVersion
 from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
+from kapell_server.domain.edges import Edge
 from kapell_server.domain.ready import ReadyEntry
 from kapell_server.domain.standing import Standing
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL
@@ -31,6 +33,7 @@ from kapell_server.store.schema import (
     meta,
     starts,
     task_contents,
+    task_edges,
     tasks,
     template_versions,
     templates,
@@ -44,6 +47,11 @@ _answers_by_key = Lookup(sa.select(answers.c.request_key, answers.c.fingerprint,
 _templates_by_id = Lookup(sa.select(templates.c.data), templates.c.template_id)
 _template_version = sa.select(template_versions.c.data).where(
     template_versions.c.template_id == bindparam("template_id"), template_versions.c.version == bindparam("version")
+)
+_family = (
+    sa.select(tasks.c.task_id, tasks.c.parent_id)
+    .where(tasks.c.root_id == bindparam("root_id"))
+    .order_by(tasks.c.create_revision)
 )
 _live_tasks_of = (
     sa.select(sa.func.count())
@@ -87,6 +95,10 @@ class RowLoader:
         """How many tasks of the template have not ended."""
         return self._connection.scalar(_live_tasks_of, {"template_id": template_id}) or 0
 
+    def load_family(self, root_id: str) -> list[tuple[str, str]]:
+        """(task, parent) of all below a root, the eldest first."""
+        return [(task_id, parent_id) for task_id, parent_id in self._connection.execute(_family, {"root_id": root_id})]
+
     def load_answers(self, keys: Collection[str]) -> dict[str, tuple[bytes, bytes]]:
         """Fingerprint and answer of the keys that were answered before."""
         rows = _answers_by_key.rows(self._connection, keys)
@@ -111,12 +123,17 @@ class Resumption:
     """Tasks that agents have: id, agent type, time they were queued at, concurrency keys."""
     starts: list[tuple[str, int]]
     """When tasks under a start rate began: limit id and time, in order of time."""
+    edges: list[tuple[str, str, Edge]]
+    """Open dependencies: (dependency, dependant, edge)."""
+    stirred: list[str]
+    """Tasks whose edges a batch may have left for the next one."""
 
 
 def load_resumption(connection: Connection) -> Resumption:
     """Reads what a start needs: no more than what lives."""
     log_id = connection.scalar(sa.select(meta.c.value).where(meta.c.name == "log_id"))
     assert log_id is not None, "a prepared database has a log_id"
+    edges, stirred = _load_edges(connection)
     return Resumption(
         log_id=log_id,
         revision=head(connection),
@@ -126,6 +143,8 @@ def load_resumption(connection: Connection) -> Resumption:
         queued=_load_queued(connection),
         leased=_load_leased(connection),
         starts=[(limit_id, ns) for limit_id, ns in connection.execute(_starts_in_order)],
+        edges=edges,
+        stirred=stirred,
     )
 
 
@@ -180,6 +199,17 @@ def _load_leased(connection: Connection) -> list[tuple[str, str, int, tuple[str,
 
 def _split(keys: str | None) -> tuple[str, ...]:
     return tuple(keys.split(" ")) if keys else ()
+
+
+def _load_edges(connection: Connection) -> tuple[list[tuple[str, str, Edge]], list[str]]:
+    statement = sa.select(task_edges, tasks.c.state).join(tasks, tasks.c.task_id == task_edges.c.dependency_id)
+    edges: list[tuple[str, str, Edge]] = []
+    stirred: dict[str, None] = {}
+    for dependency_id, dependant_id, condition, on_failure, state in connection.execute(statement):
+        edges.append((dependency_id, dependant_id, Edge(condition, on_failure)))
+        if state in TASK_FINAL or condition == DEPENDENCY_CONDITION_STARTED:
+            stirred[dependency_id] = None
+    return edges, list(stirred)
 
 
 def load_due(connection: Connection, after_ns: int, limit: int) -> list[tuple[int, str]]:

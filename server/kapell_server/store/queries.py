@@ -82,6 +82,10 @@ def task_conditions(wanted: TaskFilter) -> list[sa.ColumnElement[bool]]:
         conditions.append(tasks.c.agent_type.in_(wanted.agent_types))
     if wanted.template_ids:
         conditions.append(tasks.c.template_id.in_(wanted.template_ids))
+    if wanted.parent_task_id:
+        conditions.append(tasks.c.parent_id == wanted.parent_task_id)
+    if wanted.root_task_id:
+        conditions.append(tasks.c.root_id == wanted.root_task_id)
     if wanted.HasField("created_after_time"):
         conditions.append(tasks.c.create_ns >= timestamp_ns(wanted.created_after_time))
     if wanted.HasField("created_before_time"):

@@ -28,6 +28,7 @@ from kapell_server.domain.times import stamp
 from kapell_server.store import queries
 from kapell_server.store.cache import TaskCache
 from kapell_server.store.database import Database
+from kapell_server.store.family_reads import FamilyReads
 from kapell_server.store.loads import head
 from kapell_server.store.pages import Page
 from kapell_server.store.record import Record
@@ -59,6 +60,7 @@ class Reads:
         self._log_id = log_id
         self._head = head
         self.templates = TemplateReads(database)
+        self.families = FamilyReads(database)
         self.standing = StandingReads(database)
 
     # -- tasks -------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = "0003"
+VERSION = "0004"
 """The newest migration; a test holds it against store/migrations."""
 
 metadata = MetaData(
@@ -71,6 +71,8 @@ tasks = Table(
     Column("fairness_key", String(64)),
     # Separated by spaces, which no key has.
     Column("concurrency_keys", String(520)),
+    Column("parent_id", String(64)),
+    Column("root_id", String(64)),
     # Get, and every write: the row of an id.
     Index(None, "task_id", unique=True),
     # List and count by state, newest first; the start: all that is queued or leased.
@@ -85,6 +87,25 @@ _template_index = Index(
     tasks.c.create_revision,
     sqlite_where=text("template_id IS NOT NULL"),
 )
+# The children of a task: the agent that waits for them, and the filter by parent. Most tasks have no parent.
+_parent_index = Index(
+    "ix_tasks_parent_id", tasks.c.parent_id, tasks.c.create_revision, sqlite_where=text("parent_id IS NOT NULL")
+)
+# All tasks below a root: the tree, the cascade of a cancel, their number, and the filter by root.
+_root_index = Index(
+    "ix_tasks_root_id", tasks.c.root_id, tasks.c.create_revision, sqlite_where=text("root_id IS NOT NULL")
+)
+
+task_edges = Table(
+    "task_edges",
+    metadata,
+    Column("dependency_id", String(64), primary_key=True),
+    Column("dependant_id", String(64), primary_key=True),
+    Column("condition", SmallInteger, nullable=False),
+    Column("on_failure", SmallInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Dependencies that are neither met nor failed yet; read whole at the start."""
 
 task_contents = Table(
     "task_contents",
@@ -183,3 +204,5 @@ def specialise(dialect: str) -> None:
     if dialect == "postgresql":
         _due_index.dialect_options["postgresql"]["where"] = text("due_ns IS NOT NULL")
         _template_index.dialect_options["postgresql"]["where"] = text("template_id IS NOT NULL")
+        _parent_index.dialect_options["postgresql"]["where"] = text("parent_id IS NOT NULL")
+        _root_index.dialect_options["postgresql"]["where"] = text("root_id IS NOT NULL")

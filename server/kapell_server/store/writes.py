@@ -27,6 +27,7 @@ from kapell_server.store.schema import (
     meta,
     starts,
     task_contents,
+    task_edges,
     tasks,
     template_versions,
     templates,
@@ -57,7 +58,7 @@ _insert_events = Bulk(sa.insert(events), "revision", "kind", "resource_id", "pre
 _insert_tasks = Bulk(
     sa.insert(tasks),
     *("create_revision", "task_id", "state", "agent_type", "priority", "create_ns", "queue_ns", "due_ns"),
-    *("template_id", "queue_rank", "fairness_key", "concurrency_keys", "data"),
+    *("template_id", "queue_rank", "fairness_key", "concurrency_keys", "parent_id", "root_id", "data"),
 )
 _insert_contents = Bulk(sa.insert(task_contents), "task_id", "data")
 _insert_attempts = Bulk(sa.insert(attempts), "task_id", "attempt", "state", "poll_id", "data")
@@ -66,6 +67,13 @@ _insert_agents = Bulk(
 )
 _insert_templates = Bulk(sa.insert(templates), "create_revision", "template_id", "data")
 _insert_template_versions = Bulk(sa.insert(template_versions), "template_id", "version", "data")
+_insert_edges = Bulk(sa.insert(task_edges), "dependency_id", "dependant_id", "condition", "on_failure")
+_delete_edges = Bulk(
+    sa.delete(task_edges).where(
+        task_edges.c.dependency_id == bindparam("dependency"), task_edges.c.dependant_id == bindparam("dependant")
+    ),
+    *("dependency", "dependant"),
+)
 _insert_answers = Bulk(sa.insert(answers), "request_key", "fingerprint", "data", "create_ns")
 
 _insert_starts = Bulk(sa.insert(starts), "limit_id", "start_ns")
@@ -147,6 +155,8 @@ def write_batch(connection: Connection, pending: Pending, written: Written, give
             write_standing(connection, standing_changes, written.encoded)
     if pending.attempts:
         _write_attempts(connection, pending)
+    _delete_edges.execute(connection, list(pending.dropped_edges))
+    _insert_edges.execute(connection, [(*key, *edge) for key, edge in pending.new_edges.items()])
     if pending.starts or pending.forgotten_starts:
         _write_starts(connection, pending)
     if pending.shipped_digest:
@@ -200,7 +210,8 @@ def _write_tasks(connection: Connection, changes: list[Change], pending: Pending
             row = (create_revision, task_id, task.state, task.agent_type, task.priority, create_ns, queue_ns, due_ns)
             keys = " ".join(found) if (found := task.concurrency_keys) else None
             more = (task.template_id or None, task.queue_rank, task.fairness_key or None, keys)
-            inserts.append((*row, *more, data))
+            kin = (task.parent_task_id or None, task.root_task_id or None)
+            inserts.append((*row, *more, *kin, data))
     for delete in _deletes_of_task:
         delete.execute(connection, deleted)
     _insert_tasks.execute(connection, inserts)

@@ -78,6 +78,12 @@ def for_tasks(wanted: TaskFilter) -> Filter:
     if wanted.template_ids:
         made_from = frozenset(wanted.template_ids)
         tests.append(lambda record: isinstance(record.resource, Task) and record.resource.template_id in made_from)
+    if wanted.parent_task_id:
+        parent = wanted.parent_task_id
+        tests.append(lambda record: isinstance(record.resource, Task) and record.resource.parent_task_id == parent)
+    if wanted.root_task_id:
+        root = wanted.root_task_id
+        tests.append(lambda record: isinstance(record.resource, Task) and record.resource.root_task_id == root)
     if wanted.labels:
         tests.append(_has_labels(wanted.labels))
     if wanted.HasField("created_after_time"):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 _LONGEST_LINE = 60
+_MOST_DEPENDENCIES = 8
 
 
 def _look(look: Look) -> Cell:
@@ -81,8 +82,23 @@ def _why(task: Task) -> str:
     """Why the task is where it is, in words."""
     if task.state_reason:
         return "" if task.state_reason == task.failure.message else task.state_reason
-    waits = [f"until {times.local(wait.until_time)}" for wait in task.waiting_on]
+    waits = [f"until {times.local(wait.until_time)}" for wait in task.waiting_on if wait.HasField("until_time")]
+    if len(waits) < len(task.waiting_on):
+        waits.insert(0, "for other tasks")
     return ", ".join(waits)
+
+
+def _dependencies(task: Task) -> str:
+    """The tasks it depends on, each with its condition where that is not its success."""
+    from kapell.v1.dependency_pb2 import DEPENDENCY_CONDITION_SUCCEEDED, DependencyCondition
+
+    shown = []
+    for entry in task.dependencies[:_MOST_DEPENDENCIES]:
+        word = DependencyCondition.Name(entry.condition).removeprefix("DEPENDENCY_CONDITION_").lower()
+        plain = entry.condition == DEPENDENCY_CONDITION_SUCCEEDED
+        shown.append(entry.task_id if plain else f"{entry.task_id}:{word}")
+    more = len(task.dependencies) - len(shown)
+    return ", ".join([*shown, *([f"and {more} more"] if more else [])])
 
 
 def _value_text(value: Any) -> str:
@@ -105,6 +121,8 @@ def task_card(task: Task) -> list[Line]:
         Line("Failure", Cell(failure_text(task.failure) if task.HasField("failure") else "", "red")),
         Line("Type", task.agent_type),
         Line("Template", f"{task.template_id}@{task.template_version}" if task.template_id else ""),
+        Line("Parent", task.parent_task_id),
+        Line("After", _dependencies(task)),
         Line("Priority", str(task.priority)),
         Line("Attempts", f"{task.attempts_used} of {task.retry_policy.max_attempts}"),
         Line("Agent", task.lease.agent_id),

@@ -13,6 +13,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from kapell.v1 import common_pb2 as _common_pb2
+from kapell.v1 import dependency_pb2 as _dependency_pb2
 from kapell.v1 import watch_pb2 as _watch_pb2
 import builtins as _builtins
 import sys
@@ -34,7 +35,7 @@ class _TaskStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskState.V
     TASK_STATE_UNSPECIFIED: _TaskState.ValueType  # 0
     """Not set; never sent."""
     TASK_STATE_PENDING: _TaskState.ValueType  # 1
-    """Waits for a time: not_before or the back-off before a retry."""
+    """Waits for other tasks, or for a time: not_before or the back-off before a retry."""
     TASK_STATE_QUEUED: _TaskState.ValueType  # 2
     """Runnable; waits for an agent with a free slot."""
     TASK_STATE_RUNNING: _TaskState.ValueType  # 3
@@ -54,7 +55,7 @@ class TaskState(_TaskState, metaclass=_TaskStateEnumTypeWrapper):
 TASK_STATE_UNSPECIFIED: TaskState.ValueType  # 0
 """Not set; never sent."""
 TASK_STATE_PENDING: TaskState.ValueType  # 1
-"""Waits for a time: not_before or the back-off before a retry."""
+"""Waits for other tasks, or for a time: not_before or the back-off before a retry."""
 TASK_STATE_QUEUED: TaskState.ValueType  # 2
 """Runnable; waits for an agent with a free slot."""
 TASK_STATE_RUNNING: TaskState.ValueType  # 3
@@ -81,6 +82,8 @@ class _WaitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitKind.Val
     """For its not_before time."""
     WAIT_KIND_RETRY_BACKOFF: _WaitKind.ValueType  # 2
     """For the back-off after a failed attempt."""
+    WAIT_KIND_DEPENDENCY: _WaitKind.ValueType  # 3
+    """For other tasks: see Task.dependencies."""
     WAIT_KIND_CONCURRENCY_LIMIT: _WaitKind.ValueType  # 10
     """For another task of its concurrency key to end. ExplainTask only."""
     WAIT_KIND_START_RATE: _WaitKind.ValueType  # 11
@@ -109,6 +112,8 @@ WAIT_KIND_NOT_BEFORE: WaitKind.ValueType  # 1
 """For its not_before time."""
 WAIT_KIND_RETRY_BACKOFF: WaitKind.ValueType  # 2
 """For the back-off after a failed attempt."""
+WAIT_KIND_DEPENDENCY: WaitKind.ValueType  # 3
+"""For other tasks: see Task.dependencies."""
 WAIT_KIND_CONCURRENCY_LIMIT: WaitKind.ValueType  # 10
 """For another task of its concurrency key to end. ExplainTask only."""
 WAIT_KIND_START_RATE: WaitKind.ValueType  # 11
@@ -181,7 +186,7 @@ class WaitingOn(_message.Message):
     """What it is."""
     @_builtins.property
     def until_time(self) -> _timestamp_pb2.Timestamp:
-        """When the wait ends."""
+        """When the wait ends; unset where no time ends it."""
 
     def __init__(
         self,
@@ -317,6 +322,9 @@ class TaskSpec(_message.Message):
     PARAMETERS_FIELD_NUMBER: _builtins.int
     FAIRNESS_KEY_FIELD_NUMBER: _builtins.int
     CONCURRENCY_KEYS_FIELD_NUMBER: _builtins.int
+    CLIENT_KEY_FIELD_NUMBER: _builtins.int
+    DEPENDENCIES_FIELD_NUMBER: _builtins.int
+    PARENT_TASK_ID_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """An id of the client's choice, "task_" and up to 59 of a-z, 0-9, _ and -.
     Empty: the server mints one. Taken: ALREADY_EXISTS/ID_TAKEN.
@@ -336,6 +344,13 @@ class TaskSpec(_message.Message):
     fairness_key: _builtins.str
     """Whose share of the agents it uses: among tasks of one type and priority, keys take turns however many
     tasks each has. A team, a user, a project. Empty: all such tasks are one share.
+    """
+    client_key: _builtins.str
+    """A name within the request, by which other tasks of it may depend on this one. Unique within the request; not kept."""
+    parent_task_id: _builtins.str
+    """Makes it a child of this task, which must exist, or come earlier in the request under a client-chosen
+    id, and must neither have ended nor be cancelling. At most 8 levels deep and 1,000 tasks below one
+    root, else CHILD_LIMIT. A child's default priority is its parent's.
     """
     @_builtins.property
     def input(self) -> _struct_pb2.Struct:
@@ -365,6 +380,13 @@ class TaskSpec(_message.Message):
     def concurrency_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Up to 8 keys, of each of which only so many tasks run at a time: one, or as its ConcurrencyLimit says."""
 
+    @_builtins.property
+    def dependencies(self) -> _containers.RepeatedCompositeFieldContainer[_dependency_pb2.TaskDependency]:
+        """Tasks that must have come so far before this one may run; until then it is PENDING. At most 500 a
+        task and 20,000 a request. Any graph without a cycle, else INVALID_ARGUMENT/DEPENDENCY_CYCLE.
+        Their results may be used in the prompt, see dependency.proto.
+        """
+
     def __init__(
         self,
         *,
@@ -382,10 +404,13 @@ class TaskSpec(_message.Message):
         parameters: _struct_pb2.Struct | None = ...,
         fairness_key: _builtins.str = ...,
         concurrency_keys: _abc.Iterable[_builtins.str] | None = ...,
+        client_key: _builtins.str = ...,
+        dependencies: _abc.Iterable[_dependency_pb2.TaskDependency] | None = ...,
+        parent_task_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "input", b"input", "not_before_time", b"not_before_time", "parameters", b"parameters", "priority", b"priority", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "concurrency_keys", b"concurrency_keys", "display_name", b"display_name", "fairness_key", b"fairness_key", "input", b"input", "labels", b"labels", "not_before_time", b"not_before_time", "parameters", b"parameters", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "task_id", b"task_id", "template", b"template", "timeouts", b"timeouts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "client_key", b"client_key", "concurrency_keys", b"concurrency_keys", "dependencies", b"dependencies", "display_name", b"display_name", "fairness_key", b"fairness_key", "input", b"input", "labels", b"labels", "not_before_time", b"not_before_time", "parameters", b"parameters", "parent_task_id", b"parent_task_id", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "task_id", b"task_id", "template", b"template", "timeouts", b"timeouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
@@ -435,7 +460,7 @@ class TaskFailure(_message.Message):
     RETRYABLE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """A constant in upper snake case. The server's own: LEASE_EXPIRED, AGENT_LOST,
-    QUEUE_TIMEOUT, RUN_TIMEOUT, TOTAL_TIMEOUT. The command runtime's: EXIT_CODE,
+    QUEUE_TIMEOUT, RUN_TIMEOUT, TOTAL_TIMEOUT, DEPENDENCY_FAILED, PROMPT_TOO_LARGE. The command runtime's: EXIT_CODE,
     SIGNAL, PROGRAM_NOT_FOUND, RESULT_INVALID, SETUP_FAILED. Others come from the worker.
     """
     message: _builtins.str
@@ -553,6 +578,12 @@ class Task(_message.Message):
     CONCURRENCY_KEYS_FIELD_NUMBER: _builtins.int
     QUEUE_RANK_FIELD_NUMBER: _builtins.int
     SKIPPED_FIELD_NUMBER: _builtins.int
+    DEPENDENCIES_FIELD_NUMBER: _builtins.int
+    PROMPT_PARTS_FIELD_NUMBER: _builtins.int
+    PROMPT_PENDING_FIELD_NUMBER: _builtins.int
+    PARENT_TASK_ID_FIELD_NUMBER: _builtins.int
+    ROOT_TASK_ID_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The id; "task_" and a time-sortable part, or the client's choice."""
     display_name: _builtins.str
@@ -591,6 +622,14 @@ class Task(_message.Message):
     """True where it was cancelled because it was not needed: its concurrency key was taken, or a task it
     depends on has failed and it was to be skipped then.
     """
+    prompt_pending: _builtins.bool
+    """True while results of dependencies are still to be put into the prompt."""
+    parent_task_id: _builtins.str
+    """The task it is a child of; empty where there is none."""
+    root_task_id: _builtins.str
+    """The topmost of its parents; empty for a task without a parent."""
+    depth: _builtins.int
+    """How many parents are above it; 0 for a task without a parent."""
     @_builtins.property
     def input(self) -> _struct_pb2.Struct:
         """Free-form parameters. Only where the prompt is."""
@@ -663,6 +702,16 @@ class Task(_message.Message):
     def concurrency_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The keys of which only so many tasks run at a time."""
 
+    @_builtins.property
+    def dependencies(self) -> _containers.RepeatedCompositeFieldContainer[_dependency_pb2.TaskDependency]:
+        """The tasks it waits for or has waited for, each with its task_id, name, condition and on_failure filled in."""
+
+    @_builtins.property
+    def prompt_parts(self) -> _containers.RepeatedCompositeFieldContainer[_dependency_pb2.PromptPart]:
+        """The prompt as it was before results of dependencies were put into it; empty where it has no place
+        for them. Only where the prompt is.
+        """
+
     def __init__(
         self,
         *,
@@ -701,10 +750,16 @@ class Task(_message.Message):
         concurrency_keys: _abc.Iterable[_builtins.str] | None = ...,
         queue_rank: _builtins.int = ...,
         skipped: _builtins.bool = ...,
+        dependencies: _abc.Iterable[_dependency_pb2.TaskDependency] | None = ...,
+        prompt_parts: _abc.Iterable[_dependency_pb2.PromptPart] | None = ...,
+        prompt_pending: _builtins.bool = ...,
+        parent_task_id: _builtins.str = ...,
+        root_task_id: _builtins.str = ...,
+        depth: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "failure", b"failure", "input", b"input", "lease", b"lease", "not_before_time", b"not_before_time", "progress", b"progress", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "start_time", b"start_time", "state_time", b"state_time", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "attempt", b"attempt", "attempts_used", b"attempts_used", "concurrency_keys", b"concurrency_keys", "content_bytes", b"content_bytes", "create_time", b"create_time", "creator", b"creator", "display_name", b"display_name", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "fairness_key", b"fairness_key", "input", b"input", "labels", b"labels", "lease", b"lease", "not_before_time", b"not_before_time", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "queue_rank", b"queue_rank", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "revision", b"revision", "skipped", b"skipped", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "task_id", b"task_id", "template_id", b"template_id", "template_version", b"template_version", "timeouts", b"timeouts", "waiting_on", b"waiting_on"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "attempt", b"attempt", "attempts_used", b"attempts_used", "concurrency_keys", b"concurrency_keys", "content_bytes", b"content_bytes", "create_time", b"create_time", "creator", b"creator", "dependencies", b"dependencies", "depth", b"depth", "display_name", b"display_name", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "fairness_key", b"fairness_key", "input", b"input", "labels", b"labels", "lease", b"lease", "not_before_time", b"not_before_time", "parent_task_id", b"parent_task_id", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "prompt_parts", b"prompt_parts", "prompt_pending", b"prompt_pending", "queue_rank", b"queue_rank", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "revision", b"revision", "root_task_id", b"root_task_id", "skipped", b"skipped", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "task_id", b"task_id", "template_id", b"template_id", "template_version", b"template_version", "timeouts", b"timeouts", "waiting_on", b"waiting_on"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -795,6 +850,12 @@ class TaskFilter(_message.Message):
     CREATED_AFTER_TIME_FIELD_NUMBER: _builtins.int
     CREATED_BEFORE_TIME_FIELD_NUMBER: _builtins.int
     TEMPLATE_IDS_FIELD_NUMBER: _builtins.int
+    PARENT_TASK_ID_FIELD_NUMBER: _builtins.int
+    ROOT_TASK_ID_FIELD_NUMBER: _builtins.int
+    parent_task_id: _builtins.str
+    """Children of this task."""
+    root_task_id: _builtins.str
+    """All tasks below this one, which must be a root; itself not among them."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___TaskState.ValueType]:
         """States, any of."""
@@ -833,10 +894,12 @@ class TaskFilter(_message.Message):
         created_after_time: _timestamp_pb2.Timestamp | None = ...,
         created_before_time: _timestamp_pb2.Timestamp | None = ...,
         template_ids: _abc.Iterable[_builtins.str] | None = ...,
+        parent_task_id: _builtins.str = ...,
+        root_task_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_after_time", b"created_after_time", "created_before_time", b"created_before_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_types", b"agent_types", "created_after_time", b"created_after_time", "created_before_time", b"created_before_time", "labels", b"labels", "states", b"states", "task_ids", b"task_ids", "template_ids", b"template_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_types", b"agent_types", "created_after_time", b"created_after_time", "created_before_time", b"created_before_time", "labels", b"labels", "parent_task_id", b"parent_task_id", "root_task_id", b"root_task_id", "states", b"states", "task_ids", b"task_ids", "template_ids", b"template_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -918,7 +981,7 @@ class BatchCreateTasksRequest(_message.Message):
     """As in CreateTask, for the whole batch."""
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskSpec]:
-        """The tasks, 1 to 500, together at most 1 MiB."""
+        """The tasks, 1 to 2,500, together at most 1 MiB."""
 
     def __init__(
         self,
@@ -1241,22 +1304,26 @@ class CancelTaskRequest(_message.Message):
     TASK_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    LEAVE_CHILDREN_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The task. Required."""
     reason: _builtins.str
     """Why, for the record, at most 500 characters."""
     request_id: _builtins.str
     """As in CreateTask."""
+    leave_children: _builtins.bool
+    """Lets the children, and theirs, go on."""
     def __init__(
         self,
         *,
         task_id: _builtins.str = ...,
         reason: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        leave_children: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "request_id", b"request_id", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leave_children", b"leave_children", "reason", b"reason", "request_id", b"request_id", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1335,7 +1402,7 @@ class RetryTaskResponse(_message.Message):
     """True when this is the first answer to a repeated request_id."""
     @_builtins.property
     def task(self) -> Global___Task:
-        """The task, QUEUED, without prompt, input and result."""
+        """The task, QUEUED, or PENDING while it waits for dependencies, without prompt, input and result."""
 
     def __init__(
         self,
@@ -1360,19 +1427,23 @@ class DeleteTaskRequest(_message.Message):
 
     TASK_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    LEAVE_CHILDREN_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The task. Required."""
     request_id: _builtins.str
     """As in CreateTask."""
+    leave_children: _builtins.bool
+    """As in CancelTask, where the task has not ended."""
     def __init__(
         self,
         *,
         task_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        leave_children: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leave_children", b"leave_children", "request_id", b"request_id", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1463,6 +1534,88 @@ class WaitTaskResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WaitTaskResponse: _TypeAlias = WaitTaskResponse  # noqa: Y015
+
+@_typing.final
+class GetTaskTreeRequest(_message.Message):
+    """Request of GetTaskTree."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task at the top. Required."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTaskTreeRequest: _TypeAlias = GetTaskTreeRequest  # noqa: Y015
+
+@_typing.final
+class TaskTreeNode(_message.Message):
+    """One task of a tree."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    depth: _builtins.int
+    """How far below the top it stands: 0 for the top, 1 for its children."""
+    @_builtins.property
+    def task(self) -> Global___Task:
+        """The task, without prompt, input and result."""
+
+    def __init__(
+        self,
+        *,
+        task: Global___Task | None = ...,
+        depth: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depth", b"depth", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskTreeNode: _TypeAlias = TaskTreeNode  # noqa: Y015
+
+@_typing.final
+class GetTaskTreeResponse(_message.Message):
+    """Response of GetTaskTree."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision it was read at."""
+    truncated: _builtins.bool
+    """True when there are more than 1,000 tasks, of which these are the first."""
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskTreeNode]:
+        """The tree depth-first: after each task its children, the eldest first, each followed by its own."""
+
+    def __init__(
+        self,
+        *,
+        nodes: _abc.Iterable[Global___TaskTreeNode] | None = ...,
+        revision: _builtins.int = ...,
+        truncated: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes", "revision", b"revision", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTaskTreeResponse: _TypeAlias = GetTaskTreeResponse  # noqa: Y015
 
 @_typing.final
 class ExplainTaskRequest(_message.Message):

@@ -18,6 +18,13 @@ from kapell.cli.times import DURATION, MOMENT
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _ID = click.option("--id", "task_id", metavar="TASK_ID", help="An id of your choice, task_…; it makes repeating safe.")
+_AFTER = click.option(
+    "--after",
+    "dependencies",
+    multiple=True,
+    metavar="TASK_ID[:WHEN]",
+    help="Wait until that task has succeeded; WHEN may be started, or finished: ended in any way. May be repeated.",
+)
 _LIMITS = (
     options.labels("A label; may be repeated."),
     click.option("--not-before", type=MOMENT, metavar="TIME", help="Start no earlier: 10m from now, or a time."),
@@ -50,6 +57,7 @@ _PARAMETERS = (
         "-p", "--priority", type=click.IntRange(0, 1000), metavar="0-1000", help="Higher runs first. [default: 500]"
     ),
     *_LIMITS[:2],
+    _AFTER,
     click.option("--max-attempts", type=click.IntRange(1, 100), metavar="N", help="Attempts in all. [default: 3]"),
     *_LIMITS[2:],
     *_SHARES,
@@ -66,6 +74,7 @@ _OF_TEMPLATE = (
         help="Higher runs first. [default: as the template says]",
     ),
     *_LIMITS[:2],
+    _AFTER,
     click.option(
         "--max-attempts",
         type=click.IntRange(1, 100),
@@ -125,9 +134,17 @@ def new_task(
     return NewTask(agent_type, _prompt(prompt, file), given)
 
 
-def fields_given(*, name: str | None, labels: dict[str, str], not_before: float | None, **rest: Any) -> dict[str, Any]:
+def fields_given(
+    *,
+    name: str | None,
+    labels: dict[str, str],
+    not_before: float | None,
+    dependencies: tuple[str, ...] = (),
+    **rest: Any,
+) -> dict[str, Any]:
     """What was said of a task, as keywords of `client.tasks.create`."""
     fields: dict[str, Any] = {
+        "dependencies": dependencies or None,
         "display_name": name,
         "labels": labels or None,
         "not_before": None if not_before is None else datetime.fromtimestamp(not_before, UTC),

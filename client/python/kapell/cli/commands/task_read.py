@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 @click.option(
     "--template", "template_ids", multiple=True, metavar="TEMPLATE_ID", help="Made from this template; may be repeated."
 )
+@click.option("--parent", "parent_task_id", default="", metavar="TASK_ID", help="Children of this task.")
+@click.option("--root", "root_task_id", default="", metavar="TASK_ID", help="Everything below this task.")
 @options.labels("With this label; may be repeated.")
 @click.option("--since", type=DURATION, metavar="DURATION", help="Created within the last 30m, 2h, 7d …")
 @click.option("--oldest", is_flag=True, help="The oldest first.")
