@@ -23,20 +23,12 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.engine.facts import SpawnCommand
 
 from tests.model.checks import Checking
-from tests.model.commands import JUMPS, KINDS, Asking, Commands, new_ids, places, specs
+from tests.model.commands import JUMPS, KINDS, QUEUES, Asking, Commands, new_ids, places, specs
+from tests.model.days import IDS, Day
 from tests.model.oracle import HELD, OVER, Oracle
 from tests.support.live_engine import LiveEngine, settled
 
 ENDS = ("complete", "EXIT", "FATAL", "release", "progress", "cancel", "die")
-
-rounds = st.lists(
-    st.tuples(
-        st.sampled_from((0.001, 1.001, 2.001, 3.001)), st.lists(st.sampled_from(("complete", *ENDS)), max_size=3)
-    ),
-    min_size=2,
-    max_size=5,
-)
-"""How long each takes, and what becomes of the tasks held."""
 
 
 class Machine(Asking, Checking, RuleBasedStateMachine):
@@ -119,19 +111,25 @@ class Machine(Asking, Checking, RuleBasedStateMachine):
         held = [task_id for task_id, task in self.oracle.tasks.items() if task.state in HELD]
         self.batch([("end", verb, task_id) for verb, task_id in zip(verbs, held, strict=False)])
 
-    @rule(wanted=st.lists(st.tuples(new_ids, specs), max_size=5), rounds=rounds)
-    def agents_wait_for_work(
-        self, wanted: list[tuple[str, dict[str, Any]]], rounds: list[tuple[float, list[str]]]
-    ) -> None:
+    @rule(seed=st.integers(0, 2**32))
+    def agents_wait_for_work(self, seed: int) -> None:
         """Every agent waits with an open call, while tasks come, time passes and some of them end."""
-        self.batch([("create", task_id, spec) for task_id, spec in wanted])
-        for seconds, verbs in rounds:
+        day = Day(seed)
+        self.batch([("steer", "resume", name) for name in QUEUES] + day.limits())
+        if day.starves:
+            self.batch([("create", task_id, day.spec(priority=1, keys=())) for task_id in IDS[:2]])
+            self.pass_time(650.001)
+            self.batch(self.beats())
+        if not any(agent.state == "ACTIVE" for agent in self.oracle.agents.values()):
+            self.arrive(list(KINDS), 1, True)
+        self.batch([("create", task_id, spec) for task_id, spec in day.tasks()])
+        for _ in range(day.hours):
             waiting = {name for name, _ in self.polls}
             for name in [name for name in self.oracle.agents if self.oracle.free(name) and name not in waiting]:
                 self.runner.run(self.take(name, 3, True))
-            self.pass_time(seconds)
-            held = list(self.oracle.held())
-            self.batch([*self.beats(), *(("end", verb, task_id) for verb, task_id in zip(verbs, held, strict=False))])
+            self.pass_time(day.hour())
+            queued = [task_id for task_id, task in self.oracle.tasks.items() if task.state == "QUEUED"]
+            self.batch(self.beats() + day.ends(list(self.oracle.held()), queued))
 
     @precondition(lambda self: self.cursor > 10)
     @rule(orderly=st.booleans())
