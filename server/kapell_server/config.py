@@ -45,6 +45,10 @@ class Config:
     max_agents: int
     lease_duration: float
     heartbeat_interval: float
+    max_artifact_mib: int
+    max_task_artifacts_mib: int
+    max_artifacts_mib: int
+    max_artifact_age: float
     profiles: Mapping[str, AgentProfile]
     config_file: Path | None = None
     origins: Mapping[str, str] = field(default_factory=dict)
@@ -209,6 +213,14 @@ def _seconds(value: Any, name: str) -> float:
     return seconds
 
 
+def _kept_seconds(value: Any, name: str) -> float:
+    is_number = isinstance(value, str) and value.replace(".", "", 1).isdigit()
+    seconds = read_seconds(float(value) if is_number else value, name)
+    if seconds and not 1 <= seconds <= 3_153_600_000:
+        raise ConfigError(f"{name} must be 0, which keeps for ever, or from 1 s to 36500 days, not {seconds:g} s.")
+    return seconds
+
+
 SETTINGS: tuple[Setting, ...] = (
     Setting(
         key="data_dir",
@@ -268,6 +280,25 @@ SETTINGS: tuple[Setting, ...] = (
         default=3.0,
         read=_seconds,
         help="how often agents report (default 3s)",
+    ),
+    Setting(key="max_artifact_mib", default=256, read=_count, help="largest artifact of a task, MiB (default 256)"),
+    Setting(
+        key="max_task_artifacts_mib",
+        default=1024,
+        read=_count,
+        help="most that all artifacts of one task may have, MiB (default 1024)",
+    ),
+    Setting(
+        key="max_artifacts_mib",
+        default=20_480,
+        read=_count,
+        help="most that all artifacts may have, MiB (default 20480)",
+    ),
+    Setting(
+        key="max_artifact_age",
+        default=0.0,
+        read=_kept_seconds,
+        help="how long artifacts are kept, as 30d; 0 as long as their tasks (default 0)",
     ),
 )
 _SETTING = {setting.key: setting for setting in SETTINGS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
@@ -33,6 +34,13 @@ VERBS: dict[str, Callable[[Client], Awaitable[object]]] = {
     "Watch": lambda c: c.watch(kinds=["task.completed"]).ready(),
     "ListEvents": lambda c: c.events.list(kinds=["task.completed"]),
     "GetLogInfo": lambda c: c.events.log_info(),
+    "CreateArtifact": lambda c: _uploaded(c),
+    "UploadArtifact": lambda c: _uploaded(c),
+    "CompleteArtifact": lambda c: _uploaded(c),
+    "GetArtifact": lambda c: c.artifacts.get("artifact_1"),
+    "ListArtifacts": lambda c: c.artifacts.list("task_1", attempt=0, name="a"),
+    "DownloadArtifact": lambda c: _downloaded(c),
+    "DeleteArtifact": lambda c: c.artifacts.delete("artifact_1"),
     "CreateTask": lambda c: c.tasks.create("shell", "true"),
     "BatchCreateTasks": lambda c: c.tasks.create_batch([task_spec("shell"), task_spec("shell")]),
     "GetTask": lambda c: c.tasks.get("task_1"),
@@ -41,6 +49,10 @@ VERBS: dict[str, Callable[[Client], Awaitable[object]]] = {
     "UpdateTask": lambda c: c.tasks.update("task_1", priority=1),
     "CancelTask": lambda c: c.tasks.cancel("task_1", reason="enough"),
     "RetryTask": lambda c: c.tasks.retry("task_1"),
+    "CancelTasks": lambda c: c.tasks.cancel_all(states=["queued"], reason="enough"),
+    "RetryTasks": lambda c: c.tasks.retry_all(failure_reasons=["AGENT_LOST"], max_affected=5),
+    "ReprioritizeTasks": lambda c: c.tasks.reprioritize_all(900, everything=True, allow_partial=True),
+    "ListTaskEdits": lambda c: c.tasks.edits("task_1"),
     "DeleteTask": lambda c: c.tasks.delete("task_1"),
     "GetTaskTree": lambda c: c.tasks.tree("task_1"),
     "ExplainTask": lambda c: c.tasks.explain("task_1"),
@@ -68,6 +80,18 @@ VERBS: dict[str, Callable[[Client], Awaitable[object]]] = {
     "CloneTemplate": lambda c: c.templates.clone("greet", "mine", defaults={"name": "Ada"}),
     "WatchTasks": lambda c: c.tasks.watch(states=["queued"]).ready(),
 }
+
+
+async def _uploaded(client: Client) -> None:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"some bytes")
+        file.flush()
+        await client.artifacts.upload("task_1", file.name, name="a.txt", labels={"a": "b"})
+
+
+async def _downloaded(client: Client) -> None:
+    with tempfile.TemporaryDirectory() as directory, pytest.raises(errors.Conflict):
+        await client.artifacts.download("artifact_1", f"{directory}/file")
 
 
 async def _ignoring_timeout(waiting: Awaitable[object]) -> None:

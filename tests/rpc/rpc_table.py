@@ -20,6 +20,8 @@ from kapell.v1.task_pb2 import (
 )
 
 from tests.rpc import rpc_dependencies
+from tests.rpc.rpc_artifacts import ARTIFACTS
+from tests.rpc.rpc_bulk import BULK
 from tests.rpc.rpc_cases import (
     NOBODY,
     NOTHING,
@@ -119,6 +121,9 @@ TASKS: dict[str, Case] = {
             **of_task(task_pb2.RetryTaskRequest),
             "TASK_STATE_CONFLICT": lambda scene: Ask(task_pb2.RetryTaskRequest(task_id=scene.queued().task_id)),
             **rpc_dependencies.OF_RETRY,
+            "REQUEST_INVALID: parameters without a template": lambda scene: Ask(
+                task_pb2.RetryTaskRequest(task_id=scene.cancelled().task_id, parameters={"a": "b"})
+            ),
         },
         malformed=({}, "task_id"),
     ),
@@ -387,7 +392,16 @@ EVENTS_AND_ADMIN: dict[str, Case] = {
     ),
 }
 
-CASES: dict[str, Case] = {**TASKS, **QUEUES, **TEMPLATES, **AGENTS, **WORKERS, **EVENTS_AND_ADMIN}
+CASES: dict[str, Case] = {
+    **TASKS,
+    **BULK,
+    **QUEUES,
+    **TEMPLATES,
+    **AGENTS,
+    **WORKERS,
+    **ARTIFACTS,
+    **EVENTS_AND_ADMIN,
+}
 
 # Rpcs that no state and no id can make fail, and why.
 NEVER_REFUSED = {
@@ -403,3 +417,6 @@ NEVER_REFUSED = {
     "GetServerInfo": "takes nothing",
     "GetDiagnostics": "takes nothing",
 }
+
+# Streams that end by themselves: with what there is to send.
+SHORT_STREAMS = {"DownloadArtifact"}

@@ -124,7 +124,12 @@ class Scene:
         return self.call(name, Ask(request))
 
     def changes_of(self, resource_id: str) -> list[Event]:
-        """What users have done to one resource, in order; what time or processes did is left out."""
+        """What users have done to one resource, in order; what time or processes did is left out.
+
+        Nothing for an empty id: of what is no event, such as an artifact.
+        """
+        if not resource_id:
+            return []
         kind, _, name = resource_id.partition("/")
         if name:
             return [event for event in self._changes(event_pb2.EventFilter(kinds=_KINDS[kind])) if _names(event, name)]

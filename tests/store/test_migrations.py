@@ -65,7 +65,7 @@ def test_tasks_of_before_templates_are_still_there(tmp_path: Path) -> None:
         assert connection.scalar(sa.text("SELECT value FROM meta WHERE name = 'log_id'")) == "log_old"
 
 
-@pytest.mark.parametrize("table", ["templates", "template_versions"])
+@pytest.mark.parametrize("table", ["templates", "template_versions", "artifacts"])
 def test_the_way_back_removes_what_came(tmp_path: Path, table: str) -> None:
     from alembic import command
     from alembic.config import Config

@@ -7,25 +7,26 @@ rolled back alone. If anything here or the commit fails, `undo` puts memory back
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf.message import Message
-from kapell.v1.error_pb2 import ERROR_REASON_REQUEST_ID_REUSED
 from kapell.v1.worker_pb2 import LeaseTasksRequest
 
 from kapell_server.domain import agent, closing, dispatch
 from kapell_server.domain.access import Caller, system
+from kapell_server.domain.bulk_job import BulkCommand, BulkJob, BulkStep
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.pending import Resource
 from kapell_server.domain.polls import Poll
-from kapell_server.domain.state import Resource, State
+from kapell_server.domain.state import State
 from kapell_server.engine.commands import DECIDERS, QUESTIONS, content_ids_of, look, task_ids_of
 from kapell_server.engine.offers import encode_offers
 from kapell_server.store.database import Connection
 from kapell_server.store.loads import RowLoader, head, load_due
 from kapell_server.store.record import Record
+from kapell_server.store.remembered import fingerprint_of, request_key, reused
 from kapell_server.store.writes import Answer, Written, encode_changes, write_batch
 from kapell_server.wire import field as wire_field
 from kapell_server.wire import int_field
@@ -116,7 +117,9 @@ class Batcher:
         outcome.contents = state.pending.contents
         outcome.next_due_ns = state.next_due_ns()
         pending = state.pending
-        outcome.wrote = bool(pending.changes or pending.heartbeats or pending.shipped_digest or run.given)
+        outcome.wrote = bool(
+            pending.changes or pending.heartbeats or pending.shipped_digest or pending.bulk or run.given
+        )
         return outcome
 
     def settle(self) -> None:
@@ -183,11 +186,15 @@ class _Run:
         self._fresh: dict[str, _Remembered] = {}
         self._keys: dict[Command, str] = {}
         self._over: list[Command] = []
+        self._jobs_done: dict[str, BulkJob] = {}
         self.given: list[Answer] = []
         for command in commands:
             request_id = getattr(command.request, "request_id", "")
             if request_id:
-                self._keys[command] = f"{command.caller.kind.value}:{command.caller.name}/{request_id}"
+                key = request_key(command.caller, request_id)
+                self._keys[command] = key
+                if type(command.request) is BulkCommand:
+                    command.request.key = key
         self._known = loader.load_answers(set(self._keys.values())) if self._keys else {}
 
     def decide(self, command: Command) -> None:
@@ -213,31 +220,50 @@ class _Run:
             return self._end_poll(request)
         key = self._keys.get(command)
         if key is not None:
-            fingerprint = _fingerprint(request)
+            fingerprint = fingerprint_of(request if isinstance(request, Message) else request.request)
             replay = self._replay(key, fingerprint)
             if replay is not None:
-                return replay
+                return self._join(command, replay) if isinstance(replay, BulkJob) else replay
         decide = DECIDERS.get(type(request)) or QUESTIONS[type(request)]
         result = decide(self._state, request)
+        if isinstance(result, BulkJob):
+            return self._go_on(command, result)
         if key is not None:
             self._fresh[key] = _Remembered(fingerprint, command)
         return result
 
-    def _replay(self, key: str, fingerprint: bytes) -> bytes | _Remembered | None:
-        """The first answer to this request_id; the command that has it, where that is in this batch."""
+    def _go_on(self, command: Command, job: BulkJob) -> Any:
+        """A change of many tasks has done a step. Who asked for it is answered after the last one."""
+        if type(command.request) is not BulkStep:
+            return self._join(command, job, repeats=False)
+        if job.done:
+            self._jobs_done[job.key] = job
+        return None
+
+    def _join(self, command: Command, job: BulkJob, *, repeats: bool = True) -> _Waiting:
+        """Has the command wait for the end of the job; a repeat gets one that came to a halt going again."""
+        waiter = (command, repeats)
+        job.waiters.append(waiter)
+        self._state.on_rollback(job.waiters.remove, waiter)
+        job.stalled = False
+        return _WAITING
+
+    def _replay(self, key: str, fingerprint: bytes) -> bytes | _Remembered | BulkJob | None:
+        """The first answer to this request_id; the command or the job that will have it, where it is not given yet."""
         known = self._known.get(key)
         fresh = self._fresh.get(key)
-        if known is None and fresh is None:
+        job = self._state.bulk_jobs.get(key) or self._jobs_done.get(key)
+        if known is not None:
+            first = known[0]
+        elif fresh is not None:
+            first = fresh.fingerprint
+        elif job is not None:
+            first = fingerprint_of(job.request)
+        else:
             return None
-        first = known[0] if known is not None else fresh.fingerprint  # type: ignore[union-attr]
         if first != fingerprint:
-            request_id = key.partition("/")[2]
-            raise KapellError(
-                ERROR_REASON_REQUEST_ID_REUSED,
-                f"request_id {request_id} was used for another request. Use a fresh one for each new request.",
-                metadata={"request_id": request_id},
-            )
-        return known[1] + _REPLAYED if known is not None else fresh
+            raise reused(key.partition("/")[2])
+        return known[1] + _REPLAYED if known is not None else fresh or job
 
     def _end_poll(self, over: PollOver) -> Any:
         poll = over.command.poll
@@ -277,7 +303,17 @@ class _Run:
                     self.given.append(Answer(key, fresh.fingerprint, data))
             done[command] = data
             outcome.answers.append((command, data))
+        for job in self._jobs_done.values():
+            self._finish_job(job, outcome)
         return outcome
+
+    def _finish_job(self, job: BulkJob, outcome: Outcome) -> None:
+        """Answers all who wait for the job; a request_id remembers it as any other answer."""
+        data = job.response(self._state.revision).SerializeToString()
+        if job.request.request_id:
+            self.given.append(Answer(job.key, fingerprint_of(job.request), data))
+        for command, repeats in job.waiters:
+            outcome.answers.append((command, data + _REPLAYED if repeats else data))
 
     def _encode(self, result: Any, written: Written) -> bytes:
         """A response: resources go into field 1 as they were encoded, the revision into field 2."""
@@ -306,10 +342,3 @@ _WAITING = _Waiting()
 def _resource(resource: Resource, written: Written) -> bytes:
     encoded = written.encoded.get(resource.revision)
     return wire_field(1, encoded if encoded is not None else resource.SerializeToString())
-
-
-def _fingerprint(request: Any) -> bytes:
-    message = request if isinstance(request, Message) else request.request
-    digest = hashlib.blake2b(message.DESCRIPTOR.full_name.encode(), digest_size=16)
-    digest.update(message.SerializeToString(deterministic=True))
-    return digest.digest()

@@ -55,6 +55,7 @@ class AdminServicer:
                 "agents": True,
                 "templates": True,
                 "queues": True,
+                "artifacts": True,
                 "watch": True,
                 "reflection": True,
             },

@@ -58,6 +58,7 @@ _live_tasks_of = (
     .select_from(tasks)
     .where(tasks.c.template_id == bindparam("template_id"), tasks.c.state.not_in(TASK_FINAL))
 )
+_changed_after = sa.select(events.c.resource_id).where(events.c.revision > bindparam("revision")).distinct()
 
 
 class RowLoader:
@@ -98,6 +99,11 @@ class RowLoader:
     def load_family(self, root_id: str) -> list[tuple[str, str]]:
         """(task, parent) of all below a root, the eldest first."""
         return [(task_id, parent_id) for task_id, parent_id in self._connection.execute(_family, {"root_id": root_id})]
+
+    def load_changed_tasks(self, after_revision: int) -> list[str]:
+        """The tasks that committed events beyond a revision are about."""
+        rows = self._connection.scalars(_changed_after, {"revision": after_revision})
+        return [resource_id for resource_id in rows if resource_id.startswith("task_")]
 
     def load_answers(self, keys: Collection[str]) -> dict[str, tuple[bytes, bytes]]:
         """Fingerprint and answer of the keys that were answered before."""

@@ -18,7 +18,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = "0004"
+VERSION = "0007"
 """The newest migration; a test holds it against store/migrations."""
 
 metadata = MetaData(
@@ -127,6 +127,39 @@ attempts = Table(
     sqlite_with_rowid=False,
 )
 
+task_edits = Table(
+    "task_edits",
+    metadata,
+    Column("task_id", String(64), primary_key=True),
+    Column("revision", BigInteger, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""What prompt and input of a task were before each edit; `revision` is that of the edit's event."""
+
+bulk_jobs = Table(
+    "bulk_jobs",
+    metadata,
+    Column("job_key", String(160), primary_key=True),
+    Column("method", String(64), nullable=False),
+    Column("request", LargeBinary, nullable=False),
+    Column("caller", LargeBinary, nullable=False),
+    Column("task_ids", LargeBinary, nullable=False),
+    Column("matched", Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Changes of many tasks that are not done yet, each with the tasks it has found; see domain/bulk.py."""
+
+bulk_steps = Table(
+    "bulk_steps",
+    metadata,
+    Column("job_key", String(160), primary_key=True),
+    Column("first", Integer, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""What the steps of such a change have done so far, from task number `first` on."""
+
 agents = Table(
     "agents",
     metadata,
@@ -184,6 +217,27 @@ template_versions = Table(
     sqlite_with_rowid=False,
 )
 """Every version whole; written once, never changed."""
+
+artifacts = Table(
+    "artifacts",
+    metadata,
+    Column("number", _Revision, primary_key=True, autoincrement=False),
+    Column("artifact_id", String(64), nullable=False),
+    Column("task_id", String(64), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("size", BigInteger),
+    Column("create_ns", BigInteger, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    # Get, and every step of an upload.
+    Index(None, "artifact_id", unique=True),
+    # List, the room a task takes, and deleting with the task.
+    Index(None, "task_id", "number"),
+    # The start: the uploads that are open.
+    Index(None, "state", "number"),
+)
+"""What is known of the files beside the database; written past the writer. `number` is the order of
+creation. `size` is NULL while the upload has announced none."""
 
 answers = Table(
     "answers",
