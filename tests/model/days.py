@@ -23,6 +23,7 @@ class Day:
         self._keyed = self._random.random() < 0.7
         self.hours = self._random.randint(4, 9)
         self.starves = self._random.random() < 0.15
+        self._verbs = self._random.choice((("complete",), ("complete", "complete", "release", "EXIT", "cancel")))
 
     def limits(self) -> list[tuple[Any, ...]]:
         """Limits of the keys; the queues are open."""
@@ -54,8 +55,7 @@ class Day:
 
     def ends(self, held: list[str], queued: list[str]) -> list[tuple[Any, ...]]:
         """What becomes of some tasks that are held, and of one that waits."""
-        verbs = ("complete", "complete", "complete", "release", "EXIT", "cancel")
-        found = [("end", self._random.choice(verbs), task_id) for task_id in held if self._random.random() < 0.6]
+        found = [("end", self._random.choice(self._verbs), task_id) for task_id in held if self._random.random() < 0.6]
         if queued and self._random.random() < 0.25:
             found.append(("end", "cancel", self._random.choice(queued)))
         return found
