@@ -115,6 +115,7 @@ class Machine(Asking, Checking, RuleBasedStateMachine):
     def agents_wait_for_work(self, seed: int) -> None:
         """Every agent waits with an open call, while tasks come, time passes and some of them end."""
         day = Day(seed)
+        self.batch([("delete", place) for place, task in enumerate(self.oracle.tasks.values()) if task.state in OVER])
         self.batch([("steer", "resume", name) for name in QUEUES] + day.limits())
         if day.starves:
             self.batch([("create", task_id, day.spec(priority=1, keys=())) for task_id in IDS[:2]])
