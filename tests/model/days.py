@@ -19,8 +19,9 @@ class Day:
     def __init__(self, seed: int) -> None:
         self._random = Random(seed)
         self._kinds = self._random.choice((KINDS, KINDS[:1]))
-        self._shares = self._random.choice(((), ("a", "b"), ("a", "b", "c")))
-        self._keyed = self._random.random() < 0.7
+        self._shares = self._random.choice(((), ("a", "b"), ("a", "b"), ("a", "b", "c")))
+        self._keyed = self._random.random() < 0.6
+        self._priorities = self._random.choice(((500,), (500, 500, 900)))
         self.hours = self._random.randint(4, 9)
         self.starves = self._random.random() < 0.15
         self._verbs = self._random.choice((("complete",), ("complete", "complete", "release", "EXIT", "cancel")))
@@ -46,7 +47,7 @@ class Day:
         draw = self._random.choice
         keys = draw(((), ("x",), ("x",), ("y",), ("x", "y"))) if self._keyed else ()
         spec = {"kind": draw(self._kinds), "share": draw(self._shares) if self._shares else "", "keys": keys}
-        spec |= {"priority": draw((500, 500, 500, 900)), "most": 3, "pause": 0, "wakes": 0}
+        spec |= {"priority": draw(self._priorities), "most": 3, "pause": 0, "wakes": 0}
         return spec | dict.fromkeys(("queue", "run", "total"), NEVER) | fixed
 
     def hour(self) -> float:
