@@ -38,7 +38,7 @@ def live(kind: str, request: pytest.FixtureRequest, *, examples: int, steps: int
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", KINDS)
 def test_engine_and_oracle_agree_on_every_step(kind: str, request: pytest.FixtureRequest) -> None:
-    live(kind, request, examples=60 if kind == "sqlite" else 8, steps=30)
+    live(kind, request, examples=40 if kind == "sqlite" else 6, steps=30)
 
 
 @pytest.mark.slow
