@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from kapell.v1.agent_pb2 import Agent
-from kapell.v1.task_pb2 import Task, TaskAttempt, TaskEdit
+from kapell.v1.task_pb2 import Task, TaskAttempt, TaskEdit, TaskSpec
 from kapell.v1.template_pb2 import Template, TemplateVersion
 from kapell.v1.watch_pb2 import EventKind
 
@@ -27,9 +27,10 @@ class Loader(Protocol):
     def load_contents(self, task_ids: Collection[str]) -> dict[str, bytes]: ...
     def load_agent(self, agent_id: str) -> Agent | None: ...
     def load_template(self, template_id: str) -> Template | None: ...
+    def load_schedule_task(self, schedule_id: str) -> TaskSpec | None: ...
     def load_template_version(self, template_id: str, version: int) -> TemplateVersion | None: ...
     def count_live_tasks_of(self, template_id: str) -> int: ...
-    def load_family(self, root_id: str) -> list[tuple[str, str]]: ...
+    def load_families(self, root_ids: Collection[str]) -> list[tuple[str, str, str]]: ...
     def load_changed_tasks(self, after_revision: int) -> list[str]: ...
 
 
@@ -59,6 +60,8 @@ class Pending:
     edits: dict[tuple[str, int], TaskEdit] = field(default_factory=dict)
     template_versions: dict[tuple[str, int], TemplateVersion] = field(default_factory=dict)
     shipped_digest: str = ""
+    schedule_tasks: dict[str, TaskSpec | None] = field(default_factory=dict)
+    """The whole task of schedules; None of those that were deleted."""
     starts: dict[tuple[str, int], int] = field(default_factory=dict)
     """Starts under a rate, as (limit id, time), each with the time before which earlier ones are forgotten."""
     forgotten_starts: dict[str, bool] = field(default_factory=dict)

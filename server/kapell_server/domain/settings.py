@@ -29,6 +29,8 @@ class Settings:
     """A task that is QUEUED for so long gets every fourth turn of each agent, whatever its priority."""
     max_agents: int = 1_000
     """Agents that have not ended."""
+    max_schedules: int = 10_000
+    """Schedules there may be; all are in memory."""
     max_content_bytes: int = 262_144
     """Most bytes of a task's input, and of its result."""
     max_offer_bytes: int = 2_097_152
