@@ -214,8 +214,8 @@ class State:
         if (before in TASK_LEASED) != (after in TASK_LEASED):
             self.queues.occupy(task, 1 if after in TASK_LEASED else -1)
         if after == TASK_STATE_QUEUED:
-            arrives = previous is None or before in TASK_FINAL or (before != after and not previous.attempt)
-            self.queues.join(task, arrives=arrives)
+            tried = before in TASK_LEASED or (before not in TASK_FINAL and task.attempts_used > 0)
+            self.queues.join(task, arrives=before != after and not tried)
 
     def _unput_task(self, task_id: str, previous: Task | None) -> None:
         self.revision -= 1

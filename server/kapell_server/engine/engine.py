@@ -202,13 +202,15 @@ class Engine:
         self._mailbox.append(Command(PollOver(command, abandoned), command.caller, future))
         self._gather.arrived(len(self._mailbox))
 
-    def check_lease(self, token: str, caller: Caller) -> tuple[str, int, int]:
+    def check_lease(self, token: str, caller: Caller, *, renew: bool = True) -> tuple[str, int, int]:
         """Task, attempt and LeaseDirective of a live lease, which is renewed by it. Raises LEASE_LOST.
 
-        For logs and artifacts, which do not pass the writer.
+        For what does not pass the writer: logs, artifacts, waiting for children. `renew` only where the
+        agent has just spoken.
         """
         lease = attempt.check_token(self._state, token, caller)
-        attempt.renew(self._state, lease, self._clock.now_ns())
+        if renew:
+            attempt.renew(self._state, lease, self._clock.now_ns())
         task = self._state.cached_task(lease.task_id)
         cancelling = task is not None and task.state == TASK_STATE_CANCELLING
         return lease.task_id, lease.attempt, LEASE_DIRECTIVE_CANCEL if cancelling else LEASE_DIRECTIVE_CONTINUE
