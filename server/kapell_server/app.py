@@ -1,7 +1,7 @@
 """The composition root: what the server is made of, in which order it starts and stops.
 
 The only file that knows all parts. Start: data directory, address, database, engine, log store,
-spawner, rpc; a refusal on the way undoes what was begun. Stop is the reverse but for one thing:
+retention, spawner, rpc; a refusal on the way undoes what was begun. Stop is the reverse but for one thing:
 while agents are being ended the rpc server still serves them, so that they can hand back their
 work. A part that dies by itself brings all of it down with a message: a server that limps
 would keep its callers waiting.
@@ -21,6 +21,7 @@ from kapell_server.data_dir import DataDirectory, StartRefusedError, explain
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.settings import Settings
 from kapell_server.engine.engine import Engine
+from kapell_server.engine.retention import Retention
 from kapell_server.rpc.admin import AdminServicer, ServerFacts
 from kapell_server.rpc.agents import AgentServicer
 from kapell_server.rpc.auth import Authenticator
@@ -123,6 +124,11 @@ class App:
             await install_templates(engine)
         logs = LogStore(self.directory.logs)
         undo.callback(logs.close)
+        retention = Retention(
+            engine, database, settings=_settings(config), clock=SystemClock(), delete_files=logs.delete
+        )
+        retention.start(self.supervisor)
+        undo.push_async_callback(retention.stop)
         undo.push_async_callback(rpc.stop, STOP_GRACE)
         undo.callback(engine.ring.close)
 
@@ -196,6 +202,10 @@ def _settings(config: Config) -> Settings:
         lease_duration=config.lease_duration,
         heartbeat_interval=config.heartbeat_interval,
         max_agents=config.max_agents,
+        keep_tasks_for=config.keep_tasks_for,
+        keep_tasks=config.keep_tasks,
+        keep_events_for=config.keep_events_for,
+        keep_events=config.keep_events,
     )
 
 

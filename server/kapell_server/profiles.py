@@ -25,8 +25,8 @@ _FORMATS = {
     "file": agent_pb2.RESULT_FORMAT_FILE,
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m)")
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
 class ConfigError(Exception):
@@ -121,7 +121,7 @@ def _duration(value: Any, name: str) -> Duration:
 
 
 def read_seconds(value: Any, name: str) -> float:
-    """Seconds from a number, or from a text such as "500ms", "5s" or "2m". Raises ConfigError."""
+    """Seconds from a number, or from a text such as "500ms", "5s", "2m" or "7d". Raises ConfigError."""
     if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
         return float(match[1]) * _UNITS[match[2]]
     return float(expect(value, (int, float), name, 'a number of seconds or a text like "5s"'))

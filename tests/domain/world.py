@@ -60,6 +60,7 @@ class Rows:
         self.attempts: dict[tuple[str, int], TaskAttempt] = {}
         self.templates: dict[str, Template] = {}
         self.template_versions: dict[tuple[str, int], TemplateVersion] = {}
+        self.event_times: list[int] = []
 
     def load_tasks(self, task_ids: Iterable[str]) -> list[Task]:
         return [self.tasks[task_id] for task_id in task_ids if task_id in self.tasks]
@@ -75,6 +76,9 @@ class Rows:
 
     def load_template_version(self, template_id: str, version: int) -> TemplateVersion | None:
         return self.template_versions.get((template_id, version))
+
+    def newest_event_before(self, time_ns: int) -> int:
+        return sum(time < time_ns for time in self.event_times)
 
     def count_live_tasks_of(self, template_id: str) -> int:
         return sum(t.template_id == template_id and t.state not in TASK_FINAL for t in self.tasks.values())
@@ -130,6 +134,7 @@ class World:
             else:
                 table[key] = resource
             self.events.append(event_name(change.kind))
+            rows.event_times.append(self.now_ns)
         rows.template_versions.update(pending.template_versions)
         rows.contents.update(pending.contents)
         rows.attempts.update({key: record for key, (record, _) in pending.attempts.items()})
@@ -152,7 +157,7 @@ class World:
         """Everything that a refused command must leave as it was."""
         state = self.state
         return (
-            state.revision,
+            (state.revision, state.oldest_revision),
             {task_id: task.SerializeToString() for task_id, task in self.rows.tasks.items()},
             {agent_id: found.SerializeToString() for agent_id, found in self.rows.agents.items()},
             {template_id: found.SerializeToString() for template_id, found in self.rows.templates.items()},

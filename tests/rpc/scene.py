@@ -120,6 +120,8 @@ class Scene:
 
     def changes_of(self, resource_id: str) -> list[Event]:
         """What users have done to one task, agent or template, in order; what time or processes did is left out."""
+        if not resource_id:
+            return []
         wanted = event_pb2.EventFilter()
         match resource_id.partition("_")[0]:
             case "task":

@@ -28,6 +28,8 @@ from tests.tidy.api import files
 pytestmark = pytest.mark.timeout(120)
 
 REPEATABLE = [name for name, method in METHODS.items() if "request_id" in method.request.DESCRIPTOR.fields_by_name]
+# What these change is no resource, so the log does not tell of it.
+WITHOUT_EVENT = {"CompactEvents"}
 LASTING = [name for name, case in CASES.items() if case.lasts is not None]
 LONG_POLLS = [name for name in LASTING if not METHODS[name].streams]
 REFUSALS = [(name, reason) for name, case in CASES.items() for reason in case.refused]
@@ -252,6 +254,8 @@ def _alter(request: Any) -> None:
         request.display_name = "another"
     elif hasattr(request, "task_id"):
         request.task_id = "task_another"
+    elif hasattr(request, "before_revision"):
+        request.before_revision += 1
     else:
         request.agent_id = "agent_another"
 
@@ -378,7 +382,8 @@ def test_a_broken_call_repeated_with_its_request_id_has_one_effect(
     answer = scene.call(name, ask)
 
     assert CASES[name].holds(answer)
-    assert len(scene.changes_of(_subject(answer, ask))) == broken.changes_before[name] + 1
+    if name not in WITHOUT_EVENT:
+        assert len(scene.changes_of(_subject(answer, ask))) == broken.changes_before[name] + 1
 
 
 def test_after_all_of_this_the_server_works(scene: Scene, overdue: Broken, abandoned: Broken) -> None:

@@ -139,8 +139,8 @@ async def test_a_filter_keeps_what_matches(seven: LiveEngine) -> None:
 
 
 async def test_a_rare_label_is_looked_for_in_windows(seven: LiveEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kapell_server.store.queries._SCAN_ROWS", 2)
-    monkeypatch.setattr("kapell_server.store.queries._FETCH", 2)
+    monkeypatch.setattr("kapell_server.store.listing.SCAN_ROWS", 2)
+    monkeypatch.setattr("kapell_server.store.listing.WINDOW", 2)
     wanted = TaskFilter(labels={"even": "yes"})
 
     pages = [await page(seven, filter=wanted, order=OLDEST)]

@@ -22,6 +22,7 @@ from tests.tidy.sources import sources
 # Which command of the CLI an rpc is for.
 COMMANDS = {
     "AdminService.GetServerInfo": "version",
+    "AdminService.CompactEvents": "event compact",
     "AgentService.SpawnAgent": "agent spawn",
     "AgentService.GetAgent": "agent get",
     "AgentService.ListAgents": "agent list",

@@ -25,6 +25,14 @@ class Settings:
     """After so long without a heartbeat an external agent is given up."""
     request_id_lifetime: float = 86_400.0
     """How long a request_id is remembered."""
+    keep_tasks_for: float = 30 * 86_400.0
+    """How long finished tasks are kept; 0 for ever."""
+    keep_tasks: int = 1_000_000
+    """How many finished tasks are kept; 0 for all."""
+    keep_events_for: float = 7 * 86_400.0
+    """How long events are kept; 0 for ever."""
+    keep_events: int = 2_000_000
+    """How many events are kept; 0 for all."""
     max_agents: int = 1_000
     """Agents that have not ended."""
     max_content_bytes: int = 262_144

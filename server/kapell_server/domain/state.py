@@ -48,6 +48,7 @@ class Loader(Protocol):
     def load_template(self, template_id: str) -> Template | None: ...
     def load_template_version(self, template_id: str, version: int) -> TemplateVersion | None: ...
     def count_live_tasks_of(self, template_id: str) -> int: ...
+    def newest_event_before(self, time_ns: int) -> int: ...
 
 
 @dataclass(slots=True)
@@ -75,6 +76,7 @@ class Pending:
     new_attempts: set[tuple[str, int]] = field(default_factory=set)
     template_versions: dict[tuple[str, int], TemplateVersion] = field(default_factory=dict)
     shipped_digest: str = ""
+    oldest_revision: int = 0
     instance_keys: dict[str, str] = field(default_factory=dict)
     specs: dict[str, bytes] = field(default_factory=dict)
     deleted_agents: dict[str, bool] = field(default_factory=dict)
@@ -82,7 +84,10 @@ class Pending:
 
 
 class State:
-    """The working set of the writer. `revision` is that of the latest put, `now_ns` the batch's time."""
+    """The working set of the writer. `revision` is that of the latest put, `now_ns` the batch's time.
+
+    The log holds what came after `oldest_revision`. `passing_tasks` are forgotten after the batch.
+    """
 
     def __init__(self, *, settings: Settings, keyring: Keyring, random: Random, log_id: str) -> None:
         self.settings = settings
@@ -92,6 +97,7 @@ class State:
         self.loader: Loader
         self.caller: Caller = system("server")
         self.revision = 0
+        self.oldest_revision = 0
         self.now_ns = 0
         self.pending = Pending()
         self.ready = ReadyIndex()
@@ -108,6 +114,7 @@ class State:
         self._ids = IdMinter(random)
         self._ticks = 0
         self._tasks: dict[str, Task | None] = {}
+        self.passing_tasks: list[str] = []
         self._contents: dict[str, bytes] = {}
         self._content_bytes = 0
         self.templates = TemplateShelf(self)
@@ -121,6 +128,7 @@ class State:
         self.loader = loader
         self.pending = Pending()
         self._undo.clear()
+        self.passing_tasks.clear()
         self._ticks = 0
 
     def mark(self) -> int:
@@ -151,7 +159,10 @@ class State:
         self._passing_agents.clear()
 
     def _trim(self) -> None:
-        """Forgets the oldest cached tasks and contents beyond the cap."""
+        """Forgets the oldest cached tasks and contents beyond the cap, and all that was only passing."""
+        for task_id in self.passing_tasks:
+            self._tasks.pop(task_id, None)
+        self.passing_tasks.clear()
         excess = len(self._tasks) - _TASK_CACHE
         if excess > 0:
             for task_id in list(itertools.islice(self._tasks, excess)):

@@ -22,6 +22,7 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
     state.begin(now_ns, RowLoader(connection))
     state.log_id = loaded.log_id
     state.revision = loaded.revision
+    state.oldest_revision = loaded.oldest_revision
     grace = now_ns + int(state.settings.lease_duration * SECOND)
     for known, instance_key in loaded.agents:
         state.agents[known.agent_id] = known

@@ -22,6 +22,7 @@ from sqlalchemy.engine import Connection
 from kapell_server.domain.ready import ReadyEntry
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL
 from kapell_server.store.bulk import Bulk, Lookup
+from kapell_server.store.retention import newest_event_before, oldest_revision
 from kapell_server.store.schema import (
     agents,
     answers,
@@ -84,6 +85,10 @@ class RowLoader:
         """How many tasks of the template have not ended."""
         return self._connection.scalar(_live_tasks_of, {"template_id": template_id}) or 0
 
+    def newest_event_before(self, time_ns: int) -> int:
+        """The revision of the newest event from before the time; 0 where there is none."""
+        return newest_event_before(self._connection, time_ns)
+
     def load_answers(self, keys: Collection[str]) -> dict[str, tuple[bytes, bytes]]:
         """Fingerprint and answer of the keys that were answered before."""
         rows = _answers_by_key.rows(self._connection, keys)
@@ -96,6 +101,7 @@ class Resumption:
 
     log_id: str
     revision: int
+    oldest_revision: int
     agents: list[tuple[Agent, str]]
     """Agents that have not ended, each with its instance key."""
     attempts: list[tuple[TaskAttempt, str]]
@@ -111,6 +117,7 @@ def load_resumption(connection: Connection) -> Resumption:
     return Resumption(
         log_id=log_id,
         revision=head(connection),
+        oldest_revision=oldest_revision(connection),
         agents=_load_live_agents(connection),
         attempts=_load_running(connection),
         ready=_load_ready(connection),

@@ -18,7 +18,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = "0002"
+VERSION = "0008"
 """The newest migration; a test holds it against store/migrations."""
 
 metadata = MetaData(
@@ -31,6 +31,8 @@ metadata = MetaData(
 
 SHIPPED_DIGEST = "shipped_templates"
 """The entry of `meta` that tells which of Kapell's own templates are in the database."""
+OLDEST_REVISION = "oldest_revision"
+"""The entry of `meta` that tells up to which revision the log was compacted; absent where it never was."""
 
 _Revision = BigInteger().with_variant(Integer(), "sqlite")
 """An INTEGER PRIMARY KEY is SQLite's row id: the table itself is the index."""
@@ -67,6 +69,7 @@ tasks = Table(
     Column("due_ns", BigInteger),
     Column("data", LargeBinary, nullable=False),
     Column("template_id", String(64)),
+    Column("end_ns", BigInteger),
     # Get, and every write: the row of an id.
     Index(None, "task_id", unique=True),
     # List and count by state, newest first; the start: all that is queued or leased.
@@ -81,6 +84,8 @@ _template_index = Index(
     tasks.c.create_revision,
     sqlite_where=text("template_id IS NOT NULL"),
 )
+# Retention: which tasks ended first, and how many have ended.
+_end_index = Index("ix_tasks_end_ns", tasks.c.end_ns, sqlite_where=text("end_ns IS NOT NULL"))
 
 task_contents = Table(
     "task_contents",
@@ -158,3 +163,4 @@ def specialise(dialect: str) -> None:
     if dialect == "postgresql":
         _due_index.dialect_options["postgresql"]["where"] = text("due_ns IS NOT NULL")
         _template_index.dialect_options["postgresql"]["where"] = text("template_id IS NOT NULL")
+        _end_index.dialect_options["postgresql"]["where"] = text("end_ns IS NOT NULL")

@@ -14,10 +14,12 @@ from sqlalchemy.engine import Connection
 
 from kapell_server.domain.state import Change, Pending, Resource
 from kapell_server.domain.times import timestamp_ns
+from kapell_server.domain.transitions import TASK_FINAL
 from kapell_server.store.bulk import Bulk
 from kapell_server.store.encode import encode_event, encode_time
 from kapell_server.store.record import Record
 from kapell_server.store.schema import (
+    OLDEST_REVISION,
     SHIPPED_DIGEST,
     agents,
     answers,
@@ -54,7 +56,7 @@ _insert_events = Bulk(sa.insert(events), "revision", "kind", "resource_id", "pre
 _insert_tasks = Bulk(
     sa.insert(tasks),
     *("create_revision", "task_id", "state", "agent_type", "priority", "create_ns", "queue_ns", "due_ns"),
-    *("template_id", "data"),
+    *("template_id", "end_ns", "data"),
 )
 _insert_contents = Bulk(sa.insert(task_contents), "task_id", "data")
 _insert_attempts = Bulk(sa.insert(attempts), "task_id", "attempt", "state", "poll_id", "data")
@@ -76,7 +78,7 @@ def _delete(table: sa.Table, key: str) -> Bulk:
     return Bulk(sa.delete(table).where(table.c[key] == bindparam("key")), "key")
 
 
-_update_tasks = _update(tasks, "task_id", "state", "priority", "queue_ns", "due_ns", "data")
+_update_tasks = _update(tasks, "task_id", "state", "priority", "queue_ns", "due_ns", "end_ns", "data")
 _update_contents = _update(task_contents, "task_id", "data")
 _update_agents = _update(agents, "agent_id", "state", "data")
 _update_seen = _update(agents, "agent_id", "seen_ns")
@@ -135,6 +137,9 @@ def write_batch(connection: Connection, pending: Pending, written: Written, give
     if pending.shipped_digest:
         connection.execute(sa.delete(meta).where(meta.c.name == SHIPPED_DIGEST))
         connection.execute(sa.insert(meta), {"name": SHIPPED_DIGEST, "value": pending.shipped_digest})
+    if pending.oldest_revision:
+        connection.execute(sa.delete(meta).where(meta.c.name == OLDEST_REVISION))
+        connection.execute(sa.insert(meta), {"name": OLDEST_REVISION, "value": str(pending.oldest_revision)})
     _update_instance_key.execute(connection, [(key, agent_id) for agent_id, key in pending.instance_keys.items()])
     _update_seen.execute(connection, [(seen, agent_id) for agent_id, seen in pending.heartbeats.items()])
     _insert_answers.execute(connection, [(answer.key, answer.fingerprint, answer.data, now_ns) for answer in given])
@@ -175,13 +180,14 @@ def _write_tasks(connection: Connection, changes: list[Change], pending: Pending
         data = written.encoded[task.revision]
         queue_ns = timestamp_ns(task.queue_time)
         due_ns = change.due_ns or None
+        end_ns = timestamp_ns(task.end_time) if task.state in TASK_FINAL else None
         create_revision = created.get(task_id)
         if create_revision is None:
-            updates.append((task.state, task.priority, queue_ns, due_ns, data, task_id))
+            updates.append((task.state, task.priority, queue_ns, due_ns, end_ns, data, task_id))
         else:
             create_ns = timestamp_ns(task.create_time)
             row = (create_revision, task_id, task.state, task.agent_type, task.priority, create_ns, queue_ns, due_ns)
-            inserts.append((*row, task.template_id or None, data))
+            inserts.append((*row, task.template_id or None, end_ns, data))
     for delete in _deletes_of_task:
         delete.execute(connection, deleted)
     _insert_tasks.execute(connection, inserts)
