@@ -46,6 +46,7 @@ BOTH_STARTS = {"options": {"sendInitialState": True, "startAfterRevision": "1"}}
 NO_ID: dict[str, Any] = {}
 # An invalid request of every method that takes anything, and the field that is to be named.
 INVALID: dict[str, tuple[dict[str, Any], str]] = {
+    "CompactEvents": ({"olderThan": "-1s"}, "older_than"),
     "CreateTask": ({"task": {"agentType": "No Spaces"}}, "task.agent_type"),
     "BatchCreateTasks": (
         {"tasks": [{"agentType": "ok"}, {"agentType": "ok", "priority": 1001}]},
@@ -287,6 +288,7 @@ def make_valid(method: Method, invalid: dict[str, Any]) -> bytes:
         "AppendTaskLogs": {"entries": [{}]},
         "BatchCompleteTasks": {"completions": [{"lease_token": "t"}]},
         "FailTask": {"failure": {"reason": "BROKEN"}},
+        "CompactEvents": {"before_revision": 1},
     }
     body.update(special.get(method.name, {}))
     return json_format.ParseDict(body, method.request()).SerializeToString()

@@ -98,6 +98,8 @@ class Engine:
         self._quiet: asyncio.Future[None] | None = None
         self.oldest_revision = 0
         """The log holds what came after it: the oldest revision that a watch may start after."""
+        self.compacted = asyncio.Event()
+        """Set when `oldest_revision` has moved, for whoever removes the rows."""
         self._runner: asyncio.Task[Any] | None = None
         self._keeper: asyncio.Task[Any] | None = None
 
@@ -315,7 +317,9 @@ class Engine:
             if type(command.request) is TerminateAgentRequest and not isinstance(answer, KapellError):
                 self._note_termination(command.request)
         self._forget_terminations(outcome)
-        self.oldest_revision = outcome.oldest_revision
+        if outcome.oldest_revision != self.oldest_revision:
+            self.oldest_revision = outcome.oldest_revision
+            self.compacted.set()
         if outcome.records:
             self._cache.feed(outcome.records, outcome.contents)
             self.ring.publish(outcome.records)

@@ -1,8 +1,8 @@
 """The housekeeping of what is kept: finished tasks and events beyond their age or number go, the oldest first.
 
-States: one supervised loop, resting between rounds. Authority: none of its own; tasks go by a
-command like any other, in steps of a few, and so does the mark up to which the log was compacted.
-The rows below the mark follow between batches. A step waits until nobody else waits for the
+States: one supervised loop, resting between rounds; a compaction by hand wakes it. Authority: none of
+its own; tasks go by a command like any other, in steps of a few, and so does the mark up to which
+the log was compacted. The rows below the mark follow between batches. A step waits until nobody else waits for the
 writer, if that comes soon, and is followed by a rest of several times its length, so that
 dispatch does not notice. Failures: what the database refuses is tried again in the next round;
 what a crash leaves half done is, the mark and the events of deletion being durable, done after
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 
 import structlog
@@ -80,13 +81,15 @@ class Retention:
             except KapellError as error:
                 if error.reason != ERROR_REASON_SERVER_DRAINING:
                     _log.warning("retention is put off", reason=error.reason_name)
-            await asyncio.sleep(ROUND_SECONDS)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._engine.compacted.wait(), ROUND_SECONDS)
 
     async def round(self) -> None:
         """Brings everything within its limits. Raises KapellError where the database refuses."""
         if not self._swept:
             await self._sweep()
             self._swept = True
+        self._engine.compacted.clear()
         await self._tasks()
         await self._events()
 
