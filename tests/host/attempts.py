@@ -21,6 +21,7 @@ class RecordedAttempt:
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     lease_lost: asyncio.Event = field(default_factory=asyncio.Event)
     room: asyncio.Event = field(default_factory=asyncio.Event)
+    has_ended: bool = False
     logged: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -34,6 +35,9 @@ class RecordedAttempt:
     def progress(self, fraction: float | None, step: str = "", message: str = "") -> None:
         self.progress_seen.append((fraction, step, message))
         self._changed.set()
+
+    def program_ended(self) -> None:
+        self.has_ended = True
 
     def log(self, text: str, stream: LogStream.ValueType = LOG_STREAM_STDOUT, *, time_ns: int = 0) -> None:
         assert time_ns <= time.time_ns()

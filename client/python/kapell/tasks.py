@@ -60,6 +60,7 @@ class TaskFields(TypedDict, total=False):
     queue_timeout: Seconds
     run_timeout: Seconds
     total_timeout: Seconds
+    stall_timeout: Seconds
 
 
 class TaskWatchKeywords(TaskQuery, WatchKeywords, total=False):
@@ -72,7 +73,9 @@ def task_spec(agent_type: str = "", prompt: str = "", **fields: Unpack[TaskField
     if retry is None and "max_attempts" in fields:
         retry = pb.RetryPolicy(max_attempts=fields["max_attempts"])
     limits = {
-        name: duration(fields[name]) for name in ("queue_timeout", "run_timeout", "total_timeout") if name in fields
+        name: duration(fields[name])
+        for name in ("queue_timeout", "run_timeout", "total_timeout", "stall_timeout")
+        if name in fields
     }
     return pb.TaskSpec(
         task_id=fields.get("task_id", ""),

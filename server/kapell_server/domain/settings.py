@@ -21,6 +21,12 @@ class Settings:
     """How long a spawned agent may take until it registers."""
     silent_after: float = 7.0
     """Without a heartbeat for so long an agent is shown as SILENT."""
+    stalled_shown_after: float = 600.0
+    """An agent whose attempts have no news for so long is shown as STALLED."""
+    not_polling_after: float = 120.0
+    """An agent with a free slot that asks for no task for so long is shown as NOT_POLLING."""
+    report_within: float = 60.0
+    """How long an attempt whose program has ended may go without its outcome."""
     forget_after: float = 600.0
     """After so long without a heartbeat an external agent is given up."""
     request_id_lifetime: float = 86_400.0

@@ -105,6 +105,7 @@ class State:
         self.polls = PollBoard()
         self.agents: dict[str, Agent] = {}
         self.agent_seen_ns: dict[str, int] = {}
+        self.agent_polled_ns: dict[str, int] = {}
         self.instance_keys: dict[str, str] = {}
         self.busy_agents: set[str] = set()
         self._passing_agents: set[str] = set()
@@ -155,6 +156,7 @@ class State:
             if agent is None or agent.state in AGENT_FINAL:
                 self.agents.pop(agent_id, None)
                 self.agent_seen_ns.pop(agent_id, None)
+                self.agent_polled_ns.pop(agent_id, None)
                 self.instance_keys.pop(agent_id, None)
         self._passing_agents.clear()
 

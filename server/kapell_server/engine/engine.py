@@ -205,10 +205,11 @@ class Engine:
     def check_lease(self, token: str, caller: Caller) -> tuple[str, int, int]:
         """Task, attempt and LeaseDirective of a live lease, which is renewed by it. Raises LEASE_LOST.
 
-        For appending logs, which does not pass the writer.
+        For appending logs, which are news and do not pass the writer.
         """
         lease = attempt.check_token(self._state, token, caller)
         attempt.renew(self._state, lease, self._clock.now_ns())
+        lease.news_ns = self._clock.now_ns()
         task = self._state.cached_task(lease.task_id)
         cancelling = task is not None and task.state == TASK_STATE_CANCELLING
         return lease.task_id, lease.attempt, LEASE_DIRECTIVE_CANCEL if cancelling else LEASE_DIRECTIVE_CONTINUE

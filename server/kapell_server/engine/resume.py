@@ -29,13 +29,14 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
         if instance_key:
             state.instance_keys[known.agent_id] = instance_key
         state.agent_seen_ns[known.agent_id] = now_ns
+        state.agent_polled_ns[known.agent_id] = now_ns
         start = agent_start_deadline_ns(known, state.settings, now_ns)
         if start:
             state.schedule(start, known.agent_id)
         else:
             agent.watch_silence(state, known.agent_id)
     for record, poll_id in loaded.attempts:
-        state.leases.add(Lease(record=record, expire_ns=grace, poll_id=poll_id, confirmed=True))
+        state.leases.add(Lease(record=record, expire_ns=grace, poll_id=poll_id, confirmed=True, news_ns=now_ns))
         state.schedule(grace, record.task_id)
     for agent_type, entries in loaded.ready.items():
         state.ready.load(agent_type, entries)

@@ -14,7 +14,7 @@ from kapell.cli.table import Cell, Column, Line
 if TYPE_CHECKING:
     from kapell.v1.agent_pb2 import Agent, AgentEvent, AgentProfile, AgentSpec
     from kapell.v1.event_pb2 import Event
-    from kapell.v1.task_pb2 import Task, TaskAttempt, TaskEvent, TaskFailure
+    from kapell.v1.task_pb2 import AttemptWait, Task, TaskAttempt, TaskEvent, TaskFailure
     from kapell.v1.template_pb2 import Template
     from kapell.v1.watch_pb2 import Actor
 
@@ -82,7 +82,16 @@ def _why(task: Task) -> str:
     if task.state_reason:
         return "" if task.state_reason == task.failure.message else task.state_reason
     waits = [f"until {times.local(wait.until_time)}" for wait in task.waiting_on]
+    if task.HasField("waiting"):
+        waits.append(_waiting_text(task.waiting))
     return ", ".join(waits)
+
+
+def _waiting_text(waiting: AttemptWait) -> str:
+    """What a running attempt waits for: "waits for approval: merge it?, until 14:00"."""
+    detail = f": {waiting.detail}" if waiting.detail else ""
+    until = f", until {times.local(waiting.until_time)}" if waiting.HasField("until_time") else ""
+    return f"waits for {states.attempt_wait(waiting.kind)}{detail}{until}"
 
 
 def _value_text(value: Any) -> str:
