@@ -29,6 +29,7 @@ from kapell_server.rpc.calls import OpenCalls
 from kapell_server.rpc.directives import Directives
 from kapell_server.rpc.events import EventServicer
 from kapell_server.rpc.pipeline import Pipeline
+from kapell_server.rpc.queues import QueueServicer
 from kapell_server.rpc.server import AddressUnusableError, RpcServer, is_loopback
 from kapell_server.rpc.task_logs import TaskLogs
 from kapell_server.rpc.tasks import TaskServicer
@@ -185,6 +186,7 @@ class App:
             ),
             "AgentService": AgentServicer(engine, reads, watches=watches, spawner=spawner, profiles=config.profiles),
             "TemplateService": TemplateServicer(engine, reads),
+            "QueueService": QueueServicer(engine, reads),
             "WorkerService": WorkerServicer(
                 engine, logs=logs, directives=Directives(engine.ring, reads, self.supervisor)
             ),

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import uvloop
 
-from tests.bench import creating, reading, retaining, starting, templating, watching, working
+from tests.bench import creating, parking, queueing, reading, retaining, starting, templating, watching, working
 from tests.bench.place import can_pin, floor, pin_this_process
 from tests.bench.result import Row, table
 from tests.bench.suite import BENCHMARKS, LONG, Setting
 
-MODULES = (creating, working, watching, reading, retaining, templating, starting)
+MODULES = (creating, working, queueing, parking, watching, reading, retaining, templating, starting)
 
 
 def main() -> int:
@@ -60,7 +60,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--long", action="store_true", help=f"also those that take long: {', '.join(sorted(LONG))}")
     parser.add_argument("--repetitions", type=int, default=5, help="how often each is measured (default 5)")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of one measurement (default 2)")
-    parser.add_argument("--tasks", type=int, default=1_000_000, help="size of the large table (default 1,000,000)")
+    parser.add_argument(
+        "--tasks",
+        type=int,
+        default=1_000_000,
+        help="rows of the large table; a tenth in the backlog (default 1,000,000)",
+    )
     parser.add_argument("--directory", help="where data is written, to choose the disk (default: TMPDIR)")
     return parser.parse_args()
 

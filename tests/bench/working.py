@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from kapell.v1.task_pb2 import CreateTaskRequest, TaskSpec
 from kapell.v1.worker_pb2 import (
     BatchCompleteTasksRequest,
     BatchCompleteTasksResponse,
@@ -93,7 +94,7 @@ async def lifecycle_rate(setting: Setting) -> Sequence[Row]:
     with kapell(setting.directory) as server:
         for number in range(setting.repetitions):
             floors.append((await setting.echo(width=64)).rate)
-            figures.append(await _lifecycles(server, setting.seconds * 2, f"bench-{number}"))
+            figures.append(await lifecycles(server, setting.seconds * 2, messages.spec(f"bench-{number}")))
     return [
         Row(
             name=f"whole lifecycles, {WORKERS} workers × {SLOTS} slots, unary",
@@ -107,9 +108,11 @@ async def lifecycle_rate(setting: Setting) -> Sequence[Row]:
     ]
 
 
-async def _lifecycles(server: Target, seconds: float, agent_type: str) -> float:
+async def lifecycles(server: Target, seconds: float, spec: TaskSpec) -> float:
+    """Tasks like `spec`, of a type that is used once, that went through their whole life a second."""
     permits = asyncio.Semaphore(BACKLOG)
-    request = messages.create(agent_type)
+    agent_type = spec.agent_type
+    request = CreateTaskRequest(task=spec).SerializeToString()
     async with RawClient(server.address, server.token) as creator:
         create = creator.unary(messages.TASKS + "CreateTask")
 
@@ -169,20 +172,27 @@ async def dispatch_latency(setting: Setting) -> Sequence[Row]:
 
 async def _gaps(server: Target, client: RawClient, key: str, *, count: int) -> list[float]:
     """Seconds from the answer to a create until its offer arrives; negative where the offer is first."""
-    rounds = await _rounds(server, client, key, count)
+    rounds = await _rounds(server, client, key, count, key)
     return [arrived - answered for _, answered, arrived in rounds]
 
 
-async def dispatch_times(server: Target, client: RawClient, key: str, *, count: int) -> list[float]:
-    """Seconds from sending a create until a waiting worker has its offer, for `count` tasks."""
-    return [arrived - sent for sent, _, arrived in await _rounds(server, client, key, count)]
+async def dispatch_times(
+    server: Target, client: RawClient, key: str, *, count: int, agent_type: str = ""
+) -> list[float]:
+    """Seconds from sending a create until a waiting worker has its offer, for `count` tasks.
+
+    Of a type of their own, unless one is named; nothing of that may be able to run.
+    """
+    return [arrived - sent for sent, _, arrived in await _rounds(server, client, key, count, agent_type or key)]
 
 
-async def _rounds(server: Target, client: RawClient, key: str, count: int) -> list[tuple[float, float, float]]:
+async def _rounds(
+    server: Target, client: RawClient, key: str, count: int, agent_type: str
+) -> list[tuple[float, float, float]]:
     """When each create was sent, when it was answered, and when its offer arrived."""
-    agent_id, token = await register(server, client, key, key)
+    agent_id, token = await register(server, client, key, agent_type)
     create = client.unary(messages.TASKS + "CreateTask")
-    request = messages.create(key)
+    request = messages.create(agent_type)
     rounds = []
     async with RawClient(server.address, token) as worker:
         lease = worker.unary(messages.WORKERS + "LeaseTasks")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from kapell.cli.commands.status import Picture, headline
+from kapell.cli.picture import Picture, headline
 from kapell.v1.admin_pb2 import GetServerInfoResponse
 
 from tests.cli.shell import Result, Shell, compare, forget

@@ -16,6 +16,7 @@ from kapell.cli.table import Cell, Column, Line, card, rows_for_pipe, rows_for_t
 from kapell.cli.terminal import Terminal, cells, cut, detect, log_line, visible
 from kapell.cli.times import MOMENT, age, clock, iso, local, parse_duration, short
 from kapell.v1.agent_pb2 import AgentActivity, AgentState
+from kapell.v1.queue_pb2 import QueueState
 from kapell.v1.task_pb2 import AttemptState, TaskState
 
 
@@ -63,6 +64,7 @@ def test_a_pipe_shows_no_colour() -> None:
         (AttemptState, states.ATTEMPT_STATES),
         (AgentState, states.AGENT_STATES),
         (AgentActivity, states.AGENT_ACTIVITIES),
+        (QueueState, states.QUEUE_STATES),
     ],
 )
 def test_every_state_of_the_api_has_a_look(enum: Any, table: dict[str, states.Look]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -50,13 +52,13 @@ def test_a_task_is_moved_by_its_new_priority() -> None:
     assert names(world, world.poll(world.register(slots=4), max_tasks=4)) == "cbda"
 
 
-def test_a_priority_that_is_changed_back_keeps_the_place() -> None:
+def test_a_task_with_a_new_priority_joins_its_end() -> None:
     world = World()
     ids = queue(world, "abc")
     for priority in (900, 1, 500):
         reprioritize(world, ids["b"], priority)
 
-    assert names(world, world.poll(world.register(slots=9), max_tasks=9)) == "abc"
+    assert names(world, world.poll(world.register(slots=9), max_tasks=9)) == "acb"
 
 
 def test_a_requeued_task_goes_to_the_end_of_its_priority() -> None:
@@ -77,7 +79,7 @@ def test_cancelled_tasks_are_passed_over() -> None:
         world.cancel(ids[letter])
 
     assert names(world, world.poll(world.register(slots=9), max_tasks=9)) == "bd"
-    assert world.state.ready.depths() == {}
+    assert world.state.queues.ready.depths() == {}
 
 
 def test_agents_get_tasks_of_their_types_only_and_the_best_of_all() -> None:
@@ -87,7 +89,7 @@ def test_agents_get_tasks_of_their_types_only_and_the_best_of_all() -> None:
     queue(world, "xY", "green")
 
     assert names(world, world.poll(world.register("blue", "red", slots=9), max_tasks=9)) == "BDac"
-    assert world.state.ready.depths() == {"green": 2}
+    assert world.state.queues.ready.depths() == {"green": 2}
 
 
 def test_no_more_than_free_slots_and_no_more_than_asked_for() -> None:
@@ -266,37 +268,80 @@ def test_an_agent_that_gains_and_loses_in_one_batch_is_told_of_once() -> None:
 # -- the parts -----------------------------------------------------------------------------------
 
 
-def entry(priority: int, ns: int, task_id: str) -> ReadyEntry:
-    return ReadyEntry(-priority, ns, task_id)
+def entry(priority: int, rank: int, task_id: str, queue_ns: int = 0, agent_type: str = "shell") -> ReadyEntry:
+    return ReadyEntry(-priority, rank, queue_ns, task_id, agent_type)
 
 
-def test_the_index_sorts_by_priority_time_and_id() -> None:
-    index = ReadyIndex()
-    for one in (entry(1, 5, "a"), entry(9, 5, "b"), entry(9, 4, "d"), entry(9, 4, "c")):
-        index.push("shell", one)
-
-    assert [index.pop("shell").task_id for _ in range(4)] == ["c", "d", "b", "a"]
-    assert index.peek("shell") is None
+def index_of(*entries: ReadyEntry) -> ReadyIndex:
+    index = ReadyIndex(lambda *undo: None)
+    for one in entries:
+        index.add(one)
+    return index
 
 
-def test_the_index_names_the_type_with_the_best_entry() -> None:
-    index = ReadyIndex()
-    index.load("red", [entry(5, 2, "a"), entry(5, 1, "b")])
-    index.push("blue", entry(6, 9, "c"))
+def test_the_index_sorts_by_priority_rank_time_and_id() -> None:
+    index = index_of(entry(1, 5, "a"), entry(9, 5, "b"), entry(9, 4, "d"), entry(9, 4, "c"), entry(9, 4, "e", -1))
 
-    assert index.best_type(["red", "blue", "green"]) == "blue"
-    assert index.best_type(["red"]) == "red"
-    assert index.best_type(["green"]) is None
-    assert index.peek("red") == entry(5, 1, "b")
-    assert index.depths() == {"red": 2}
+    order = []
+    while (first := index.first("shell")) is not None:
+        order.append(first.task_id)
+        index.remove(first.task_id)
+    assert order == ["e", "c", "d", "b", "a"]
+
+
+def test_the_index_knows_the_oldest_of_any_priority() -> None:
+    index = index_of(entry(1, 1, "a", 5), entry(9, 2, "b", 7))
+
+    assert (index.first("shell"), index.oldest("shell")) == (entry(9, 2, "b", 7), entry(1, 1, "a", 5))
+    index.remove("a")
+    assert index.oldest("shell") == entry(9, 2, "b", 7)
+
+
+def test_parked_entries_are_counted_and_not_given_out() -> None:
+    index = index_of(entry(1, 1, "a"), entry(1, 2, "b"), entry(1, 3, "c"))
+    index.add(entry(1, 1, "a"), "key")
+    index.add(entry(1, 2, "b"), "key")
+
+    assert index.first("shell") == entry(1, 3, "c")
+    assert (index.depths(), index.blocked("shell")) == ({"shell": 3}, 2)
+    assert index.wake("key", "shell", 1) == 1
+    assert index.first("shell") == entry(1, 1, "a")
+    assert index.blocked("shell") == 1
+
+
+def test_heaps_do_not_grow_with_what_has_come_and_gone() -> None:
+    index = index_of()
+    for number in range(10_000):
+        index.add(entry(1, number, f"task_{number}"))
+        index.remove(f"task_{number}")
+
+    assert index._lines["shell"].size < 200
+    assert len(index._ages["shell"]) < 200
+
+
+def test_the_index_knows_since_when_tasks_of_a_type_wait_the_parked_ones_included() -> None:
+    undo: list[tuple[Callable[..., None], tuple[object, ...]]] = []
+    index = ReadyIndex(lambda function, *arguments: undo.append((function, arguments)))
+    for one in (entry(1, 1, "a", 5), entry(9, 2, "b", 7), entry(5, 3, "c", 6)):
+        index.add(one)
+    index.add(entry(1, 1, "a", 5), "key")
+
+    assert index.oldest_ns("shell") == 5
+    index.remove("a")
+    assert index.oldest_ns("shell") == 6
+    function, arguments = undo.pop()
+    function(*arguments)
+    assert index.oldest_ns("shell") == 5
+    for task_id in ("a", "b", "c"):
+        index.remove(task_id)
+    assert index.oldest_ns("shell") == index.oldest_ns("green") == 0
 
 
 def test_the_first_entries_are_about_the_best() -> None:
-    index = ReadyIndex()
-    index.load("red", [entry(5, number, f"task_{number:03}") for number in range(100)])
+    index = index_of(*(entry(5, number, f"task_{number:03}") for number in range(100)))
 
-    assert [one.task_id for one in index.first("red", 3)] == ["task_000", "task_001", "task_002"]
-    assert index.first("green", 3) == []
+    assert [one.task_id for one in index.about_first("shell", 3)] == ["task_000", "task_001", "task_002"]
+    assert index.about_first("green", 3) == []
 
 
 def waiting(agent_id: str, *agent_types: str) -> Poll:

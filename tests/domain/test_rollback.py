@@ -9,6 +9,16 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from kapell.v1.agent_pb2 import Agent, DeleteAgentRequest, SpawnAgentRequest, UpdateAgentRequest
 from kapell.v1.common_pb2 import ProcessExit
+from kapell.v1.queue_pb2 import (
+    CONCURRENCY_STRATEGY_CANCEL_IN_PROGRESS,
+    ConcurrencyLimit,
+    DeleteConcurrencyLimitRequest,
+    DrainQueueRequest,
+    PauseQueueRequest,
+    Queue,
+    SetConcurrencyLimitRequest,
+    UpdateQueueRequest,
+)
 from kapell.v1.task_pb2 import (
     BatchCreateTasksRequest,
     CancelTaskRequest,
@@ -23,7 +33,7 @@ from kapell.v1.worker_pb2 import CompleteTaskRequest, DeregisterRequest, LeaseTa
 from kapell_server.domain import state as state_module
 from kapell_server.engine.facts import AgentProcessExited, SpawnCommand
 
-from tests.domain.world import SPEC, World
+from tests.domain.world import SPEC, World, rate
 
 
 class CommitFailedError(Exception):
@@ -55,8 +65,8 @@ def before_commit(world: World, look: Callable[[], bytes]) -> list[bytes]:
     return seen
 
 
-def new(task_id: str = "", prompt: str = "") -> CreateTaskRequest:
-    return CreateTaskRequest(task=TaskSpec(agent_type="shell", task_id=task_id, prompt=prompt))
+def new(task_id: str = "", prompt: str = "", **spec: Any) -> CreateTaskRequest:
+    return CreateTaskRequest(task=TaskSpec(agent_type="shell", task_id=task_id, prompt=prompt, **spec))
 
 
 def reprioritized(task_id: str, priority: int) -> UpdateTaskRequest:
@@ -75,7 +85,26 @@ COMMANDS: dict[str, Callable[[World, dict[str, str]], list[Any]]] = {
     "deregister": lambda world, ids: [DeregisterRequest(agent_id=ids["busy"])],
     "spawn": lambda world, ids: [SpawnCommand(SpawnAgentRequest(agent_id="agent_new"), "", SPEC)],
     "delete an agent": lambda world, ids: [DeleteAgentRequest(agent_id=ids["ended"])],
+    "create under keys": lambda world, ids: [new("task_new", concurrency_keys=["k", "other"], fairness_key="b")],
+    "create instead of others": lambda world, ids: [superseding("k"), new("task_new", concurrency_keys=["k"])],
+    "complete a holder": lambda world, ids: [CompleteTaskRequest(lease_token=world.token(ids["holder"]))],
+    "lose a holder": lambda world, ids: [DeregisterRequest(agent_id=ids["keyed"])],
+    "cancel a parked one": lambda world, ids: [CancelTaskRequest(task_id=ids["parked"])],
+    "reprioritize a parked one": lambda world, ids: [reprioritized(ids["parked"], 900)],
+    "raise a limit": lambda world, ids: [SetConcurrencyLimitRequest(limit=ConcurrencyLimit(key="k", max_running=9))],
+    "delete a limit": lambda world, ids: [DeleteConcurrencyLimitRequest(key="k")],
+    "pause": lambda world, ids: [PauseQueueRequest(agent_type="keyed"), LeaseTasksRequest(agent_id=ids["idle"])],
+    "drain": lambda world, ids: [DrainQueueRequest(agent_type="new-queue")],
+    "clear a rate": lambda world, ids: [
+        UpdateQueueRequest(queue=Queue(agent_type="keyed"), update_mask=FieldMask(paths=["start_rate"]))
+    ],
 }
+
+
+def superseding(key: str) -> SetConcurrencyLimitRequest:
+    return SetConcurrencyLimitRequest(
+        limit=ConcurrencyLimit(key=key, strategy=CONCURRENCY_STRATEGY_CANCEL_IN_PROGRESS, start_rate=rate(9, 60))
+    )
 
 
 def small_world() -> tuple[World, dict[str, str]]:
@@ -87,6 +116,18 @@ def small_world() -> tuple[World, dict[str, str]]:
     world.cancel(ids["done"])
     ids["idle"] = world.register()
     ids["queued"] = world.create(prompt="q")
+    ids["keyed"] = world.register("keyed", slots=3)
+    world.limit("k", 1, start_rate=rate(9, 60))
+    world.do(
+        UpdateQueueRequest(
+            queue=Queue(agent_type="keyed", start_rate=rate(2, 60)), update_mask=FieldMask(paths=["start_rate"])
+        )
+    )
+    for name in ("holder", "parked", "behind"):
+        world.now_ns += 1000
+        ids[name] = world.create("keyed", concurrency_keys=["k"], fairness_key="a")
+    assert world.lease(ids["keyed"]) == ids["holder"]
+    world.poll(ids["keyed"], max_tasks=3)
     return world, ids
 
 

@@ -1,7 +1,8 @@
 """The rules with a memory instead of a database: time stands until it is moved, nothing is async.
 
-`World.do` is one batch of the writer: what is due, the commands, dispatch, and the commit into
-`rows`. The same rules over a real database are tested in tests/engine and tests/model.
+`World.do` is one batch of the writer: what is due, the commands, arrivals under limits, dispatch,
+the questions, and the commit into `rows`. The same rules over a real database are tested in
+tests/engine and tests/model.
 """
 
 from __future__ import annotations
@@ -12,11 +13,23 @@ from contextlib import contextmanager
 from random import Random
 from typing import Any
 
+from google.protobuf.duration_pb2 import Duration
 from kapell.v1.agent_pb2 import Agent, AgentSpec, CommandRuntime, SpawnAgentRequest
+from kapell.v1.queue_pb2 import (
+    ConcurrencyLimit,
+    DrainQueueRequest,
+    PauseQueueRequest,
+    Queue,
+    ResumeQueueRequest,
+    SetConcurrencyLimitRequest,
+    StartRate,
+)
 from kapell.v1.task_pb2 import (
     CancelTaskRequest,
     CreateTaskRequest,
     DeleteTaskRequest,
+    ExplainTaskRequest,
+    ExplainTaskResponse,
     RetryTaskRequest,
     Task,
     TaskAttempt,
@@ -34,15 +47,17 @@ from kapell.v1.worker_pb2 import (
     RegisterWorkerResponse,
     ReleaseTaskRequest,
 )
-from kapell_server.domain import agent, dispatch
+from kapell_server.domain import agent, closing, dispatch
 from kapell_server.domain.access import Caller, Keyring, system, user
+from kapell_server.domain.edges import Edge, EdgeKey
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.polls import Poll
 from kapell_server.domain.settings import Settings
+from kapell_server.domain.standing import KINDS, Standing, standing_id
 from kapell_server.domain.state import Resource, State
 from kapell_server.domain.times import SECOND, timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL
-from kapell_server.engine.commands import DECIDERS, look
+from kapell_server.engine.commands import DECIDERS, QUESTIONS, look
 from kapell_server.engine.facts import SpawnCommand
 
 USER = user("admin")
@@ -60,6 +75,8 @@ class Rows:
         self.attempts: dict[tuple[str, int], TaskAttempt] = {}
         self.templates: dict[str, Template] = {}
         self.template_versions: dict[tuple[str, int], TemplateVersion] = {}
+        self.edges: dict[EdgeKey, Edge] = {}
+        self.standing: dict[tuple[str, str], Standing] = {}
         self.event_times: list[int] = []
 
     def load_tasks(self, task_ids: Iterable[str]) -> list[Task]:
@@ -77,11 +94,17 @@ class Rows:
     def load_template_version(self, template_id: str, version: int) -> TemplateVersion | None:
         return self.template_versions.get((template_id, version))
 
+    def has_live_member(self, root_id: str) -> bool:
+        return any(t.root_task_id == root_id and t.state not in TASK_FINAL for t in self.tasks.values())
+
     def newest_event_before(self, time_ns: int) -> int:
         return sum(time < time_ns for time in self.event_times)
 
     def count_live_tasks_of(self, template_id: str) -> int:
         return sum(t.template_id == template_id and t.state not in TASK_FINAL for t in self.tasks.values())
+
+    def load_family(self, root_id: str) -> list[tuple[str, str]]:
+        return [(t.task_id, t.parent_task_id) for t in self.tasks.values() if t.root_task_id == root_id]
 
 
 class World:
@@ -101,15 +124,20 @@ class World:
         state.caller = system("timer")
         for subject_id in state.take_due(1000):
             look(state, subject_id)
-        answer: Any = None
-        for command in commands:
+        answers: dict[int, Any] = {}
+        for number, command in enumerate(commands):
             state.caller = caller
-            answer = self._decide(command)
+            if type(command) not in QUESTIONS:
+                answers[number] = self._decide(command)
         state.caller = system("scheduler")
-        dispatch.dispatch(state)
+        closing.close(state)
+        for number, command in enumerate(commands):
+            if type(command) in QUESTIONS:
+                answers[number] = self._decide(command)
         agent.describe_busy(state)
         self._commit()
         state.settle()
+        answer = answers[len(commands) - 1] if commands else None
         if isinstance(answer, KapellError):
             raise answer
         return answer
@@ -119,7 +147,8 @@ class World:
         try:
             if isinstance(command, LeaseTasksRequest):
                 return dispatch.poll(self.state, command, object())
-            return DECIDERS[type(command)](self.state, command)
+            decide = DECIDERS.get(type(command)) or QUESTIONS[type(command)]
+            return decide(self.state, command)
         except KapellError as error:
             self.state.rollback(mark)
             return error
@@ -137,9 +166,13 @@ class World:
             rows.event_times.append(self.now_ns)
         rows.template_versions.update(pending.template_versions)
         rows.contents.update(pending.contents)
+        for key in pending.dropped_edges:
+            del rows.edges[key]
+        assert not rows.edges.keys() & pending.new_edges.keys(), "an edge is inserted once"
+        rows.edges.update(pending.new_edges)
         rows.attempts.update({key: record for key, (record, _) in pending.attempts.items()})
 
-    def _place(self, resource: Resource) -> tuple[dict[str, Any], str]:
+    def _place(self, resource: Resource) -> tuple[dict[Any, Any], Any]:
         match resource:
             case Task():
                 return self.rows.tasks, resource.task_id
@@ -147,6 +180,17 @@ class World:
                 return self.rows.agents, resource.agent_id
             case Template():
                 return self.rows.templates, resource.template_id
+            case _:
+                return self.rows.standing, (KINDS[type(resource)].name, standing_id(resource))
+
+    def edges(self) -> dict[EdgeKey, Edge]:
+        """The open edges as memory has them, which must agree from both ends."""
+        forward = {(a, b): edge for a, entries in self.state.edges.dependants.items() for b, edge in entries.items()}
+        backward = {(a, b): edge for b, entries in self.state.edges.unmet.items() for a, edge in entries.items()}
+        assert forward == backward
+        assert all(self.state.edges.dependants.values())
+        assert all(self.state.edges.unmet.values())
+        return forward
 
     def advance(self, seconds: float) -> None:
         """Lets time pass, and looks at what is due by then."""
@@ -166,9 +210,39 @@ class World:
             dict(self.rows.contents),
             {key: record.SerializeToString() for key, record in self.rows.attempts.items()},
             {task_id: lease.attempt for task_id, lease in state.leases.by_task.items()},
-            state.ready.depths(),
+            dict(self.rows.edges),
+            self.edges(),
+            list(state.edges.stirred),
+            {key: found.SerializeToString() for key, found in self.rows.standing.items()},
+            self._picture_of_queues(),
             len(state.polls),
             list(self.events),
+        )
+
+    def _picture_of_queues(self) -> object:
+        """Places, ranks, what runs and waits under each key, starts, whose turn it is. What is empty is not there."""
+        state, queues = self.state, self.state.queues
+        fair = queues._fair._classes
+        keys = {*queues._running_of_key, *queues._queued_of_key}
+        return (
+            dict(queues.ready._places),
+            queues.ready.depths(),
+            {name: count for name, count in queues.ready._blocked.items() if count},
+            {of: (one.now, dict(one.stamps)) for of, one in fair.items() if one.now or one.stamps},
+            {name: count for name, count in queues._running.items() if count},
+            {
+                key: (queues.holders(key), queues.queued(key))
+                for key in keys
+                if queues.holders(key) + queues.queued(key)
+            },
+            {limit_id: list(starts) for limit_id, starts in queues._starts.items() if starts},
+            list(queues.arrivals),
+            dict(state.turns),
+            {
+                (kind.name, standing_id(found)): found.SerializeToString()
+                for kind in KINDS.values()
+                for found in state.standing.all(kind.type)
+            },
         )
 
     @contextmanager
@@ -211,6 +285,31 @@ class World:
     def attempt(self, task_id: str, number: int = 1) -> TaskAttempt:
         """An attempt as committed."""
         return self.rows.attempts[task_id, number]
+
+    def explain(self, task_id: str) -> ExplainTaskResponse:
+        """Why the task does not run."""
+        found: ExplainTaskResponse = self.do(ExplainTaskRequest(task_id=task_id))
+        return found
+
+    # -- queues and limits -------------------------------------------------------------------
+
+    def pause(self, agent_type: str = "", reason: str = "") -> Queue:
+        found: Queue = self.do(PauseQueueRequest(agent_type=agent_type, reason=reason))
+        return found
+
+    def resume(self, agent_type: str = "") -> Queue:
+        found: Queue = self.do(ResumeQueueRequest(agent_type=agent_type))
+        return found
+
+    def drain(self, agent_type: str = "", reason: str = "") -> Queue:
+        found: Queue = self.do(DrainQueueRequest(agent_type=agent_type, reason=reason))
+        return found
+
+    def limit(self, key: str, max_running: int | None = None, **rest: Any) -> ConcurrencyLimit:
+        """Sets the limit of a concurrency key."""
+        limit = ConcurrencyLimit(key=key, max_running=max_running, **rest)
+        found: ConcurrencyLimit = self.do(SetConcurrencyLimitRequest(limit=limit))
+        return found
 
     # -- agents as they speak ----------------------------------------------------------------
 
@@ -274,6 +373,11 @@ class World:
         assert self.lease(agent_id) == task_id
         self.beat(agent_id, task_id)
         return task_id
+
+
+def rate(count: int, seconds: int) -> StartRate:
+    """So many starts in so many seconds."""
+    return StartRate(count=count, period=Duration(seconds=seconds))
 
 
 def event_name(kind: EventKind.ValueType) -> str:

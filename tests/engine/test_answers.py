@@ -42,6 +42,7 @@ def mutators() -> list[Any]:
         DrainAgentRequest(agent_id="agent_live"),
         agent_pb2.ResumeAgentRequest(agent_id="agent_live"),
         DeleteAgentRequest(agent_id="agent_ended"),
+        worker_pb2.CreateChildTasksRequest(tasks=[TaskSpec(agent_type="shell"), TaskSpec(agent_type="shell")]),
     ]
 
 
@@ -75,6 +76,9 @@ def with_id(request: Any, request_id: str) -> Any:
 @pytest.mark.parametrize("name", MUTATORS)
 async def test_a_repeat_gets_the_first_answer_and_changes_nothing(stage: LiveEngine, name: str) -> None:
     request = with_id(MUTATORS[name], "r1")
+    if isinstance(request, worker_pb2.CreateChildTasksRequest):
+        await stage.create("parent")
+        request.lease_token = (await stage.offer(await stage.register("parent"))).lease_token
     first = await stage.call(request)
     events = len(await stage.log())
 

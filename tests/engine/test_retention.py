@@ -129,12 +129,37 @@ async def test_a_task_that_is_needed_stays_and_holds_up_nobody(
     live.clock.advance(1)
     await finished(live, "task_a", "task_b")
     live.clock.advance(DAY)
-    monkeypatch.setattr("kapell_server.domain.retention.is_needed", lambda state, task: "needed" in task.task_id)
+    monkeypatch.setattr(
+        "kapell_server.domain.retention.is_needed", lambda state, task, families: "needed" in task.task_id
+    )
 
     live.keep(keep_tasks_for=DAY)
     await live.retention.round()
 
     assert await ids(live) == set(needed)
+
+
+async def test_a_family_goes_when_all_of_it_has_ended(live: LiveEngine) -> None:
+    await live.create("nobody", task_id="task_root")
+    for name in ("task_one", "task_two"):
+        await live.create("nobody", task_id=name, parent_task_id="task_root")
+    await live.call(CancelTaskRequest(task_id="task_one"))
+    live.clock.advance(DAY)
+    live.keep(keep_tasks_for=DAY)
+    await live.retention.round()
+    assert await ids(live) == {"task_root", "task_one", "task_two"}
+
+    await live.call(CancelTaskRequest(task_id="task_root", leave_children=True))
+    live.clock.advance(DAY)
+    await live.retention.round()
+    assert await ids(live) == {"task_root", "task_one", "task_two"}, "its child lives"
+    await live.call(CancelTaskRequest(task_id="task_two"))
+    await live.retention.round()
+    assert await ids(live) == {"task_two"}, "it has only just ended"
+    live.clock.advance(DAY)
+    await live.retention.round()
+
+    assert await ids(live) == set()
 
 
 async def test_a_watcher_sees_the_tasks_go(live: LiveEngine) -> None:

@@ -1,21 +1,24 @@
 """What tasks and agents must be after each command, told in its own words: shares no code with the engine.
 
 Every method is a command; it returns the reason of its refusal, or None where it is obeyed.
-Times are seconds. Which of several equally good tasks an agent gets is left to the engine.
+Times are seconds. Which of several equally good tasks an agent gets is left to the engine, and so is
+the order in which tasks of one batch join their queues: it says so by ranks and revisions (`rank`, `came`).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.model.limits import NEVER, Limit, Limits, Reason, Shares, check_turn
+
 LEASE, GRACE, OBLIVION = 10.0, 90.0, 600.0
-NEVER = float("inf")
 OVER = ("SUCCEEDED", "FAILED", "CANCELLED")
 HELD = ("RUNNING", "CANCELLING")
 
 
-@dataclass
+@dataclass(eq=False)
 class Task:
     """A task as it should be. `why` is its failure; while CANCELLING, the timeout that stops it."""
 
@@ -25,10 +28,15 @@ class Task:
     pause: float
     limits: dict[str, float]
     born: float
+    share: str = ""
+    keys: tuple[str, ...] = ()
     state: str = "PENDING"
     wakes: float = NEVER
     since: float = 0.0
-    step: int = 0
+    rank: int = 0
+    came: int = 0
+    place: float = 0
+    overtaken: Counter[str] = field(default_factory=Counter, repr=False)
     tries: int = 0
     number: int = 0
     token: str = ""
@@ -36,9 +44,10 @@ class Task:
     expires: float = NEVER
     heard: bool = False
     why: str = ""
+    skipped: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class Agent:
     """An agent as it should be."""
 
@@ -47,20 +56,24 @@ class Agent:
     external: bool
     seen: float
     state: str = "ACTIVE"
+    turns: int = 0
 
 
 @dataclass
 class Oracle:
-    """All of it. `step` counts batches: what is queued in an earlier one comes first."""
+    """All of it. `arrivals` are the tasks of a batch to which the strategies of keys apply."""
 
     now: float = 0.0
-    step: int = 0
     tasks: dict[str, Task] = field(default_factory=dict)
     agents: dict[str, Agent] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    shares: Shares = field(default_factory=Shares)
+    arrivals: list[Task] = field(default_factory=list)
 
     def begin(self) -> None:
         """A batch begins by looking at everything whose time has come."""
-        self.step += 1
+        self.arrivals.clear()
+        self.shares.begin(self.queued())
         for task in self.tasks.values():
             self._look(task)
         for agent_id, agent in self.agents.items():
@@ -84,7 +97,7 @@ class Oracle:
         elif task.state not in (*OVER, "CANCELLING") and self.now - task.born >= task.limits["total"]:
             self._time_out(task, "TOTAL")
         elif task.state == "PENDING" and task.wakes <= self.now:
-            self._queue(task)
+            self._queue(task, new=not task.number)
         elif task.state == "QUEUED" and waited >= task.limits["queue"]:
             self._time_out(task, "QUEUE")
         elif task.state == "RUNNING" and waited >= task.limits["run"]:
@@ -96,8 +109,11 @@ class Oracle:
         task.why, task.since = why, self.now
         task.state = "CANCELLING" if task.state == "RUNNING" else "FAILED"
 
-    def _queue(self, task: Task) -> None:
-        task.state, task.since, task.step, task.holder = "QUEUED", self.now, self.step, ""
+    def _queue(self, task: Task, *, new: bool = False) -> None:
+        task.state, task.since, task.holder = "QUEUED", self.now, ""
+        self.shares.join(task)
+        if new:
+            self.arrivals.append(task)
 
     def _fail(self, task: Task, why: str, pause: float | None = None, again: bool = True) -> None:
         """The attempt is over without a result. A wish to cancel wins, then the timeout that stopped it."""
@@ -142,10 +158,12 @@ class Oracle:
     def create(self, task_id: str, **spec: Any) -> str | None:
         if task_id in self.tasks:
             return "ID_TAKEN"
+        if self.limits.refuses(spec["kind"]):
+            return "QUEUE_DRAINING"
         wakes = spec.pop("wakes")
         task = self.tasks[task_id] = Task(**spec, born=self.now, wakes=wakes)
         if wakes <= self.now:
-            self._queue(task)
+            self._queue(task, new=True)
         return None
 
     def update(self, task_id: str, priority: int) -> str | None:
@@ -154,7 +172,10 @@ class Oracle:
             return "TASK_NOT_FOUND"
         if task.state in OVER:
             return "TASK_STATE_CONFLICT"
-        task.priority = priority
+        if task.priority != priority:
+            task.priority = priority
+            if task.state == "QUEUED":
+                self.shares.join(task)
         return None
 
     def cancel(self, task_id: str) -> str | None:
@@ -175,8 +196,8 @@ class Oracle:
             return "TASK_NOT_FOUND"
         if task.state not in ("FAILED", "CANCELLED"):
             return "TASK_STATE_CONFLICT"
-        task.tries, task.why, task.born = 0, "", self.now
-        self._queue(task)
+        task.tries, task.why, task.born, task.skipped = 0, "", self.now, False
+        self._queue(task, new=True)
         return None
 
     def delete(self, task_id: str) -> str | None:
@@ -185,6 +206,75 @@ class Oracle:
             del self.tasks[task_id]
             return None
         return self.cancel(task_id)
+
+    # -- limits ------------------------------------------------------------------------------
+
+    def settle_arrivals(self) -> None:
+        """The commands of a batch are done: what shall not wait under its keys goes, in the order of its coming."""
+        came = list({id(task): task for task in sorted(self.arrivals, key=lambda task: task.came)}.values())
+        for number, task in enumerate(came):
+            later = came[number + 1 :]
+            for key in task.keys:
+                there = [one for one in self.tasks.values() if one is not task and key in one.keys]
+                there = [one for one in there if not any(one is other for other in later)]
+                if task.state == "QUEUED":
+                    self._settle(task, self.limits.keys.get(key, Limit()), there)
+        self.arrivals.clear()
+
+    def _settle(self, task: Task, limit: Limit, there: list[Task]) -> None:
+        running = sorted((one for one in there if one.state == "RUNNING"), key=lambda one: one.came)
+        waiting = sorted((one for one in there if one.state == "QUEUED"), key=lambda one: one.came)
+        excess = len(running) + len(waiting) + 1 - limit.room
+        if excess <= 0:
+            return
+        if limit.strategy in ("CANCEL_NEWEST", "SKIP"):
+            task.state, task.why, task.skipped = "CANCELLED", "", limit.strategy == "SKIP"
+        elif limit.strategy == "CANCEL_IN_PROGRESS":
+            for one in (running + waiting)[:excess]:
+                one.why, one.since = "", self.now
+                one.state = "CANCELLING" if one.state == "RUNNING" else "CANCELLED"
+
+    def held(self) -> dict[str, Task]:
+        """The tasks that agents have."""
+        return {task_id: task for task_id, task in self.tasks.items() if task.state in HELD}
+
+    def queued(self) -> list[Task]:
+        return [task for task in self.tasks.values() if task.state == "QUEUED"]
+
+    def reasons(self, task: Task) -> list[Reason]:
+        """The limits that hold a task back; none where it could run."""
+        held = self.held()
+        of_queue = self.limits.reasons_of_queue(task.kind, list(held.values()), self.now)
+        return of_queue + self.limits.reasons_of_keys(task.keys, held, self.now)
+
+    def explain(self, task: Task, asking: set[str]) -> tuple[list[Reason], int]:
+        """Why a task does not run, and its place among those that could. `asking` are the agents with an open poll."""
+        match task.state:
+            case "PENDING":
+                return [("RETRY_BACKOFF" if task.number else "NOT_BEFORE", frozenset(), task.wakes)], 0
+            case "CANCELLING":
+                return [("AGENT_LETTING_GO", frozenset({task.holder}), NEVER)], 0
+            case "QUEUED":
+                agents, reasons = self._without_agents(task.kind, asking), self.reasons(task)
+            case _:
+                return [], 0
+        if reasons:
+            return agents + reasons, 0
+        rank = -task.priority, task.rank, task.came
+        rivals = [one for one in self.queued() if one.kind == task.kind and not self.reasons(one)]
+        ahead = sum((-one.priority, one.rank, one.came) < rank for one in rivals)
+        if ahead and not any(kind == "NO_AGENT" for kind, _, _ in agents):
+            agents.append(("TURN", frozenset(), NEVER))
+        return agents, ahead + 1
+
+    def _without_agents(self, kind: str, asking: set[str]) -> list[Reason]:
+        serving = {name for name, agent in self.agents.items() if agent.state == "ACTIVE" and kind in agent.kinds}
+        free = {name for name in serving if self.free(name)}
+        if not serving:
+            return [("NO_AGENT", frozenset(), NEVER)]
+        if not free:
+            return [("AGENTS_BUSY", frozenset(serving), NEVER)]
+        return [] if free & asking else [("AGENT_NOT_ASKING", frozenset(free), NEVER)]
 
     # -- workers -----------------------------------------------------------------------------
 
@@ -263,16 +353,23 @@ class Oracle:
         return agent.slots - sum(task.holder == agent_id and task.state in HELD for task in self.tasks.values())
 
     def fitting(self, agent_id: str) -> list[Task]:
-        """The tasks that wait for an agent like this one."""
+        """The tasks that could run on an agent like this one."""
         kinds = self.agents[agent_id].kinds
-        return [task for task in self.tasks.values() if task.state == "QUEUED" and task.kind in kinds]
+        return [task for task in self.queued() if task.kind in kinds and not self.reasons(task)]
 
     def give(self, task_id: str, agent_id: str, token: str) -> None:
         """The engine has given the task away."""
         task = self.tasks[task_id]
         assert task.state == "QUEUED", f"{task_id} was given away while {task.state}"
         assert self.free(agent_id) > 0, f"{agent_id} was given more than it has slots"
-        assert task.kind in self.agents[agent_id].kinds
+        agent = self.agents[agent_id]
+        assert task.kind in agent.kinds
+        assert not self.reasons(task), f"{task_id} was given away against {self.reasons(task)} (T6)"
+        ready = self.fitting(agent_id)
+        agent.turns += 1
+        check_turn(task, ready, agent.turns, self.now)
+        self.shares.serve(task, ready)
+        self.limits.note_start(task, self.now)
         task.state, task.holder, task.token, task.since = "RUNNING", agent_id, token, self.now
         task.tries, task.number = task.tries + 1, task.number + 1
         task.expires, task.heard = self.now + LEASE, False
@@ -332,4 +429,5 @@ class Oracle:
         for task in self.tasks.values():
             task.heard, task.expires = True, self.now + LEASE
         for agent in self.agents.values():
-            agent.seen = self.now
+            agent.seen, agent.turns = self.now, 0
+        self.shares.restart(self.queued())

@@ -19,6 +19,7 @@ from kapell.v1.task_pb2 import (
     TaskProgress,
 )
 
+from tests.rpc import rpc_dependencies
 from tests.rpc.rpc_cases import (
     FAR_FUTURE,
     NOBODY,
@@ -46,6 +47,7 @@ from tests.rpc.rpc_cases import (
     task_change,
     ticket_of_another_process,
 )
+from tests.rpc.rpc_queues import EXPLAIN_TASK, QUEUE_DRAINING, QUEUES
 from tests.rpc.rpc_templates import OF_CREATE_TASK, TEMPLATES
 from tests.rpc.scene import Ask
 
@@ -55,6 +57,8 @@ TASKS: dict[str, Case] = {
         holds=lambda answer: answer.task.state == TASK_STATE_QUEUED and answer.task.revision == answer.revision,
         refused={
             **OF_CREATE_TASK,
+            **rpc_dependencies.OF_CREATE_TASK,
+            **QUEUE_DRAINING,
             "ID_TAKEN": lambda scene: Ask(task_pb2.CreateTaskRequest(task=scene.spec(task_id=scene.queued().task_id))),
         },
         malformed=({"task": {"agentType": "No Spaces"}}, "task.agent_type"),
@@ -65,7 +69,8 @@ TASKS: dict[str, Case] = {
         refused={
             "ID_TAKEN": lambda scene: Ask(
                 task_pb2.BatchCreateTasksRequest(tasks=[scene.spec(), scene.spec(task_id=scene.queued().task_id)])
-            )
+            ),
+            **rpc_dependencies.OF_BATCH,
         },
         malformed=({"tasks": [{"agentType": "ok"}, {"agentType": "ok", "priority": 1001}]}, "tasks[1].priority"),
     ),
@@ -115,6 +120,7 @@ TASKS: dict[str, Case] = {
         refused={
             **of_task(task_pb2.RetryTaskRequest),
             "TASK_STATE_CONFLICT": lambda scene: Ask(task_pb2.RetryTaskRequest(task_id=scene.queued().task_id)),
+            **rpc_dependencies.OF_RETRY,
         },
         malformed=({}, "task_id"),
     ),
@@ -131,6 +137,8 @@ TASKS: dict[str, Case] = {
         malformed=({"taskId": "task_1", "wait": "61s"}, "wait"),
         lasts=lambda scene: Ask(task_pb2.WaitTaskRequest(task_id=scene.queued().task_id, wait=Duration(seconds=60))),
     ),
+    "GetTaskTree": rpc_dependencies.TREE,
+    "ExplainTask": EXPLAIN_TASK,
     "ListTaskAttempts": Case(
         works=lambda scene: Ask(task_pb2.ListTaskAttemptsRequest(task_id=scene.succeeded().task_id)),
         holds=lambda answer: [attempt.attempt for attempt in answer.attempts] == [1],
@@ -334,6 +342,8 @@ WORKERS: dict[str, Case] = {
         refused=of_lease(worker_pb2.ReleaseTaskRequest),
         malformed=({}, "lease_token"),
     ),
+    "CreateChildTasks": rpc_dependencies.CREATE_CHILDREN,
+    "WaitChildTasks": rpc_dependencies.WAIT_CHILDREN,
     "WatchDirectives": Case(
         works=directives,
         holds=lambda answer: answer.directive == worker_pb2.AGENT_DIRECTIVE_NONE,
@@ -391,11 +401,15 @@ EVENTS_AND_ADMIN: dict[str, Case] = {
     ),
 }
 
-CASES: dict[str, Case] = {**TASKS, **TEMPLATES, **AGENTS, **WORKERS, **EVENTS_AND_ADMIN}
+CASES: dict[str, Case] = {**TASKS, **QUEUES, **TEMPLATES, **AGENTS, **WORKERS, **EVENTS_AND_ADMIN}
 
 # Rpcs that no state and no id can make fail, and why.
 NEVER_REFUSED = {
     "CountTasks": "counts what there is",
+    "GetQueueStats": "counts what there is",
+    "PauseQueue": "every type has a queue, and pausing a paused one changes nothing",
+    "ResumeQueue": "as PauseQueue",
+    "DrainQueue": "as PauseQueue",
     "ValidateTemplate": "what is wrong is its answer",
     "ListAgentProfiles": "lists the configuration",
     "BatchCompleteTasks": "every attempt has an outcome of its own",

@@ -16,7 +16,12 @@ from google.rpc import error_details_pb2, status_pb2
 from kapell.v1 import agent_pb2, event_pb2, task_pb2, worker_pb2
 from kapell.v1.common_pb2 import LIST_ORDER_OLDEST_FIRST
 from kapell.v1.event_pb2 import Event
-from kapell.v1.watch_pb2 import ACTOR_KIND_USER
+from kapell.v1.watch_pb2 import (
+    ACTOR_KIND_USER,
+    EVENT_KIND_LIMIT_DELETED,
+    EVENT_KIND_LIMIT_UPDATED,
+    EVENT_KIND_QUEUE_UPDATED,
+)
 from kapell_server.domain.access import Keyring
 from kapell_server.rpc.methods import methods
 
@@ -119,9 +124,12 @@ class Scene:
         return self.call(name, Ask(request))
 
     def changes_of(self, resource_id: str) -> list[Event]:
-        """What users have done to one task, agent or template, in order; what time or processes did is left out."""
+        """What users have done to one resource, in order; what time or processes did is left out."""
         if not resource_id:
             return []
+        kind, _, name = resource_id.partition("/")
+        if name:
+            return [event for event in self._changes(event_pb2.EventFilter(kinds=_KINDS[kind])) if _names(event, name)]
         wanted = event_pb2.EventFilter()
         match resource_id.partition("_")[0]:
             case "task":
@@ -130,6 +138,9 @@ class Scene:
                 wanted.agent_ids.append(resource_id)
             case _:
                 wanted.template_ids.append(resource_id)
+        return self._changes(wanted)
+
+    def _changes(self, wanted: event_pb2.EventFilter) -> list[Event]:
         request = event_pb2.ListEventsRequest(filter=wanted, order=LIST_ORDER_OLDEST_FIRST, page_size=1000)
         events = self.ask("ListEvents", request).events
         return [event for event in events if event.actor.kind == ACTOR_KIND_USER]
@@ -196,6 +207,13 @@ class Scene:
         agent: agent_pb2.Agent = self.ask("SpawnAgent", request).agent
         assert agent.state == agent_pb2.AGENT_STATE_ACTIVE, agent
         return agent
+
+
+_KINDS = {"queue": [EVENT_KIND_QUEUE_UPDATED], "limit": [EVENT_KIND_LIMIT_UPDATED, EVENT_KIND_LIMIT_DELETED]}
+
+
+def _names(event: Event, name: str) -> bool:
+    return name in (event.queue.agent_type, event.limit.key)
 
 
 def unpack(error: Any) -> Refusal:

@@ -36,6 +36,7 @@ from tests.rpc.conftest import (
     failure,
     running,
 )
+from tests.rpc.rpc_queues import QUEUES, VALID_OF_QUEUES
 from tests.rpc.rpc_templates import TEMPLATES
 from tests.rpc.services import bearer
 from tests.support.turns import reached
@@ -48,10 +49,7 @@ NO_ID: dict[str, Any] = {}
 INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "CompactEvents": ({"olderThan": "-1s"}, "older_than"),
     "CreateTask": ({"task": {"agentType": "No Spaces"}}, "task.agent_type"),
-    "BatchCreateTasks": (
-        {"tasks": [{"agentType": "ok"}, {"agentType": "ok", "priority": 1001}]},
-        "tasks[1].priority",
-    ),
+    "BatchCreateTasks": ({"tasks": [{"agentType": "ok"}, {"agentType": "ok", "priority": 1001}]}, "tasks[1].priority"),
     "GetTask": (NO_ID, "task_id"),
     "ListTasks": ({"filter": {"states": [0]}}, "filter.states[0]"),
     "CountTasks": ({"filter": {"labels": {"a": "b"}}}, "filter"),
@@ -61,9 +59,10 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "DeleteTask": ({"taskId": "task_1", "requestId": "x" * 65}, "request_id"),
     "WaitTask": ({"taskId": "task_1", "wait": "61s"}, "wait"),
     "ListTaskAttempts": (NO_ID, "task_id"),
+    "ExplainTask": (NO_ID, "task_id"),
     "StreamTaskLogs": ({"taskId": "task_1", "offset": "-1"}, "offset"),
     "WatchTasks": (BOTH_STARTS, "options"),
-    **{name: case.malformed for name, case in TEMPLATES.items() if case.malformed},
+    **{name: case.malformed for name, case in {**TEMPLATES, **QUEUES}.items() if case.malformed},
     "SpawnAgent": (NO_ID, "source"),
     "GetAgent": (NO_ID, "agent_id"),
     "ListAgents": ({"pageSize": 1001}, "page_size"),
@@ -82,6 +81,9 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "Heartbeat": ({"agentId": "agent_1", "leases": [{}]}, "leases[0].lease_token"),
     "ReportProgress": ({"leaseToken": "t", "progress": {"fraction": 2}}, "progress.fraction"),
     "AppendTaskLogs": ({"leaseToken": "t"}, "entries"),
+    "CreateChildTasks": ({"leaseToken": "t"}, "tasks"),
+    "WaitChildTasks": ({"leaseToken": "t", "wait": "61s"}, "wait"),
+    "GetTaskTree": (NO_ID, "task_id"),
     "CompleteTask": (NO_ID, "lease_token"),
     "BatchCompleteTasks": ({"completions": [{}]}, "completions[0].lease_token"),
     "FailTask": ({"leaseToken": "t", "failure": {"reason": "lower"}}, "failure.reason"),
@@ -93,6 +95,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
 }
 TEMPLATE = {"agentType": "shell", "prompt": "echo hello"}
 VALID: dict[str, dict[str, Any]] = {
+    **VALID_OF_QUEUES,
     "CreateTemplate": {"templateId": "greet", "spec": TEMPLATE},
     "GetTemplate": {"template": "greet"},
     "UpdateTemplate": {"templateId": "greet", "spec": TEMPLATE},
@@ -282,6 +285,7 @@ def make_valid(method: Method, invalid: dict[str, Any]) -> bytes:
     special: dict[str, dict[str, Any]] = {
         "SpawnAgent": {"profile": "shell", "agent_id": ""},
         "BatchCreateTasks": {"tasks": [{"agent_type": "shell"}]},
+        "CreateChildTasks": {"tasks": [{"agent_type": "shell"}]},
         "UpdateTask": {"task": {"task_id": "task_1"}, "update_mask": "labels"},
         "UpdateAgent": {"agent": {"agent_id": "agent_1"}, "update_mask": "labels"},
         "ReportProgress": {"progress": {}},

@@ -20,15 +20,15 @@ from kapell_server.rpc.status import (
 REASONS = [number for number in error_pb2.ErrorReason.values() if number]
 # The code that the comment of each reason in error.proto promises.
 DOCUMENTED = {
-    "INVALID_ARGUMENT": {1, 2, 3, 41},
+    "INVALID_ARGUMENT": {1, 2, 3, 41, 54},
     "UNAUTHENTICATED": {4, 5},
     "PERMISSION_DENIED": {6, 7},
-    "NOT_FOUND": {8, 9, 10, 11, 40},
+    "NOT_FOUND": {8, 9, 10, 11, 40, 51},
     "ALREADY_EXISTS": {12},
-    "FAILED_PRECONDITION": {13, 14, 15, 42, 43},
+    "FAILED_PRECONDITION": {13, 14, 15, 42, 43, 50, 55},
     "ABORTED": {16, 17},
     "OUT_OF_RANGE": {18, 19, 20},
-    "RESOURCE_EXHAUSTED": {21, 22, 23, 24, 25},
+    "RESOURCE_EXHAUSTED": {21, 22, 23, 24, 25, 56},
     "UNAVAILABLE": {26, 27},
     "DEADLINE_EXCEEDED": {28},
     "INTERNAL": {29},

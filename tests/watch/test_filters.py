@@ -24,6 +24,8 @@ TASK = Task(
     state=TASK_STATE_QUEUED,
     agent_type="shell",
     template_id="review",
+    parent_task_id="task_p",
+    root_task_id="task_r",
     labels={"team": "red", "tier": "1"},
     create_time=Timestamp(seconds=1000),
 )
@@ -79,6 +81,9 @@ def test_event_filter(wanted: EventFilter, task_matches: bool, agent_matches: bo
         (TaskFilter(agent_types=["build"]), False),
         (TaskFilter(template_ids=["review", "fix"]), True),
         (TaskFilter(template_ids=["fix"]), False),
+        (TaskFilter(parent_task_id="task_p", root_task_id="task_r"), True),
+        (TaskFilter(parent_task_id="task_r"), False),
+        (TaskFilter(root_task_id="task_p"), False),
         (TaskFilter(labels={"tier": "1"}), True),
         (TaskFilter(labels={"tier": "2"}), False),
         (TaskFilter(created_after_time=Timestamp(seconds=1000)), True),
@@ -125,7 +130,7 @@ def test_the_snapshot_passes_whatever_kinds_are_wanted() -> None:
 @pytest.mark.parametrize(
     ("wanted", "kinds"),
     [
-        (EventFilter(), ("task", "agent", "template")),
+        (EventFilter(), ("task", "agent", "template", "queue", "limit")),
         (EventFilter(labels={"a": "b"}), ("task", "agent")),
         (EventFilter(task_ids=["task_a"]), ("task",)),
         (EventFilter(agent_ids=["agent_a"]), ("agent",)),

@@ -19,6 +19,7 @@ from kapell.connection import DEFAULT_TIMEOUT, Connection
 from kapell.discovery import Endpoint, discover
 from kapell.emitter import Emitter, Handler
 from kapell.events import Events, EventWatchKeywords
+from kapell.queues import Limits, Queues
 from kapell.tasks import Tasks
 from kapell.templates import Templates
 from kapell.v1.event_pb2 import Event
@@ -51,6 +52,8 @@ class Client:
         self.connection = server
         self.agents = Agents(server)
         self.tasks = Tasks(server)
+        self.queues = Queues(server)
+        self.limits = Limits(server)
         self.templates = Templates(server)
         self.events = Events(server)
         self.admin = Admin(server)

@@ -30,6 +30,10 @@ class TaskQuery(TypedDict, total=False):
     created_before: Instant
     template_ids: Iterable[str]
     """Made from one of these."""
+    parent_task_id: str
+    """Children of this task."""
+    root_task_id: str
+    """Everything below this task, which has no parent itself."""
 
 
 class AgentQuery(TypedDict, total=False):
@@ -79,6 +83,8 @@ def task_filter(**query: Unpack[TaskQuery]) -> TaskFilter:
         created_after_time=timestamp(query.get("created_after")),
         created_before_time=timestamp(query.get("created_before")),
         template_ids=query.get("template_ids", ()),
+        parent_task_id=query.get("parent_task_id", ""),
+        root_task_id=query.get("root_task_id", ""),
     )
 
 

@@ -19,6 +19,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from kapell.errors import InvalidRequest
 from kapell.v1.agent_pb2 import AgentState
+from kapell.v1.queue_pb2 import ConcurrencyStrategy
 from kapell.v1.task_pb2 import (
     TASK_STATE_CANCELLED,
     TASK_STATE_FAILED,
@@ -97,6 +98,13 @@ def agent_states(values: Iterable[AgentState.ValueType | str]) -> Iterable[Agent
     """States by value or by word, as in "active"."""
     words = _words(AgentState.items(), "AGENT_STATE_")
     return [_by_word(value, words, "an agent state") for value in values]
+
+
+def concurrency_strategy(value: ConcurrencyStrategy.ValueType | str) -> ConcurrencyStrategy.ValueType:
+    """A strategy by value or by word, as in "cancel-in-progress"."""
+    strategies = _words(ConcurrencyStrategy.items(), "CONCURRENCY_STRATEGY_")
+    words = {word.replace("_", "-"): strategy for word, strategy in strategies.items()}
+    return _by_word(value.replace("_", "-") if isinstance(value, str) else value, words, "a strategy")
 
 
 def event_kind(value: EventKind.ValueType | str) -> EventKind.ValueType:

@@ -25,6 +25,7 @@ from kapell.connection import DEFAULT_TIMEOUT, Connection
 from kapell.discovery import Endpoint
 from kapell.emitter import Handler
 from kapell.events import Events
+from kapell.queues import Limits, Queues
 from kapell.tasks import Tasks
 from kapell.templates import Templates
 
@@ -153,7 +154,9 @@ class SyncTasks(_Face[Tasks]):
     cancel = blocking(Tasks.cancel)
     retry = blocking(Tasks.retry)
     delete = blocking(Tasks.delete)
+    tree = blocking(Tasks.tree)
     attempts = blocking(Tasks.attempts)
+    explain = blocking(Tasks.explain)
     wait = blocking(Tasks.wait)
     watch = streaming(Tasks.watch)
     logs = streaming(Tasks.logs)
@@ -203,6 +206,25 @@ class SyncTemplates(_Face[Templates]):
     clone = blocking(Templates.clone)
 
 
+class SyncQueues(_Face[Queues]):
+    """`client.queues`, blocking."""
+
+    stats = blocking(Queues.stats)
+    pause = blocking(Queues.pause)
+    resume = blocking(Queues.resume)
+    drain = blocking(Queues.drain)
+    update = blocking(Queues.update)
+
+
+class SyncLimits(_Face[Limits]):
+    """`client.limits`, blocking."""
+
+    set = blocking(Limits.set)
+    list = blocking(Limits.list)
+    iterate = streaming(Limits.iterate)
+    delete = blocking(Limits.delete)
+
+
 class SyncAdmin(_Face[Admin]):
     """`client.admin`, blocking."""
 
@@ -229,6 +251,8 @@ class SyncClient:
         self._wrapped: dict[tuple[str, Handler], Handler] = {}
         self.agents = SyncAgents(loop, client.agents)
         self.tasks = SyncTasks(loop, client.tasks)
+        self.queues = SyncQueues(loop, client.queues)
+        self.limits = SyncLimits(loop, client.limits)
         self.templates = SyncTemplates(loop, client.templates)
         self.events = SyncEvents(loop, client.events)
         self.admin = SyncAdmin(loop, client.admin)

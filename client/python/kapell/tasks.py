@@ -14,6 +14,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Struct
 
 from kapell.connection import Connection, Stream
+from kapell.dependencies import Dependency, dependencies
 from kapell.errors import KapellError, WaitTimeout
 from kapell.filters import TaskQuery, task_filter
 from kapell.logs import LogStream
@@ -61,6 +62,16 @@ class TaskFields(TypedDict, total=False):
     run_timeout: Seconds
     total_timeout: Seconds
     stall_timeout: Seconds
+    client_key: str
+    """A name within one `create_batch`, for the dependencies of others."""
+    dependencies: Iterable[Dependency]
+    """What it waits for: ids or client keys, as in "build" or "task_01k…:finished", or whole messages."""
+    parent_task_id: str
+    """Makes it a child of this task."""
+    fairness_key: str
+    """Whose share of the agents it uses; keys take turns."""
+    concurrency_keys: Iterable[str]
+    """Of each of these only so many tasks run at a time; see `client.limits`."""
 
 
 class TaskWatchKeywords(TaskQuery, WatchKeywords, total=False):
@@ -90,6 +101,11 @@ def task_spec(agent_type: str = "", prompt: str = "", **fields: Unpack[TaskField
         not_before_time=timestamp(fields.get("not_before")),
         retry_policy=retry,
         timeouts=pb.TaskTimeouts(**limits) if limits else None,
+        client_key=fields.get("client_key", ""),
+        dependencies=dependencies(fields.get("dependencies", ())),
+        parent_task_id=fields.get("parent_task_id", ""),
+        fairness_key=fields.get("fairness_key", ""),
+        concurrency_keys=fields.get("concurrency_keys", ()),
     )
 
 
@@ -124,7 +140,10 @@ class Tasks:
         return (await self._connection.call(self._stub.CreateTask, request)).task
 
     async def create_batch(self, tasks: Iterable[pb.TaskSpec], *, request_id: str = "") -> pb.BatchCreateTasksResponse:
-        """Creates up to 500 tasks, all or none; the answer has them in the same order, without prompts."""
+        """Creates up to 2,500 tasks, all or none; the answer has them in the same order, without prompts.
+
+        They may depend on each other by `client_key`; see `task_spec`.
+        """
         request = pb.BatchCreateTasksRequest(tasks=tasks, request_id=request_id or new_request_id())
         return await self._connection.call(self._stub.BatchCreateTasks, request)
 
@@ -203,9 +222,13 @@ class Tasks:
         )
         return (await self._connection.call(self._stub.UpdateTask, request)).task
 
-    async def cancel(self, task_id: str, *, reason: str = "", request_id: str = "") -> pb.Task:
-        """Cancels a task; CANCELLING until its agent has let go."""
-        request = pb.CancelTaskRequest(task_id=task_id, reason=reason, request_id=request_id or new_request_id())
+    async def cancel(
+        self, task_id: str, *, reason: str = "", leave_children: bool = False, request_id: str = ""
+    ) -> pb.Task:
+        """Cancels a task and, unless they are left, all tasks below it; CANCELLING until its agent has let go."""
+        request = pb.CancelTaskRequest(
+            task_id=task_id, reason=reason, leave_children=leave_children, request_id=request_id or new_request_id()
+        )
         return (await self._connection.call(self._stub.CancelTask, request)).task
 
     async def retry(self, task_id: str, *, request_id: str = "") -> pb.Task:
@@ -213,15 +236,28 @@ class Tasks:
         request = pb.RetryTaskRequest(task_id=task_id, request_id=request_id or new_request_id())
         return (await self._connection.call(self._stub.RetryTask, request)).task
 
-    async def delete(self, task_id: str, *, request_id: str = "") -> pb.DeleteTaskResponse:
-        """Deletes an ended task; cancels one that has not ended, which `deleted` then says."""
-        request = pb.DeleteTaskRequest(task_id=task_id, request_id=request_id or new_request_id())
+    async def delete(
+        self, task_id: str, *, leave_children: bool = False, request_id: str = ""
+    ) -> pb.DeleteTaskResponse:
+        """Deletes an ended task; cancels one that has not ended, as `cancel` does, which `deleted` then says."""
+        request = pb.DeleteTaskRequest(
+            task_id=task_id, leave_children=leave_children, request_id=request_id or new_request_id()
+        )
         return await self._connection.call(self._stub.DeleteTask, request)
+
+    async def tree(self, task_id: str) -> pb.GetTaskTreeResponse:
+        """A task with its children and theirs, depth-first; at most 1,000."""
+        return await self._connection.call(self._stub.GetTaskTree, pb.GetTaskTreeRequest(task_id=task_id))
 
     async def attempts(self, task_id: str) -> pb.ListTaskAttemptsResponse:
         """All attempts of a task, the first one first."""
         request = pb.ListTaskAttemptsRequest(task_id=task_id)
         return await self._connection.call(self._stub.ListTaskAttempts, request)
+
+    async def explain(self, task_id: str) -> pb.ExplainTaskResponse:
+        """Every reason why a task is not running, its place in the queue, and a sentence that sums it up."""
+        request = pb.ExplainTaskRequest(task_id=task_id)
+        return await self._connection.call(self._stub.ExplainTask, request)
 
     async def wait(
         self,

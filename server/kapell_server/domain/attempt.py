@@ -336,7 +336,7 @@ def look_at_task(state: State, task_id: str) -> None:
 
 def _state_is_over(state: State, task: Task, lease: Lease | None) -> None:
     if task.state == TASK_STATE_PENDING:
-        _wake(state, task)
+        wake(state, task)
     elif task.state == TASK_STATE_QUEUED:
         _time_out(state, task, None, "QUEUE_TIMEOUT", "no agent took it within its queue timeout", final=True)
     elif task.state == TASK_STATE_RUNNING:
@@ -347,7 +347,8 @@ def _state_is_over(state: State, task: Task, lease: Lease | None) -> None:
         end_failed(state, lease, task, failure, lost=True)
 
 
-def _wake(state: State, current: Task) -> None:
+def wake(state: State, current: Task) -> None:
+    """Nothing hinders a PENDING task any more: it is runnable."""
     task = _copy(current)
     now = state.tick_ns()
     task.state = TASK_STATE_QUEUED
@@ -360,17 +361,27 @@ def _wake(state: State, current: Task) -> None:
 def _time_out(state: State, current: Task, lease: Lease | None, reason: str, message: str, *, final: bool) -> None:
     """Fails a waiting task; tells the agent of a running one to stop, and fails it when it has."""
     assert lease is None or reason in _TIMEOUTS
+    failure = TaskFailure(reason=reason, message=message, retryable=not final)
+    if lease is None:
+        fail_waiting(state, current, failure)
+        return
     task = _copy(current)
-    task.failure.CopyFrom(TaskFailure(reason=reason, message=message, retryable=not final))
+    task.failure.CopyFrom(failure)
     task.state_reason = message
     stamp(task.state_time, state.tick_ns())
-    if lease is not None:
-        task.state = TASK_STATE_CANCELLING
-        state.put_task(task, EVENT_KIND_TASK_CANCELLING, ("state", "failure"))
-        return
+    task.state = TASK_STATE_CANCELLING
+    state.put_task(task, EVENT_KIND_TASK_CANCELLING, ("state", "failure"))
+
+
+def fail_waiting(state: State, current: Task, failure: TaskFailure) -> Task:
+    """Fails a task that no agent has, for good."""
+    task = _copy(current)
+    task.failure.CopyFrom(failure)
+    task.state_reason = failure.message
+    stamp(task.state_time, state.tick_ns())
     task.state = TASK_STATE_FAILED
     task.ClearField("waiting_on")
-    _finish(state, task, EVENT_KIND_TASK_FAILED, ("state", "failure"))
+    return _finish(state, task, EVENT_KIND_TASK_FAILED, ("state", "failure"))
 
 
 def _expire(state: State, lease: Lease, task: Task) -> None:

@@ -8,6 +8,7 @@ from kapell.v1.task_pb2 import (
     TASK_STATE_PENDING,
     TASK_STATE_QUEUED,
     TASK_STATE_RUNNING,
+    WAIT_KIND_DEPENDENCY,
     Task,
 )
 
@@ -30,6 +31,8 @@ def total_deadline_ns(task: Task) -> int:
 def state_deadline_ns(task: Task, settings: Settings) -> int:
     """When the task's state is over by itself; 0 for never."""
     if task.state == TASK_STATE_PENDING:
+        if any(wait.kind == WAIT_KIND_DEPENDENCY for wait in task.waiting_on):
+            return 0  # However late it is: only the last of its dependencies wakes it.
         return max((timestamp_ns(wait.until_time) for wait in task.waiting_on), default=0)
     if task.state == TASK_STATE_CANCELLING:
         return timestamp_ns(task.state_time) + int(settings.cancel_grace * SECOND)

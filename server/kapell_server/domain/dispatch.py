@@ -12,11 +12,13 @@ from kapell.v1.worker_pb2 import LeaseTasksRequest
 from kapell_server.domain import attempt, worker
 from kapell_server.domain.leases import Lease
 from kapell_server.domain.polls import Poll
-from kapell_server.domain.ready import ReadyEntry
 from kapell_server.domain.state import State
+from kapell_server.domain.times import SECOND
 
 _DEFAULT_TASKS = 1
 _LOOK_AHEAD = 64
+_STARVING_TURN = 4
+"""Every so many tasks, an agent gets the one that has waited longest, if it waits too long."""
 
 
 def poll(state: State, request: LeaseTasksRequest, handle: object) -> Poll:
@@ -96,30 +98,25 @@ def _free(state: State, waiting: Poll) -> int:
 
 
 def _serve_one(state: State, waiting: Poll, budget: dict[Poll, int]) -> Lease | None:
-    """Leases the best task for the poll, if there is one and its content still fits the answer."""
-    while (agent_type := state.ready.best_type(waiting.agent_types)) is not None:
-        entry = state.ready.peek(agent_type)
-        assert entry is not None, "best_type names a type with an entry"
-        task = state.find_task(entry.task_id)
-        if task is None or not entry.still_means(task):
-            _take(state, agent_type)
-            continue
-        if waiting.taken and task.content_bytes > budget[waiting]:
-            return None
-        _take(state, agent_type)
-        budget[waiting] -= task.content_bytes
-        return attempt.grant(state, task, waiting.agent_id, waiting.poll_id)
-    return None
-
-
-def _take(state: State, agent_type: str) -> ReadyEntry:
-    entry = state.ready.pop(agent_type)
-    state.on_rollback(state.ready.push, agent_type, entry)
-    return entry
+    """Leases the next task to the poll, if there is one and its content still fits the answer."""
+    turn = state.turns.get(waiting.agent_id, 0) + 1
+    starving_ns = 0
+    if turn % _STARVING_TURN == 0:
+        starving_ns = state.now_ns - int(state.settings.starving_after * SECOND)
+    entry = state.queues.next_for(waiting.agent_types, starving_ns=starving_ns)
+    if entry is None:
+        return None
+    task = state.task(entry.task_id)
+    if waiting.taken and task.content_bytes > budget[waiting]:
+        return None
+    budget[waiting] -= task.content_bytes
+    state.assign(state.turns, waiting.agent_id, turn)
+    return attempt.grant(state, task, waiting.agent_id, waiting.poll_id)
 
 
 def _prefetch(state: State, polls: list[Poll]) -> None:
     """Loads the tasks that are about to be leased, in one query."""
     wanted = min(sum(_free(state, waiting) for waiting in polls), _LOOK_AHEAD)
     types = {agent_type for waiting in polls for agent_type in waiting.agent_types}
-    state.prefetch_tasks([entry.task_id for agent_type in types for entry in state.ready.first(agent_type, wanted)])
+    ready = state.queues.ready
+    state.prefetch_tasks([entry.task_id for agent_type in types for entry in ready.about_first(agent_type, wanted)])

@@ -69,6 +69,10 @@ class PollBoard:
         """Something of this type became runnable."""
         self._touched_types.add(agent_type)
 
+    def touch_all(self) -> None:
+        """Anything may have become runnable."""
+        self._touched_types.update(self._by_type)
+
     def touch_agent(self, agent_id: str) -> None:
         """The agent may have a slot free again."""
         for poll in self._by_agent.get(agent_id, ()):

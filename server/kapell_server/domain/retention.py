@@ -15,6 +15,7 @@ from kapell.v1.task_pb2 import Task
 from kapell.v1.watch_pb2 import EVENT_KIND_TASK_DELETED
 
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.family import root_of
 from kapell_server.domain.state import State
 from kapell_server.domain.times import duration_ns, timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL
@@ -54,11 +55,12 @@ def delete_ended(state: State, task_ids: Sequence[str], ended_by_ns: int) -> byt
     A task that was retried meanwhile, or deleted and made again, stays.
     """
     gone: list[str] = []
+    families: dict[str, bool] = {}
     for task_id in task_ids:
         current = state.find_task(task_id)
         if current is None or current.state not in TASK_FINAL or timestamp_ns(current.end_time) > ended_by_ns:
             continue
-        if is_needed(state, current):
+        if is_needed(state, current, families):
             continue
         task = Task()
         task.CopyFrom(current)
@@ -69,12 +71,30 @@ def delete_ended(state: State, task_ids: Sequence[str], ended_by_ns: int) -> byt
     return "\n".join(gone).encode()
 
 
-def is_needed(state: State, task: Task) -> bool:
+def is_needed(state: State, task: Task, families: dict[str, bool]) -> bool:
     """Whether something that lives still needs the ended task, so that retention must leave it.
 
     The one place for such conditions. A task that is needed is looked at again in every round.
+    `families` remembers, for the length of one command, which are still alive.
     """
-    return False
+    if task.task_id in state.edges.dependants:
+        return True
+    root_id = root_of(task)
+    if root_id not in families:
+        families[root_id] = _family_lives(state, root_id)
+    return families[root_id]
+
+
+def _family_lives(state: State, root_id: str) -> bool:
+    """Whether the root or anything below it has not ended: parents want the results of their children."""
+    root = state.find_task(root_id)
+    if root is not None and root.state not in TASK_FINAL:
+        return True
+    for change in state.pending.changes:
+        task = change.resource
+        if isinstance(task, Task) and task.root_task_id == root_id and task.state not in TASK_FINAL:
+            return True
+    return state.loader.has_live_member(root_id)
 
 
 def compacted(cursor: int, *, oldest: int, current: int, log_id: str) -> KapellError:

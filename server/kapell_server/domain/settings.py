@@ -31,6 +31,8 @@ class Settings:
     """After so long without a heartbeat an external agent is given up."""
     request_id_lifetime: float = 86_400.0
     """How long a request_id is remembered."""
+    starving_after: float = 600.0
+    """A task that is QUEUED for so long gets every fourth turn of each agent, whatever its priority."""
     keep_tasks_for: float = 30 * 86_400.0
     """How long finished tasks are kept; 0 for ever."""
     keep_tasks: int = 1_000_000
@@ -45,3 +47,7 @@ class Settings:
     """Most bytes of a task's input, and of its result."""
     max_offer_bytes: int = 2_097_152
     """Most bytes of content in one answer of LeaseTasks."""
+    max_task_depth: int = 8
+    """How many parents may be above a task."""
+    max_tasks_per_root: int = 1_000
+    """Most tasks below one root."""

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
 from kapell.v1.agent_pb2 import Agent, AgentSpec
 from kapell.v1.error_pb2 import ERROR_REASON_AGENT_NOT_FOUND, ERROR_REASON_TASK_NOT_FOUND
@@ -23,32 +23,24 @@ from kapell.v1.watch_pb2 import EventKind
 
 from kapell_server.domain.access import Caller, Keyring, system
 from kapell_server.domain.deadlines import next_deadline_ns
+from kapell_server.domain.edges import Edge, EdgeKey, Edges
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.family import Families
 from kapell_server.domain.ids import IdMinter
 from kapell_server.domain.leases import Lease, LeaseTable
+from kapell_server.domain.loader import Loader
 from kapell_server.domain.polls import PollBoard
-from kapell_server.domain.ready import ReadyIndex, entry_of
+from kapell_server.domain.queues import Queues
 from kapell_server.domain.settings import Settings
+from kapell_server.domain.standing import Standing, StandingShelf
 from kapell_server.domain.template_shelf import TemplateShelf
-from kapell_server.domain.transitions import AGENT_FINAL
+from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL, TASK_LEASED
 
-Resource = Task | Agent | Template
+Resource = Task | Agent | Template | Standing
 """What a change puts; each kind has its own table, and all share the log."""
 
 _TASK_CACHE = 20_000
 _CONTENT_CACHE_BYTES = 32 * 1024 * 1024
-
-
-class Loader(Protocol):
-    """Reads rows for decisions, inside the transaction of the batch."""
-
-    def load_tasks(self, task_ids: Collection[str]) -> list[Task]: ...
-    def load_contents(self, task_ids: Collection[str]) -> dict[str, bytes]: ...
-    def load_agent(self, agent_id: str) -> Agent | None: ...
-    def load_template(self, template_id: str) -> Template | None: ...
-    def load_template_version(self, template_id: str, version: int) -> TemplateVersion | None: ...
-    def count_live_tasks_of(self, template_id: str) -> int: ...
-    def newest_event_before(self, time_ns: int) -> int: ...
 
 
 @dataclass(slots=True)
@@ -77,10 +69,16 @@ class Pending:
     template_versions: dict[tuple[str, int], TemplateVersion] = field(default_factory=dict)
     shipped_digest: str = ""
     oldest_revision: int = 0
+    starts: dict[tuple[str, int], int] = field(default_factory=dict)
+    """Starts under a rate, as (limit id, time), each with the time before which earlier ones are forgotten."""
+    forgotten_starts: dict[str, bool] = field(default_factory=dict)
     instance_keys: dict[str, str] = field(default_factory=dict)
     specs: dict[str, bytes] = field(default_factory=dict)
     deleted_agents: dict[str, bool] = field(default_factory=dict)
     heartbeats: dict[str, int] = field(default_factory=dict)
+    dropped_edges: dict[EdgeKey, None] = field(default_factory=dict)
+    new_edges: dict[EdgeKey, Edge] = field(default_factory=dict)
+    """Opened after those that were dropped."""
 
 
 class State:
@@ -100,7 +98,6 @@ class State:
         self.oldest_revision = 0
         self.now_ns = 0
         self.pending = Pending()
-        self.ready = ReadyIndex()
         self.leases = LeaseTable()
         self.polls = PollBoard()
         self.agents: dict[str, Agent] = {}
@@ -119,7 +116,12 @@ class State:
         self._contents: dict[str, bytes] = {}
         self._content_bytes = 0
         self.templates = TemplateShelf(self)
+        self.edges = Edges(self)
+        self.families = Families(self)
+        self.standing = StandingShelf(self)
         self._undo: list[tuple[Any, ...]] = []
+        self.queues = Queues(self)
+        self.turns: dict[str, int] = {}
 
     # -- the batch ---------------------------------------------------------------------------
 
@@ -146,6 +148,7 @@ class State:
     def settle(self) -> None:
         """The batch is committed: it cannot be undone any more, even if the next one fails before it begins."""
         self._undo.clear()
+        self.queues.trim()
         self._trim()
         self._forget_ended_agents()
 
@@ -158,6 +161,7 @@ class State:
                 self.agent_seen_ns.pop(agent_id, None)
                 self.agent_polled_ns.pop(agent_id, None)
                 self.instance_keys.pop(agent_id, None)
+                self.turns.pop(agent_id, None)
         self._passing_agents.clear()
 
     def _trim(self) -> None:
@@ -170,6 +174,7 @@ class State:
             for task_id in list(itertools.islice(self._tasks, excess)):
                 del self._tasks[task_id]
         self.templates.trim()
+        self.families.trim()
         while self._content_bytes > _CONTENT_CACHE_BYTES:
             first = next(iter(self._contents))
             self._content_bytes -= len(self._contents.pop(first))
@@ -228,33 +233,41 @@ class State:
         previous = None if created else self._tasks.get(task_id)
         self._number(task)
         since = previous_state = 0
-        was_queued = False
         if previous is not None:
             since = previous.revision
-            was_queued = previous.state == TASK_STATE_QUEUED
             previous_state = previous.state if previous.state != state else 0
-        is_queued = state == TASK_STATE_QUEUED and not deleted
         due_ns = 0 if deleted else next_deadline_ns(task, self.settings)
         self.pending.changes.append(
             Change(task, kind, since, previous_state, changed, self.caller, created, deleted, due_ns)
         )
         self._tasks[task_id] = None if deleted else task
-        deeper = is_queued - was_queued
-        self._undo.append((self._unput_task, task_id, previous, task.agent_type, deeper))
-        if deeper:
-            self.ready.adjust_depth(task.agent_type, deeper)
-        if is_queued and not (was_queued and previous.priority == task.priority):  # type: ignore[union-attr]
-            self.ready.push(task.agent_type, entry_of(task))
-            self.polls.touch_type(task.agent_type)
+        self._undo.append((self._unput_task, task_id, previous))
+        if task_id in self.edges.unmet or task_id in self.edges.dependants:
+            self.edges.notice(task, previous, deleted)
+        if task.root_task_id and (created or deleted):
+            self.families.notice(task, deleted)
+        if previous is None or previous_state or previous.priority != task.priority:
+            self._queue(previous, task)
         if due_ns and (not self.due_horizon_ns or due_ns < self.due_horizon_ns):
             self.schedule(due_ns, task_id)
         return task
 
-    def _unput_task(self, task_id: str, previous: Task | None, agent_type: str, deeper: int) -> None:
+    def _queue(self, previous: Task | None, task: Task) -> None:
+        """Tells the queues of a task that has joined or left one, or an agent."""
+        before = previous.state if previous is not None else 0
+        after = task.state
+        if previous is not None and before == TASK_STATE_QUEUED:
+            self.queues.leave(previous, starts=after in TASK_LEASED)
+        if (before in TASK_LEASED) != (after in TASK_LEASED):
+            self.queues.occupy(task, 1 if after in TASK_LEASED else -1)
+        if after == TASK_STATE_QUEUED:
+            arrives = previous is None or before in TASK_FINAL or (before != after and not previous.attempt)
+            self.queues.join(task, arrives=arrives)
+
+    def _unput_task(self, task_id: str, previous: Task | None) -> None:
         self.revision -= 1
         self.pending.changes.pop()
         self._tasks[task_id] = previous
-        self.ready.adjust_depth(agent_type, -deeper)
 
     # -- time --------------------------------------------------------------------------------
 
@@ -272,6 +285,8 @@ class State:
 
     def next_due_ns(self) -> int:
         """When to look next; 0 for never. Beyond the horizon the database knows more."""
+        if self.edges.stirred:
+            return self.now_ns
         first = self._due[0][0] if self._due else 0
         horizon = self.due_horizon_ns
         return min(first, horizon) if first and horizon else first or horizon

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 from kapell.v1.error_pb2 import (
     ERROR_REASON_ETAG_MISMATCH,
     ERROR_REASON_ID_TAKEN,
     ERROR_REASON_REQUEST_INVALID,
+    ERROR_REASON_TASK_NOT_FOUND,
 )
 from kapell.v1.task_pb2 import (
     TASK_STATE_CANCELLED,
@@ -16,6 +18,7 @@ from kapell.v1.task_pb2 import (
     TASK_STATE_PENDING,
     TASK_STATE_QUEUED,
     TASK_STATE_RUNNING,
+    WAIT_KIND_DEPENDENCY,
     WAIT_KIND_NOT_BEFORE,
     BatchCreateTasksRequest,
     CancelTaskRequest,
@@ -26,6 +29,7 @@ from kapell.v1.task_pb2 import (
     Task,
     TaskSpec,
     UpdateTaskRequest,
+    WaitingOn,
 )
 from kapell.v1.watch_pb2 import (
     EVENT_KIND_TASK_CANCELLED,
@@ -36,9 +40,13 @@ from kapell.v1.watch_pb2 import (
     EVENT_KIND_TASK_UPDATED,
 )
 
+from kapell_server.domain import dependency, family
 from kapell_server.domain.access import Caller
+from kapell_server.domain.dependency_graph import Draft, link, unknown_place
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.parameters import as_struct, plain_struct
+from kapell_server.domain.prompt import Part, Place
+from kapell_server.domain.queues import check_takes_in
 from kapell_server.domain.retry import DEFAULT_POLICY, with_defaults
 from kapell_server.domain.state import State
 from kapell_server.domain.template_version import split_reference, version_number
@@ -52,8 +60,13 @@ _RETRIABLE = frozenset({TASK_STATE_FAILED, TASK_STATE_CANCELLED})
 
 
 def create_task(state: State, request: CreateTaskRequest) -> Task:
-    """Creates a task, QUEUED or, with a not_before in the future, PENDING."""
-    task, content = _new_task(state, request.task, "task")
+    """Creates a task, QUEUED or, while it waits for a time or for other tasks, PENDING."""
+    spec = request.task
+    if spec.dependencies or spec.parent_task_id:
+        if request.validate_only:
+            return _tried(state, spec)
+        return create_related(state, (spec,), "task")[0]
+    task, content, _ = _new_task(state, spec, "task")
     if request.validate_only:
         task.MergeFromString(content)
         return task
@@ -62,7 +75,79 @@ def create_task(state: State, request: CreateTaskRequest) -> Task:
 
 def create_tasks(state: State, request: BatchCreateTasksRequest) -> list[Task]:
     """Creates all tasks of the request, or none."""
-    return [_put_created(state, *_new_task(state, spec, f"tasks[{index}]")) for index, spec in enumerate(request.tasks)]
+    specs = request.tasks
+    if any(spec.dependencies or spec.parent_task_id for spec in specs):
+        return create_related(state, specs, "tasks[{}]")
+    created = []
+    for index, spec in enumerate(specs):
+        task, content, _ = _new_task(state, spec, f"tasks[{index}]")
+        created.append(_put_created(state, task, content))
+    return created
+
+
+def create_related(state: State, specs: Sequence[TaskSpec], path: str, parent: Task | None = None) -> list[Task]:
+    """Creates tasks that have dependencies or parents, all or none; returns them as they then stand.
+
+    `path` names the field of a spec by its index. With `parent` all are its children.
+    """
+    drafts: dict[str, Draft] = {}
+    for index, spec in enumerate(specs):
+        here = path.format(index)
+        above = parent or _parent(state, spec, drafts, here)
+        task, content, parts = _new_task(state, spec, here, above)
+        if task.task_id in drafts:
+            raise _id_taken(task.task_id)
+        drafts[task.task_id] = Draft(here, spec, task, content, parts)
+        if above is not None:
+            family.adopt(state, task, above)
+    family.check_room(state, [draft.task.root_task_id for draft in drafts.values() if draft.task.root_task_id])
+    link(state, list(drafts.values()))
+    waiting: dict[str, dependency.Judgement] = {}
+    for task_id, draft in drafts.items():
+        if draft.task.dependencies:
+            judgement = dependency.judge_all(state, draft.task.dependencies, drafts)
+            if judgement.open or judgement.failed or draft.task.prompt_pending:
+                waiting[task_id] = judgement
+                _park(draft.task)
+    for draft in drafts.values():
+        _put_created(state, draft.task, draft.content)
+    dependency.begin(state, waiting)
+    return [state.task(task_id) for task_id in drafts]
+
+
+def _parent(state: State, spec: TaskSpec, drafts: dict[str, Draft], path: str) -> Task | None:
+    """The task that a spec wants as its parent, perhaps one that comes before it in the request."""
+    if not spec.parent_task_id:
+        return None
+    draft = drafts.get(spec.parent_task_id)
+    parent = draft.task if draft is not None else state.find_task(spec.parent_task_id)
+    if parent is None:
+        raise KapellError(
+            ERROR_REASON_TASK_NOT_FOUND,
+            f"{path}.parent_task_id: task {spec.parent_task_id} was not found. Name a task that exists.",
+            metadata={"task_id": spec.parent_task_id},
+            violations=((f"{path}.parent_task_id", "no task has this id"),),
+        )
+    return parent
+
+
+def _park(task: Task) -> None:
+    """Lets a new task wait for its dependencies, and for its time as well where that has not come."""
+    task.state = TASK_STATE_PENDING
+    task.waiting_on.insert(0, WaitingOn(kind=WAIT_KIND_DEPENDENCY))
+    task.ClearField("queue_time")
+
+
+def _tried(state: State, spec: TaskSpec) -> Task:
+    """The task as it would be, with its content, and no trace of it."""
+    mark = state.mark()
+    [created] = create_related(state, (spec,), "task")
+    task = _copy(created)
+    task.MergeFromString(state.content(task.task_id))
+    state.rollback(mark)
+    for field in ("revision", "etag"):
+        task.ClearField(field)
+    return task
 
 
 def _put_created(state: State, task: Task, content: bytes) -> Task:
@@ -70,8 +155,12 @@ def _put_created(state: State, task: Task, content: bytes) -> Task:
     return state.put_task(task, EVENT_KIND_TASK_CREATED, (), created=True)
 
 
-def _new_task(state: State, spec: TaskSpec, path: str) -> tuple[Task, bytes]:
-    """The task a spec asks for and its encoded content; refuses a taken id or too large an input."""
+def _new_task(state: State, spec: TaskSpec, path: str, parent: Task | None = None) -> tuple[Task, bytes, list[Part]]:
+    """The task a spec asks for, its encoded content, and the pieces of a template's prompt with places.
+
+    What the spec does not say it takes from the template, then from `parent`. Refuses a taken id or
+    too large an input.
+    """
     if spec.task_id:
         if state.find_task(spec.task_id) is not None:
             raise _id_taken(spec.task_id)
@@ -79,11 +168,13 @@ def _new_task(state: State, spec: TaskSpec, path: str) -> tuple[Task, bytes]:
     else:
         task_id = state.new_id("task")
     version = 0
+    parts: list[Part] = []
     if spec.template:
-        spec, version = _from_template(state, spec, path)
+        spec, version, parts = _from_template(state, spec, path)
     elif not spec.agent_type or spec.HasField("parameters"):
         raise _without_template(spec, path)
     _check_size(state, spec, "input", path)
+    check_takes_in(state, spec.agent_type)
     content = Task(prompt=spec.prompt, input=spec.input if spec.HasField("input") else None).SerializeToString()
     now = state.tick_ns()
     task = Task()
@@ -99,6 +190,14 @@ def _new_task(state: State, spec: TaskSpec, path: str) -> tuple[Task, bytes]:
         task.labels.MergeFrom(spec.labels)
     if spec.HasField("priority"):
         task.priority = spec.priority
+    elif parent is not None:
+        task.priority = parent.priority
+    if spec.fairness_key:
+        task.fairness_key = spec.fairness_key
+    elif parent is not None:
+        task.fairness_key = parent.fairness_key
+    if spec.concurrency_keys:
+        task.concurrency_keys.extend(spec.concurrency_keys)
     if spec.HasField("retry_policy"):
         task.retry_policy.CopyFrom(with_defaults(spec.retry_policy))
     if spec.HasField("timeouts"):
@@ -107,7 +206,7 @@ def _new_task(state: State, spec: TaskSpec, path: str) -> tuple[Task, bytes]:
     task.state_time.CopyFrom(task.create_time)
     if not spec.HasField("not_before_time"):
         task.queue_time.CopyFrom(task.create_time)
-        return task, content
+        return task, content, parts
     task.not_before_time.CopyFrom(spec.not_before_time)
     if timestamp_ns(spec.not_before_time) > state.now_ns:
         task.state = TASK_STATE_PENDING
@@ -115,11 +214,11 @@ def _new_task(state: State, spec: TaskSpec, path: str) -> tuple[Task, bytes]:
         wait.until_time.CopyFrom(spec.not_before_time)
     else:
         task.queue_time.CopyFrom(task.create_time)
-    return task, content
+    return task, content, parts
 
 
-def _from_template(state: State, spec: TaskSpec, path: str) -> tuple[TaskSpec, int]:
-    """The spec with all that the template says of it, and the version of the template."""
+def _from_template(state: State, spec: TaskSpec, path: str) -> tuple[TaskSpec, int, list[Part]]:
+    """The spec with all that the template says of it, the template's version, and its prompt's pieces."""
     wrong = [(f"{path}.{name}", "must be empty with a template") for name in ("prompt", "input") if _has(spec, name)]
     if wrong:
         raise KapellError(
@@ -132,6 +231,8 @@ def _from_template(state: State, spec: TaskSpec, path: str) -> tuple[TaskSpec, i
     number = version_number(state.templates.get(template_id), selector)
     compiled = state.templates.version(template_id, number)
     rendered = compiled.render(plain_struct(spec.parameters), f"{path}.parameters")
+    if rendered.parts and not spec.dependencies:
+        raise unknown_place(path, next(part for part in rendered.parts if isinstance(part, Place)), ())
     says = compiled.spec
     filled = TaskSpec(agent_type=says.agent_type, display_name=rendered.display_name, labels=says.labels)
     if says.HasField("priority"):
@@ -143,7 +244,7 @@ def _from_template(state: State, spec: TaskSpec, path: str) -> tuple[TaskSpec, i
     filled.MergeFrom(spec)
     filled.prompt = rendered.prompt
     filled.input.CopyFrom(as_struct(rendered.values))
-    return filled, number
+    return filled, number, rendered.parts
 
 
 def _has(spec: TaskSpec, name: str) -> bool:
@@ -229,12 +330,25 @@ def update_task(state: State, request: UpdateTaskRequest) -> Task:
 
 
 def cancel_task(state: State, request: CancelTaskRequest) -> Task:
-    """Cancels at once what no agent has; otherwise asks its agent to let go."""
-    return cancel(state, state.task(request.task_id), request.reason)
+    """Cancels at once what no agent has; otherwise asks its agent to let go. So with all below it."""
+    return _cancel_tree(state, state.task(request.task_id), request.reason, request.leave_children)
 
 
-def cancel(state: State, current: Task, reason: str) -> Task:
-    """Cancels `current`; a second time changes nothing."""
+def _cancel_tree(state: State, top: Task, reason: str, leave_children: bool) -> Task:
+    task = cancel(state, top, reason)
+    if leave_children:
+        return task
+    descendants = family.below(state, top)
+    state.prefetch_tasks(descendants)
+    for task_id in descendants:
+        child = state.find_task(task_id)
+        if child is not None and child.state not in TASK_FINAL:
+            cancel(state, child, f"{top.task_id}, which it is part of, was cancelled")
+    return task
+
+
+def cancel(state: State, current: Task, reason: str, *, skipped: bool = False) -> Task:
+    """Cancels `current`; a second time changes nothing. `skipped` marks one that was not needed."""
     if current.state in (TASK_STATE_CANCELLED, TASK_STATE_CANCELLING) and not _stopped_by_timeout(current):
         return current
     if current.state in TASK_FINAL:
@@ -248,6 +362,7 @@ def cancel(state: State, current: Task, reason: str) -> Task:
         task.state = TASK_STATE_CANCELLING
         return state.put_task(task, EVENT_KIND_TASK_CANCELLING, ("state", "state_reason"))
     task.state = TASK_STATE_CANCELLED
+    task.skipped = skipped
     stamp(task.end_time, state.now_ns)
     state.drop_content(task.task_id)
     return state.put_task(task, EVENT_KIND_TASK_CANCELLED, ("state", "state_reason"))
@@ -263,15 +378,18 @@ def retry_task(state: State, request: RetryTaskRequest) -> Task:
     current = state.task(request.task_id)
     if current.state not in _RETRIABLE:
         raise task_state_conflict(current, "retried", _RETRIABLE)
+    dependency.resolve_ended(state, current.task_id)
     task = _copy(current)
-    for field in ("failure", "progress", "end_time", "state_reason", "waiting_on"):
+    for field in ("failure", "progress", "end_time", "state_reason", "waiting_on", "skipped"):
         task.ClearField(field)
     task.attempts_used = 0
-    task.state = TASK_STATE_QUEUED
     now = state.tick_ns()
     stamp(task.state_time, now)
-    stamp(task.queue_time, now)
     stamp(task.retry_time, now)
+    if task.dependencies and (parked := dependency.retry(state, task)) is not None:
+        return parked
+    task.state = TASK_STATE_QUEUED
+    stamp(task.queue_time, now)
     return state.put_task(task, EVENT_KIND_TASK_QUEUED, ("state", "attempts_used", "failure", "progress"))
 
 
@@ -279,8 +397,9 @@ def delete_task(state: State, request: DeleteTaskRequest) -> DeleteTaskResponse:
     """Deletes an ended task; cancels a live one instead."""
     current = state.task(request.task_id)
     if current.state not in TASK_FINAL:
-        task = cancel(state, current, "cancelled by its deletion")
+        task = _cancel_tree(state, current, "cancelled by its deletion", request.leave_children)
         return DeleteTaskResponse(deleted=False, revision=task.revision)
+    dependency.resolve_ended(state, current.task_id)
     task = state.put_task(_copy(current), EVENT_KIND_TASK_DELETED, (), deleted=True)
     state.drop_content(task.task_id)
     return DeleteTaskResponse(deleted=True, revision=task.revision)

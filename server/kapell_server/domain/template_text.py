@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kapell_server.domain.prompt import Part, Place, joined, place_of
+
 MAX_RENDERED = 262_144
 """Most characters, and most bytes, of a rendered text."""
 MAX_STEPS = 20_000
@@ -22,7 +24,7 @@ MAX_STEPS = 20_000
 MAX_DEPTH = 16
 """Most blocks within each other."""
 
-RESERVED = frozenset({"if", "else", "each", "end", "item", "index", "not", "is"})
+RESERVED = frozenset({"if", "else", "each", "end", "item", "index", "not", "is", "deps"})
 """Words of the language, which no parameter may be named."""
 
 _PART = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
@@ -79,7 +81,7 @@ class Each:
     line: int
 
 
-Node = str | Put | If | Each
+Node = str | Put | If | Each | Place
 
 
 @dataclass(slots=True)
@@ -179,7 +181,10 @@ class _Parser:
         self._add(node)
         self.open.append(_Open(node))
 
-    def _put(self, tag: str) -> Put:
+    def _put(self, tag: str) -> Put | Place:
+        place = place_of(tag)
+        if place is not None:
+            return place
         found = _VALUE.fullmatch(tag)
         if found is None:
             raise self._error(
@@ -223,18 +228,35 @@ def render(nodes: list[Node], values: Mapping[str, Any], *, limit: int = MAX_REN
 
     Raises TextError for what is absent and not asked for with if, and beyond the caps.
     """
+    return joined(render_parts(nodes, values, limit=limit))
+
+
+def render_parts(nodes: list[Node], values: Mapping[str, Any], *, limit: int = MAX_RENDERED) -> list[Part]:
+    """As `render`, with the places of results kept apart."""
     rendering = _Rendering(limit)
     rendering.run(nodes, values)
-    text = "".join(rendering.parts)
-    if len(text.encode(errors="replace")) > limit:
+    if len(joined(rendering.parts).encode(errors="replace")) > limit:
         raise rendering.too_long()
-    return text
+    return rendering.parts
+
+
+def places(nodes: list[Node]) -> Iterator[Place]:
+    """Every place of a result, in the order of the text."""
+    for node in nodes:
+        match node:
+            case Place():
+                yield node
+            case If():
+                yield from places(node.then)
+                yield from places(node.otherwise)
+            case Each():
+                yield from places(node.body)
 
 
 @dataclass(slots=True)
 class _Rendering:
     limit: int
-    parts: list[str] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
     length: int = 0
     steps: int = 0
 
@@ -244,7 +266,7 @@ class _Rendering:
             if self.steps > MAX_STEPS:
                 raise TextError(f"it takes more than {MAX_STEPS:,} steps; shorten the lists it loops over")
             match node:
-                case str():
+                case str() | Place():
                     self._write(node)
                 case Put():
                     self._write(FORMS[node.form](_existing(node.name, values, node.line)))
@@ -266,11 +288,11 @@ class _Rendering:
             # An empty body costs a turn, too.
             self.steps += 1
 
-    def _write(self, text: str) -> None:
-        self.length += len(text)
+    def _write(self, part: Part) -> None:
+        self.length += len(part) if isinstance(part, str) else len(str(part))
         if self.length > self.limit:
             raise self.too_long()
-        self.parts.append(text)
+        self.parts.append(part)
 
     def too_long(self) -> TextError:
         return TextError(f"it gets longer than {self.limit:,} bytes; pass paths instead of contents")
@@ -368,7 +390,7 @@ def uses(nodes: list[Node], known: frozenset[str] = frozenset(), local: frozense
     `known` are names that have a value here, `local` those of loops around.
     """
     for node in nodes:
-        if isinstance(node, str):
+        if isinstance(node, (str, Place)):
             continue
         root = node.name.root
         if root not in local:

@@ -23,7 +23,8 @@ from kapell.v1.template_pb2 import (
 from kapell_server.domain import parameters
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.parameters import Problem
-from kapell_server.domain.template_text import Node, TextError, Use, parse, render, uses
+from kapell_server.domain.prompt import Part, Place, joined
+from kapell_server.domain.template_text import Node, TextError, Use, parse, places, render, render_parts, uses
 
 _NAME_LENGTH = 200
 LATEST = "latest"
@@ -37,6 +38,8 @@ class Rendered:
     display_name: str
     values: dict[str, Any]
     """The parameters with defaults filled in."""
+    parts: list[Part]
+    """The prompt in pieces, where it has places of results; else nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,10 @@ class Compiled:
         if not problems:
             try:
                 name = " ".join(render(self.task_name, values, limit=10_000).split()) if self.task_name else ""
-                return Rendered(render(self.prompt, values), _shortened(name) or self.spec.display_name, values)
+                parts = render_parts(self.prompt, values)
+                has_places = any(isinstance(part, Place) for part in parts)
+                display_name = _shortened(name) or self.spec.display_name
+                return Rendered(joined(parts), display_name, values, parts if has_places else [])
             except TextError as error:
                 problems = [(path, f"the template cannot be rendered with these: {error}")]
         raise parameters_invalid(self.version.template_id, problems)
@@ -82,6 +88,8 @@ def check_spec(spec: TemplateSpec, path: str = "spec") -> list[Problem]:
             continue
         wrong = _wrong_uses(nodes, {parameter.name: parameter for parameter in spec.parameters})
         problems += [(f"{path}.{field}", what) for what in dict.fromkeys(wrong)]
+        if field == "task_name" and (place := next(places(nodes), None)) is not None:
+            problems.append((f"{path}.{field}", f"{place} is for prompts; a name is given before there is a result"))
     return problems
 
 
@@ -94,6 +102,8 @@ def _wrong_use(use: Use, declared: Mapping[str, TemplateParameter]) -> str:
     name = use.name.root
     parameter = declared.get(name)
     where = f"line {use.line}: "
+    if parameter is None and name == "deps":
+        return f"{where}{{{use.name}}} is no tag; the result of a dependency is {{deps.NAME.result}}, as a text only"
     if parameter is None:
         known = ", ".join(declared) or "none"
         return f"{where}there is no parameter {name!r} (there are: {known}); a brace that is meant as one is doubled"

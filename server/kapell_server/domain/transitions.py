@@ -57,11 +57,12 @@ TASK_TRANSITIONS: dict[TaskState.ValueType, frozenset[TaskState.ValueType]] = {
         }
     ),
     TASK_STATE_SUCCEEDED: frozenset(),
-    TASK_STATE_FAILED: frozenset({TASK_STATE_QUEUED}),
-    TASK_STATE_CANCELLED: frozenset({TASK_STATE_QUEUED}),
+    TASK_STATE_FAILED: frozenset({TASK_STATE_QUEUED, TASK_STATE_PENDING}),
+    TASK_STATE_CANCELLED: frozenset({TASK_STATE_QUEUED, TASK_STATE_PENDING}),
 }
-"""From the last two only RetryTask leads on. CANCELLING leads to CANCELLED where a cancel was asked
-for, and to the others where a timeout stopped the attempt: a result that comes all the same counts."""
+"""From the last two only RetryTask leads on, to PENDING where dependencies are not met. CANCELLING leads to
+CANCELLED where a cancel was asked for, and to the others where a timeout stopped the attempt: a result that
+comes all the same counts."""
 
 AGENT_FINAL = frozenset({AGENT_STATE_TERMINATED, AGENT_STATE_FAILED})
 AGENT_WORKING = frozenset({AGENT_STATE_ACTIVE, AGENT_STATE_DRAINING, AGENT_STATE_LOST})

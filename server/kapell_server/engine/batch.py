@@ -13,18 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf.message import Message
-from kapell.v1.agent_pb2 import Agent
 from kapell.v1.error_pb2 import ERROR_REASON_REQUEST_ID_REUSED
-from kapell.v1.task_pb2 import Task
-from kapell.v1.template_pb2 import Template
 from kapell.v1.worker_pb2 import LeaseTasksRequest
 
-from kapell_server.domain import agent, dispatch
+from kapell_server.domain import agent, closing, dispatch
 from kapell_server.domain.access import Caller, system
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.polls import Poll
 from kapell_server.domain.state import Resource, State
-from kapell_server.engine.commands import DECIDERS, content_ids_of, look, task_ids_of
+from kapell_server.engine.commands import DECIDERS, QUESTIONS, content_ids_of, look, task_ids_of
 from kapell_server.engine.offers import encode_offers
 from kapell_server.store.database import Connection
 from kapell_server.store.loads import RowLoader, head, load_due
@@ -102,10 +99,16 @@ class Batcher:
         self._prefetch(commands)
         run = _Run(state, loader, commands)
         self._look_at_due()
+        questions = []
         for command in commands:
-            run.decide(command)
+            if type(command.request) in QUESTIONS:
+                questions.append(command)
+            else:
+                run.decide(command)
         state.caller = _SCHEDULER
-        run.served(dispatch.dispatch(state))
+        run.served(closing.close(state))
+        for command in questions:
+            run.decide(command)
         run.end_polls()
         agent.describe_busy(state)
         written = encode_changes(state.pending.changes, now_ns)
@@ -161,7 +164,7 @@ class Batcher:
         state = self._state
         self._due = state.take_due(_DUE_AT_ONCE)
         state.caller = _TIMER
-        state.prefetch_tasks([subject for subject in self._due if not subject.startswith("agent_")])
+        state.prefetch_tasks([subject for subject in self._due if subject.startswith("task_")])
         for subject_id in self._due:
             look(state, subject_id)
 
@@ -217,7 +220,8 @@ class _Run:
             replay = self._replay(key, fingerprint)
             if replay is not None:
                 return replay
-        result = DECIDERS[type(request)](self._state, request)
+        decide = DECIDERS.get(type(request)) or QUESTIONS[type(request)]
+        result = decide(self._state, request)
         if key is not None:
             self._fresh[key] = _Remembered(fingerprint, command)
         return result
@@ -282,14 +286,15 @@ class _Run:
         """A response: resources go into field 1 as they were encoded, the revision into field 2."""
         if isinstance(result, bytes):
             return result
-        if isinstance(result, (Task, Agent, Template)):
+        if isinstance(result, Resource):
             return _resource(result, written) + int_field(2, result.revision)
         if isinstance(result, Message):
             return result.SerializeToString()
         if isinstance(result, Poll):
             return encode_offers(self._state, result, written)
         if isinstance(result, list):
-            return b"".join(_resource(item, written) for item in result) + int_field(2, result[-1].revision)
+            newest = max(item.revision for item in result)
+            return b"".join(_resource(item, written) for item in result) + int_field(2, newest)
         assert result is None, f"a decision answered with {type(result).__name__}"
         return b""
 

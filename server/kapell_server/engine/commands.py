@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from kapell.v1 import admin_pb2, agent_pb2, task_pb2, template_pb2, worker_pb2
+from kapell.v1 import admin_pb2, agent_pb2, queue_pb2, task_pb2, template_pb2, worker_pb2
 
-from kapell_server.domain import agent, attempt, retention, task, template, worker
+from kapell_server.domain import agent, attempt, child, explain, queue, retention, task, template, worker
 from kapell_server.domain.state import State
 from kapell_server.engine.facts import (
     AgentProcessExited,
@@ -29,6 +29,12 @@ DECIDERS: dict[type, Decide] = {
     task_pb2.CancelTaskRequest: task.cancel_task,
     task_pb2.RetryTaskRequest: task.retry_task,
     task_pb2.DeleteTaskRequest: task.delete_task,
+    queue_pb2.PauseQueueRequest: queue.pause,
+    queue_pb2.ResumeQueueRequest: queue.resume,
+    queue_pb2.DrainQueueRequest: queue.drain,
+    queue_pb2.UpdateQueueRequest: queue.update,
+    queue_pb2.SetConcurrencyLimitRequest: queue.set_limit,
+    queue_pb2.DeleteConcurrencyLimitRequest: queue.delete_limit,
     template_pb2.CreateTemplateRequest: template.create_template,
     template_pb2.UpdateTemplateRequest: template.update_template,
     template_pb2.DeleteTemplateRequest: template.delete_template,
@@ -49,6 +55,7 @@ DECIDERS: dict[type, Decide] = {
     worker_pb2.BatchCompleteTasksRequest: worker.complete_tasks,
     worker_pb2.FailTaskRequest: worker.fail_task,
     worker_pb2.ReleaseTaskRequest: worker.release_task,
+    worker_pb2.CreateChildTasksRequest: child.create_children,
     worker_pb2.DeregisterRequest: worker.deregister,
     AgentProcessStarted: lambda state, fact: agent.process_started(state, fact.agent_id, fact.pid),
     AgentProcessExited: lambda state, fact: agent.process_exited(state, fact.agent_id, fact.exit, fact.reason),
@@ -58,7 +65,18 @@ DECIDERS: dict[type, Decide] = {
     AgentStartFailed: lambda state, fact: agent.process_exited(state, fact.agent_id, fact.exit, fact.reason),
 }
 
-_BY_TASK_ID = (task_pb2.CancelTaskRequest, task_pb2.RetryTaskRequest, task_pb2.DeleteTaskRequest)
+QUESTIONS: dict[type, Decide] = {
+    task_pb2.ExplainTaskRequest: explain.explain,
+    queue_pb2.GetQueueStatsRequest: queue.stats,
+}
+"""Asked after dispatch, and changing nothing: the answer is true at the end of the batch."""
+
+_BY_TASK_ID = (
+    task_pb2.CancelTaskRequest,
+    task_pb2.RetryTaskRequest,
+    task_pb2.DeleteTaskRequest,
+    task_pb2.ExplainTaskRequest,
+)
 _BY_TOKEN = (
     worker_pb2.ReportProgressRequest,
     worker_pb2.CompleteTaskRequest,
@@ -71,7 +89,7 @@ def task_ids_of(request: Any) -> Iterable[str]:
     """The tasks a command will look at, as far as it says so: loaded in one query for the batch."""
     kind = type(request)
     if kind is task_pb2.CreateTaskRequest:
-        return (request.task.task_id,) if request.task.task_id else ()
+        return _named_by(request.task)
     if kind in _BY_TOKEN:
         return (_task_of_token(request.lease_token),)
     if kind in _BY_TASK_ID:
@@ -81,12 +99,22 @@ def task_ids_of(request: Any) -> Iterable[str]:
     if kind is worker_pb2.HeartbeatRequest:
         return [_task_of_token(beat.lease_token) for beat in request.leases]
     if kind is task_pb2.BatchCreateTasksRequest:
-        return [spec.task_id for spec in request.tasks if spec.task_id]
+        return [task_id for spec in request.tasks for task_id in _named_by(spec)]
+    if kind is worker_pb2.CreateChildTasksRequest:
+        named = [task_id for spec in request.tasks for task_id in _named_by(spec)]
+        return [_task_of_token(request.lease_token), *named]
     if kind is task_pb2.UpdateTaskRequest:
         return (request.task.task_id,)
     if kind is TasksOutlived:
         return request.task_ids  # type: ignore[no-any-return]
     return ()
+
+
+def _named_by(spec: task_pb2.TaskSpec) -> Iterable[str]:
+    """The ids in a spec that are looked at one by one: its own, which may be taken, and its parent's."""
+    if spec.parent_task_id:
+        return [task_id for task_id in (spec.task_id, spec.parent_task_id) if task_id]
+    return (spec.task_id,) if spec.task_id else ()
 
 
 def _task_of_token(token: str) -> str:
@@ -105,8 +133,10 @@ def content_ids_of(request: Any) -> Iterable[str]:
 
 
 def look(state: State, subject_id: str) -> None:
-    """Does what time asks of a task or an agent."""
-    if subject_id.startswith("agent_"):
+    """Does what time asks of a task, an agent or a limit."""
+    if subject_id.startswith("task_"):
+        attempt.look_at_task(state, subject_id)
+    elif subject_id.startswith("agent_"):
         agent.look_at_agent(state, subject_id)
     else:
-        attempt.look_at_task(state, subject_id)
+        state.queues.rate_is_free(subject_id)

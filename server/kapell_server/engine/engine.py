@@ -214,6 +214,10 @@ class Engine:
         cancelling = task is not None and task.state == TASK_STATE_CANCELLING
         return lease.task_id, lease.attempt, LEASE_DIRECTIVE_CANCEL if cancelling else LEASE_DIRECTIVE_CONTINUE
 
+    def key_use(self, key: str) -> tuple[int, int]:
+        """How many tasks of a concurrency key run, and how many are QUEUED."""
+        return self._state.queues.count(key)
+
     def agent_lives(self, agent_id: str, instance: int) -> bool:
         """Whether this instance of the agent has not ended. For calls that do not pass the writer."""
         agent = self._state.agents.get(agent_id)
@@ -234,7 +238,7 @@ class Engine:
             commands=self._commands,
             commit_p50=times[len(times) // 2] if times else 0.0,
             commit_p99=times[len(times) * 99 // 100] if times else 0.0,
-            ready_tasks=self._state.ready.depths(),
+            ready_tasks=self._state.queues.ready.depths(),
         )
 
     # -- the writer's loop -------------------------------------------------------------------
@@ -247,8 +251,8 @@ class Engine:
                 return
             mailbox = self._mailbox
             commands = [mailbox.popleft() for _ in range(min(len(mailbox), _BATCH))]
-            self._gather.took(len(commands) - self._aside)
             await self._commit(commands)
+            self._gather.done(len(commands) - self._aside, len(mailbox))
             if self._quiet is not None and not mailbox:
                 self._quiet.set_result(None)
                 self._quiet = None

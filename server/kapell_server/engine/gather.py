@@ -1,9 +1,10 @@
 """When to begin the next batch: at once while the load is light, a moment later under concurrency.
 
 A commit is fast, so taking whatever is queued would make batches of two or three and spend the
-time on commits. Where batches had several commands, their senders are likely to come back within
-a moment: waiting for about as many, at most a few milliseconds, doubles throughput. As many as
-the largest batch of late, that is: going by the last one alone, small batches would stay small.
+time on commits. Whoever was answered is likely to come back within a moment: waiting for most of
+them, at most a few milliseconds, doubles throughput. How many they are is seen when a commit ends:
+those of its batch and those that came meanwhile. The batch alone would not do: small ones would
+stay small.
 """
 
 from __future__ import annotations
@@ -12,10 +13,8 @@ import asyncio
 
 _WINDOW_SECONDS = 0.003
 _SHARE = 0.8
-# Fewer are not worth a commit of their own once there is concurrency: small batches would stay small.
-_AT_LEAST = 24
-# How much of the largest batch is remembered from one batch to the next.
-_MEMORY = 0.9
+# How much of the most that were there at once is remembered from one batch to the next.
+_MEMORY = 0.95
 
 
 class Gather:
@@ -43,9 +42,9 @@ class Gather:
         self._closed = True
         self._wake()
 
-    def took(self, count: int) -> None:
-        """The batch that begins now has `count` commands."""
-        self._peak = max(count, self._peak * _MEMORY)
+    def done(self, count: int, waiting: int) -> None:
+        """A batch of `count` commands has ended; `waiting` others came meanwhile."""
+        self._peak = max(float(count + waiting), self._peak * _MEMORY)
 
     async def wait(self, waiting: int) -> None:
         """Returns when a batch should begin. `waiting` commands are there already."""
@@ -53,8 +52,8 @@ class Gather:
             self._target = 1
             await self._sleep(None)
             waiting = 1
-        if self._peak * _SHARE > 1 and not self._closed:
-            self._target = max(_AT_LEAST, int(self._peak * _SHARE))
+        if self._peak * _SHARE >= 2 and not self._closed:
+            self._target = int(self._peak * _SHARE)
             if waiting < self._target:
                 await self._sleep(_WINDOW_SECONDS)
         self._rung = False

@@ -24,6 +24,7 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
     state.revision = loaded.revision
     state.oldest_revision = loaded.oldest_revision
     grace = now_ns + int(state.settings.lease_duration * SECOND)
+    state.standing.load(loaded.standing)
     for known, instance_key in loaded.agents:
         state.agents[known.agent_id] = known
         if instance_key:
@@ -38,6 +39,6 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
     for record, poll_id in loaded.attempts:
         state.leases.add(Lease(record=record, expire_ns=grace, poll_id=poll_id, confirmed=True, news_ns=now_ns))
         state.schedule(grace, record.task_id)
-    for agent_type, entries in loaded.ready.items():
-        state.ready.load(agent_type, entries)
+    state.queues.load(loaded.queued, loaded.leased, loaded.starts)
+    state.edges.load(loaded.edges, loaded.stirred)
     load_deadlines(connection, state, 0)

@@ -51,7 +51,14 @@ class AdminServicer:
             revision=self._engine.revision,
             database=facts.database,
             start_time=self._start_time,
-            capabilities={"tasks": True, "agents": True, "templates": True, "watch": True, "reflection": True},
+            capabilities={
+                "tasks": True,
+                "agents": True,
+                "templates": True,
+                "queues": True,
+                "watch": True,
+                "reflection": True,
+            },
             limits=admin_pb2.ServerLimits(
                 max_message_bytes=MAX_MESSAGE_BYTES,
                 max_batch_tasks=500,

@@ -48,6 +48,7 @@ class Row:
 _TASK = ("kapell.v1.Task", "task_id")
 _AGENT = ("kapell.v1.Agent", "agent_id")
 _TEMPLATE = ("kapell.v1.Template", "template_id")
+_QUEUE = ("kapell.v1.Queue", "agent_type")
 
 TABLE: dict[reasons.ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_REQUEST_INVALID: Row(StatusCode.INVALID_ARGUMENT),
@@ -82,6 +83,11 @@ TABLE: dict[reasons.ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_TEMPLATE_PARAMETERS_INVALID: Row(StatusCode.INVALID_ARGUMENT),
     reasons.ERROR_REASON_TEMPLATE_IN_USE: Row(StatusCode.FAILED_PRECONDITION, _TEMPLATE),
     reasons.ERROR_REASON_TEMPLATE_BUILT_IN: Row(StatusCode.FAILED_PRECONDITION, _TEMPLATE),
+    reasons.ERROR_REASON_DEPENDENCY_CYCLE: Row(StatusCode.INVALID_ARGUMENT),
+    reasons.ERROR_REASON_DEPENDENCY_FAILED: Row(StatusCode.FAILED_PRECONDITION, _TASK),
+    reasons.ERROR_REASON_CHILD_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED, _TASK),
+    reasons.ERROR_REASON_QUEUE_DRAINING: Row(StatusCode.FAILED_PRECONDITION, _QUEUE),
+    reasons.ERROR_REASON_LIMIT_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.ConcurrencyLimit", "key")),
     reasons.ERROR_REASON_INTERNAL: Row(StatusCode.INTERNAL),
 }
 

@@ -43,6 +43,7 @@ class TaskServicer:
         self.UpdateTask = engine.submit
         self.CancelTask = engine.submit
         self.RetryTask = engine.submit
+        self.ExplainTask = engine.submit
 
     async def GetTask(self, request: task_pb2.GetTaskRequest, caller: Caller) -> bytes:
         revision = self._engine.revision
@@ -53,6 +54,9 @@ class TaskServicer:
 
     async def CountTasks(self, request: task_pb2.CountTasksRequest, caller: Caller) -> task_pb2.CountTasksResponse:
         return await self._reads.count_tasks(request)
+
+    async def GetTaskTree(self, request: task_pb2.GetTaskTreeRequest, caller: Caller) -> task_pb2.GetTaskTreeResponse:
+        return await self._reads.families.tree(request.task_id)
 
     async def ListTaskAttempts(
         self, request: task_pb2.ListTaskAttemptsRequest, caller: Caller

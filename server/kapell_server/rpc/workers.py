@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kapell.v1 import worker_pb2
 
 from kapell_server.domain.access import Caller
+from kapell_server.rpc.children import ChildWaits
 from kapell_server.rpc.directives import Directives
 from kapell_server.rpc.durations import seconds
 from kapell_server.rpc.pipeline import waits
@@ -33,7 +34,9 @@ class WorkerServicer:
         self.BatchCompleteTasks = engine.submit
         self.FailTask = engine.submit
         self.ReleaseTask = engine.submit
+        self.CreateChildTasks = engine.submit
         self.Deregister = engine.submit
+        self._child_waits = ChildWaits(engine)
 
     @waits
     async def LeaseTasks(self, request: worker_pb2.LeaseTasksRequest, caller: Caller, patience: float) -> bytes:
@@ -53,6 +56,13 @@ class WorkerServicer:
             directive=worker_pb2.LeaseDirective.ValueType(directive),
             revision=self._engine.revision,
         )
+
+    @waits
+    async def WaitChildTasks(
+        self, request: worker_pb2.WaitChildTasksRequest, caller: Caller, patience: float
+    ) -> worker_pb2.WaitChildTasksResponse:
+        wait = seconds(request.wait) if request.HasField("wait") else DEFAULT_WAIT
+        return await self._child_waits.wait(request.lease_token, caller, min(wait, patience))
 
     def WatchDirectives(
         self, request: worker_pb2.WatchDirectivesRequest, caller: Caller

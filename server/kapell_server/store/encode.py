@@ -11,7 +11,8 @@ from kapell.v1.task_pb2 import Task
 from kapell.v1.template_pb2 import Template
 
 from kapell_server.domain.access import Caller
-from kapell_server.domain.state import Change
+from kapell_server.domain.standing import KINDS
+from kapell_server.domain.state import Change, Resource
 from kapell_server.domain.times import stamp
 from kapell_server.wire import field, varint
 
@@ -29,7 +30,12 @@ _ACTOR = _EVENT["actor"].number
 _PREVIOUS_TASK = _tag("previous_task_state", 0)
 _PREVIOUS_AGENT = _tag("previous_agent_state", 0)
 _CHANGED = _EVENT["changed_fields"].number
-_RESOURCE = {Task: _tag("task", 2), Agent: _tag("agent", 2), Template: _tag("template", 2)}
+_RESOURCE: dict[type[Resource], bytes] = {
+    Task: _tag("task", 2),
+    Agent: _tag("agent", 2),
+    Template: _tag("template", 2),
+    **{kind.type: _tag(kind.name, 2) for kind in KINDS.values()},
+}
 
 
 def encode_time(now_ns: int) -> bytes:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 from kapell.v1.agent_pb2 import Agent
+from kapell.v1.dependency_pb2 import DEPENDENCY_CONDITION_STARTED
 from kapell.v1.task_pb2 import (
     ATTEMPT_STATE_RUNNING,
     TASK_STATE_CANCELLING,
@@ -19,7 +20,9 @@ from kapell.v1.template_pb2 import Template, TemplateVersion
 from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
+from kapell_server.domain.edges import Edge
 from kapell_server.domain.ready import ReadyEntry
+from kapell_server.domain.standing import Standing
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL
 from kapell_server.store.bulk import Bulk, Lookup
 from kapell_server.store.retention import newest_event_before, oldest_revision
@@ -29,11 +32,14 @@ from kapell_server.store.schema import (
     attempts,
     events,
     meta,
+    starts,
     task_contents,
+    task_edges,
     tasks,
     template_versions,
     templates,
 )
+from kapell_server.store.standing_rows import load_standing
 
 _tasks_by_id = Lookup(sa.select(tasks.c.data), tasks.c.task_id)
 _contents_by_id = Lookup(sa.select(task_contents.c.task_id, task_contents.c.data), task_contents.c.task_id)
@@ -43,10 +49,18 @@ _templates_by_id = Lookup(sa.select(templates.c.data), templates.c.template_id)
 _template_version = sa.select(template_versions.c.data).where(
     template_versions.c.template_id == bindparam("template_id"), template_versions.c.version == bindparam("version")
 )
+_family = (
+    sa.select(tasks.c.task_id, tasks.c.parent_id)
+    .where(tasks.c.root_id == bindparam("root_id"))
+    .order_by(tasks.c.create_revision)
+)
 _live_tasks_of = (
     sa.select(sa.func.count())
     .select_from(tasks)
     .where(tasks.c.template_id == bindparam("template_id"), tasks.c.state.not_in(TASK_FINAL))
+)
+_live_member = (
+    sa.select(tasks.c.task_id).where(tasks.c.root_id == bindparam("root_id"), tasks.c.state.not_in(TASK_FINAL)).limit(1)
 )
 
 
@@ -85,6 +99,14 @@ class RowLoader:
         """How many tasks of the template have not ended."""
         return self._connection.scalar(_live_tasks_of, {"template_id": template_id}) or 0
 
+    def load_family(self, root_id: str) -> list[tuple[str, str]]:
+        """(task, parent) of all below a root, the eldest first."""
+        return [(task_id, parent_id) for task_id, parent_id in self._connection.execute(_family, {"root_id": root_id})]
+
+    def has_live_member(self, root_id: str) -> bool:
+        """Whether a task below the root has not ended."""
+        return self._connection.scalar(_live_member, {"root_id": root_id}) is not None
+
     def newest_event_before(self, time_ns: int) -> int:
         """The revision of the newest event from before the time; 0 where there is none."""
         return newest_event_before(self._connection, time_ns)
@@ -106,21 +128,37 @@ class Resumption:
     """Agents that have not ended, each with its instance key."""
     attempts: list[tuple[TaskAttempt, str]]
     """Running attempts, each with the poll_id that got it."""
-    ready: dict[str, list[ReadyEntry]]
-    """Places in the queue by agent type."""
+    standing: list[Standing]
+    """Queues, limits and whatever else stays."""
+    queued: list[tuple[ReadyEntry, str]]
+    """Places in the queues, each with its fairness key."""
+    leased: list[tuple[str, str, int, tuple[str, ...]]]
+    """Tasks that agents have: id, agent type, time they were queued at, concurrency keys."""
+    starts: list[tuple[str, int]]
+    """When tasks under a start rate began: limit id and time, in order of time."""
+    edges: list[tuple[str, str, Edge]]
+    """Open dependencies: (dependency, dependant, edge)."""
+    stirred: list[str]
+    """Tasks whose edges a batch may have left for the next one."""
 
 
 def load_resumption(connection: Connection) -> Resumption:
     """Reads what a start needs: no more than what lives."""
     log_id = connection.scalar(sa.select(meta.c.value).where(meta.c.name == "log_id"))
     assert log_id is not None, "a prepared database has a log_id"
+    edges, stirred = _load_edges(connection)
     return Resumption(
         log_id=log_id,
         revision=head(connection),
         oldest_revision=oldest_revision(connection),
         agents=_load_live_agents(connection),
         attempts=_load_running(connection),
-        ready=_load_ready(connection),
+        standing=load_standing(connection),
+        queued=_load_queued(connection),
+        leased=_load_leased(connection),
+        starts=[(limit_id, ns) for limit_id, ns in connection.execute(_starts_in_order)],
+        edges=edges,
+        stirred=stirred,
     )
 
 
@@ -150,16 +188,42 @@ def _load_running(connection: Connection) -> list[tuple[TaskAttempt, str]]:
     return [(TaskAttempt.FromString(data), poll_id) for data, poll_id in rows]
 
 
-def _load_ready(connection: Connection) -> dict[str, list[ReadyEntry]]:
-    ready: dict[str, list[ReadyEntry]] = {}
+_starts_in_order = sa.select(starts.c.limit_id, starts.c.start_ns).order_by(starts.c.start_ns)
+
+
+def _load_queued(connection: Connection) -> list[tuple[ReadyEntry, str]]:
+    columns = (tasks.c.priority, tasks.c.queue_rank, tasks.c.queue_ns, tasks.c.task_id, tasks.c.agent_type)
     rows = connection.execute(
-        sa.select(tasks.c.agent_type, tasks.c.priority, tasks.c.queue_ns, tasks.c.task_id).where(
-            tasks.c.state == TASK_STATE_QUEUED
+        sa.select(*columns, tasks.c.concurrency_keys, tasks.c.fairness_key).where(tasks.c.state == TASK_STATE_QUEUED)
+    )
+    return [
+        (ReadyEntry(-priority, rank, queue_ns, task_id, agent_type, _split(keys)), fairness_key or "")
+        for priority, rank, queue_ns, task_id, agent_type, keys, fairness_key in rows
+    ]
+
+
+def _load_leased(connection: Connection) -> list[tuple[str, str, int, tuple[str, ...]]]:
+    rows = connection.execute(
+        sa.select(tasks.c.task_id, tasks.c.agent_type, tasks.c.queue_ns, tasks.c.concurrency_keys).where(
+            tasks.c.state.in_((TASK_STATE_RUNNING, TASK_STATE_CANCELLING))
         )
     )
-    for agent_type, priority, queue_ns, task_id in rows:
-        ready.setdefault(agent_type, []).append(ReadyEntry(-priority, queue_ns, task_id))
-    return ready
+    return [(task_id, agent_type, queue_ns, _split(keys)) for task_id, agent_type, queue_ns, keys in rows]
+
+
+def _split(keys: str | None) -> tuple[str, ...]:
+    return tuple(keys.split(" ")) if keys else ()
+
+
+def _load_edges(connection: Connection) -> tuple[list[tuple[str, str, Edge]], list[str]]:
+    statement = sa.select(task_edges, tasks.c.state).join(tasks, tasks.c.task_id == task_edges.c.dependency_id)
+    edges: list[tuple[str, str, Edge]] = []
+    stirred: dict[str, None] = {}
+    for dependency_id, dependant_id, condition, on_failure, state in connection.execute(statement):
+        edges.append((dependency_id, dependant_id, Edge(condition, on_failure)))
+        if state in TASK_FINAL or condition == DEPENDENCY_CONDITION_STARTED:
+            stirred[dependency_id] = None
+    return edges, list(stirred)
 
 
 def load_due(connection: Connection, after_ns: int, limit: int) -> list[tuple[int, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 from kapell.v1.agent_pb2 import Agent, AgentFilter
@@ -38,15 +39,24 @@ def _task_parts(wanted: TaskFilter) -> tuple[Sequence[Conditions], Conditions]:
     """What of a filter an index serves, one part a value, and the rest of what SQL can say."""
     if wanted.task_ids:
         return (task_conditions(wanted),), ()
-    if wanted.template_ids:
-        rest = TaskFilter()
-        rest.CopyFrom(wanted)
-        rest.ClearField("template_ids")
-        return [(tasks.c.template_id == value,) for value in sorted(set(wanted.template_ids))], task_conditions(rest)
     rest = TaskFilter()
     rest.CopyFrom(wanted)
-    rest.ClearField("states")
-    return [(tasks.c.state == value,) for value in sorted(set(wanted.states))] or ((),), task_conditions(rest)
+    for name, column in _INDEXED:
+        values: Any = getattr(wanted, name)
+        if values:
+            rest.ClearField(name)
+            alternatives = [values] if isinstance(values, str) else sorted(set(values))
+            return [(column == value,) for value in alternatives], task_conditions(rest)
+    return ((),), task_conditions(rest)
+
+
+_INDEXED: tuple[tuple[Any, sa.Column[Any]], ...] = (
+    ("parent_task_id", tasks.c.parent_id),
+    ("root_task_id", tasks.c.root_id),
+    ("template_ids", tasks.c.template_id),
+    ("states", tasks.c.state),
+)
+"""Fields of a TaskFilter with an index of their own, the most selective first."""
 
 
 def task_conditions(wanted: TaskFilter) -> list[sa.ColumnElement[bool]]:
@@ -60,6 +70,10 @@ def task_conditions(wanted: TaskFilter) -> list[sa.ColumnElement[bool]]:
         conditions.append(tasks.c.agent_type.in_(wanted.agent_types))
     if wanted.template_ids:
         conditions.append(tasks.c.template_id.in_(wanted.template_ids))
+    if wanted.parent_task_id:
+        conditions.append(tasks.c.parent_id == wanted.parent_task_id)
+    if wanted.root_task_id:
+        conditions.append(tasks.c.root_id == wanted.root_task_id)
     if wanted.HasField("created_after_time"):
         conditions.append(tasks.c.create_ns >= timestamp_ns(wanted.created_after_time))
     if wanted.HasField("created_before_time"):
@@ -140,7 +154,7 @@ def _event_labels(labels: Mapping[str, str]) -> Callable[[bytes], bool] | None:
 
     def matches(data: bytes) -> bool:
         resource = resource_of(Event.FromString(data))
-        return not isinstance(resource, Template) and has_labels(resource.labels, labels)
+        return isinstance(resource, (Task, Agent)) and has_labels(resource.labels, labels)
 
     return matches
 
@@ -152,6 +166,10 @@ def resource_of(event: Event) -> Resource:
             return event.agent
         case "template":
             return event.template
+        case "queue":
+            return event.queue
+        case "limit":
+            return event.limit
         case _:
             return event.task
 

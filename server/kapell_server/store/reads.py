@@ -8,6 +8,7 @@ from typing import Literal
 import sqlalchemy as sa
 from kapell.v1.agent_pb2 import Agent, AgentSpec, ListAgentsRequest, ListAgentsResponse
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse, ListEventsRequest
+from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.task_pb2 import (
     CountTasksRequest,
     CountTasksResponse,
@@ -22,24 +23,27 @@ from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
 from sqlalchemy.engine import Connection
 
 from kapell_server.domain.retention import compacted
+from kapell_server.domain.standing import KINDS
 from kapell_server.domain.state import Resource, agent_not_found, task_not_found
 from kapell_server.domain.times import stamp
 from kapell_server.store import queries
 from kapell_server.store.cache import TaskCache
 from kapell_server.store.database import Database
+from kapell_server.store.family_reads import FamilyReads
 from kapell_server.store.listing import Rows
 from kapell_server.store.loads import head
 from kapell_server.store.pages import Page
 from kapell_server.store.record import Record
 from kapell_server.store.retention import oldest_revision
-from kapell_server.store.schema import agents, attempts, events, task_contents, tasks, templates
+from kapell_server.store.schema import agents, attempts, events, standing, task_contents, tasks, templates
+from kapell_server.store.standing_reads import StandingReads
 from kapell_server.store.template_reads import TemplateReads
 from kapell_server.store.writes import resource_id
 from kapell_server.wire import field, int_field
 
 _MAX_ATTEMPTS = 1000
 
-ResourceKind = Literal["task", "agent", "template"]
+ResourceKind = Literal["task", "agent", "template", "queue", "limit"]
 
 _task_with_content = (
     sa.select(tasks.c.data, task_contents.c.data)
@@ -68,6 +72,8 @@ class Reads:
         self._head = head
         self._oldest = oldest
         self.templates = TemplateReads(database)
+        self.families = FamilyReads(database)
+        self.standing = StandingReads(database)
 
     # -- tasks -------------------------------------------------------------------------------
 
@@ -219,14 +225,17 @@ class Reads:
         None when there is no more.
         """
         table = _TABLES[kind][0]
+        standing_kind = KINDS.get(_TABLES[kind][1])
         statement = (
             sa.select(table.c.create_revision, table.c.data)
             .where(table.c.create_revision > after, table.c.create_revision <= until_revision)
             .order_by(table.c.create_revision)
             .limit(limit)
         )
+        if standing_kind is not None:
+            statement = statement.where(standing.c.kind == standing_kind.number)
         if ids:
-            statement = statement.where(table.c[f"{kind}_id"].in_(ids))
+            statement = statement.where(table.c["resource_id" if standing_kind is not None else f"{kind}_id"].in_(ids))
         rows = await self._database.read(lambda connection: connection.execute(statement).all())
         records = [_snapshot_record(kind, bytes(data)) for _, data in rows]
         cursor = rows[-1][0] if len(rows) == limit else None
@@ -241,10 +250,12 @@ def _record(revision: int, kind: int, resource_id: str, data: bytes) -> Record:
     return Record(revision, kind, resource_id, queries.resource_of(Event.FromString(data)), bytes(data))
 
 
-_TABLES: dict[ResourceKind, tuple[sa.Table, type[Task] | type[Agent] | type[Template]]] = {
+_TABLES: dict[ResourceKind, tuple[sa.Table, type[Resource]]] = {
     "task": (tasks, Task),
     "agent": (agents, Agent),
     "template": (templates, Template),
+    "queue": (standing, Queue),
+    "limit": (standing, ConcurrencyLimit),
 }
 
 

@@ -69,6 +69,12 @@ tasks = Table(
     Column("due_ns", BigInteger),
     Column("data", LargeBinary, nullable=False),
     Column("template_id", String(64)),
+    Column("queue_rank", BigInteger, nullable=False, server_default="0"),
+    Column("fairness_key", String(64)),
+    # Separated by spaces, which no key has.
+    Column("concurrency_keys", String(520)),
+    Column("parent_id", String(64)),
+    Column("root_id", String(64)),
     Column("end_ns", BigInteger),
     # Get, and every write: the row of an id.
     Index(None, "task_id", unique=True),
@@ -84,6 +90,25 @@ _template_index = Index(
     tasks.c.create_revision,
     sqlite_where=text("template_id IS NOT NULL"),
 )
+# The children of a task: the agent that waits for them, and the filter by parent. Most tasks have no parent.
+_parent_index = Index(
+    "ix_tasks_parent_id", tasks.c.parent_id, tasks.c.create_revision, sqlite_where=text("parent_id IS NOT NULL")
+)
+# All tasks below a root: the tree, the cascade of a cancel, their number, and the filter by root.
+_root_index = Index(
+    "ix_tasks_root_id", tasks.c.root_id, tasks.c.create_revision, sqlite_where=text("root_id IS NOT NULL")
+)
+
+task_edges = Table(
+    "task_edges",
+    metadata,
+    Column("dependency_id", String(64), primary_key=True),
+    Column("dependant_id", String(64), primary_key=True),
+    Column("condition", SmallInteger, nullable=False),
+    Column("on_failure", SmallInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Dependencies that are neither met nor failed yet; read whole at the start."""
 # Retention: which tasks ended first, and how many have ended.
 _end_index = Index("ix_tasks_end_ns", tasks.c.end_ns, sqlite_where=text("end_ns IS NOT NULL"))
 
@@ -134,6 +159,27 @@ templates = Table(
 )
 """Templates as of their latest version, without the prompt."""
 
+standing = Table(
+    "standing",
+    metadata,
+    Column("create_revision", _Revision, primary_key=True, autoincrement=False),
+    Column("kind", SmallInteger, nullable=False),
+    Column("resource_id", String(64), nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    # Every write: the row of an id. Lists: those of a kind.
+    Index(None, "kind", "resource_id", unique=True),
+)
+"""What is small and stays: queues, limits. `kind` as in domain/standing. All of it is loaded at the start."""
+
+starts = Table(
+    "starts",
+    metadata,
+    Column("limit_id", String(66), primary_key=True),
+    Column("start_ns", BigInteger, primary_key=True),
+    sqlite_with_rowid=False,
+)
+"""When tasks under a start rate began, as far back as the rate looks: a restart must not forget them."""
+
 template_versions = Table(
     "template_versions",
     metadata,
@@ -163,4 +209,6 @@ def specialise(dialect: str) -> None:
     if dialect == "postgresql":
         _due_index.dialect_options["postgresql"]["where"] = text("due_ns IS NOT NULL")
         _template_index.dialect_options["postgresql"]["where"] = text("template_id IS NOT NULL")
+        _parent_index.dialect_options["postgresql"]["where"] = text("parent_id IS NOT NULL")
+        _root_index.dialect_options["postgresql"]["where"] = text("root_id IS NOT NULL")
         _end_index.dialect_options["postgresql"]["where"] = text("end_ns IS NOT NULL")

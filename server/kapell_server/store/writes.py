@@ -12,6 +12,7 @@ from kapell.v1.template_pb2 import Template
 from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
+from kapell_server.domain.standing import KINDS, standing_id
 from kapell_server.domain.state import Change, Pending, Resource
 from kapell_server.domain.times import timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL
@@ -26,11 +27,14 @@ from kapell_server.store.schema import (
     attempts,
     events,
     meta,
+    starts,
     task_contents,
+    task_edges,
     tasks,
     template_versions,
     templates,
 )
+from kapell_server.store.standing_rows import write_standing
 
 Row = tuple[Any, ...]
 
@@ -56,7 +60,7 @@ _insert_events = Bulk(sa.insert(events), "revision", "kind", "resource_id", "pre
 _insert_tasks = Bulk(
     sa.insert(tasks),
     *("create_revision", "task_id", "state", "agent_type", "priority", "create_ns", "queue_ns", "due_ns"),
-    *("template_id", "end_ns", "data"),
+    *("template_id", "queue_rank", "fairness_key", "concurrency_keys", "parent_id", "root_id", "end_ns", "data"),
 )
 _insert_contents = Bulk(sa.insert(task_contents), "task_id", "data")
 _insert_attempts = Bulk(sa.insert(attempts), "task_id", "attempt", "state", "poll_id", "data")
@@ -65,7 +69,21 @@ _insert_agents = Bulk(
 )
 _insert_templates = Bulk(sa.insert(templates), "create_revision", "template_id", "data")
 _insert_template_versions = Bulk(sa.insert(template_versions), "template_id", "version", "data")
+_insert_edges = Bulk(sa.insert(task_edges), "dependency_id", "dependant_id", "condition", "on_failure")
+_delete_edges = Bulk(
+    sa.delete(task_edges).where(
+        task_edges.c.dependency_id == bindparam("dependency"), task_edges.c.dependant_id == bindparam("dependant")
+    ),
+    *("dependency", "dependant"),
+)
 _insert_answers = Bulk(sa.insert(answers), "request_key", "fingerprint", "data", "create_ns")
+
+_insert_starts = Bulk(sa.insert(starts), "limit_id", "start_ns")
+_delete_starts = Bulk(
+    sa.delete(starts).where(starts.c.limit_id == bindparam("of_limit"), starts.c.start_ns <= bindparam("floor")),
+    *("of_limit", "floor"),
+)
+_delete_all_starts = Bulk(sa.delete(starts).where(starts.c.limit_id == bindparam("of_limit")), "of_limit")
 
 
 def _update(table: sa.Table, key: str, *names: str) -> Bulk:
@@ -78,7 +96,7 @@ def _delete(table: sa.Table, key: str) -> Bulk:
     return Bulk(sa.delete(table).where(table.c[key] == bindparam("key")), "key")
 
 
-_update_tasks = _update(tasks, "task_id", "state", "priority", "queue_ns", "due_ns", "end_ns", "data")
+_update_tasks = _update(tasks, "task_id", "state", "priority", "queue_ns", "queue_rank", "due_ns", "end_ns", "data")
 _update_contents = _update(task_contents, "task_id", "data")
 _update_agents = _update(agents, "agent_id", "state", "data")
 _update_seen = _update(agents, "agent_id", "seen_ns")
@@ -118,6 +136,8 @@ def resource_id(resource: Resource) -> str:
             return resource.agent_id
         case Template():
             return resource.template_id
+        case _:
+            return standing_id(resource)
 
 
 def write_batch(connection: Connection, pending: Pending, written: Written, given: list[Answer], now_ns: int) -> None:
@@ -132,8 +152,15 @@ def write_batch(connection: Connection, pending: Pending, written: Written, give
         template_changes = [change for change in pending.changes if type(change.resource) is Template]
         if template_changes:
             _write_templates(connection, template_changes, pending, written)
+        standing_changes = [change for change in pending.changes if type(change.resource) in KINDS]
+        if standing_changes:
+            write_standing(connection, standing_changes, written.encoded)
     if pending.attempts:
         _write_attempts(connection, pending)
+    _delete_edges.execute(connection, list(pending.dropped_edges))
+    _insert_edges.execute(connection, [(*key, *edge) for key, edge in pending.new_edges.items()])
+    if pending.starts or pending.forgotten_starts:
+        _write_starts(connection, pending)
     if pending.shipped_digest:
         connection.execute(sa.delete(meta).where(meta.c.name == SHIPPED_DIGEST))
         connection.execute(sa.insert(meta), {"name": SHIPPED_DIGEST, "value": pending.shipped_digest})
@@ -183,11 +210,14 @@ def _write_tasks(connection: Connection, changes: list[Change], pending: Pending
         end_ns = timestamp_ns(task.end_time) if task.state in TASK_FINAL else None
         create_revision = created.get(task_id)
         if create_revision is None:
-            updates.append((task.state, task.priority, queue_ns, due_ns, end_ns, data, task_id))
+            updates.append((task.state, task.priority, queue_ns, task.queue_rank, due_ns, end_ns, data, task_id))
         else:
             create_ns = timestamp_ns(task.create_time)
             row = (create_revision, task_id, task.state, task.agent_type, task.priority, create_ns, queue_ns, due_ns)
-            inserts.append((*row, task.template_id or None, end_ns, data))
+            keys = " ".join(found) if (found := task.concurrency_keys) else None
+            more = (task.template_id or None, task.queue_rank, task.fairness_key or None, keys)
+            kin = (task.parent_task_id or None, task.root_task_id or None)
+            inserts.append((*row, *more, *kin, end_ns, data))
     for delete in _deletes_of_task:
         delete.execute(connection, deleted)
     _insert_tasks.execute(connection, inserts)
@@ -257,6 +287,14 @@ def _write_templates(connection: Connection, changes: list[Change], pending: Pen
     versions = pending.template_versions.items()
     rows = [(template_id, number, version.SerializeToString()) for (template_id, number), version in versions]
     _insert_template_versions.execute(connection, rows)
+
+
+def _write_starts(connection: Connection, pending: Pending) -> None:
+    """New starts under a rate; each drops those that its rate looks at no more."""
+    floors = {limit_id: floor for (limit_id, _), floor in pending.starts.items()}
+    _delete_starts.execute(connection, list(floors.items()))
+    _delete_all_starts.execute(connection, [(limit_id,) for limit_id in pending.forgotten_starts])
+    _insert_starts.execute(connection, list(pending.starts))
 
 
 def _write_attempts(connection: Connection, pending: Pending) -> None:

@@ -18,7 +18,7 @@ from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
 
 from kapell_server.store.record import Record
 
-ResourceKind = Literal["task", "agent", "template"]
+ResourceKind = Literal["task", "agent", "template", "queue", "limit"]
 Test = Callable[[Record], bool]
 
 
@@ -44,7 +44,7 @@ class Filter:
 def for_events(wanted: EventFilter) -> Filter:
     """Events of everything alike. SNAPSHOT records pass whatever `kinds` says."""
     tests: list[Test] = []
-    kinds_of_resource: tuple[ResourceKind, ...] = ("task", "agent", "template")
+    kinds_of_resource: tuple[ResourceKind, ...] = ("task", "agent", "template", "queue", "limit")
     if wanted.kinds:
         kinds = frozenset({*wanted.kinds, EVENT_KIND_SNAPSHOT})
         tests.append(lambda record: record.kind in kinds)
@@ -59,7 +59,7 @@ def for_events(wanted: EventFilter) -> Filter:
         kinds_of_resource = () if wanted.task_ids or wanted.agent_ids else ("template",)
     if wanted.labels:
         tests.append(_has_labels(wanted.labels))
-        kinds_of_resource = tuple(kind for kind in kinds_of_resource if kind != "template")
+        kinds_of_resource = tuple(kind for kind in kinds_of_resource if kind in ("task", "agent"))
     ids = (*wanted.task_ids, *wanted.agent_ids, *wanted.template_ids)
     return Filter(key=_key(b"event", wanted), kinds_of_resource=kinds_of_resource, ids=ids, tests=tuple(tests))
 
@@ -69,7 +69,7 @@ def for_tasks(wanted: TaskFilter) -> Filter:
     tests: list[Test] = [_is_a(Task)]
     if wanted.states:
         states = frozenset(wanted.states)
-        tests.append(lambda record: not isinstance(record.resource, Template) and record.resource.state in states)
+        tests.append(lambda record: isinstance(record.resource, Task) and record.resource.state in states)
     if wanted.task_ids:
         tests.append(_is_one_of(wanted.task_ids))
     if wanted.agent_types:
@@ -78,14 +78,20 @@ def for_tasks(wanted: TaskFilter) -> Filter:
     if wanted.template_ids:
         made_from = frozenset(wanted.template_ids)
         tests.append(lambda record: isinstance(record.resource, Task) and record.resource.template_id in made_from)
+    if wanted.parent_task_id:
+        parent = wanted.parent_task_id
+        tests.append(lambda record: isinstance(record.resource, Task) and record.resource.parent_task_id == parent)
+    if wanted.root_task_id:
+        root = wanted.root_task_id
+        tests.append(lambda record: isinstance(record.resource, Task) and record.resource.root_task_id == root)
     if wanted.labels:
         tests.append(_has_labels(wanted.labels))
     if wanted.HasField("created_after_time"):
         after = wanted.created_after_time.ToNanoseconds()
-        tests.append(lambda record: record.resource.create_time.ToNanoseconds() >= after)
+        tests.append(lambda record: _create_ns(record) >= after)
     if wanted.HasField("created_before_time"):
         before = wanted.created_before_time.ToNanoseconds()
-        tests.append(lambda record: record.resource.create_time.ToNanoseconds() < before)
+        tests.append(lambda record: _create_ns(record) < before)
     ids = tuple(wanted.task_ids)
     return Filter(key=_key(b"task", wanted), kinds_of_resource=("task",), ids=ids, tests=tuple(tests))
 
@@ -95,7 +101,7 @@ def for_agents(wanted: AgentFilter) -> Filter:
     tests: list[Test] = [_is_a(Agent)]
     if wanted.states:
         states = frozenset(wanted.states)
-        tests.append(lambda record: not isinstance(record.resource, Template) and record.resource.state in states)
+        tests.append(lambda record: isinstance(record.resource, Agent) and record.resource.state in states)
     if wanted.agent_ids:
         tests.append(_is_one_of(wanted.agent_ids))
     if wanted.agent_types:
@@ -113,6 +119,10 @@ def _is_a(resource_type: type[Task] | type[Agent] | type[Template]) -> Test:
     return lambda record: type(record.resource) is resource_type
 
 
+def _create_ns(record: Record) -> int:
+    return record.resource.create_time.ToNanoseconds() if isinstance(record.resource, Task) else 0
+
+
 def _is_one_of(ids: Any) -> Test:
     wanted = frozenset(ids)
     return lambda record: record.resource_id in wanted
@@ -122,7 +132,7 @@ def _has_labels(labels: Mapping[str, str]) -> Test:
     wanted = tuple(labels.items())
 
     def has_labels(record: Record) -> bool:
-        if isinstance(record.resource, Template):
+        if not isinstance(record.resource, (Task, Agent)):
             return False
         found = record.resource.labels
         return all(name in found and found[name] == value for name, value in wanted)

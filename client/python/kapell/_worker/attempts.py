@@ -77,7 +77,7 @@ class Attempts:
             await self._send(lease, ending)
 
     async def _outcome(self, handler: Handler, lease: Lease) -> Value | TaskFailed:
-        context = TaskContext(lease, self._session.agent_id)
+        context = TaskContext(lease, self._session)
         work = asyncio.ensure_future(handler.run(context, lease.task))
         lease.on_stop(partial(_stop, work, handler, lease))
         try:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Literal
 
+from kapell._worker import children
 from kapell._worker.leases import Lease
+from kapell._worker.session import Session
 from kapell._worker.values import from_struct, printable
-from kapell.messages import Instant, timestamp
+from kapell.messages import Instant, Seconds, timestamp
 from kapell.v1.common_pb2 import LOG_STREAM_STDOUT, LogStream
 from kapell.v1.task_pb2 import (
     ATTEMPT_WAIT_KIND_APPROVAL,
@@ -18,6 +20,8 @@ from kapell.v1.task_pb2 import (
     ATTEMPT_WAIT_KIND_PROVIDER,
     AttemptWait,
     AttemptWaitKind,
+    Task,
+    TaskSpec,
 )
 
 WaitsFor = Literal["approval", "lock", "provider"]
@@ -32,9 +36,10 @@ _WAIT_KINDS: dict[WaitsFor, AttemptWaitKind.ValueType] = {
 class TaskContext:
     """One attempt at one task: who it is, what it may say, and whether it is to stop."""
 
-    def __init__(self, lease: Lease, agent_id: str) -> None:
+    def __init__(self, lease: Lease, session: Session) -> None:
         self._lease = lease
-        self.agent_id = agent_id
+        self._session = session
+        self.agent_id = session.agent_id
 
     @property
     def task_id(self) -> str:
@@ -108,3 +113,19 @@ class TaskContext:
     async def log_room(self) -> None:
         """Waits until the log takes more without anything being dropped."""
         await self._lease.log.room()
+
+    async def create_children(self, tasks: Iterable[TaskSpec]) -> list[Task]:
+        """Creates up to 100 tasks below this one, all or none; see `kapell.tasks.task_spec`.
+
+        They outlive the attempt and are cancelled with the task. A later attempt finds them with
+        `wait_children(timeout=0)`, so look there before creating them again.
+        """
+        return await children.create(self._session, self._lease, tasks)
+
+    async def wait_children(self, timeout: Seconds | None = None) -> list[Task]:
+        """Waits until all children have ended, and answers with them, the eldest first, with their results.
+
+        After `timeout` with the children as they are by then, without results. The task keeps its
+        slot while it waits: its children need other slots, of this worker or another one.
+        """
+        return await children.wait(self._session, self._lease, timeout)

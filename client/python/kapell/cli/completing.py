@@ -62,6 +62,33 @@ def template_items(_ctx: click.Context, incomplete: str) -> list[CompletionItem]
     return _quietly(templates)
 
 
+def queue_items(_ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+    """The agent types that have a queue and begin with what was typed; state and depth as help."""
+    from kapell.cli.states import queue_look
+
+    async def queues(client: Client) -> list[CompletionItem]:
+        return [
+            CompletionItem(entry.queue.agent_type, help=f"{queue_look(entry.queue.state).word} {entry.depth} waiting")
+            for entry in (await client.queues.stats()).queues
+            if entry.queue.agent_type.startswith(incomplete)
+        ]
+
+    return _quietly(queues)
+
+
+def limit_items(_ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+    """The concurrency keys with a limit that begin with what was typed; what they are for as help."""
+
+    async def limits(client: Client) -> list[CompletionItem]:
+        return [
+            CompletionItem(limit.key, help=visible(limit.description[:60]))
+            for limit in (await client.limits.list(page_size=_MOST)).limits
+            if limit.key.startswith(incomplete)
+        ]
+
+    return _quietly(limits)
+
+
 def profile_items(_ctx: click.Context, incomplete: str) -> list[CompletionItem]:
     """The profiles whose names begin with what was typed."""
 

@@ -92,6 +92,11 @@ _REASONS: dict[str, tuple[Exit, str]] = {
     "TEMPLATE_PARAMETERS_INVALID": (Exit.USAGE, "kapell template get {template_id}"),
     "TEMPLATE_IN_USE": (Exit.CONFLICT, "kapell task list --template {template_id}"),
     "TEMPLATE_BUILT_IN": (Exit.CONFLICT, "kapell template clone {template_id} MY-TEMPLATE"),
+    "DEPENDENCY_CYCLE": (Exit.USAGE, ""),
+    "DEPENDENCY_FAILED": (Exit.CONFLICT, "kapell task retry {dependency_id}"),
+    "CHILD_LIMIT": (Exit.FAILURE, "kapell task tree {task_id}"),
+    "QUEUE_DRAINING": (Exit.CONFLICT, "kapell queue resume {agent_type}"),
+    "LIMIT_NOT_FOUND": (Exit.NOT_FOUND, "kapell limit list"),
     # The client's own.
     "SERVER_UNREACHABLE": (Exit.UNREACHABLE, "kapell up"),
     "SERVER_NOT_FOUND": (Exit.UNREACHABLE, ""),

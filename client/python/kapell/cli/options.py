@@ -183,6 +183,27 @@ def texts(files: Sequence[str]) -> list[tuple[str, str]]:
     ]
 
 
+def queue(*, required: bool) -> Callable[[_F], _F]:
+    """The agent type of a queue; None where it may be left out and was."""
+    shown = "TYPE" if required else "[TYPE]"
+    return click.argument("agent_type", required=required, metavar=shown, shell_complete=_complete_queues)
+
+
+def queues(function: _F) -> _F:
+    """Any number of agent types."""
+    return click.argument("agent_types", nargs=-1, metavar="[TYPE]...", shell_complete=_complete_queues)(function)
+
+
+def limit_key(function: _F) -> _F:
+    """One concurrency key."""
+    return click.argument("key", metavar="KEY", shell_complete=_complete_limits)(function)
+
+
+def limit_keys(function: _F) -> _F:
+    """One or more concurrency keys; `-` reads them from stdin."""
+    return _ids("keys", "KEY", _complete_limits, True)(function)
+
+
 def agent_id(function: _F) -> _F:
     """One agent id."""
     return click.argument("agent_id", metavar="AGENT_ID", shell_complete=_complete_agents)(function)
@@ -219,6 +240,18 @@ def _complete_templates(ctx: click.Context, _param: click.Parameter, incomplete:
     from kapell.cli.completing import template_items
 
     return template_items(ctx, incomplete)
+
+
+def _complete_queues(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[Any]:
+    from kapell.cli.completing import queue_items
+
+    return queue_items(ctx, incomplete)
+
+
+def _complete_limits(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[Any]:
+    from kapell.cli.completing import limit_items
+
+    return limit_items(ctx, incomplete)
 
 
 def input_data(entries: Sequence[str], document: str | None) -> dict[str, Any] | None:

@@ -71,6 +71,12 @@ AGENT_ACTIVITIES = {
     "AGENT_ACTIVITY_FINISHED_NOT_REPORTED": Look("not reported", "", "red"),
 }
 
+QUEUE_STATES = {
+    "QUEUE_STATE_OPEN": Look("open", "●", "green"),
+    "QUEUE_STATE_PAUSED": Look("paused", "‖", "yellow"),
+    "QUEUE_STATE_DRAINING": Look("draining", "◍", "yellow"),
+}
+
 TASK_WORDS = tuple(look.word for look in TASK_STATES.values())
 AGENT_WORDS = tuple(look.word for look in AGENT_STATES.values())
 
@@ -102,6 +108,13 @@ def agent_look(state: int) -> Look:
     from kapell.v1.agent_pb2 import AgentState
 
     return AGENT_STATES.get(_name(AgentState, state), UNKNOWN)
+
+
+def queue_look(state: int) -> Look:
+    """The look of a `QueueState`."""
+    from kapell.v1.queue_pb2 import QueueState
+
+    return QUEUE_STATES.get(_name(QueueState, state), UNKNOWN)
 
 
 def activity_look(activity: int) -> Look:

@@ -34,9 +34,11 @@ TREE = Node(
                 "logs": Node("Show what a task printed.", "task_follow:logs"),
                 "watch": Node("Show changes of tasks as they happen.", "task_follow:watch"),
                 "wait": Node("Wait until tasks have ended.", "task_follow:wait"),
+                "tree": Node("Show a task with its children and theirs.", "task_tree:tree"),
+                "explain": Node("Tell why a task is not running.", "task_explain:explain"),
                 "attempts": Node("List the attempts at a task.", "task_read:attempts"),
                 "update": Node("Change priority, labels or name of a task.", "task_write:update"),
-                "cancel": Node("Cancel tasks.", "task_end:cancel"),
+                "cancel": Node("Cancel tasks, and those below them.", "task_end:cancel"),
                 "retry": Node("Queue failed or cancelled tasks again.", "task_end:retry"),
                 "delete": Node("Delete ended tasks with their logs.", "task_end:delete"),
             },
@@ -61,6 +63,34 @@ TREE = Node(
                 "clone": Node("Create a template from another one, with other defaults.", "template_write:clone"),
                 "alias": Node("Let a name stand for a version.", "template_write:alias"),
                 "delete": Node("Delete templates with all their versions.", "template_write:delete"),
+            },
+        ),
+        "queue": Node(
+            "How tasks of each agent type are given out.",
+            examples="""
+                kapell queue list
+                kapell queue pause build --reason "the runner is being moved"
+                kapell queue set build --max-running 4
+            """,
+            children={
+                "list": Node("Show what waits and what runs, by agent type.", "queue_read:list_"),
+                "pause": Node("Stop giving out tasks.", "queue_write:pause"),
+                "resume": Node("Open a paused or draining queue again.", "queue_write:resume"),
+                "drain": Node("Refuse new tasks.", "queue_write:drain"),
+                "set": Node("Set how many tasks may run, and how many may start in a period.", "queue_write:set_"),
+            },
+        ),
+        "limit": Node(
+            "How many tasks of a concurrency key run at a time.",
+            examples="""
+                kapell limit set repo:web --max 2
+                kapell limit list
+                kapell task create --type build --concurrency-key repo:web "make test"
+            """,
+            children={
+                "list": Node("List the limits that were set, the newest first.", "limit:list_"),
+                "set": Node("Create or replace the limit of a concurrency key.", "limit:set_"),
+                "delete": Node("Forget the limits of concurrency keys.", "limit:delete"),
             },
         ),
         "agent": Node(

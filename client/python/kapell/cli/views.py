@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kapell.cli import states, times
 from kapell.cli.output import View, as_data
+from kapell.cli.queue_views import limit_max, limit_text, queue_event, queue_state
 from kapell.cli.states import Look
 from kapell.cli.table import Cell, Column, Line
 
@@ -15,13 +16,13 @@ if TYPE_CHECKING:
     from kapell.v1.agent_pb2 import Agent, AgentEvent, AgentProfile, AgentSpec
     from kapell.v1.event_pb2 import Event
     from kapell.v1.task_pb2 import AttemptWait, Task, TaskAttempt, TaskEvent, TaskFailure
-    from kapell.v1.template_pb2 import Template
     from kapell.v1.watch_pb2 import Actor
 
     AnyEvent = Event | TaskEvent | AgentEvent
 
 
 _LONGEST_LINE = 60
+_MOST_DEPENDENCIES = 8
 
 
 def _look(look: Look) -> Cell:
@@ -81,7 +82,9 @@ def _why(task: Task) -> str:
     """Why the task is where it is, in words."""
     if task.state_reason:
         return "" if task.state_reason == task.failure.message else task.state_reason
-    waits = [f"until {times.local(wait.until_time)}" for wait in task.waiting_on]
+    waits = [f"until {times.local(wait.until_time)}" for wait in task.waiting_on if wait.HasField("until_time")]
+    if len(waits) < len(task.waiting_on):
+        waits.insert(0, "for other tasks")
     if task.HasField("waiting"):
         waits.append(_waiting_text(task.waiting))
     return ", ".join(waits)
@@ -92,6 +95,19 @@ def _waiting_text(waiting: AttemptWait) -> str:
     detail = f": {waiting.detail}" if waiting.detail else ""
     until = f", until {times.local(waiting.until_time)}" if waiting.HasField("until_time") else ""
     return f"waits for {states.attempt_wait(waiting.kind)}{detail}{until}"
+
+
+def _dependencies(task: Task) -> str:
+    """The tasks it depends on, each with its condition where that is not its success."""
+    from kapell.v1.dependency_pb2 import DEPENDENCY_CONDITION_SUCCEEDED, DependencyCondition
+
+    shown = []
+    for entry in task.dependencies[:_MOST_DEPENDENCIES]:
+        word = DependencyCondition.Name(entry.condition).removeprefix("DEPENDENCY_CONDITION_").lower()
+        plain = entry.condition == DEPENDENCY_CONDITION_SUCCEEDED
+        shown.append(entry.task_id if plain else f"{entry.task_id}:{word}")
+    more = len(task.dependencies) - len(shown)
+    return ", ".join([*shown, *([f"and {more} more"] if more else [])])
 
 
 def _value_text(value: Any) -> str:
@@ -114,10 +130,15 @@ def task_card(task: Task) -> list[Line]:
         Line("Failure", Cell(failure_text(task.failure) if task.HasField("failure") else "", "red")),
         Line("Type", task.agent_type),
         Line("Template", f"{task.template_id}@{task.template_version}" if task.template_id else ""),
+        Line("Parent", task.parent_task_id),
+        Line("After", _dependencies(task)),
         Line("Priority", str(task.priority)),
         Line("Attempts", f"{task.attempts_used} of {task.retry_policy.max_attempts}"),
         Line("Agent", task.lease.agent_id),
         Line("Labels", labels_text(task.labels)),
+        Line("Fairness", task.fairness_key),
+        Line("Concurrency", ", ".join(task.concurrency_keys)),
+        Line("Skipped", "yes, it was not needed" if task.skipped else ""),
         Line("Created", times.local(task.create_time)),
         Line("Started", times.local(task.start_time)),
         Line("Ended", times.local(task.end_time)),
@@ -269,34 +290,47 @@ def _agent_of(event: AnyEvent) -> Agent:
     return event.agent  # type: ignore[union-attr]
 
 
-def _template_of(event: AnyEvent) -> Template | None:
-    """The template an event is about; None for other events."""
+# How the resources of events are shown that are neither tasks nor agents: id, state, words.
+_OTHERS: dict[str, tuple[Callable[[Any], str], Callable[[Any], Cell], Callable[[Any], str]]] = {
+    "template": (
+        lambda template: template.template_id,
+        lambda template: Cell(f"version {template.latest_version}"),
+        lambda template: template.spec.display_name,
+    ),
+    "queue": (lambda queue: queue.agent_type, queue_state, queue_event),
+    "limit": (lambda limit: limit.key, lambda limit: Cell(f"max {limit_max(limit)}"), limit_text),
+}
+
+
+def _other_of(event: AnyEvent) -> tuple[str, Any] | None:
+    """The field and resource of an event that is about neither a task nor an agent; None for other events."""
     fields = event.DESCRIPTOR.fields_by_name
-    if "template" in fields and event.HasField("template"):  # type: ignore[arg-type]
-        return event.template  # type: ignore[union-attr]
+    for name in _OTHERS:
+        if name in fields and event.HasField(name):  # type: ignore[arg-type]
+            return name, getattr(event, name)
     return None
 
 
 def event_subject(event: AnyEvent) -> str:
     """The id of what an event is about."""
-    task, template = _task_of(event), _template_of(event)
-    if template is not None:
-        return template.template_id
+    task, other = _task_of(event), _other_of(event)
+    if other is not None:
+        return _OTHERS[other[0]][0](other[1])
     return task.task_id if task is not None else _agent_of(event).agent_id
 
 
 def _subject_state(event: AnyEvent) -> Cell:
-    task, template = _task_of(event), _template_of(event)
-    if template is not None:
-        return Cell(f"version {template.latest_version}")
+    task, other = _task_of(event), _other_of(event)
+    if other is not None:
+        return _OTHERS[other[0]][1](other[1])
     return task_state(task) if task is not None else agent_state(_agent_of(event))
 
 
 def event_text(event: AnyEvent) -> str:
     """What an event is about, in words: progress, failure, name."""
-    task, template = _task_of(event), _template_of(event)
-    if template is not None:
-        return template.spec.display_name
+    task, other = _task_of(event), _other_of(event)
+    if other is not None:
+        return _OTHERS[other[0]][2](other[1])
     if task is None:
         agent = _agent_of(event)
         used = f"{agent.slots_used}/{agent.slots_total} slots"

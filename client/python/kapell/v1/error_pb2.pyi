@@ -95,6 +95,22 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: tasks made from the template have not ended. Metadata: template_id, tasks."""
     ERROR_REASON_TEMPLATE_BUILT_IN: _ErrorReason.ValueType  # 43
     """FAILED_PRECONDITION: the template came with Kapell and cannot be changed. Metadata: template_id."""
+    ERROR_REASON_QUEUE_DRAINING: _ErrorReason.ValueType  # 50
+    """FAILED_PRECONDITION: the queue takes no new tasks. Metadata: agent_type.
+    What to do: resume it, or wait until it was resumed.
+    """
+    ERROR_REASON_LIMIT_NOT_FOUND: _ErrorReason.ValueType  # 51
+    """NOT_FOUND: the concurrency key has no limit of its own. Metadata: key."""
+    ERROR_REASON_DEPENDENCY_CYCLE: _ErrorReason.ValueType  # 54
+    """INVALID_ARGUMENT: tasks would wait for each other for ever, as in "a → b → a". Metadata: cycle."""
+    ERROR_REASON_DEPENDENCY_FAILED: _ErrorReason.ValueType  # 55
+    """FAILED_PRECONDITION: a dependency of the task has failed or was cancelled; retry that one first.
+    Metadata: task_id, dependency_id, state.
+    """
+    ERROR_REASON_CHILD_LIMIT: _ErrorReason.ValueType  # 56
+    """RESOURCE_EXHAUSTED: the task may have no more children, or none so deep: the limit is
+    "max_task_depth" or "max_tasks_per_root". Metadata: task_id, limit, most.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. The comment of each value names its gRPC code and the
@@ -171,4 +187,20 @@ ERROR_REASON_TEMPLATE_IN_USE: ErrorReason.ValueType  # 42
 """FAILED_PRECONDITION: tasks made from the template have not ended. Metadata: template_id, tasks."""
 ERROR_REASON_TEMPLATE_BUILT_IN: ErrorReason.ValueType  # 43
 """FAILED_PRECONDITION: the template came with Kapell and cannot be changed. Metadata: template_id."""
+ERROR_REASON_QUEUE_DRAINING: ErrorReason.ValueType  # 50
+"""FAILED_PRECONDITION: the queue takes no new tasks. Metadata: agent_type.
+What to do: resume it, or wait until it was resumed.
+"""
+ERROR_REASON_LIMIT_NOT_FOUND: ErrorReason.ValueType  # 51
+"""NOT_FOUND: the concurrency key has no limit of its own. Metadata: key."""
+ERROR_REASON_DEPENDENCY_CYCLE: ErrorReason.ValueType  # 54
+"""INVALID_ARGUMENT: tasks would wait for each other for ever, as in "a → b → a". Metadata: cycle."""
+ERROR_REASON_DEPENDENCY_FAILED: ErrorReason.ValueType  # 55
+"""FAILED_PRECONDITION: a dependency of the task has failed or was cancelled; retry that one first.
+Metadata: task_id, dependency_id, state.
+"""
+ERROR_REASON_CHILD_LIMIT: ErrorReason.ValueType  # 56
+"""RESOURCE_EXHAUSTED: the task may have no more children, or none so deep: the limit is
+"max_task_depth" or "max_tasks_per_root". Metadata: task_id, limit, most.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -13,6 +13,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from kapell.v1 import common_pb2 as _common_pb2
+from kapell.v1 import dependency_pb2 as _dependency_pb2
 from kapell.v1 import watch_pb2 as _watch_pb2
 import builtins as _builtins
 import sys
@@ -34,7 +35,7 @@ class _TaskStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskState.V
     TASK_STATE_UNSPECIFIED: _TaskState.ValueType  # 0
     """Not set; never sent."""
     TASK_STATE_PENDING: _TaskState.ValueType  # 1
-    """Waits for a time: not_before or the back-off before a retry."""
+    """Waits for other tasks, or for a time: not_before or the back-off before a retry."""
     TASK_STATE_QUEUED: _TaskState.ValueType  # 2
     """Runnable; waits for an agent with a free slot."""
     TASK_STATE_RUNNING: _TaskState.ValueType  # 3
@@ -54,7 +55,7 @@ class TaskState(_TaskState, metaclass=_TaskStateEnumTypeWrapper):
 TASK_STATE_UNSPECIFIED: TaskState.ValueType  # 0
 """Not set; never sent."""
 TASK_STATE_PENDING: TaskState.ValueType  # 1
-"""Waits for a time: not_before or the back-off before a retry."""
+"""Waits for other tasks, or for a time: not_before or the back-off before a retry."""
 TASK_STATE_QUEUED: TaskState.ValueType  # 2
 """Runnable; waits for an agent with a free slot."""
 TASK_STATE_RUNNING: TaskState.ValueType  # 3
@@ -81,6 +82,26 @@ class _WaitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitKind.Val
     """For its not_before time."""
     WAIT_KIND_RETRY_BACKOFF: _WaitKind.ValueType  # 2
     """For the back-off after a failed attempt."""
+    WAIT_KIND_DEPENDENCY: _WaitKind.ValueType  # 3
+    """For other tasks: see Task.dependencies."""
+    WAIT_KIND_CONCURRENCY_LIMIT: _WaitKind.ValueType  # 10
+    """For another task of its concurrency key to end. ExplainTask only."""
+    WAIT_KIND_START_RATE: _WaitKind.ValueType  # 11
+    """For its queue or concurrency key to be allowed another start. ExplainTask only."""
+    WAIT_KIND_QUEUE_PAUSED: _WaitKind.ValueType  # 12
+    """For its queue to be resumed. ExplainTask only."""
+    WAIT_KIND_QUEUE_LIMIT: _WaitKind.ValueType  # 13
+    """For another task of its queue to end, of which only so many run at a time. ExplainTask only."""
+    WAIT_KIND_NO_AGENT: _WaitKind.ValueType  # 14
+    """For an agent that serves its type. ExplainTask only."""
+    WAIT_KIND_AGENTS_BUSY: _WaitKind.ValueType  # 15
+    """For a free slot: the agents of its type are busy, or draining. ExplainTask only."""
+    WAIT_KIND_AGENT_NOT_ASKING: _WaitKind.ValueType  # 16
+    """For an agent with a free slot to ask for tasks. ExplainTask only."""
+    WAIT_KIND_TURN: _WaitKind.ValueType  # 17
+    """For tasks that come before it in the queue. ExplainTask only."""
+    WAIT_KIND_AGENT_LETTING_GO: _WaitKind.ValueType  # 18
+    """For its agent to let go: cancelling, or a timeout, was asked for. ExplainTask only."""
 
 class WaitKind(_WaitKind, metaclass=_WaitKindEnumTypeWrapper):
     """What a task waits for."""
@@ -91,6 +112,26 @@ WAIT_KIND_NOT_BEFORE: WaitKind.ValueType  # 1
 """For its not_before time."""
 WAIT_KIND_RETRY_BACKOFF: WaitKind.ValueType  # 2
 """For the back-off after a failed attempt."""
+WAIT_KIND_DEPENDENCY: WaitKind.ValueType  # 3
+"""For other tasks: see Task.dependencies."""
+WAIT_KIND_CONCURRENCY_LIMIT: WaitKind.ValueType  # 10
+"""For another task of its concurrency key to end. ExplainTask only."""
+WAIT_KIND_START_RATE: WaitKind.ValueType  # 11
+"""For its queue or concurrency key to be allowed another start. ExplainTask only."""
+WAIT_KIND_QUEUE_PAUSED: WaitKind.ValueType  # 12
+"""For its queue to be resumed. ExplainTask only."""
+WAIT_KIND_QUEUE_LIMIT: WaitKind.ValueType  # 13
+"""For another task of its queue to end, of which only so many run at a time. ExplainTask only."""
+WAIT_KIND_NO_AGENT: WaitKind.ValueType  # 14
+"""For an agent that serves its type. ExplainTask only."""
+WAIT_KIND_AGENTS_BUSY: WaitKind.ValueType  # 15
+"""For a free slot: the agents of its type are busy, or draining. ExplainTask only."""
+WAIT_KIND_AGENT_NOT_ASKING: WaitKind.ValueType  # 16
+"""For an agent with a free slot to ask for tasks. ExplainTask only."""
+WAIT_KIND_TURN: WaitKind.ValueType  # 17
+"""For tasks that come before it in the queue. ExplainTask only."""
+WAIT_KIND_AGENT_LETTING_GO: WaitKind.ValueType  # 18
+"""For its agent to let go: cancelling, or a timeout, was asked for. ExplainTask only."""
 Global___WaitKind: _TypeAlias = WaitKind  # noqa: Y015
 
 class _AttemptWaitKind:
@@ -173,7 +214,7 @@ class WaitingOn(_message.Message):
     """What it is."""
     @_builtins.property
     def until_time(self) -> _timestamp_pb2.Timestamp:
-        """When the wait ends."""
+        """When the wait ends; unset where no time ends it."""
 
     def __init__(
         self,
@@ -315,6 +356,11 @@ class TaskSpec(_message.Message):
     TIMEOUTS_FIELD_NUMBER: _builtins.int
     TEMPLATE_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
+    FAIRNESS_KEY_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_KEYS_FIELD_NUMBER: _builtins.int
+    CLIENT_KEY_FIELD_NUMBER: _builtins.int
+    DEPENDENCIES_FIELD_NUMBER: _builtins.int
+    PARENT_TASK_ID_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """An id of the client's choice, "task_" and up to 59 of a-z, 0-9, _ and -.
     Empty: the server mints one. Taken: ALREADY_EXISTS/ID_TAKEN.
@@ -330,6 +376,17 @@ class TaskSpec(_message.Message):
     template: _builtins.str
     """The template to make it from: "code-review" (its latest version), "code-review@3" (a version) or
     "code-review@stable" (an alias). Its prompt is rendered now; later versions do not change the task.
+    """
+    fairness_key: _builtins.str
+    """Whose share of the agents it uses: among tasks of one type and priority, keys take turns however many
+    tasks each has. A team, a user, a project. Empty: all such tasks are one share.
+    """
+    client_key: _builtins.str
+    """A name within the request, by which other tasks of it may depend on this one. Unique within the request; not kept."""
+    parent_task_id: _builtins.str
+    """Makes it a child of this task, which must exist, or come earlier in the request under a client-chosen
+    id, and must neither have ended nor be cancelling. At most 8 levels deep and 1,000 tasks below one
+    root, else CHILD_LIMIT. A child's default priority is its parent's.
     """
     @_builtins.property
     def input(self) -> _struct_pb2.Struct:
@@ -355,6 +412,17 @@ class TaskSpec(_message.Message):
     def parameters(self) -> _struct_pb2.Struct:
         """The template's parameters. With defaults filled in they become the task's input. At most 256 KiB in all."""
 
+    @_builtins.property
+    def concurrency_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Up to 8 keys, of each of which only so many tasks run at a time: one, or as its ConcurrencyLimit says."""
+
+    @_builtins.property
+    def dependencies(self) -> _containers.RepeatedCompositeFieldContainer[_dependency_pb2.TaskDependency]:
+        """Tasks that must have come so far before this one may run; until then it is PENDING. At most 500 a
+        task and 20,000 a request. Any graph without a cycle, else INVALID_ARGUMENT/DEPENDENCY_CYCLE.
+        Their results may be used in the prompt, see dependency.proto.
+        """
+
     def __init__(
         self,
         *,
@@ -370,10 +438,15 @@ class TaskSpec(_message.Message):
         timeouts: Global___TaskTimeouts | None = ...,
         template: _builtins.str = ...,
         parameters: _struct_pb2.Struct | None = ...,
+        fairness_key: _builtins.str = ...,
+        concurrency_keys: _abc.Iterable[_builtins.str] | None = ...,
+        client_key: _builtins.str = ...,
+        dependencies: _abc.Iterable[_dependency_pb2.TaskDependency] | None = ...,
+        parent_task_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "input", b"input", "not_before_time", b"not_before_time", "parameters", b"parameters", "priority", b"priority", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "display_name", b"display_name", "input", b"input", "labels", b"labels", "not_before_time", b"not_before_time", "parameters", b"parameters", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "task_id", b"task_id", "template", b"template", "timeouts", b"timeouts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "client_key", b"client_key", "concurrency_keys", b"concurrency_keys", "dependencies", b"dependencies", "display_name", b"display_name", "fairness_key", b"fairness_key", "input", b"input", "labels", b"labels", "not_before_time", b"not_before_time", "parameters", b"parameters", "parent_task_id", b"parent_task_id", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "task_id", b"task_id", "template", b"template", "timeouts", b"timeouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
@@ -423,7 +496,8 @@ class TaskFailure(_message.Message):
     RETRYABLE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """A constant in upper snake case. The server's own: LEASE_EXPIRED, AGENT_LOST,
-    QUEUE_TIMEOUT, RUN_TIMEOUT, TOTAL_TIMEOUT, STALLED, NOT_REPORTED. The command runtime's: EXIT_CODE,
+    QUEUE_TIMEOUT, RUN_TIMEOUT, TOTAL_TIMEOUT, STALLED, NOT_REPORTED, DEPENDENCY_FAILED,
+    PROMPT_TOO_LARGE. The command runtime's: EXIT_CODE,
     SIGNAL, PROGRAM_NOT_FOUND, RESULT_INVALID, SETUP_FAILED. Others come from the worker.
     """
     message: _builtins.str
@@ -537,6 +611,16 @@ class Task(_message.Message):
     RETRY_TIME_FIELD_NUMBER: _builtins.int
     TEMPLATE_ID_FIELD_NUMBER: _builtins.int
     TEMPLATE_VERSION_FIELD_NUMBER: _builtins.int
+    FAIRNESS_KEY_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_KEYS_FIELD_NUMBER: _builtins.int
+    QUEUE_RANK_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
+    DEPENDENCIES_FIELD_NUMBER: _builtins.int
+    PROMPT_PARTS_FIELD_NUMBER: _builtins.int
+    PROMPT_PENDING_FIELD_NUMBER: _builtins.int
+    PARENT_TASK_ID_FIELD_NUMBER: _builtins.int
+    ROOT_TASK_ID_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The id; "task_" and a time-sortable part, or the client's choice."""
@@ -568,6 +652,22 @@ class Task(_message.Message):
     """The template it was made from; empty where it was not."""
     template_version: _builtins.int
     """The version of that template; 0 where there is none."""
+    fairness_key: _builtins.str
+    """Whose share of the agents it uses; see TaskSpec.fairness_key."""
+    queue_rank: _builtins.int
+    """Its place among QUEUED tasks of its type and priority: the lowest runs first. Given when it becomes QUEUED."""
+    skipped: _builtins.bool
+    """True where it was cancelled because it was not needed: its concurrency key was taken, or a task it
+    depends on has failed and it was to be skipped then.
+    """
+    prompt_pending: _builtins.bool
+    """True while results of dependencies are still to be put into the prompt."""
+    parent_task_id: _builtins.str
+    """The task it is a child of; empty where there is none."""
+    root_task_id: _builtins.str
+    """The topmost of its parents; empty for a task without a parent."""
+    depth: _builtins.int
+    """How many parents are above it; 0 for a task without a parent."""
     @_builtins.property
     def input(self) -> _struct_pb2.Struct:
         """Free-form parameters. Only where the prompt is."""
@@ -637,6 +737,20 @@ class Task(_message.Message):
         """When it was last retried by hand; total_timeout counts from here."""
 
     @_builtins.property
+    def concurrency_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The keys of which only so many tasks run at a time."""
+
+    @_builtins.property
+    def dependencies(self) -> _containers.RepeatedCompositeFieldContainer[_dependency_pb2.TaskDependency]:
+        """The tasks it waits for or has waited for, each with its task_id, name, condition and on_failure filled in."""
+
+    @_builtins.property
+    def prompt_parts(self) -> _containers.RepeatedCompositeFieldContainer[_dependency_pb2.PromptPart]:
+        """The prompt as it was before results of dependencies were put into it; empty where it has no place
+        for them. Only where the prompt is.
+        """
+
+    @_builtins.property
     def waiting(self) -> Global___AttemptWait:
         """What the running attempt waits for, as its agent says; unset while it works."""
 
@@ -674,11 +788,21 @@ class Task(_message.Message):
         retry_time: _timestamp_pb2.Timestamp | None = ...,
         template_id: _builtins.str = ...,
         template_version: _builtins.int = ...,
+        fairness_key: _builtins.str = ...,
+        concurrency_keys: _abc.Iterable[_builtins.str] | None = ...,
+        queue_rank: _builtins.int = ...,
+        skipped: _builtins.bool = ...,
+        dependencies: _abc.Iterable[_dependency_pb2.TaskDependency] | None = ...,
+        prompt_parts: _abc.Iterable[_dependency_pb2.PromptPart] | None = ...,
+        prompt_pending: _builtins.bool = ...,
+        parent_task_id: _builtins.str = ...,
+        root_task_id: _builtins.str = ...,
+        depth: _builtins.int = ...,
         waiting: Global___AttemptWait | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "failure", b"failure", "input", b"input", "lease", b"lease", "not_before_time", b"not_before_time", "progress", b"progress", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "start_time", b"start_time", "state_time", b"state_time", "timeouts", b"timeouts", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "attempt", b"attempt", "attempts_used", b"attempts_used", "content_bytes", b"content_bytes", "create_time", b"create_time", "creator", b"creator", "display_name", b"display_name", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "input", b"input", "labels", b"labels", "lease", b"lease", "not_before_time", b"not_before_time", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "revision", b"revision", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "task_id", b"task_id", "template_id", b"template_id", "template_version", b"template_version", "timeouts", b"timeouts", "waiting", b"waiting", "waiting_on", b"waiting_on"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "attempt", b"attempt", "attempts_used", b"attempts_used", "concurrency_keys", b"concurrency_keys", "content_bytes", b"content_bytes", "create_time", b"create_time", "creator", b"creator", "dependencies", b"dependencies", "depth", b"depth", "display_name", b"display_name", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "fairness_key", b"fairness_key", "input", b"input", "labels", b"labels", "lease", b"lease", "not_before_time", b"not_before_time", "parent_task_id", b"parent_task_id", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "prompt_parts", b"prompt_parts", "prompt_pending", b"prompt_pending", "queue_rank", b"queue_rank", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "revision", b"revision", "root_task_id", b"root_task_id", "skipped", b"skipped", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "task_id", b"task_id", "template_id", b"template_id", "template_version", b"template_version", "timeouts", b"timeouts", "waiting", b"waiting", "waiting_on", b"waiting_on"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -801,6 +925,12 @@ class TaskFilter(_message.Message):
     CREATED_AFTER_TIME_FIELD_NUMBER: _builtins.int
     CREATED_BEFORE_TIME_FIELD_NUMBER: _builtins.int
     TEMPLATE_IDS_FIELD_NUMBER: _builtins.int
+    PARENT_TASK_ID_FIELD_NUMBER: _builtins.int
+    ROOT_TASK_ID_FIELD_NUMBER: _builtins.int
+    parent_task_id: _builtins.str
+    """Children of this task."""
+    root_task_id: _builtins.str
+    """All tasks below this one, which must be a root; itself not among them."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___TaskState.ValueType]:
         """States, any of."""
@@ -839,10 +969,12 @@ class TaskFilter(_message.Message):
         created_after_time: _timestamp_pb2.Timestamp | None = ...,
         created_before_time: _timestamp_pb2.Timestamp | None = ...,
         template_ids: _abc.Iterable[_builtins.str] | None = ...,
+        parent_task_id: _builtins.str = ...,
+        root_task_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_after_time", b"created_after_time", "created_before_time", b"created_before_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_types", b"agent_types", "created_after_time", b"created_after_time", "created_before_time", b"created_before_time", "labels", b"labels", "states", b"states", "task_ids", b"task_ids", "template_ids", b"template_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_types", b"agent_types", "created_after_time", b"created_after_time", "created_before_time", b"created_before_time", "labels", b"labels", "parent_task_id", b"parent_task_id", "root_task_id", b"root_task_id", "states", b"states", "task_ids", b"task_ids", "template_ids", b"template_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -924,7 +1056,7 @@ class BatchCreateTasksRequest(_message.Message):
     """As in CreateTask, for the whole batch."""
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskSpec]:
-        """The tasks, 1 to 500, together at most 1 MiB."""
+        """The tasks, 1 to 2,500, together at most 1 MiB."""
 
     def __init__(
         self,
@@ -1247,22 +1379,26 @@ class CancelTaskRequest(_message.Message):
     TASK_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    LEAVE_CHILDREN_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The task. Required."""
     reason: _builtins.str
     """Why, for the record, at most 500 characters."""
     request_id: _builtins.str
     """As in CreateTask."""
+    leave_children: _builtins.bool
+    """Lets the children, and theirs, go on."""
     def __init__(
         self,
         *,
         task_id: _builtins.str = ...,
         reason: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        leave_children: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "request_id", b"request_id", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leave_children", b"leave_children", "reason", b"reason", "request_id", b"request_id", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1341,7 +1477,7 @@ class RetryTaskResponse(_message.Message):
     """True when this is the first answer to a repeated request_id."""
     @_builtins.property
     def task(self) -> Global___Task:
-        """The task, QUEUED, without prompt, input and result."""
+        """The task, QUEUED, or PENDING while it waits for dependencies, without prompt, input and result."""
 
     def __init__(
         self,
@@ -1366,19 +1502,23 @@ class DeleteTaskRequest(_message.Message):
 
     TASK_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    LEAVE_CHILDREN_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The task. Required."""
     request_id: _builtins.str
     """As in CreateTask."""
+    leave_children: _builtins.bool
+    """As in CancelTask, where the task has not ended."""
     def __init__(
         self,
         *,
         task_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        leave_children: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leave_children", b"leave_children", "request_id", b"request_id", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1469,6 +1609,196 @@ class WaitTaskResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WaitTaskResponse: _TypeAlias = WaitTaskResponse  # noqa: Y015
+
+@_typing.final
+class GetTaskTreeRequest(_message.Message):
+    """Request of GetTaskTree."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task at the top. Required."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTaskTreeRequest: _TypeAlias = GetTaskTreeRequest  # noqa: Y015
+
+@_typing.final
+class TaskTreeNode(_message.Message):
+    """One task of a tree."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    depth: _builtins.int
+    """How far below the top it stands: 0 for the top, 1 for its children."""
+    @_builtins.property
+    def task(self) -> Global___Task:
+        """The task, without prompt, input and result."""
+
+    def __init__(
+        self,
+        *,
+        task: Global___Task | None = ...,
+        depth: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depth", b"depth", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskTreeNode: _TypeAlias = TaskTreeNode  # noqa: Y015
+
+@_typing.final
+class GetTaskTreeResponse(_message.Message):
+    """Response of GetTaskTree."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision it was read at."""
+    truncated: _builtins.bool
+    """True when there are more than 1,000 tasks, of which these are the first."""
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskTreeNode]:
+        """The tree depth-first: after each task its children, the eldest first, each followed by its own."""
+
+    def __init__(
+        self,
+        *,
+        nodes: _abc.Iterable[Global___TaskTreeNode] | None = ...,
+        revision: _builtins.int = ...,
+        truncated: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes", "revision", b"revision", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTaskTreeResponse: _TypeAlias = GetTaskTreeResponse  # noqa: Y015
+
+@_typing.final
+class ExplainTaskRequest(_message.Message):
+    """Request of ExplainTask."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task. Required."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainTaskRequest: _TypeAlias = ExplainTaskRequest  # noqa: Y015
+
+@_typing.final
+class Blocker(_message.Message):
+    """One reason why a task is not running."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    BLOCKED_BY_FIELD_NUMBER: _builtins.int
+    UNTIL_TIME_FIELD_NUMBER: _builtins.int
+    SINCE_TIME_FIELD_NUMBER: _builtins.int
+    kind: Global___WaitKind.ValueType
+    """What it waits for."""
+    message: _builtins.str
+    """The reason in words, for people."""
+    @_builtins.property
+    def blocked_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Who or what is in the way: up to 10 ids of tasks or agents, or the concurrency key, or the queue's agent type."""
+
+    @_builtins.property
+    def until_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ends, where that is known."""
+
+    @_builtins.property
+    def since_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it is so, where that is known."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___WaitKind.ValueType = ...,
+        message: _builtins.str = ...,
+        blocked_by: _abc.Iterable[_builtins.str] | None = ...,
+        until_time: _timestamp_pb2.Timestamp | None = ...,
+        since_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since_time", b"since_time", "until_time", b"until_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_by", b"blocked_by", "kind", b"kind", "message", b"message", "since_time", b"since_time", "until_time", b"until_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Blocker: _TypeAlias = Blocker  # noqa: Y015
+
+@_typing.final
+class ExplainTaskResponse(_message.Message):
+    """Response of ExplainTask."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    BLOCKERS_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """Its place among the tasks of its type that could run, 1 for the next; 0 where it is not among them."""
+    summary: _builtins.str
+    """The answer in one sentence."""
+    revision: _builtins.int
+    """The revision at which this was so."""
+    @_builtins.property
+    def task(self) -> Global___Task:
+        """The task, without prompt, input and result."""
+
+    @_builtins.property
+    def blockers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Blocker]:
+        """Every reason why it is not running, the one that takes longest to mend first. Empty where it runs or has ended."""
+
+    def __init__(
+        self,
+        *,
+        task: Global___Task | None = ...,
+        blockers: _abc.Iterable[Global___Blocker] | None = ...,
+        position: _builtins.int = ...,
+        summary: _builtins.str = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blockers", b"blockers", "position", b"position", "revision", b"revision", "summary", b"summary", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainTaskResponse: _TypeAlias = ExplainTaskResponse  # noqa: Y015
 
 @_typing.final
 class ListTaskAttemptsRequest(_message.Message):

@@ -80,10 +80,20 @@ class TaskServiceStub:
                 request_serializer=kapell_dot_v1_dot_task__pb2.DeleteTaskRequest.SerializeToString,
                 response_deserializer=kapell_dot_v1_dot_task__pb2.DeleteTaskResponse.FromString,
                 _registered_method=True)
+        self.ExplainTask = channel.unary_unary(
+                '/kapell.v1.TaskService/ExplainTask',
+                request_serializer=kapell_dot_v1_dot_task__pb2.ExplainTaskRequest.SerializeToString,
+                response_deserializer=kapell_dot_v1_dot_task__pb2.ExplainTaskResponse.FromString,
+                _registered_method=True)
         self.WaitTask = channel.unary_unary(
                 '/kapell.v1.TaskService/WaitTask',
                 request_serializer=kapell_dot_v1_dot_task__pb2.WaitTaskRequest.SerializeToString,
                 response_deserializer=kapell_dot_v1_dot_task__pb2.WaitTaskResponse.FromString,
+                _registered_method=True)
+        self.GetTaskTree = channel.unary_unary(
+                '/kapell.v1.TaskService/GetTaskTree',
+                request_serializer=kapell_dot_v1_dot_task__pb2.GetTaskTreeRequest.SerializeToString,
+                response_deserializer=kapell_dot_v1_dot_task__pb2.GetTaskTreeResponse.FromString,
                 _registered_method=True)
         self.ListTaskAttempts = channel.unary_unary(
                 '/kapell.v1.TaskService/ListTaskAttempts',
@@ -108,15 +118,16 @@ class TaskServiceServicer:
 
     def CreateTask(self, request, context):
         """Creates one task. It is durable when the call answers.
-        Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, TEMPLATE_NOT_FOUND,
-        TEMPLATE_PARAMETERS_INVALID.
+        Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, QUEUE_DRAINING, TEMPLATE_NOT_FOUND,
+        TEMPLATE_PARAMETERS_INVALID, TASK_NOT_FOUND (a dependency, or the parent), DEPENDENCY_CYCLE,
+        TASK_STATE_CONFLICT (the parent has ended), CHILD_LIMIT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchCreateTasks(self, request, context):
-        """Creates up to 500 tasks, all or none.
+        """Creates up to 2,500 tasks, all or none. They may depend on each other, see TaskSpec.dependencies.
         Errors: as CreateTask, for the first task that is refused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -157,7 +168,8 @@ class TaskServiceServicer:
     def CancelTask(self, request, context):
         """Cancels a task: at once while no agent has it, otherwise its agent is told
         and the task is CANCELLING until the program has ended. Cancelling an ended
-        task is TASK_STATE_CONFLICT; cancelling twice is not an error.
+        task is TASK_STATE_CONFLICT; cancelling twice is not an error. Its children, and theirs, are
+        cancelled with it unless leave_children says otherwise.
         Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -165,17 +177,26 @@ class TaskServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RetryTask(self, request, context):
-        """Queues a failed or cancelled task again, at once and with a fresh allowance of attempts.
+        """Queues a failed or cancelled task again, at once and with a fresh allowance of attempts. One whose
+        dependencies have not come so far waits for them again, and gets their results anew.
         The only way out of a final state; recorded as an event.
-        Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT.
+        Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT, DEPENDENCY_FAILED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteTask(self, request, context):
-        """Deletes an ended task with its attempts and logs. A task that has not ended
-        is cancelled instead, and must be deleted again once it has ended.
+        """Deletes an ended task with its attempts and logs; its children stay. A task that has not ended
+        is cancelled instead, as by CancelTask, and must be deleted again once it has ended.
+        Errors: TASK_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainTask(self, request, context):
+        """Tells every reason why a task is not running yet, and its place in the queue.
         Errors: TASK_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -185,6 +206,15 @@ class TaskServiceServicer:
     def WaitTask(self, request, context):
         """Waits until the task has ended, at most `wait`. Answers with the task as it
         is by then; look at its state.
+        Errors: TASK_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTaskTree(self, request, context):
+        """Reads a task with its children and theirs, at most 1,000 tasks, the task itself first and
+        every other one after its parent and elder siblings.
         Errors: TASK_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -264,10 +294,20 @@ def add_TaskServiceServicer_to_server(servicer, server):
                     request_deserializer=kapell_dot_v1_dot_task__pb2.DeleteTaskRequest.FromString,
                     response_serializer=kapell_dot_v1_dot_task__pb2.DeleteTaskResponse.SerializeToString,
             ),
+            'ExplainTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainTask,
+                    request_deserializer=kapell_dot_v1_dot_task__pb2.ExplainTaskRequest.FromString,
+                    response_serializer=kapell_dot_v1_dot_task__pb2.ExplainTaskResponse.SerializeToString,
+            ),
             'WaitTask': grpc.unary_unary_rpc_method_handler(
                     servicer.WaitTask,
                     request_deserializer=kapell_dot_v1_dot_task__pb2.WaitTaskRequest.FromString,
                     response_serializer=kapell_dot_v1_dot_task__pb2.WaitTaskResponse.SerializeToString,
+            ),
+            'GetTaskTree': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTaskTree,
+                    request_deserializer=kapell_dot_v1_dot_task__pb2.GetTaskTreeRequest.FromString,
+                    response_serializer=kapell_dot_v1_dot_task__pb2.GetTaskTreeResponse.SerializeToString,
             ),
             'ListTaskAttempts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTaskAttempts,
@@ -540,6 +580,33 @@ class TaskService:
             _registered_method=True)
 
     @staticmethod
+    def ExplainTask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kapell.v1.TaskService/ExplainTask',
+            kapell_dot_v1_dot_task__pb2.ExplainTaskRequest.SerializeToString,
+            kapell_dot_v1_dot_task__pb2.ExplainTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def WaitTask(request,
             target,
             options=(),
@@ -556,6 +623,33 @@ class TaskService:
             '/kapell.v1.TaskService/WaitTask',
             kapell_dot_v1_dot_task__pb2.WaitTaskRequest.SerializeToString,
             kapell_dot_v1_dot_task__pb2.WaitTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTaskTree(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kapell.v1.TaskService/GetTaskTree',
+            kapell_dot_v1_dot_task__pb2.GetTaskTreeRequest.SerializeToString,
+            kapell_dot_v1_dot_task__pb2.GetTaskTreeResponse.FromString,
             options,
             channel_credentials,
             insecure,

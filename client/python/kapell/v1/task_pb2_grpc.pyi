@@ -35,11 +35,12 @@ class TaskServiceStub:
     def __new__(cls, channel: _aio.Channel) -> TaskServiceAsyncStub: ...
     CreateTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.CreateTaskRequest, _task_pb2.CreateTaskResponse]
     """Creates one task. It is durable when the call answers.
-    Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, TEMPLATE_NOT_FOUND,
-    TEMPLATE_PARAMETERS_INVALID.
+    Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, QUEUE_DRAINING, TEMPLATE_NOT_FOUND,
+    TEMPLATE_PARAMETERS_INVALID, TASK_NOT_FOUND (a dependency, or the parent), DEPENDENCY_CYCLE,
+    TASK_STATE_CONFLICT (the parent has ended), CHILD_LIMIT.
     """
     BatchCreateTasks: _grpc.UnaryUnaryMultiCallable[_task_pb2.BatchCreateTasksRequest, _task_pb2.BatchCreateTasksResponse]
-    """Creates up to 500 tasks, all or none.
+    """Creates up to 2,500 tasks, all or none. They may depend on each other, see TaskSpec.dependencies.
     Errors: as CreateTask, for the first task that is refused.
     """
     GetTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.GetTaskRequest, _task_pb2.GetTaskResponse]
@@ -59,22 +60,33 @@ class TaskServiceStub:
     CancelTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.CancelTaskRequest, _task_pb2.CancelTaskResponse]
     """Cancels a task: at once while no agent has it, otherwise its agent is told
     and the task is CANCELLING until the program has ended. Cancelling an ended
-    task is TASK_STATE_CONFLICT; cancelling twice is not an error.
+    task is TASK_STATE_CONFLICT; cancelling twice is not an error. Its children, and theirs, are
+    cancelled with it unless leave_children says otherwise.
     Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT.
     """
     RetryTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.RetryTaskRequest, _task_pb2.RetryTaskResponse]
-    """Queues a failed or cancelled task again, at once and with a fresh allowance of attempts.
+    """Queues a failed or cancelled task again, at once and with a fresh allowance of attempts. One whose
+    dependencies have not come so far waits for them again, and gets their results anew.
     The only way out of a final state; recorded as an event.
-    Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT.
+    Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT, DEPENDENCY_FAILED.
     """
     DeleteTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.DeleteTaskRequest, _task_pb2.DeleteTaskResponse]
-    """Deletes an ended task with its attempts and logs. A task that has not ended
-    is cancelled instead, and must be deleted again once it has ended.
+    """Deletes an ended task with its attempts and logs; its children stay. A task that has not ended
+    is cancelled instead, as by CancelTask, and must be deleted again once it has ended.
+    Errors: TASK_NOT_FOUND.
+    """
+    ExplainTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.ExplainTaskRequest, _task_pb2.ExplainTaskResponse]
+    """Tells every reason why a task is not running yet, and its place in the queue.
     Errors: TASK_NOT_FOUND.
     """
     WaitTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.WaitTaskRequest, _task_pb2.WaitTaskResponse]
     """Waits until the task has ended, at most `wait`. Answers with the task as it
     is by then; look at its state.
+    Errors: TASK_NOT_FOUND.
+    """
+    GetTaskTree: _grpc.UnaryUnaryMultiCallable[_task_pb2.GetTaskTreeRequest, _task_pb2.GetTaskTreeResponse]
+    """Reads a task with its children and theirs, at most 1,000 tasks, the task itself first and
+    every other one after its parent and elder siblings.
     Errors: TASK_NOT_FOUND.
     """
     ListTaskAttempts: _grpc.UnaryUnaryMultiCallable[_task_pb2.ListTaskAttemptsRequest, _task_pb2.ListTaskAttemptsResponse]
@@ -98,11 +110,12 @@ class TaskServiceAsyncStub(TaskServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateTask: _aio.UnaryUnaryMultiCallable[_task_pb2.CreateTaskRequest, _task_pb2.CreateTaskResponse]  # type: ignore[assignment]
     """Creates one task. It is durable when the call answers.
-    Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, TEMPLATE_NOT_FOUND,
-    TEMPLATE_PARAMETERS_INVALID.
+    Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, QUEUE_DRAINING, TEMPLATE_NOT_FOUND,
+    TEMPLATE_PARAMETERS_INVALID, TASK_NOT_FOUND (a dependency, or the parent), DEPENDENCY_CYCLE,
+    TASK_STATE_CONFLICT (the parent has ended), CHILD_LIMIT.
     """
     BatchCreateTasks: _aio.UnaryUnaryMultiCallable[_task_pb2.BatchCreateTasksRequest, _task_pb2.BatchCreateTasksResponse]  # type: ignore[assignment]
-    """Creates up to 500 tasks, all or none.
+    """Creates up to 2,500 tasks, all or none. They may depend on each other, see TaskSpec.dependencies.
     Errors: as CreateTask, for the first task that is refused.
     """
     GetTask: _aio.UnaryUnaryMultiCallable[_task_pb2.GetTaskRequest, _task_pb2.GetTaskResponse]  # type: ignore[assignment]
@@ -122,22 +135,33 @@ class TaskServiceAsyncStub(TaskServiceStub):
     CancelTask: _aio.UnaryUnaryMultiCallable[_task_pb2.CancelTaskRequest, _task_pb2.CancelTaskResponse]  # type: ignore[assignment]
     """Cancels a task: at once while no agent has it, otherwise its agent is told
     and the task is CANCELLING until the program has ended. Cancelling an ended
-    task is TASK_STATE_CONFLICT; cancelling twice is not an error.
+    task is TASK_STATE_CONFLICT; cancelling twice is not an error. Its children, and theirs, are
+    cancelled with it unless leave_children says otherwise.
     Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT.
     """
     RetryTask: _aio.UnaryUnaryMultiCallable[_task_pb2.RetryTaskRequest, _task_pb2.RetryTaskResponse]  # type: ignore[assignment]
-    """Queues a failed or cancelled task again, at once and with a fresh allowance of attempts.
+    """Queues a failed or cancelled task again, at once and with a fresh allowance of attempts. One whose
+    dependencies have not come so far waits for them again, and gets their results anew.
     The only way out of a final state; recorded as an event.
-    Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT.
+    Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT, DEPENDENCY_FAILED.
     """
     DeleteTask: _aio.UnaryUnaryMultiCallable[_task_pb2.DeleteTaskRequest, _task_pb2.DeleteTaskResponse]  # type: ignore[assignment]
-    """Deletes an ended task with its attempts and logs. A task that has not ended
-    is cancelled instead, and must be deleted again once it has ended.
+    """Deletes an ended task with its attempts and logs; its children stay. A task that has not ended
+    is cancelled instead, as by CancelTask, and must be deleted again once it has ended.
+    Errors: TASK_NOT_FOUND.
+    """
+    ExplainTask: _aio.UnaryUnaryMultiCallable[_task_pb2.ExplainTaskRequest, _task_pb2.ExplainTaskResponse]  # type: ignore[assignment]
+    """Tells every reason why a task is not running yet, and its place in the queue.
     Errors: TASK_NOT_FOUND.
     """
     WaitTask: _aio.UnaryUnaryMultiCallable[_task_pb2.WaitTaskRequest, _task_pb2.WaitTaskResponse]  # type: ignore[assignment]
     """Waits until the task has ended, at most `wait`. Answers with the task as it
     is by then; look at its state.
+    Errors: TASK_NOT_FOUND.
+    """
+    GetTaskTree: _aio.UnaryUnaryMultiCallable[_task_pb2.GetTaskTreeRequest, _task_pb2.GetTaskTreeResponse]  # type: ignore[assignment]
+    """Reads a task with its children and theirs, at most 1,000 tasks, the task itself first and
+    every other one after its parent and elder siblings.
     Errors: TASK_NOT_FOUND.
     """
     ListTaskAttempts: _aio.UnaryUnaryMultiCallable[_task_pb2.ListTaskAttemptsRequest, _task_pb2.ListTaskAttemptsResponse]  # type: ignore[assignment]
@@ -164,8 +188,9 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_task_pb2.CreateTaskResponse, _abc.Awaitable[_task_pb2.CreateTaskResponse]]:
         """Creates one task. It is durable when the call answers.
-        Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, TEMPLATE_NOT_FOUND,
-        TEMPLATE_PARAMETERS_INVALID.
+        Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, QUEUE_DRAINING, TEMPLATE_NOT_FOUND,
+        TEMPLATE_PARAMETERS_INVALID, TASK_NOT_FOUND (a dependency, or the parent), DEPENDENCY_CYCLE,
+        TASK_STATE_CONFLICT (the parent has ended), CHILD_LIMIT.
         """
 
     @_abc_1.abstractmethod
@@ -174,7 +199,7 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _task_pb2.BatchCreateTasksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_task_pb2.BatchCreateTasksResponse, _abc.Awaitable[_task_pb2.BatchCreateTasksResponse]]:
-        """Creates up to 500 tasks, all or none.
+        """Creates up to 2,500 tasks, all or none. They may depend on each other, see TaskSpec.dependencies.
         Errors: as CreateTask, for the first task that is refused.
         """
 
@@ -224,7 +249,8 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_task_pb2.CancelTaskResponse, _abc.Awaitable[_task_pb2.CancelTaskResponse]]:
         """Cancels a task: at once while no agent has it, otherwise its agent is told
         and the task is CANCELLING until the program has ended. Cancelling an ended
-        task is TASK_STATE_CONFLICT; cancelling twice is not an error.
+        task is TASK_STATE_CONFLICT; cancelling twice is not an error. Its children, and theirs, are
+        cancelled with it unless leave_children says otherwise.
         Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT.
         """
 
@@ -234,9 +260,10 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _task_pb2.RetryTaskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_task_pb2.RetryTaskResponse, _abc.Awaitable[_task_pb2.RetryTaskResponse]]:
-        """Queues a failed or cancelled task again, at once and with a fresh allowance of attempts.
+        """Queues a failed or cancelled task again, at once and with a fresh allowance of attempts. One whose
+        dependencies have not come so far waits for them again, and gets their results anew.
         The only way out of a final state; recorded as an event.
-        Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT.
+        Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT, DEPENDENCY_FAILED.
         """
 
     @_abc_1.abstractmethod
@@ -245,8 +272,18 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _task_pb2.DeleteTaskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_task_pb2.DeleteTaskResponse, _abc.Awaitable[_task_pb2.DeleteTaskResponse]]:
-        """Deletes an ended task with its attempts and logs. A task that has not ended
-        is cancelled instead, and must be deleted again once it has ended.
+        """Deletes an ended task with its attempts and logs; its children stay. A task that has not ended
+        is cancelled instead, as by CancelTask, and must be deleted again once it has ended.
+        Errors: TASK_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainTask(
+        self,
+        request: _task_pb2.ExplainTaskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_task_pb2.ExplainTaskResponse, _abc.Awaitable[_task_pb2.ExplainTaskResponse]]:
+        """Tells every reason why a task is not running yet, and its place in the queue.
         Errors: TASK_NOT_FOUND.
         """
 
@@ -258,6 +295,17 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_task_pb2.WaitTaskResponse, _abc.Awaitable[_task_pb2.WaitTaskResponse]]:
         """Waits until the task has ended, at most `wait`. Answers with the task as it
         is by then; look at its state.
+        Errors: TASK_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def GetTaskTree(
+        self,
+        request: _task_pb2.GetTaskTreeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_task_pb2.GetTaskTreeResponse, _abc.Awaitable[_task_pb2.GetTaskTreeResponse]]:
+        """Reads a task with its children and theirs, at most 1,000 tasks, the task itself first and
+        every other one after its parent and elder siblings.
         Errors: TASK_NOT_FOUND.
         """
 

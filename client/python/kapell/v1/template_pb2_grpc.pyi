@@ -17,6 +17,8 @@ special, and nothing is evaluated:
   {if not name}                the opposite
   {if name is word}            where the value is that word, number or boolean; also {if name is not word}
   {each name} … {end}          once an entry of an array, as {item}, counted by {index} from 1
+  {deps.NAME.result}           the result of a dependency of the task, put in when the task becomes runnable;
+                               see dependency.proto. Only as a text, not in if or each
   {{ and }}                    a brace
 
 A line that holds nothing but one if, else, each or end disappears whole.

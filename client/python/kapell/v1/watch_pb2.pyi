@@ -33,15 +33,19 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     EVENT_KIND_TASK_CREATED: _EventKind.ValueType  # 10
     """A task was created."""
     EVENT_KIND_TASK_QUEUED: _EventKind.ValueType  # 11
-    """A task became runnable: its time came, or it was retried by hand."""
+    """A task became runnable: its time came, its dependencies were met, or it was retried by hand."""
     EVENT_KIND_TASK_STARTED: _EventKind.ValueType  # 12
     """An agent got the task; a new attempt begins."""
     EVENT_KIND_TASK_PROGRESS: _EventKind.ValueType  # 13
     """The running attempt reported progress."""
     EVENT_KIND_TASK_REQUEUED: _EventKind.ValueType  # 14
-    """The attempt ended without finishing the task, which will run again."""
+    """The attempt ended without finishing the task, which will run again; or the task was retried by hand
+    and waits for its dependencies.
+    """
     EVENT_KIND_TASK_UPDATED: _EventKind.ValueType  # 15
-    """Priority, labels or the display name were changed."""
+    """Priority, labels or the display name were changed; or the dependencies were met and the task waits
+    for its time.
+    """
     EVENT_KIND_TASK_CANCELLING: _EventKind.ValueType  # 16
     """Cancelling was asked for; the agent is being told."""
     EVENT_KIND_TASK_COMPLETED: _EventKind.ValueType  # 17
@@ -68,6 +72,12 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """An alias of a template was set, moved or removed."""
     EVENT_KIND_TEMPLATE_DELETED: _EventKind.ValueType  # 63
     """The template was deleted; the event carries its last form."""
+    EVENT_KIND_QUEUE_UPDATED: _EventKind.ValueType  # 80
+    """queue.updated: a queue was paused, resumed, drained or given other limits."""
+    EVENT_KIND_LIMIT_UPDATED: _EventKind.ValueType  # 81
+    """limit.updated: the limit of a concurrency key was set."""
+    EVENT_KIND_LIMIT_DELETED: _EventKind.ValueType  # 82
+    """limit.deleted: the limit of a concurrency key was forgotten."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """What happened to a resource. The event's name in the SDKs, the CLI and over
@@ -82,15 +92,19 @@ EVENT_KIND_SNAPSHOT: EventKind.ValueType  # 1
 EVENT_KIND_TASK_CREATED: EventKind.ValueType  # 10
 """A task was created."""
 EVENT_KIND_TASK_QUEUED: EventKind.ValueType  # 11
-"""A task became runnable: its time came, or it was retried by hand."""
+"""A task became runnable: its time came, its dependencies were met, or it was retried by hand."""
 EVENT_KIND_TASK_STARTED: EventKind.ValueType  # 12
 """An agent got the task; a new attempt begins."""
 EVENT_KIND_TASK_PROGRESS: EventKind.ValueType  # 13
 """The running attempt reported progress."""
 EVENT_KIND_TASK_REQUEUED: EventKind.ValueType  # 14
-"""The attempt ended without finishing the task, which will run again."""
+"""The attempt ended without finishing the task, which will run again; or the task was retried by hand
+and waits for its dependencies.
+"""
 EVENT_KIND_TASK_UPDATED: EventKind.ValueType  # 15
-"""Priority, labels or the display name were changed."""
+"""Priority, labels or the display name were changed; or the dependencies were met and the task waits
+for its time.
+"""
 EVENT_KIND_TASK_CANCELLING: EventKind.ValueType  # 16
 """Cancelling was asked for; the agent is being told."""
 EVENT_KIND_TASK_COMPLETED: EventKind.ValueType  # 17
@@ -117,6 +131,12 @@ EVENT_KIND_TEMPLATE_ALIASED: EventKind.ValueType  # 62
 """An alias of a template was set, moved or removed."""
 EVENT_KIND_TEMPLATE_DELETED: EventKind.ValueType  # 63
 """The template was deleted; the event carries its last form."""
+EVENT_KIND_QUEUE_UPDATED: EventKind.ValueType  # 80
+"""queue.updated: a queue was paused, resumed, drained or given other limits."""
+EVENT_KIND_LIMIT_UPDATED: EventKind.ValueType  # 81
+"""limit.updated: the limit of a concurrency key was set."""
+EVENT_KIND_LIMIT_DELETED: EventKind.ValueType  # 82
+"""limit.deleted: the limit of a concurrency key was forgotten."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 class _ActorKind:

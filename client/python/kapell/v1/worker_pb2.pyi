@@ -805,6 +805,136 @@ class ReleaseTaskResponse(_message.Message):
 Global___ReleaseTaskResponse: _TypeAlias = ReleaseTaskResponse  # noqa: Y015
 
 @_typing.final
+class CreateChildTasksRequest(_message.Message):
+    """Request of CreateChildTasks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_TOKEN_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    lease_token: _builtins.str
+    """The lease. Required."""
+    request_id: _builtins.str
+    """Makes the call repeatable for 24 h: the same id and body get the first answer again. At most 64 characters."""
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.TaskSpec]:
+        """The tasks, 1 to 100, without parent_task_id."""
+
+    def __init__(
+        self,
+        *,
+        lease_token: _builtins.str = ...,
+        tasks: _abc.Iterable[_task_pb2.TaskSpec] | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_token", b"lease_token", "request_id", b"request_id", "tasks", b"tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateChildTasksRequest: _TypeAlias = CreateChildTasksRequest  # noqa: Y015
+
+@_typing.final
+class CreateChildTasksResponse(_message.Message):
+    """Response of CreateChildTasks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASKS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Revision of the last of them."""
+    replayed: _builtins.bool
+    """True when this is the first answer to a repeated request_id."""
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.Task]:
+        """The children in the order of the request, without prompt and input."""
+
+    def __init__(
+        self,
+        *,
+        tasks: _abc.Iterable[_task_pb2.Task] | None = ...,
+        revision: _builtins.int = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replayed", b"replayed", "revision", b"revision", "tasks", b"tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateChildTasksResponse: _TypeAlias = CreateChildTasksResponse  # noqa: Y015
+
+@_typing.final
+class WaitChildTasksRequest(_message.Message):
+    """Request of WaitChildTasks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_TOKEN_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
+    lease_token: _builtins.str
+    """The lease. Required."""
+    @_builtins.property
+    def wait(self) -> _duration_pb2.Duration:
+        """How long to wait at most. Unset: 30 s; 0 to 60 s."""
+
+    def __init__(
+        self,
+        *,
+        lease_token: _builtins.str = ...,
+        wait: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["wait", b"wait"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_token", b"lease_token", "wait", b"wait"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WaitChildTasksRequest: _TypeAlias = WaitChildTasksRequest  # noqa: Y015
+
+@_typing.final
+class WaitChildTasksResponse(_message.Message):
+    """Response of WaitChildTasks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASKS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    DIRECTIVE_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The newest revision when they were read."""
+    ended: _builtins.bool
+    """True when all have ended."""
+    directive: Global___LeaseDirective.ValueType
+    """CONTINUE or CANCEL."""
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.Task]:
+        """All children of the task, whichever attempt made them, the eldest first, without prompt and input.
+        Once all have ended with their results, as far as these are 16 MiB in all; GetTask has the others.
+        """
+
+    def __init__(
+        self,
+        *,
+        tasks: _abc.Iterable[_task_pb2.Task] | None = ...,
+        revision: _builtins.int = ...,
+        ended: _builtins.bool = ...,
+        directive: Global___LeaseDirective.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directive", b"directive", "ended", b"ended", "revision", b"revision", "tasks", b"tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WaitChildTasksResponse: _TypeAlias = WaitChildTasksResponse  # noqa: Y015
+
+@_typing.final
 class WatchDirectivesRequest(_message.Message):
     """Request of WatchDirectives."""
 

@@ -80,6 +80,16 @@ class WorkerServiceStub:
                 request_serializer=kapell_dot_v1_dot_worker__pb2.ReleaseTaskRequest.SerializeToString,
                 response_deserializer=kapell_dot_v1_dot_worker__pb2.ReleaseTaskResponse.FromString,
                 _registered_method=True)
+        self.CreateChildTasks = channel.unary_unary(
+                '/kapell.v1.WorkerService/CreateChildTasks',
+                request_serializer=kapell_dot_v1_dot_worker__pb2.CreateChildTasksRequest.SerializeToString,
+                response_deserializer=kapell_dot_v1_dot_worker__pb2.CreateChildTasksResponse.FromString,
+                _registered_method=True)
+        self.WaitChildTasks = channel.unary_unary(
+                '/kapell.v1.WorkerService/WaitChildTasks',
+                request_serializer=kapell_dot_v1_dot_worker__pb2.WaitChildTasksRequest.SerializeToString,
+                response_deserializer=kapell_dot_v1_dot_worker__pb2.WaitChildTasksResponse.FromString,
+                _registered_method=True)
         self.WatchDirectives = channel.unary_stream(
                 '/kapell.v1.WorkerService/WatchDirectives',
                 request_serializer=kapell_dot_v1_dot_worker__pb2.WatchDirectivesRequest.SerializeToString,
@@ -175,6 +185,24 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateChildTasks(self, request, context):
+        """Creates tasks as children of the leased one, all or none. They outlive the attempt: a later attempt
+        finds them with WaitChildTasks, and they are cancelled when the task is. See TaskSpec.parent_task_id.
+        Errors: LEASE_LOST, NOT_OWNER, CHILD_LIMIT, TASK_STATE_CONFLICT (the task is being cancelled), and as BatchCreateTasks.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WaitChildTasks(self, request, context):
+        """Waits until all children of the leased task have ended, at most `wait`, and renews the lease.
+        Answers earlier when the task is to be cancelled.
+        Errors: LEASE_LOST, NOT_OWNER.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchDirectives(self, request, context):
         """Streams hints for one agent, so that it need not wait for its next heartbeat.
         Every hint is also given by Heartbeat or LeaseTasks; losing the stream costs latency only.
@@ -239,6 +267,16 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.ReleaseTask,
                     request_deserializer=kapell_dot_v1_dot_worker__pb2.ReleaseTaskRequest.FromString,
                     response_serializer=kapell_dot_v1_dot_worker__pb2.ReleaseTaskResponse.SerializeToString,
+            ),
+            'CreateChildTasks': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateChildTasks,
+                    request_deserializer=kapell_dot_v1_dot_worker__pb2.CreateChildTasksRequest.FromString,
+                    response_serializer=kapell_dot_v1_dot_worker__pb2.CreateChildTasksResponse.SerializeToString,
+            ),
+            'WaitChildTasks': grpc.unary_unary_rpc_method_handler(
+                    servicer.WaitChildTasks,
+                    request_deserializer=kapell_dot_v1_dot_worker__pb2.WaitChildTasksRequest.FromString,
+                    response_serializer=kapell_dot_v1_dot_worker__pb2.WaitChildTasksResponse.SerializeToString,
             ),
             'WatchDirectives': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchDirectives,
@@ -495,6 +533,60 @@ class WorkerService:
             '/kapell.v1.WorkerService/ReleaseTask',
             kapell_dot_v1_dot_worker__pb2.ReleaseTaskRequest.SerializeToString,
             kapell_dot_v1_dot_worker__pb2.ReleaseTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateChildTasks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kapell.v1.WorkerService/CreateChildTasks',
+            kapell_dot_v1_dot_worker__pb2.CreateChildTasksRequest.SerializeToString,
+            kapell_dot_v1_dot_worker__pb2.CreateChildTasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WaitChildTasks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kapell.v1.WorkerService/WaitChildTasks',
+            kapell_dot_v1_dot_worker__pb2.WaitChildTasksRequest.SerializeToString,
+            kapell_dot_v1_dot_worker__pb2.WaitChildTasksResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -82,6 +82,16 @@ class WorkerServiceStub:
     """Hands an untouched task back; costs no attempt.
     Errors: LEASE_LOST, NOT_OWNER.
     """
+    CreateChildTasks: _grpc.UnaryUnaryMultiCallable[_worker_pb2.CreateChildTasksRequest, _worker_pb2.CreateChildTasksResponse]
+    """Creates tasks as children of the leased one, all or none. They outlive the attempt: a later attempt
+    finds them with WaitChildTasks, and they are cancelled when the task is. See TaskSpec.parent_task_id.
+    Errors: LEASE_LOST, NOT_OWNER, CHILD_LIMIT, TASK_STATE_CONFLICT (the task is being cancelled), and as BatchCreateTasks.
+    """
+    WaitChildTasks: _grpc.UnaryUnaryMultiCallable[_worker_pb2.WaitChildTasksRequest, _worker_pb2.WaitChildTasksResponse]
+    """Waits until all children of the leased task have ended, at most `wait`, and renews the lease.
+    Answers earlier when the task is to be cancelled.
+    Errors: LEASE_LOST, NOT_OWNER.
+    """
     WatchDirectives: _grpc.UnaryStreamMultiCallable[_worker_pb2.WatchDirectivesRequest, _worker_pb2.WatchDirectivesResponse]
     """Streams hints for one agent, so that it need not wait for its next heartbeat.
     Every hint is also given by Heartbeat or LeaseTasks; losing the stream costs latency only.
@@ -137,6 +147,16 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """
     ReleaseTask: _aio.UnaryUnaryMultiCallable[_worker_pb2.ReleaseTaskRequest, _worker_pb2.ReleaseTaskResponse]  # type: ignore[assignment]
     """Hands an untouched task back; costs no attempt.
+    Errors: LEASE_LOST, NOT_OWNER.
+    """
+    CreateChildTasks: _aio.UnaryUnaryMultiCallable[_worker_pb2.CreateChildTasksRequest, _worker_pb2.CreateChildTasksResponse]  # type: ignore[assignment]
+    """Creates tasks as children of the leased one, all or none. They outlive the attempt: a later attempt
+    finds them with WaitChildTasks, and they are cancelled when the task is. See TaskSpec.parent_task_id.
+    Errors: LEASE_LOST, NOT_OWNER, CHILD_LIMIT, TASK_STATE_CONFLICT (the task is being cancelled), and as BatchCreateTasks.
+    """
+    WaitChildTasks: _aio.UnaryUnaryMultiCallable[_worker_pb2.WaitChildTasksRequest, _worker_pb2.WaitChildTasksResponse]  # type: ignore[assignment]
+    """Waits until all children of the leased task have ended, at most `wait`, and renews the lease.
+    Answers earlier when the task is to be cancelled.
     Errors: LEASE_LOST, NOT_OWNER.
     """
     WatchDirectives: _aio.UnaryStreamMultiCallable[_worker_pb2.WatchDirectivesRequest, _worker_pb2.WatchDirectivesResponse]  # type: ignore[assignment]
@@ -245,6 +265,28 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_worker_pb2.ReleaseTaskResponse, _abc.Awaitable[_worker_pb2.ReleaseTaskResponse]]:
         """Hands an untouched task back; costs no attempt.
+        Errors: LEASE_LOST, NOT_OWNER.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateChildTasks(
+        self,
+        request: _worker_pb2.CreateChildTasksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.CreateChildTasksResponse, _abc.Awaitable[_worker_pb2.CreateChildTasksResponse]]:
+        """Creates tasks as children of the leased one, all or none. They outlive the attempt: a later attempt
+        finds them with WaitChildTasks, and they are cancelled when the task is. See TaskSpec.parent_task_id.
+        Errors: LEASE_LOST, NOT_OWNER, CHILD_LIMIT, TASK_STATE_CONFLICT (the task is being cancelled), and as BatchCreateTasks.
+        """
+
+    @_abc_1.abstractmethod
+    def WaitChildTasks(
+        self,
+        request: _worker_pb2.WaitChildTasksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.WaitChildTasksResponse, _abc.Awaitable[_worker_pb2.WaitChildTasksResponse]]:
+        """Waits until all children of the leased task have ended, at most `wait`, and renews the lease.
+        Answers earlier when the task is to be cancelled.
         Errors: LEASE_LOST, NOT_OWNER.
         """
 

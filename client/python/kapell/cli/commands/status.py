@@ -2,56 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from kapell.cli import options
 from kapell.cli.app import App
-from kapell.cli.output import View, as_data, write, write_one
+from kapell.cli.output import View, write, write_one
+from kapell.cli.picture import MOST_COUNTED, Picture, headline, waits_for_you
 from kapell.cli.shape import command
-from kapell.cli.states import AGENT_STATES, TASK_STATES, activity_look, agent_look, state_name
+from kapell.cli.states import AGENT_STATES, TASK_STATES, activity_look, queue_look, state_name
 from kapell.cli.table import Cell, Column, rows_for_terminal
 from kapell.cli.terminal import Terminal, cells, cut, visible
 from kapell.cli.times import age, short
-from kapell.cli.views import agent_state, percent, spawn_command, task_state
+from kapell.cli.views import agent_state, percent, task_state
 
 if TYPE_CHECKING:
     from kapell import Client
-    from kapell.v1.admin_pb2 import GetServerInfoResponse
-    from kapell.v1.agent_pb2 import Agent, AgentProfile
+    from kapell.v1.agent_pb2 import Agent
     from kapell.v1.task_pb2 import Task
 
 _MOST_AGENTS = 6
 _MOST_WAITS = 3
-_MOST_COUNTED = 100
 _MOST_TASKS = 6
 _LIVE_WORDS = tuple(look.word for look in AGENT_STATES.values() if not look.final)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """What the server looked like at one moment. `unserved` counts waiting tasks of types no agent takes."""
-
-    info: GetServerInfoResponse
-    address: str
-    counts: dict[str, int]
-    agents: list[Agent]
-    running: list[Task]
-    failed_lately: int
-    unserved: dict[str, int]
-    profiles: list[AgentProfile]
-
-    def as_data(self) -> dict[str, Any]:
-        """The picture for `-o json`: messages in proto JSON form."""
-        return {
-            "waitsForYou": [wait.text for wait in waits_for_you(self)],
-            "server": as_data(self.info) | {"address": self.address},
-            "taskCounts": self.counts,
-            "agents": [as_data(agent) for agent in self.agents],
-            "runningTasks": [as_data(task) for task in self.running],
-        }
 
 
 @command(
@@ -77,16 +51,17 @@ def status(app: App) -> None:
 async def _look(client: Client, address: str) -> Picture:
     import asyncio
 
-    (info, counts, agents, profiles), (running, failed, waiting) = await asyncio.gather(
+    (info, counts, agents, profiles, queues), (running, failed, waiting) = await asyncio.gather(
         asyncio.gather(
             client.admin.server_info(),
             client.tasks.count(),
             client.agents.list(states=_LIVE_WORDS, page_size=200),
             client.agents.profiles(),
+            client.queues.stats(),
         ),
         asyncio.gather(
             client.tasks.list(states=["running", "cancelling"], page_size=_MOST_TASKS + 1),
-            client.tasks.list(states=["failed"], page_size=_MOST_COUNTED, created_after=_an_hour_ago()),
+            client.tasks.list(states=["failed"], page_size=MOST_COUNTED, created_after=_an_hour_ago()),
             client.tasks.list(states=["queued"], page_size=200),
         ),
     )
@@ -102,6 +77,7 @@ async def _look(client: Client, address: str) -> Picture:
         failed_lately=len(failed.tasks),
         unserved=_unserved(waiting.tasks, agents.agents),
         profiles=list(profiles.profiles),
+        paused=[entry for entry in queues.queues if entry.depth and queue_look(entry.queue.state).word == "paused"],
     )
 
 
@@ -118,51 +94,6 @@ def _unserved(waiting: Any, agents: Any) -> dict[str, int]:
         if task.agent_type not in served:
             unserved[task.agent_type] = unserved.get(task.agent_type, 0) + 1
     return unserved
-
-
-@dataclass(frozen=True)
-class Wait:
-    """One thing that waits for a person: in a sentence, and the command that helps."""
-
-    text: str
-    command: str
-
-
-def waits_for_you(picture: Picture) -> list[Wait]:
-    """What a person should look at, the most urgent first."""
-    found = [
-        Wait(
-            f"{_many(count, 'task')} of type {agent_type!r}: no agent serves it",
-            spawn_command(agent_type, picture.profiles),
-        )
-        for agent_type, count in picture.unserved.items()
-    ]
-    if lost := _lost(picture):
-        found.append(Wait(f"{_many(lost, 'agent')} not heard of", "kapell agent list"))
-    if failed := picture.failed_lately:
-        found.append(Wait(f"{_many(failed, 'failed task')} in the last hour", "kapell task list --state failed"))
-    return found
-
-
-def headline(picture: Picture) -> str:
-    """All that waits for a person, in one line."""
-    parts = []
-    if unserved := sum(picture.unserved.values()):
-        parts.append(f"{_many(unserved, 'task')} without an agent")
-    if lost := _lost(picture):
-        parts.append(_many(lost, "lost agent"))
-    if failed := picture.failed_lately:
-        parts.append(_many(failed, "failed task"))
-    return f"Waits for you: {', '.join(parts)}." if parts else "Nothing waits for you."
-
-
-def _lost(picture: Picture) -> int:
-    return sum(agent_look(agent.state).word == "lost" for agent in picture.agents)
-
-
-def _many(count: int, noun: str) -> str:
-    more = "+" if count >= _MOST_COUNTED else ""
-    return f"{count}{more} {noun}{'' if count == 1 else 's'}"
 
 
 def _screen(picture: Picture, terminal: Terminal) -> list[str]:

@@ -34,7 +34,7 @@ def _write(app: App, /, outcome: bulk.Outcome[Task]) -> None:
 
 @command(
     "cancel",
-    "Cancel tasks.",
+    "Cancel tasks, and those below them.",
     examples="""
         kapell task cancel task_01kabc
         kapell task cancel task_01kabc --reason "wrong branch"
@@ -43,17 +43,25 @@ def _write(app: App, /, outcome: bulk.Outcome[Task]) -> None:
 )
 @options.task_ids()
 @click.option("--reason", default="", metavar="TEXT", help="Why, for the record.")
+@click.option("--leave-children", is_flag=True, help="Let the tasks below them go on.")
 @options.yes
 @options.dry_run
 @options.output
 @click.pass_obj
-def cancel(app: App, /, task_ids: tuple[str, ...], reason: str, yes: bool, dry_run: bool) -> None:
+def cancel(app: App, /, task_ids: tuple[str, ...], reason: str, leave_children: bool, yes: bool, dry_run: bool) -> None:
     if dry_run:
         _show_only(app, "cancel", task_ids)
         return
     if len(task_ids) > 1:
         options.confirm(app, f"Cancel {len(task_ids)} tasks", task_ids, yes=yes, typed=str(len(task_ids)))
-    _write(app, app.run(lambda client: bulk.each(task_ids, lambda id: client.tasks.cancel(id, reason=reason))))
+    _write(
+        app,
+        app.run(
+            lambda client: bulk.each(
+                task_ids, lambda id: client.tasks.cancel(id, reason=reason, leave_children=leave_children)
+            )
+        ),
+    )
 
 
 @command(

@@ -18,12 +18,30 @@ from kapell.cli.times import DURATION, MOMENT
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _ID = click.option("--id", "task_id", metavar="TASK_ID", help="An id of your choice, task_…; it makes repeating safe.")
+_AFTER = click.option(
+    "--after",
+    "dependencies",
+    multiple=True,
+    metavar="TASK_ID[:WHEN]",
+    help="Wait until that task has succeeded; WHEN may be started, or finished: ended in any way. May be repeated.",
+)
 _LIMITS = (
     options.labels("A label; may be repeated."),
     click.option("--not-before", type=MOMENT, metavar="TIME", help="Start no earlier: 10m from now, or a time."),
     click.option("--queue-timeout", type=DURATION, metavar="DURATION", help="Fail when no agent took it by then."),
     click.option("--run-timeout", type=DURATION, metavar="DURATION", help="Stop an attempt that takes longer."),
     click.option("--total-timeout", type=DURATION, metavar="DURATION", help="Fail when it has not ended by then."),
+)
+_SHARES = (
+    click.option("--fairness-key", metavar="KEY", help="Whose share of the agents it uses: a team, a user, a project."),
+    click.option(
+        "--concurrency-key",
+        "concurrency_keys",
+        multiple=True,
+        metavar="KEY",
+        callback=lambda _ctx, _param, values: values or None,
+        help="What only so many tasks may use at a time, see `kapell limit`; may be repeated.",
+    ),
 )
 _PARAMETERS = (
     click.argument("prompt", nargs=-1, metavar="[PROMPT]..."),
@@ -39,8 +57,10 @@ _PARAMETERS = (
         "-p", "--priority", type=click.IntRange(0, 1000), metavar="0-1000", help="Higher runs first. [default: 500]"
     ),
     *_LIMITS[:2],
+    _AFTER,
     click.option("--max-attempts", type=click.IntRange(1, 100), metavar="N", help="Attempts in all. [default: 3]"),
     *_LIMITS[2:],
+    *_SHARES,
 )
 _OF_TEMPLATE = (
     click.option("-t", "--type", "agent_type", default="", metavar="TYPE", help="Other agents than the template says."),
@@ -54,6 +74,7 @@ _OF_TEMPLATE = (
         help="Higher runs first. [default: as the template says]",
     ),
     *_LIMITS[:2],
+    _AFTER,
     click.option(
         "--max-attempts",
         type=click.IntRange(1, 100),
@@ -61,6 +82,7 @@ _OF_TEMPLATE = (
         help="Attempts in all. [default: as the template says]",
     ),
     *_LIMITS[2:],
+    *_SHARES,
 )
 
 
@@ -112,9 +134,17 @@ def new_task(
     return NewTask(agent_type, _prompt(prompt, file), given)
 
 
-def fields_given(*, name: str | None, labels: dict[str, str], not_before: float | None, **rest: Any) -> dict[str, Any]:
+def fields_given(
+    *,
+    name: str | None,
+    labels: dict[str, str],
+    not_before: float | None,
+    dependencies: tuple[str, ...] = (),
+    **rest: Any,
+) -> dict[str, Any]:
     """What was said of a task, as keywords of `client.tasks.create`."""
     fields: dict[str, Any] = {
+        "dependencies": dependencies or None,
         "display_name": name,
         "labels": labels or None,
         "not_before": None if not_before is None else datetime.fromtimestamp(not_before, UTC),

@@ -9,9 +9,9 @@ import click
 
 from kapell.cli import bulk, options
 from kapell.cli.app import App
-from kapell.cli.output import write_list, write_one
+from kapell.cli.output import note, write_list, write_one
 from kapell.cli.shape import command
-from kapell.cli.states import TASK_WORDS
+from kapell.cli.states import TASK_WORDS, task_look
 from kapell.cli.times import DURATION
 from kapell.cli.views import ATTEMPTS, TASKS
 
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 @click.option(
     "--template", "template_ids", multiple=True, metavar="TEMPLATE_ID", help="Made from this template; may be repeated."
 )
+@click.option("--parent", "parent_task_id", default="", metavar="TASK_ID", help="Children of this task.")
+@click.option("--root", "root_task_id", default="", metavar="TASK_ID", help="Everything below this task.")
 @options.labels("With this label; may be repeated.")
 @click.option("--since", type=DURATION, metavar="DURATION", help="Created within the last 30m, 2h, 7d …")
 @click.option("--oldest", is_flag=True, help="The oldest first.")
@@ -80,7 +82,10 @@ def list_(app: App, /, since: float | None, oldest: bool, limit: int, **query: A
 def get(app: App, /, task_ids: tuple[str, ...]) -> None:
     outcome = app.run(lambda client: bulk.each(task_ids, client.tasks.get))
     if len(task_ids) == 1 and outcome.answers:
-        write_one(outcome.answers[0], TASKS, app.terminal, app.output)
+        task = outcome.answers[0]
+        write_one(task, TASKS, app.terminal, app.output)
+        if app.is_table and app.terminal.is_tty and task_look(task.state).word in ("pending", "queued"):
+            note(app.terminal.err(f"Why it is not running: kapell task explain {task.task_id}", "dim"))
     elif outcome.answers:
         write_list(outcome.answers, TASKS, app.terminal, app.output)
     outcome.finish(app.terminal)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         kapell task create --type shell --priority 900 --label team=web -- wc -l README.md
         kapell task create --type review --file prompt.md --input pr=17 -o id
         kapell task create --type shell --not-before 10m "date"
+        kapell task create --type shell --after task_01kabc "make deploy"
     """,
 )
 @task_fields

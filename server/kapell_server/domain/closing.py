@@ -1,0 +1,27 @@
+"""What ends a batch: tasks whose dependencies were met become runnable, and runnable ones are given away.
+
+In between those go that their concurrency keys do not let wait. Each of the three may meet or fail a
+dependency of another task, so they take turns until nothing is left.
+"""
+
+from __future__ import annotations
+
+from kapell_server.domain import concurrency, dependency, dispatch
+from kapell_server.domain.polls import Poll
+from kapell_server.domain.state import State
+
+
+def close(state: State) -> list[Poll]:
+    """Does all that the batch has made possible. Returns the polls that got something."""
+    served: list[Poll] = []
+    room = dependency.MOST_AT_ONCE
+    settled = 0
+    while True:
+        room -= dependency.resolve(state, room)
+        settled = concurrency.settle_arrivals(state, settled)
+        if state.edges.stirred and room > 0:
+            continue
+        served += dispatch.dispatch(state)
+        # What is left beyond the cap is for the next batch, which State asks for.
+        if not state.edges.stirred or room <= 0:
+            return served

@@ -1,0 +1,84 @@
+"""Standing resources: the few, small things that stay until somebody changes them.
+
+Queues, limits, schedules. All of them are in memory from the start on, so decisions find them
+without a query. Undone with the rest of State, through its journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
+from kapell.v1.watch_pb2 import EventKind
+
+if TYPE_CHECKING:
+    from kapell_server.domain.state import State
+
+Standing = Queue | ConcurrencyLimit
+_T = TypeVar("_T", Queue, ConcurrencyLimit)
+
+
+@dataclass(frozen=True, slots=True)
+class StandingKind:
+    """One kind of standing resource: its number in the table, its name in events, the field that is its id."""
+
+    number: int
+    name: str
+    type: type[Standing]
+    id_field: str
+
+
+KINDS: dict[type, StandingKind] = {
+    kind.type: kind
+    for kind in (
+        StandingKind(1, "queue", Queue, "agent_type"),
+        StandingKind(2, "limit", ConcurrencyLimit, "key"),
+    )
+}
+"""Numbers are stored: never used again for another kind."""
+
+
+def standing_id(resource: Standing) -> str:
+    """The id of a standing resource, unique within its kind."""
+    found: str = getattr(resource, KINDS[type(resource)].id_field)
+    return found
+
+
+class StandingShelf:
+    """The standing resources of every kind, by id, in order of creation."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._by_kind: dict[type[Standing], dict[str, Standing]] = {kind: {} for kind in KINDS}
+
+    def load(self, resources: Iterable[Standing]) -> None:
+        """Takes over what the database has, at the start."""
+        for resource in resources:
+            self._by_kind[type(resource)][standing_id(resource)] = resource
+
+    def find(self, kind: type[_T], resource_id: str) -> _T | None:
+        """The resource, or None. Not to be altered."""
+        return self._by_kind[kind].get(resource_id)  # type: ignore[return-value]
+
+    def any(self, kind: type[Standing]) -> bool:
+        """Whether there is one of a kind at all."""
+        return bool(self._by_kind[kind])
+
+    def all(self, kind: type[_T]) -> Iterator[_T]:
+        """Every resource of a kind. Not to be altered."""
+        return iter(self._by_kind[kind].values())  # type: ignore[arg-type]
+
+    def put(self, resource: _T, event: EventKind.ValueType, changed: tuple[str, ...], *, deleted: bool = False) -> _T:
+        """Records `resource` as the new form, with one event. Takes ownership of the message."""
+        resource_id = standing_id(resource)
+        known = self._by_kind[type(resource)]
+        previous = known.get(resource_id)
+        since = previous.revision if previous is not None else 0
+        self._state.record(resource, event, since, changed, created=previous is None, deleted=deleted)
+        if deleted:
+            self._state.remove(known, resource_id)
+        else:
+            self._state.assign(known, resource_id, resource)
+        return resource

@@ -1,0 +1,210 @@
+"""Concurrency keys whose tasks shall not wait: the newest or the oldest ones go, as the limit says."""
+
+from __future__ import annotations
+
+import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
+from kapell.v1.queue_pb2 import (
+    CONCURRENCY_STRATEGY_CANCEL_IN_PROGRESS,
+    CONCURRENCY_STRATEGY_CANCEL_NEWEST,
+    CONCURRENCY_STRATEGY_SKIP,
+    ConcurrencyLimit,
+    ConcurrencyStrategy,
+    SetConcurrencyLimitRequest,
+)
+from kapell.v1.task_pb2 import (
+    BatchCreateTasksRequest,
+    CancelTaskRequest,
+    CreateTaskRequest,
+    RetryPolicy,
+    RetryTaskRequest,
+    Task,
+    UpdateTaskRequest,
+)
+from kapell.v1.worker_pb2 import LeaseTasksRequest
+from kapell_server.domain.times import SECOND, stamp
+
+from tests.domain.test_concurrency import add, seconds, spec, states, take
+from tests.domain.test_rollback import fail_commit
+from tests.domain.world import World
+
+IN_PROGRESS = CONCURRENCY_STRATEGY_CANCEL_IN_PROGRESS
+NEWEST = CONCURRENCY_STRATEGY_CANCEL_NEWEST
+SKIP = CONCURRENCY_STRATEGY_SKIP
+
+
+def limited(strategy: ConcurrencyStrategy.ValueType, most: int = 1) -> tuple[World, str]:
+    world = World()
+    world.limit("k", most, strategy=strategy)
+    return world, world.register(slots=9)
+
+
+def test_the_newest_replaces_what_runs() -> None:
+    world, agent_id = limited(IN_PROGRESS)
+    add(world, "a", "k")
+    take(world, agent_id)
+
+    add(world, "b", "k")
+
+    assert states(world, "a", "b") == ["CANCELLING", "QUEUED"]
+    assert "task_b" in world.task("task_a").state_reason
+    assert take(world, agent_id) == []
+    world.complete("task_a")
+    assert states(world, "a") == ["CANCELLED"]
+    assert take(world, agent_id) == ["b"]
+
+
+def test_the_newest_replaces_what_waits() -> None:
+    world, _ = limited(IN_PROGRESS)
+    for name in "abc":
+        add(world, name, "k")
+
+    assert states(world, *"abc") == ["CANCELLED", "CANCELLED", "QUEUED"]
+    assert not world.task("task_a").skipped
+
+
+def test_no_more_are_replaced_than_need_be_and_the_oldest_go_first() -> None:
+    world, agent_id = limited(IN_PROGRESS, 2)
+    for name in "ab":
+        add(world, name, "k")
+    assert take(world, agent_id) == ["a", "b"]
+
+    add(world, "c", "k")
+
+    assert states(world, *"abc") == ["CANCELLING", "RUNNING", "QUEUED"]
+    assert take(world, agent_id) == []
+
+
+@pytest.mark.parametrize("strategy", [NEWEST, SKIP])
+def test_the_newest_one_goes(strategy: ConcurrencyStrategy.ValueType) -> None:
+    world, agent_id = limited(strategy)
+    add(world, "a", "k")
+    add(world, "b", "k")
+    take(world, agent_id)
+    add(world, "c", "k")
+
+    assert states(world, *"abc") == ["RUNNING", "CANCELLED", "CANCELLED"]
+    assert [world.task(f"task_{name}").skipped for name in "abc"] == [False, *[strategy == SKIP] * 2]
+    assert "task_a" in world.task("task_c").state_reason
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize(("strategy", "left"), [(NEWEST, "ab"), (SKIP, "ab"), (IN_PROGRESS, "cd")])
+def test_of_several_that_come_at_once_the_same_ones_are_left_as_of_several_in_turn(
+    strategy: ConcurrencyStrategy.ValueType, left: str, together: bool
+) -> None:
+    world, _ = limited(strategy, 2)
+    specs = [spec(name, "k") for name in "abcd"]
+
+    if together:
+        world.do(BatchCreateTasksRequest(tasks=specs))
+    else:
+        world.do(*[CreateTaskRequest(task=one) for one in specs])
+
+    assert [name for name in "abcd" if states(world, name) == ["QUEUED"]] == list(left)
+
+
+def test_a_limit_set_later_in_the_batch_counts() -> None:
+    world = World()
+    skip = SetConcurrencyLimitRequest(limit=ConcurrencyLimit(key="k", strategy=SKIP))
+
+    world.do(CreateTaskRequest(task=spec("a", "k")), CreateTaskRequest(task=spec("b", "k")), skip)
+
+    assert states(world, "a", "b") == ["QUEUED", "CANCELLED"]
+
+
+def test_one_cancelled_and_retried_in_the_batch_is_the_newest() -> None:
+    world, _ = limited(IN_PROGRESS)
+    a, b = [CreateTaskRequest(task=spec(name, "k")) for name in "ab"]
+
+    world.do(a, CancelTaskRequest(task_id="task_a"), b, RetryTaskRequest(task_id="task_a"))
+
+    assert states(world, "a", "b") == ["QUEUED", "CANCELLED"]
+
+
+def test_one_that_is_letting_go_does_not_count() -> None:
+    world, agent_id = limited(SKIP)
+    add(world, "a", "k")
+    take(world, agent_id)
+    world.cancel("task_a")
+
+    add(world, "b", "k")
+
+    assert states(world, "a", "b") == ["CANCELLING", "QUEUED"]
+
+
+@pytest.mark.parametrize(("strategy", "expected"), [(SKIP, "CANCELLED"), (IN_PROGRESS, "QUEUED")])
+def test_a_retry_counts_as_new(strategy: ConcurrencyStrategy.ValueType, expected: str) -> None:
+    world, agent_id = limited(strategy)
+    add(world, "a", "k")
+    world.cancel("task_a")
+    add(world, "b", "k")
+    take(world, agent_id)
+
+    world.retry("task_a")
+
+    assert states(world, "a") == [expected]
+    assert states(world, "b") == ["RUNNING" if strategy == SKIP else "CANCELLING"]
+    assert world.task("task_a").skipped == (strategy == SKIP)
+
+
+def test_a_task_that_waits_for_its_time_counts_once_the_time_has_come() -> None:
+    world, agent_id = limited(SKIP)
+    later = Timestamp()
+    stamp(later, world.now_ns + 3 * SECOND)
+    add(world, "later", "k", not_before_time=later)
+    add(world, "a", "k")
+    take(world, agent_id)
+    assert states(world, "later", "a") == ["PENDING", "RUNNING"]
+
+    world.advance(4)
+
+    assert states(world, "later", "a") == ["CANCELLED", "RUNNING"]
+
+
+def test_an_attempt_after_another_is_not_new() -> None:
+    world, agent_id = limited(SKIP)
+    add(world, "a", "k", retry_policy=RetryPolicy(initial_backoff=seconds(2)))
+    take(world, agent_id)
+    world.fail("task_a")
+    add(world, "b", "k")
+    world.advance(3)
+
+    assert states(world, "a", "b") == ["QUEUED", "QUEUED"]
+
+
+def test_each_key_has_its_own_say() -> None:
+    world = World()
+    world.limit("soft", 1)
+    world.limit("hard", 1, strategy=SKIP)
+    world.limit("new", 1, strategy=IN_PROGRESS)
+    add(world, "a", "soft", "hard")
+    add(world, "b", "soft")
+    add(world, "c", "new")
+
+    add(world, "d", "soft", "hard", "new")
+    add(world, "e", "soft", "new")
+
+    assert states(world, *"abcde") == ["QUEUED", "QUEUED", "CANCELLED", "CANCELLED", "QUEUED"]
+
+
+def test_what_is_the_oldest_outlives_a_new_priority_and_a_failed_batch() -> None:
+    world, agent_id = limited(IN_PROGRESS, 3)
+    for name in "abc":
+        add(world, name, "k")
+    world.do(UpdateTaskRequest(task=Task(task_id="task_a", priority=9), update_mask=FieldMask(paths=["priority"])))
+    fail_commit(world, LeaseTasksRequest(agent_id=agent_id, max_tasks=9))
+
+    add(world, "d", "k")
+
+    assert states(world, *"abcd") == ["CANCELLED", "QUEUED", "QUEUED", "QUEUED"]
+
+
+def test_a_limit_of_none_lets_nobody_wait_who_shall_not() -> None:
+    world, _ = limited(NEWEST, 0)
+
+    add(world, "a", "k")
+
+    assert states(world, "a") == ["CANCELLED"]
+    assert "limit of 0" in world.task("task_a").state_reason
