@@ -12,6 +12,8 @@ from kapell._worker.values import from_value
 from kapell.discovery import Endpoint
 from kapell.v1.agent_pb2 import AGENT_ACTIVITY_WAITING_FOR_APPROVAL, AGENT_STATE_DRAINING, AGENT_STATE_TERMINATED
 from kapell.v1.task_pb2 import (
+    ATTEMPT_STATE_RELEASED,
+    ATTEMPT_STATE_SUCCEEDED,
     ATTEMPT_WAIT_KIND_APPROVAL,
     TASK_STATE_CANCELLED,
     TASK_STATE_FAILED,
@@ -19,7 +21,7 @@ from kapell.v1.task_pb2 import (
     TASK_STATE_SUCCEEDED,
     Task,
 )
-from kapell.worker import TaskContext, TaskFailed, Worker
+from kapell.worker import RateLimited, TaskContext, TaskFailed, Worker
 from kapell_server.testing import TestServer, serve
 
 from tests.clients.working import working
@@ -40,6 +42,35 @@ async def client(server: TestServer) -> AsyncIterator[Client]:
 
 def worker_of(server: TestServer, slots: int = 1) -> Worker:
     return Worker(Endpoint(address=server.address, token=server.admin_token), slots=slots)
+
+
+async def test_a_rate_limit_of_a_provider_costs_no_attempt(server: TestServer, client: Client) -> None:
+    worker = worker_of(server)
+    calls = 0
+
+    @worker.task("ask")
+    async def ask(ctx: TaskContext, task: Task) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise RateLimited("anthropic", 0.05, "429: come back later")
+        return "answered"
+
+    async with working(worker):
+        task = await client.tasks.run("ask", "what?", max_attempts=1)
+        attempts = (await client.tasks.attempts(task.task_id)).attempts
+
+    assert task.state == TASK_STATE_SUCCEEDED
+    assert (task.rate_limited_count, task.attempts_used, task.attempt) == (1, 1, 2)
+    assert [attempt.state for attempt in attempts] == [ATTEMPT_STATE_RELEASED, ATTEMPT_STATE_SUCCEEDED]
+    assert attempts[0].failure.message == "429: come back later"
+
+
+def test_a_rate_limit_names_its_provider_and_stays_within_a_day() -> None:
+    assert RateLimited("anthropic", -1).reset_after > 0
+    assert RateLimited("anthropic", 1e9).reset_after == 86_400
+    with pytest.raises(ValueError, match="names no provider"):
+        RateLimited("no provider", 1)
 
 
 async def test_task_is_done_with_log_progress_and_result(server: TestServer, client: Client) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
 from kapell.v1.agent_pb2 import Agent, DeleteAgentRequest, SpawnAgentRequest, UpdateAgentRequest
 from kapell.v1.common_pb2 import ProcessExit
 from kapell.v1.queue_pb2 import (
@@ -26,10 +28,17 @@ from kapell.v1.task_pb2 import (
     DeleteTaskRequest,
     RetryTaskRequest,
     Task,
+    TaskFailure,
     TaskSpec,
     UpdateTaskRequest,
 )
-from kapell.v1.worker_pb2 import CompleteTaskRequest, DeregisterRequest, LeaseTasksRequest
+from kapell.v1.worker_pb2 import (
+    CompleteTaskRequest,
+    DeregisterRequest,
+    FailTaskRequest,
+    LeaseTasksRequest,
+    ProviderRateLimit,
+)
 from kapell_server.domain import state as state_module
 from kapell_server.engine.facts import AgentProcessExited, SpawnCommand
 
@@ -73,6 +82,18 @@ def reprioritized(task_id: str, priority: int) -> UpdateTaskRequest:
     return UpdateTaskRequest(task=Task(task_id=task_id, priority=priority), update_mask=FieldMask(paths=["priority"]))
 
 
+def put_off(task_id: str) -> UpdateTaskRequest:
+    later = Timestamp(seconds=4_000_000_000)
+    return UpdateTaskRequest(
+        task=Task(task_id=task_id, not_before_time=later), update_mask=FieldMask(paths=["not_before_time"])
+    )
+
+
+def rate_limited(token: str) -> FailTaskRequest:
+    limit = ProviderRateLimit(provider="anthropic", reset_after=Duration(seconds=60))
+    return FailTaskRequest(lease_token=token, failure=TaskFailure(reason="RATE_LIMITED"), rate_limited=limit)
+
+
 COMMANDS: dict[str, Callable[[World, dict[str, str]], list[Any]]] = {
     "create": lambda world, ids: [new("task_new", "p")],
     "cancel": lambda world, ids: [CancelTaskRequest(task_id=ids["queued"])],
@@ -84,6 +105,9 @@ COMMANDS: dict[str, Callable[[World, dict[str, str]], list[Any]]] = {
     "poll to wait": lambda world, ids: [LeaseTasksRequest(agent_id=ids["other"])],
     "deregister": lambda world, ids: [DeregisterRequest(agent_id=ids["busy"])],
     "spawn": lambda world, ids: [SpawnCommand(SpawnAgentRequest(agent_id="agent_new"), "", SPEC)],
+    "retry edited": lambda world, ids: [RetryTaskRequest(task_id=ids["done"], prompt="better", priority=7)],
+    "put off": lambda world, ids: [put_off(ids["queued"])],
+    "rate limit": lambda world, ids: [rate_limited(world.token(ids["running"]))],
     "delete an agent": lambda world, ids: [DeleteAgentRequest(agent_id=ids["ended"])],
     "create under keys": lambda world, ids: [new("task_new", concurrency_keys=["k", "other"], fairness_key="b")],
     "create instead of others": lambda world, ids: [superseding("k"), new("task_new", concurrency_keys=["k"])],

@@ -33,6 +33,7 @@ from kapell.v1.task_pb2 import (
     RetryTaskRequest,
     Task,
     TaskAttempt,
+    TaskEdit,
     TaskFailure,
     TaskSpec,
 )
@@ -49,12 +50,14 @@ from kapell.v1.worker_pb2 import (
 )
 from kapell_server.domain import agent, closing, dispatch
 from kapell_server.domain.access import Caller, Keyring, system, user
+from kapell_server.domain.bulk_job import BulkJob
 from kapell_server.domain.edges import Edge, EdgeKey
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.pending import Resource
 from kapell_server.domain.polls import Poll
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.standing import KINDS, Standing, standing_id
-from kapell_server.domain.state import Resource, State
+from kapell_server.domain.state import State
 from kapell_server.domain.times import SECOND, timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL
 from kapell_server.engine.commands import DECIDERS, QUESTIONS, look
@@ -77,6 +80,9 @@ class Rows:
         self.template_versions: dict[tuple[str, int], TemplateVersion] = {}
         self.edges: dict[EdgeKey, Edge] = {}
         self.standing: dict[tuple[str, str], Standing] = {}
+        self.edits: dict[tuple[str, int], TaskEdit] = {}
+        self.bulk_jobs: dict[str, BulkJob] = {}
+        self.bulk_steps: dict[tuple[str, int], bytes] = {}
         self.event_times: list[int] = []
 
     def load_tasks(self, task_ids: Iterable[str]) -> list[Task]:
@@ -93,6 +99,9 @@ class Rows:
 
     def load_template_version(self, template_id: str, version: int) -> TemplateVersion | None:
         return self.template_versions.get((template_id, version))
+
+    def load_changed_tasks(self, after_revision: int) -> list[str]:
+        return [task_id for task_id, task in self.tasks.items() if task.revision > after_revision]
 
     def has_live_member(self, root_id: str) -> bool:
         return any(t.root_task_id == root_id and t.state not in TASK_FINAL for t in self.tasks.values())
@@ -170,6 +179,12 @@ class World:
             del rows.edges[key]
         assert not rows.edges.keys() & pending.new_edges.keys(), "an edge is inserted once"
         rows.edges.update(pending.new_edges)
+        rows.edits.update(pending.edits)
+        rows.bulk_jobs.update(pending.bulk.started)
+        rows.bulk_steps.update(pending.bulk.steps)
+        for key in pending.bulk.ended:
+            rows.bulk_jobs.pop(key, None)
+            rows.bulk_steps = {step: data for step, data in rows.bulk_steps.items() if step[0] != key}
         rows.attempts.update({key: record for key, (record, _) in pending.attempts.items()})
 
     def _place(self, resource: Resource) -> tuple[dict[Any, Any], Any]:
@@ -208,6 +223,9 @@ class World:
             sorted(self.rows.template_versions),
             {task_id: state.find_task(task_id) for task_id in self.rows.tasks},
             dict(self.rows.contents),
+            {key: edit.SerializeToString() for key, edit in self.rows.edits.items()},
+            sorted(state.bulk_jobs),
+            dict(self.rows.bulk_steps),
             {key: record.SerializeToString() for key, record in self.rows.attempts.items()},
             {task_id: lease.attempt for task_id, lease in state.leases.by_task.items()},
             dict(self.rows.edges),
@@ -272,8 +290,12 @@ class World:
     def cancel(self, task_id: str, reason: str = "") -> Any:
         return self.do(CancelTaskRequest(task_id=task_id, reason=reason))
 
-    def retry(self, task_id: str) -> Any:
-        return self.do(RetryTaskRequest(task_id=task_id))
+    def retry(self, task_id: str, **edits: Any) -> Any:
+        return self.do(RetryTaskRequest(task_id=task_id, **edits))
+
+    def edits(self, task_id: str) -> list[TaskEdit]:
+        """The edits of a task as committed, the first one first."""
+        return [edit for (edited, _), edit in sorted(self.rows.edits.items()) if edited == task_id]
 
     def delete(self, task_id: str) -> Any:
         return self.do(DeleteTaskRequest(task_id=task_id))

@@ -12,14 +12,19 @@ from kapell.v1.common_pb2 import ProcessExit
 from kapell.v1.task_pb2 import (
     BatchCreateTasksRequest,
     CancelTaskRequest,
+    CancelTasksRequest,
     CreateTaskRequest,
     DeleteTaskRequest,
+    ReprioritizeTasksRequest,
     RetryTaskRequest,
+    RetryTasksRequest,
     Task,
+    TaskFilter,
     TaskSpec,
     UpdateTaskRequest,
 )
 from kapell_server.domain.access import user
+from kapell_server.domain.bulk_job import RESPONSES
 from kapell_server.engine.commands import DECIDERS
 from kapell_server.engine.facts import AgentProcessExited, SpawnCommand
 
@@ -35,6 +40,9 @@ def mutators() -> list[Any]:
         UpdateTaskRequest(task=task, update_mask=FieldMask(paths=["priority"])),
         CancelTaskRequest(task_id="task_queued"),
         RetryTaskRequest(task_id="task_ended"),
+        CancelTasksRequest(filter=TaskFilter(task_ids=["task_queued"])),
+        RetryTasksRequest(all=True),
+        ReprioritizeTasksRequest(all=True, priority=1),
         DeleteTaskRequest(task_id="task_ended"),
         SpawnCommand(SpawnAgentRequest(spec=SPEC), "", SPEC),
         UpdateAgentRequest(agent=agent, update_mask=FieldMask(paths=["display_name"])),
@@ -108,8 +116,16 @@ def test_every_request_with_a_request_id_is_tried_here() -> None:
 def test_every_decider_takes_a_request_of_the_api_or_a_fact() -> None:
     names = {request.__name__ for request in DECIDERS}
 
-    assert set(MUTATORS) - {"SpawnAgentRequest"} <= names
-    assert {"SpawnCommand", "AgentProcessStarted", "AgentProcessExited", "AgentStartFailed"} <= names
+    looked_up = {"SpawnAgentRequest", *(request.__name__ for request in RESPONSES)}
+    assert set(MUTATORS) - looked_up <= names
+    assert {
+        "BulkCommand",
+        "BulkStep",
+        "SpawnCommand",
+        "AgentProcessStarted",
+        "AgentProcessExited",
+        "AgentStartFailed",
+    } <= names
 
 
 async def test_an_answer_outlives_the_server(live: LiveEngine) -> None:

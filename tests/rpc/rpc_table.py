@@ -20,6 +20,7 @@ from kapell.v1.task_pb2 import (
 )
 
 from tests.rpc import rpc_dependencies
+from tests.rpc.rpc_bulk import BULK
 from tests.rpc.rpc_cases import (
     FAR_FUTURE,
     NOBODY,
@@ -121,6 +122,9 @@ TASKS: dict[str, Case] = {
             **of_task(task_pb2.RetryTaskRequest),
             "TASK_STATE_CONFLICT": lambda scene: Ask(task_pb2.RetryTaskRequest(task_id=scene.queued().task_id)),
             **rpc_dependencies.OF_RETRY,
+            "REQUEST_INVALID: parameters without a template": lambda scene: Ask(
+                task_pb2.RetryTaskRequest(task_id=scene.cancelled().task_id, parameters={"a": "b"})
+            ),
         },
         malformed=({}, "task_id"),
     ),
@@ -401,7 +405,7 @@ EVENTS_AND_ADMIN: dict[str, Case] = {
     ),
 }
 
-CASES: dict[str, Case] = {**TASKS, **QUEUES, **TEMPLATES, **AGENTS, **WORKERS, **EVENTS_AND_ADMIN}
+CASES: dict[str, Case] = {**TASKS, **BULK, **QUEUES, **TEMPLATES, **AGENTS, **WORKERS, **EVENTS_AND_ADMIN}
 
 # Rpcs that no state and no id can make fail, and why.
 NEVER_REFUSED = {

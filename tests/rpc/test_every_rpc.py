@@ -222,6 +222,8 @@ def _subject(answer: Any | None, ask: Ask) -> str:
     """The id of the resource that a call was about; without an answer, empty where the call makes it."""
     if answer is not None and hasattr(answer, "tasks"):
         return str(answer.tasks[0].task_id)
+    if hasattr(ask.request, "filter"):
+        return str(ask.request.filter.task_ids[0])
     for message in (answer, ask.request):
         if subject := rpc_queues.subject_of(message):
             return subject
@@ -251,6 +253,8 @@ def _alter(request: Any) -> None:
         return
     if hasattr(request, "tasks"):
         request.tasks[0].prompt = "another"
+    elif hasattr(request, "filter"):
+        request.filter.task_ids.append("task_another")
     elif hasattr(request, "template_id"):
         request.template_id = "another-template"
     elif hasattr(request, "task"):

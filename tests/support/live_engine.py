@@ -31,6 +31,7 @@ from kapell.v1.worker_pb2 import (
 )
 from kapell_server.clock import ManualClock
 from kapell_server.domain.access import Caller, Keyring, user
+from kapell_server.domain.bulk_job import RESPONSES
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.settings import Settings
 from kapell_server.engine.engine import Engine
@@ -117,7 +118,8 @@ class LiveEngine:
 
     async def call(self, request: Any, caller: Caller = USER) -> Any:
         """The answer to one command, decoded."""
-        return decoded(request, await self.engine.submit(request, caller))
+        take_in = self.engine.change_tasks if type(request) in RESPONSES else self.engine.submit
+        return decoded(request, await take_in(request, caller))
 
     async def together(self, *requests: Any, caller: Caller = USER) -> list[Any]:
         """The answers, or refusals, of commands that one batch decides, in the order given."""

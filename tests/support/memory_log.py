@@ -15,7 +15,7 @@ from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.task_pb2 import Task
 from kapell.v1.template_pb2 import Template
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT, EVENT_KIND_TASK_DELETED, EventKind
-from kapell_server.domain.state import Resource
+from kapell_server.domain.pending import Resource
 from kapell_server.store.record import Record
 from kapell_server.store.writes import resource_id
 from kapell_server.watch.filters import ResourceKind

@@ -6,7 +6,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from kapell.v1.agent_pb2 import AGENT_STATE_ACTIVE, AGENT_STATE_LOST, Agent, AgentFilter
 from kapell.v1.event_pb2 import EventFilter
-from kapell.v1.task_pb2 import TASK_STATE_QUEUED, TASK_STATE_RUNNING, Task, TaskFilter
+from kapell.v1.task_pb2 import TASK_STATE_QUEUED, TASK_STATE_RUNNING, Task, TaskFailure, TaskFilter
 from kapell.v1.template_pb2 import Template
 from kapell.v1.watch_pb2 import (
     EVENT_KIND_AGENT_STATUS,
@@ -28,6 +28,7 @@ TASK = Task(
     root_task_id="task_r",
     labels={"team": "red", "tier": "1"},
     create_time=Timestamp(seconds=1000),
+    failure=TaskFailure(reason="EXIT_CODE"),
 )
 AGENT = Agent(
     agent_id="agent_a",
@@ -90,6 +91,8 @@ def test_event_filter(wanted: EventFilter, task_matches: bool, agent_matches: bo
         (TaskFilter(created_after_time=Timestamp(seconds=1000, nanos=1)), False),
         (TaskFilter(created_before_time=Timestamp(seconds=1000)), False),
         (TaskFilter(created_before_time=Timestamp(seconds=1000, nanos=1)), True),
+        (TaskFilter(failure_reasons=["AGENT_LOST", "EXIT_CODE"]), True),
+        (TaskFilter(failure_reasons=["AGENT_LOST"]), False),
         (TaskFilter(states=[TASK_STATE_QUEUED], agent_types=["build"]), False),
     ],
 )

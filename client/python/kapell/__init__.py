@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kapell.discovery import discover as discover
     from kapell.errors import KapellError as KapellError
     from kapell.sync import SyncClient as SyncClient
+    from kapell.worker import RateLimited as RateLimited
     from kapell.worker import TaskContext as TaskContext
     from kapell.worker import TaskFailed as TaskFailed
     from kapell.worker import Worker as Worker
@@ -25,6 +26,7 @@ _HOMES = {
     "Connection": "kapell.connection",
     "Endpoint": "kapell.discovery",
     "KapellError": "kapell.errors",
+    "RateLimited": "kapell.worker",
     "SyncClient": "kapell.sync",
     "TaskContext": "kapell.worker",
     "TaskFailed": "kapell.worker",
@@ -38,6 +40,7 @@ __all__ = [
     "Connection",
     "Endpoint",
     "KapellError",
+    "RateLimited",
     "SyncClient",
     "TaskContext",
     "TaskFailed",

@@ -34,6 +34,8 @@ class TaskQuery(TypedDict, total=False):
     """Children of this task."""
     root_task_id: str
     """Everything below this task, which has no parent itself."""
+    failure_reasons: Iterable[str]
+    """Whose latest failure has one of these, as in "AGENT_LOST"."""
 
 
 class AgentQuery(TypedDict, total=False):
@@ -85,6 +87,7 @@ def task_filter(**query: Unpack[TaskQuery]) -> TaskFilter:
         template_ids=query.get("template_ids", ()),
         parent_task_id=query.get("parent_task_id", ""),
         root_task_id=query.get("root_task_id", ""),
+        failure_reasons=query.get("failure_reasons", ()),
     )
 
 

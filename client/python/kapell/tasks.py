@@ -74,6 +74,20 @@ class TaskFields(TypedDict, total=False):
     """Of each of these only so many tasks run at a time; see `client.limits`."""
 
 
+class BulkKeywords(TaskQuery, total=False):
+    """Which tasks to change, and how many of them."""
+
+    everything: bool
+    """Needed where nothing else says which tasks are meant."""
+    max_affected: int
+    """Where more tasks match nothing is done; 1,000 unless said otherwise, 10,000 at most."""
+    allow_partial: bool
+    """Changes `max_affected` of them, the oldest ones, where more match."""
+    preview: bool
+    """Only counts, and names the first ones."""
+    request_id: str
+
+
 class TaskWatchKeywords(TaskQuery, WatchKeywords, total=False):
     """Which tasks to watch, and how."""
 
@@ -84,7 +98,7 @@ def task_spec(agent_type: str = "", prompt: str = "", **fields: Unpack[TaskField
     if retry is None and "max_attempts" in fields:
         retry = pb.RetryPolicy(max_attempts=fields["max_attempts"])
     limits = {
-        name: duration(fields[name])
+        name: fields[name]
         for name in ("queue_timeout", "run_timeout", "total_timeout", "stall_timeout")
         if name in fields
     }
@@ -100,12 +114,28 @@ def task_spec(agent_type: str = "", prompt: str = "", **fields: Unpack[TaskField
         labels=fields.get("labels", {}),
         not_before_time=timestamp(fields.get("not_before")),
         retry_policy=retry,
-        timeouts=pb.TaskTimeouts(**limits) if limits else None,
+        timeouts=task_timeouts(**limits) if limits else None,
         client_key=fields.get("client_key", ""),
         dependencies=dependencies(fields.get("dependencies", ())),
         parent_task_id=fields.get("parent_task_id", ""),
         fairness_key=fields.get("fairness_key", ""),
         concurrency_keys=fields.get("concurrency_keys", ()),
+    )
+
+
+def task_timeouts(
+    *,
+    queue_timeout: Seconds | None = None,
+    run_timeout: Seconds | None = None,
+    total_timeout: Seconds | None = None,
+    stall_timeout: Seconds | None = None,
+) -> pb.TaskTimeouts:
+    """How long a task may take; what is left out has no limit."""
+    return pb.TaskTimeouts(
+        queue_timeout=duration(queue_timeout),
+        run_timeout=duration(run_timeout),
+        total_timeout=duration(total_timeout),
+        stall_timeout=duration(stall_timeout),
     )
 
 
@@ -208,15 +238,34 @@ class Tasks:
         priority: int | None = None,
         labels: Mapping[str, str] | None = None,
         display_name: str | None = None,
+        timeouts: pb.TaskTimeouts | None = None,
+        retry_policy: pb.RetryPolicy | None = None,
+        not_before: Instant | None = None,
+        prompt: str | None = None,
+        input: Mapping[str, Any] | Struct | None = None,
         etag: str = "",
         request_id: str = "",
     ) -> pb.Task:
-        """Sets what is given; `labels` replaces all of them."""
-        task = pb.Task(task_id=task_id, priority=priority or 0, display_name=display_name or "", labels=labels or {})
-        given = {"priority": priority, "labels": labels, "display_name": display_name}
+        """Sets what is given, each in the place of the whole.
+
+        `not_before` while no agent has the task, where a past time means at once; `prompt` and `input` before its
+        first start only. For `timeouts` see `task_timeouts`.
+        """
+        given: dict[str, Any] = {
+            "priority": priority,
+            "labels": labels,
+            "display_name": display_name,
+            "timeouts": timeouts,
+            "retry_policy": retry_policy,
+            "not_before_time": timestamp(not_before),
+            "prompt": prompt,
+            "input": struct(input),
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        task = pb.Task(task_id=task_id, **given)
         request = pb.UpdateTaskRequest(
             task=task,
-            update_mask=FieldMask(paths=[name for name, value in given.items() if value is not None]),
+            update_mask=FieldMask(paths=list(given)),
             etag=etag,
             request_id=request_id or new_request_id(),
         )
@@ -231,10 +280,53 @@ class Tasks:
         )
         return (await self._connection.call(self._stub.CancelTask, request)).task
 
-    async def retry(self, task_id: str, *, request_id: str = "") -> pb.Task:
-        """Queues a failed or cancelled task again, with a fresh allowance of attempts."""
-        request = pb.RetryTaskRequest(task_id=task_id, request_id=request_id or new_request_id())
+    async def retry(
+        self,
+        task_id: str,
+        *,
+        prompt: str | None = None,
+        input: Mapping[str, Any] | Struct | None = None,
+        parameters: Mapping[str, Any] | Struct | None = None,
+        priority: int | None = None,
+        retry_policy: pb.RetryPolicy | None = None,
+        timeouts: pb.TaskTimeouts | None = None,
+        request_id: str = "",
+    ) -> pb.Task:
+        """Queues a failed or cancelled task again, with a fresh allowance of attempts; edited by what is given.
+
+        A task that was made from a template takes `parameters` in the place of prompt and input. What was there
+        before stays readable: see `edits`.
+        """
+        request = pb.RetryTaskRequest(
+            task_id=task_id,
+            request_id=request_id or new_request_id(),
+            prompt=prompt,
+            input=struct(input),
+            parameters=struct(parameters),
+            priority=priority,
+            retry_policy=retry_policy,
+            timeouts=timeouts,
+        )
         return (await self._connection.call(self._stub.RetryTask, request)).task
+
+    async def cancel_all(self, *, reason: str = "", **which: Unpack[BulkKeywords]) -> pb.CancelTasksResponse:
+        """Cancels all tasks that match; the answer says what became of each."""
+        request = pb.CancelTasksRequest(reason=reason, **_bulk(which))
+        return await self._connection.call(self._stub.CancelTasks, request)
+
+    async def retry_all(self, **which: Unpack[BulkKeywords]) -> pb.RetryTasksResponse:
+        """Retries all tasks that match and have failed or were cancelled; the answer says what became of each."""
+        return await self._connection.call(self._stub.RetryTasks, pb.RetryTasksRequest(**_bulk(which)))
+
+    async def reprioritize_all(self, priority: int, **which: Unpack[BulkKeywords]) -> pb.ReprioritizeTasksResponse:
+        """Gives all tasks that match and have not ended another priority; the answer says what became of each."""
+        request = pb.ReprioritizeTasksRequest(priority=priority, **_bulk(which))
+        return await self._connection.call(self._stub.ReprioritizeTasks, request)
+
+    async def edits(self, task_id: str, *, page_size: int = 0, page_token: str = "") -> pb.ListTaskEditsResponse:
+        """One page of what prompt and input were before each of their edits, the first edit first."""
+        request = pb.ListTaskEditsRequest(task_id=task_id, page_size=page_size, page_token=page_token)
+        return await self._connection.call(self._stub.ListTaskEdits, request)
 
     async def delete(
         self, task_id: str, *, leave_children: bool = False, request_id: str = ""
@@ -349,6 +441,19 @@ class Tasks:
                 if event.task.attempt > (previous or 0) or ended:
                     return _after(event.task, previous)
         return None
+
+
+def _bulk(which: BulkKeywords) -> dict[str, Any]:
+    """The fields that the requests of all changes of many tasks have."""
+    query: Any = {name: value for name, value in which.items() if name in TaskQuery.__annotations__}
+    return {
+        "filter": task_filter(**query),
+        "all": which.get("everything", False),
+        "max_affected": which.get("max_affected", 0),
+        "allow_partial": which.get("allow_partial", False),
+        "preview": which.get("preview", False),
+        "request_id": which.get("request_id") or new_request_id(),
+    }
 
 
 def _after(task: pb.Task, previous: int | None) -> int | None:

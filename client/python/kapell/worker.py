@@ -11,6 +11,7 @@
 
 What a handler returns is the task's result, any JSON value; TaskFailed ends the attempt as failed,
 and so does every other exception, with the reason EXCEPTION and its traceback in the task's log.
+RateLimited hands the task back until its provider takes calls again; that costs no attempt.
 Handlers share one event loop with the heartbeat: work that blocks belongs into `asyncio.to_thread`.
 The worker survives restarts of the server: handlers run on, and their results are sent when it is back.
 """
@@ -27,14 +28,14 @@ from typing import TypeVar
 from kapell._worker.attempts import Handler
 from kapell._worker.context import TaskContext
 from kapell._worker.crew import Crew
-from kapell._worker.outcome import TaskFailed
+from kapell._worker.outcome import RateLimited, TaskFailed
 from kapell._worker.session import new_instance_key
 from kapell.discovery import Endpoint, discover
 from kapell.errors import InvalidRequest
 from kapell.v1.task_pb2 import Task
 from kapell.v1.worker_pb2 import RegisterWorkerRequest
 
-__all__ = ["TaskContext", "TaskFailed", "Worker"]
+__all__ = ["RateLimited", "TaskContext", "TaskFailed", "Worker"]
 
 DEFAULT_SHUTDOWN_GRACE = 30.0
 MAX_SLOTS = 256

@@ -25,6 +25,7 @@ from kapell.v1.task_pb2 import (
     TASK_STATE_QUEUED,
     TASK_STATE_RUNNING,
     TASK_STATE_SUCCEEDED,
+    WAIT_KIND_PROVIDER_RATE_LIMIT,
     WAIT_KIND_RETRY_BACKOFF,
     AttemptState,
     AttemptWait,
@@ -47,6 +48,7 @@ from kapell.v1.watch_pb2 import (
 from kapell.v1.worker_pb2 import (
     CompleteTaskRequest,
     FailTaskRequest,
+    ProviderRateLimit,
     ReleaseTaskRequest,
     ReportProgressRequest,
 )
@@ -78,6 +80,7 @@ def grant(state: State, current: Task, agent_id: str, poll_id: str) -> Lease:
     if not task.HasField("start_time"):
         stamp(task.start_time, now)
     record = TaskAttempt(task_id=task.task_id, attempt=task.attempt, agent_id=agent_id, state=ATTEMPT_STATE_RUNNING)
+    record.retry = task.retries
     stamp(record.start_time, now)
     settings = state.settings
     expire = state.now_ns + int(min(settings.lease_duration, settings.offer_confirm) * SECOND)
@@ -185,6 +188,9 @@ def fail(state: State, request: FailTaskRequest) -> Task:
     if done is not None and done.HasField("failure") and done.failure == request.failure:
         return done
     lease, current = held(state, request.lease_token)
+    if request.HasField("rate_limited") and current.state == TASK_STATE_RUNNING:
+        limit = request.rate_limited
+        return _end(state, lease, current, ATTEMPT_STATE_RELEASED, request.failure, limit=limit)
     return end_failed(state, lease, current, request.failure, delay_ns=duration_ns(request.retry_delay))
 
 
@@ -235,6 +241,7 @@ def _end(
     *,
     result: bytes = b"",
     delay_ns: int = 0,
+    limit: ProviderRateLimit | None = None,
     by_token: bool = True,
 ) -> Task:
     """Closes the lease and moves the task on. The one place where an attempt ends."""
@@ -258,6 +265,8 @@ def _end(
         return _finish(state, task, EVENT_KIND_TASK_CANCELLED, ("state", "lease"))
     if attempt_state == ATTEMPT_STATE_RELEASED:
         task.attempts_used -= 1
+        if limit is not None:
+            return _park_for_provider(state, task, limit)
         task.state_reason = "handed back by its agent" if by_token else "the offer was not taken up"
         return _requeue(state, task, now, 0)
     assert failure is not None, "a failed or lost attempt has a failure"
@@ -301,6 +310,18 @@ def _requeue(state: State, task: Task, now: int, delay_ns: int) -> Task:
         stamp(task.queue_time, now)
     state.put_task(task, EVENT_KIND_TASK_REQUEUED, changed)
     return task
+
+
+def _park_for_provider(state: State, task: Task, limit: ProviderRateLimit) -> Task:
+    """The task waits until its provider takes calls again; only its total timeout bounds how often."""
+    reset_ns = state.now_ns + duration_ns(limit.reset_after)
+    task.state = TASK_STATE_PENDING
+    task.state_reason = f"{limit.provider} has limited its calls"
+    task.rate_limited_count += 1
+    wait = task.waiting_on.add(kind=WAIT_KIND_PROVIDER_RATE_LIMIT, provider=limit.provider)
+    stamp(wait.until_time, reset_ns)
+    changed = ("state", "lease", "attempts_used", "failure", "waiting_on", "rate_limited_count")
+    return state.put_task(task, EVENT_KIND_TASK_REQUEUED, changed)
 
 
 def look_at_task(state: State, task_id: str) -> None:

@@ -252,11 +252,11 @@ def _let_go(state: State, current: Task) -> None:
 # -- retried by hand ---------------------------------------------------------------------------------
 
 
-def retry(state: State, task: Task) -> Task | None:
+def retry(state: State, task: Task, changed: tuple[str, ...]) -> Task | None:
     """Parks a task that is retried and must wait for dependencies, or have its prompt filled anew.
 
     None where it may run at once. Takes ownership of `task`, which is ready to be put but for its
-    state. Raises DEPENDENCY_FAILED.
+    state; `changed` are the fields that the retry has edited. Raises DEPENDENCY_FAILED.
     """
     judgement = judge_all(state, task.dependencies)
     if judgement.failed is not None:
@@ -266,7 +266,8 @@ def retry(state: State, task: Task) -> Task | None:
         return None
     task.state = TASK_STATE_PENDING
     task.waiting_on.add(kind=WAIT_KIND_DEPENDENCY)
-    state.put_task(task, EVENT_KIND_TASK_REQUEUED, ("state", "attempts_used", "failure", "progress", "waiting_on"))
+    names = ("state", "attempts_used", "failure", "progress", "retries", "waiting_on", *changed)
+    state.put_task(task, EVENT_KIND_TASK_REQUEUED, names)
     begin(state, {task.task_id: judgement})
     return state.task(task.task_id)
 

@@ -121,26 +121,33 @@ def _target(
 def _cut(draft: Draft) -> None:
     """Keeps a prompt with places of results in pieces; a place must be of a dependency."""
     parts = draft.parts or prompt.split(draft.spec.prompt)
+    content = Task.FromString(draft.content)
+    keep_places(draft.task, content, parts, f"{draft.path}.prompt")
+    if draft.task.prompt_pending:
+        draft.content = content.SerializeToString()
+        draft.task.content_bytes = len(draft.content)
+
+
+def keep_places(task: Task, content: Task, parts: Sequence[Part], path: str) -> None:
+    """Writes a prompt with places of results into the content in pieces; without places there are none.
+
+    Alters both messages. Each place must be of a dependency of the task.
+    """
     places = [part for part in parts if isinstance(part, Place)]
-    if not places:
-        return
-    names = {entry.name for entry in draft.task.dependencies}
+    names = {entry.name for entry in task.dependencies}
     for place in places:
         if place.dependency not in names:
-            raise unknown_place(draft.path, place, names)
-    content = Task.FromString(draft.content)
-    content.prompt_parts.extend(prompt.as_messages(parts))
-    draft.content = content.SerializeToString()
-    draft.task.content_bytes = len(draft.content)
-    draft.task.prompt_pending = True
+            raise unknown_place(path, place, names)
+    content.ClearField("prompt_parts")
+    if places:
+        content.prompt_parts.extend(prompt.as_messages(parts))
+    task.prompt_pending = bool(places)
 
 
 def unknown_place(path: str, place: Place, names: Iterable[str]) -> KapellError:
     """A prompt wants the result of what is no dependency."""
     known = ", ".join(sorted(names)[:_MOST_NAMED]) or "none"
-    return _invalid(
-        f"{path}.prompt", f"wants {place}, and no dependency has the name {place.dependency!r} (there are: {known})"
-    )
+    return _invalid(path, f"wants {place}, and no dependency has the name {place.dependency!r} (there are: {known})")
 
 
 # -- cycles ----------------------------------------------------------------------------------------

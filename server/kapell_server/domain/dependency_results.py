@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from kapell.v1.error_pb2 import ERROR_REASON_REQUEST_INVALID
 from kapell.v1.task_pb2 import TASK_STATE_SUCCEEDED, Task, TaskFailure
 
 from kapell_server.domain import prompt
+from kapell_server.domain.errors import KapellError
 from kapell_server.domain.parameters import plain
 from kapell_server.domain.prompt import Place
 from kapell_server.domain.state import State
@@ -103,3 +105,14 @@ def renew_prompt(state: State, task: Task) -> None:
     state.put_content(task.task_id, encoded)
     task.content_bytes = len(encoded)
     task.prompt_pending = True
+
+
+def fill_at_once(state: State, task: Task) -> None:
+    """Puts results into a prompt that was edited when nothing was waited for any more. Raises REQUEST_INVALID."""
+    failure = Results(state, [task]).put_into(task)
+    if failure is not None:
+        raise KapellError(
+            ERROR_REASON_REQUEST_INVALID,
+            f"The request is invalid: prompt: {failure.message}. Correct it and send it again.",
+            violations=(("prompt", failure.message),),
+        )

@@ -21,6 +21,7 @@ from kapell.v1.task_pb2 import (
     WAIT_KIND_DEPENDENCY,
     WAIT_KIND_NO_AGENT,
     WAIT_KIND_NOT_BEFORE,
+    WAIT_KIND_PROVIDER_RATE_LIMIT,
     WAIT_KIND_QUEUE_LIMIT,
     WAIT_KIND_QUEUE_PAUSED,
     WAIT_KIND_RETRY_BACKOFF,
@@ -44,6 +45,7 @@ _NAMED = 10
 _WAITS: dict[WaitKind.ValueType, str] = {
     WAIT_KIND_NOT_BEFORE: "It is not to start before its time.",
     WAIT_KIND_RETRY_BACKOFF: "Its last attempt failed; it is tried again after a pause.",
+    WAIT_KIND_PROVIDER_RATE_LIMIT: "Its provider takes no more calls for now, as its agent has told.",
 }
 
 
@@ -85,6 +87,8 @@ def _dependencies(state: State, task: Task) -> Blocker:
 
 def _waits(wait: WaitingOn) -> Blocker:
     blocker = Blocker(kind=wait.kind, message=_WAITS.get(wait.kind, "It waits."))
+    if wait.provider:
+        blocker.blocked_by.append(wait.provider)
     if wait.HasField("until_time"):
         blocker.until_time.CopyFrom(wait.until_time)
     return blocker

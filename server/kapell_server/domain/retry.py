@@ -45,6 +45,8 @@ def may_retry(task: Task, failure: TaskFailure) -> bool:
     """Whether another attempt is allowed after `failure` (T4)."""
     if failure.HasField("retryable") and not failure.retryable:
         return False
+    if failure.reason in task.retry_policy.non_retryable_reasons:
+        return False
     return task.attempts_used < task.retry_policy.max_attempts
 
 

@@ -11,74 +11,32 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
 from kapell.v1.agent_pb2 import Agent, AgentSpec
 from kapell.v1.error_pb2 import ERROR_REASON_AGENT_NOT_FOUND, ERROR_REASON_TASK_NOT_FOUND
-from kapell.v1.task_pb2 import TASK_STATE_QUEUED, Task, TaskAttempt
-from kapell.v1.template_pb2 import Template, TemplateVersion
+from kapell.v1.task_pb2 import TASK_STATE_QUEUED, Task, TaskAttempt, TaskEdit
 from kapell.v1.watch_pb2 import EventKind
 
 from kapell_server.domain.access import Caller, Keyring, system
+from kapell_server.domain.bulk_job import BulkJob
 from kapell_server.domain.deadlines import next_deadline_ns
-from kapell_server.domain.edges import Edge, EdgeKey, Edges
+from kapell_server.domain.edges import Edges
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.family import Families
 from kapell_server.domain.ids import IdMinter
 from kapell_server.domain.leases import Lease, LeaseTable
-from kapell_server.domain.loader import Loader
+from kapell_server.domain.pending import Change, Loader, Pending, Resource
 from kapell_server.domain.polls import PollBoard
 from kapell_server.domain.queues import Queues
 from kapell_server.domain.settings import Settings
-from kapell_server.domain.standing import Standing, StandingShelf
+from kapell_server.domain.standing import StandingShelf
 from kapell_server.domain.template_shelf import TemplateShelf
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL, TASK_LEASED
 
-Resource = Task | Agent | Template | Standing
-"""What a change puts; each kind has its own table, and all share the log."""
-
 _TASK_CACHE = 20_000
 _CONTENT_CACHE_BYTES = 32 * 1024 * 1024
-
-
-@dataclass(slots=True)
-class Change:
-    """One put: the resource after the change, and what its event says of it."""
-
-    resource: Resource
-    kind: EventKind.ValueType
-    previous_revision: int
-    previous_state: int
-    changed: tuple[str, ...]
-    caller: Caller
-    created: bool = False
-    deleted: bool = False
-    due_ns: int = 0
-
-
-@dataclass(slots=True)
-class Pending:
-    """What the running batch has to write. Lists keep the order of the decisions."""
-
-    changes: list[Change] = field(default_factory=list)
-    contents: dict[str, bytes] = field(default_factory=dict)
-    attempts: dict[tuple[str, int], tuple[TaskAttempt, str]] = field(default_factory=dict)
-    new_attempts: set[tuple[str, int]] = field(default_factory=set)
-    template_versions: dict[tuple[str, int], TemplateVersion] = field(default_factory=dict)
-    shipped_digest: str = ""
-    oldest_revision: int = 0
-    starts: dict[tuple[str, int], int] = field(default_factory=dict)
-    """Starts under a rate, as (limit id, time), each with the time before which earlier ones are forgotten."""
-    forgotten_starts: dict[str, bool] = field(default_factory=dict)
-    instance_keys: dict[str, str] = field(default_factory=dict)
-    specs: dict[str, bytes] = field(default_factory=dict)
-    deleted_agents: dict[str, bool] = field(default_factory=dict)
-    heartbeats: dict[str, int] = field(default_factory=dict)
-    dropped_edges: dict[EdgeKey, None] = field(default_factory=dict)
-    new_edges: dict[EdgeKey, Edge] = field(default_factory=dict)
-    """Opened after those that were dropped."""
 
 
 class State:
@@ -118,6 +76,7 @@ class State:
         self.templates = TemplateShelf(self)
         self.edges = Edges(self)
         self.families = Families(self)
+        self.bulk_jobs: dict[str, BulkJob] = {}
         self.standing = StandingShelf(self)
         self._undo: list[tuple[Any, ...]] = []
         self.queues = Queues(self)
@@ -326,6 +285,11 @@ class State:
         self.assign(self.pending.contents, task_id, content)
         self._undo.append((self._cache_content, task_id, self._contents.get(task_id)))
         self._cache_content(task_id, content)
+
+    def keep_edit(self, task: Task, edit: TaskEdit) -> None:
+        """Records what the content was before the change that `task` has just been put with."""
+        edit.revision = task.revision
+        self.assign(self.pending.edits, (task.task_id, task.revision), edit)
 
     def drop_content(self, task_id: str) -> None:
         """Frees the memory of a finished task's content; the database keeps it."""

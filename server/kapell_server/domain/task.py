@@ -43,12 +43,14 @@ from kapell.v1.watch_pb2 import (
 from kapell_server.domain import dependency, family
 from kapell_server.domain.access import Caller
 from kapell_server.domain.dependency_graph import Draft, link, unknown_place
+from kapell_server.domain.dependency_results import fill_at_once
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.parameters import as_struct, plain_struct
 from kapell_server.domain.prompt import Part, Place
 from kapell_server.domain.queues import check_takes_in
 from kapell_server.domain.retry import DEFAULT_POLICY, with_defaults
 from kapell_server.domain.state import State
+from kapell_server.domain.task_edit import WAITING, change_content, check_size, edit_for_retry, set_not_before
 from kapell_server.domain.template_version import split_reference, version_number
 from kapell_server.domain.times import stamp, timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL, task_state_conflict
@@ -173,8 +175,8 @@ def _new_task(state: State, spec: TaskSpec, path: str, parent: Task | None = Non
         spec, version, parts = _from_template(state, spec, path)
     elif not spec.agent_type or spec.HasField("parameters"):
         raise _without_template(spec, path)
-    _check_size(state, spec, "input", path)
     check_takes_in(state, spec.agent_type)
+    check_size(state, spec.input, f"{path}.input")
     content = Task(prompt=spec.prompt, input=spec.input if spec.HasField("input") else None).SerializeToString()
     now = state.tick_ns()
     task = Task()
@@ -226,13 +228,13 @@ def _from_template(state: State, spec: TaskSpec, path: str) -> tuple[TaskSpec, i
             f"The request is invalid: {wrong[0][0]} {wrong[0][1]}. Pass what the template asks for as parameters.",
             violations=tuple(wrong),
         )
-    _check_size(state, spec, "parameters", path)
+    check_size(state, spec.parameters, f"{path}.parameters")
     template_id, selector = split_reference(spec.template)
     number = version_number(state.templates.get(template_id), selector)
     compiled = state.templates.version(template_id, number)
     rendered = compiled.render(plain_struct(spec.parameters), f"{path}.parameters")
     if rendered.parts and not spec.dependencies:
-        raise unknown_place(path, next(part for part in rendered.parts if isinstance(part, Place)), ())
+        raise unknown_place(f"{path}.prompt", next(part for part in rendered.parts if isinstance(part, Place)), ())
     says = compiled.spec
     filled = TaskSpec(agent_type=says.agent_type, display_name=rendered.display_name, labels=says.labels)
     if says.HasField("priority"):
@@ -249,19 +251,6 @@ def _from_template(state: State, spec: TaskSpec, path: str) -> tuple[TaskSpec, i
 
 def _has(spec: TaskSpec, name: str) -> bool:
     return spec.HasField("input") if name == "input" else bool(spec.prompt)
-
-
-def _check_size(state: State, spec: TaskSpec, name: str, path: str) -> None:
-    """Refuses an input or parameters beyond the limit."""
-    limit = state.settings.max_content_bytes
-    size = getattr(spec, name).ByteSize() if spec.HasField(name) else 0  # type: ignore[arg-type]
-    if size > limit:
-        raise KapellError(
-            ERROR_REASON_REQUEST_INVALID,
-            f"{path}.{name} is too large: {size} bytes, at most {limit} are allowed. "
-            "Pass a path or an address instead of the data.",
-            violations=((f"{path}.{name}", f"must be at most {limit} bytes"),),
-        )
 
 
 def _without_template(spec: TaskSpec, path: str) -> KapellError:
@@ -308,33 +297,63 @@ def check_etag(etag: str, current: str) -> None:
 
 
 def update_task(state: State, request: UpdateTaskRequest) -> Task:
-    """Sets priority, labels or display name of a task that has not ended."""
+    """Changes a task that has not ended; its content only before it was ever started."""
     current = state.task(request.task.task_id)
     check_etag(request.etag, current.etag)
     if current.state not in _UPDATABLE:
         raise task_state_conflict(current, "updated", _UPDATABLE)
     task = _copy(current)
-    changed = tuple(dict.fromkeys(request.update_mask.paths))
-    for path in changed:
+    wanted = request.task
+    changed = list(dict.fromkeys(request.update_mask.paths))
+    content = tuple(name for name in ("prompt", "input") if name in changed)
+    for path in [path for path in changed if path not in content]:
         match path:
             case "priority":
-                task.priority = request.task.priority
+                task.priority = wanted.priority
             case "display_name":
-                task.display_name = request.task.display_name
+                task.display_name = wanted.display_name
             case "labels":
                 task.ClearField("labels")
-                task.labels.update(request.task.labels)
+                task.labels.update(wanted.labels)
+            case "timeouts":
+                task.timeouts.CopyFrom(wanted.timeouts)
+            case "retry_policy":
+                task.retry_policy.CopyFrom(with_defaults(wanted.retry_policy))
+            case "not_before_time":
+                changed += set_not_before(state, task, wanted)
             case _:
                 raise AssertionError(f"update_mask {path} passed validation")
-    return state.put_task(task, EVENT_KIND_TASK_UPDATED, changed)
+    if content and (current.state not in WAITING or current.HasField("start_time")):
+        raise task_state_conflict(current, "given another content once it was started", WAITING)
+    edit = change_content(state, task, wanted, content) if content else None
+    if edit is not None and task.prompt_pending and not dependency.is_waiting(task):
+        fill_at_once(state, task)
+    woken = current.state == TASK_STATE_PENDING and task.state == TASK_STATE_QUEUED
+    kind = EVENT_KIND_TASK_QUEUED if woken else EVENT_KIND_TASK_UPDATED
+    put = state.put_task(task, kind, tuple(changed))
+    if edit is not None:
+        state.keep_edit(put, edit)
+    return put
+
+
+def reprioritize(state: State, current: Task, priority: int) -> Task:
+    """Sets the priority of a task that has not ended; the same one again changes nothing."""
+    if current.state not in _UPDATABLE:
+        raise task_state_conflict(current, "updated", _UPDATABLE)
+    if current.priority == priority:
+        return current
+    task = _copy(current)
+    task.priority = priority
+    return state.put_task(task, EVENT_KIND_TASK_UPDATED, ("priority",))
 
 
 def cancel_task(state: State, request: CancelTaskRequest) -> Task:
     """Cancels at once what no agent has; otherwise asks its agent to let go. So with all below it."""
-    return _cancel_tree(state, state.task(request.task_id), request.reason, request.leave_children)
+    return cancel_tree(state, state.task(request.task_id), request.reason, request.leave_children)
 
 
-def _cancel_tree(state: State, top: Task, reason: str, leave_children: bool) -> Task:
+def cancel_tree(state: State, top: Task, reason: str, leave_children: bool = False) -> Task:
+    """Cancels a task and, unless they are left, all below it."""
     task = cancel(state, top, reason)
     if leave_children:
         return task
@@ -374,8 +393,12 @@ def _stopped_by_timeout(task: Task) -> bool:
 
 
 def retry_task(state: State, request: RetryTaskRequest) -> Task:
-    """Queues a failed or cancelled task again with a fresh allowance of attempts."""
-    current = state.task(request.task_id)
+    """Queues a failed or cancelled task again with a fresh allowance of attempts, edited as the request says."""
+    return retry(state, state.task(request.task_id), request)
+
+
+def retry(state: State, current: Task, request: RetryTaskRequest) -> Task:
+    """As `retry_task`, whatever task the request names."""
     if current.state not in _RETRIABLE:
         raise task_state_conflict(current, "retried", _RETRIABLE)
     dependency.resolve_ended(state, current.task_id)
@@ -383,21 +406,28 @@ def retry_task(state: State, request: RetryTaskRequest) -> Task:
     for field in ("failure", "progress", "end_time", "state_reason", "waiting_on", "skipped"):
         task.ClearField(field)
     task.attempts_used = 0
+    task.retries += 1
     now = state.tick_ns()
     stamp(task.state_time, now)
     stamp(task.retry_time, now)
-    if task.dependencies and (parked := dependency.retry(state, task)) is not None:
-        return parked
-    task.state = TASK_STATE_QUEUED
-    stamp(task.queue_time, now)
-    return state.put_task(task, EVENT_KIND_TASK_QUEUED, ("state", "attempts_used", "failure", "progress"))
+    edit, changed = edit_for_retry(state, task, request)
+    if task.dependencies and (parked := dependency.retry(state, task, changed)) is not None:
+        put = parked
+    else:
+        task.state = TASK_STATE_QUEUED
+        stamp(task.queue_time, now)
+        names = ("state", "attempts_used", "failure", "progress", "retries", *changed)
+        put = state.put_task(task, EVENT_KIND_TASK_QUEUED, names)
+    if edit is not None:
+        state.keep_edit(put, edit)
+    return put
 
 
 def delete_task(state: State, request: DeleteTaskRequest) -> DeleteTaskResponse:
     """Deletes an ended task; cancels a live one instead."""
     current = state.task(request.task_id)
     if current.state not in TASK_FINAL:
-        task = _cancel_tree(state, current, "cancelled by its deletion", request.leave_children)
+        task = cancel_tree(state, current, "cancelled by its deletion", request.leave_children)
         return DeleteTaskResponse(deleted=False, revision=task.revision)
     dependency.resolve_ended(state, current.task_id)
     task = state.put_task(_copy(current), EVENT_KIND_TASK_DELETED, (), deleted=True)

@@ -18,9 +18,11 @@ from kapell.v1.worker_pb2 import LeaseTasksRequest
 
 from kapell_server.domain import agent, closing, dispatch
 from kapell_server.domain.access import Caller, system
+from kapell_server.domain.bulk_job import BulkCommand, BulkJob, BulkStep
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.pending import Resource
 from kapell_server.domain.polls import Poll
-from kapell_server.domain.state import Resource, State
+from kapell_server.domain.state import State
 from kapell_server.engine.commands import DECIDERS, QUESTIONS, content_ids_of, look, task_ids_of
 from kapell_server.engine.offers import encode_offers
 from kapell_server.store.database import Connection
@@ -118,7 +120,7 @@ class Batcher:
         outcome.next_due_ns = state.next_due_ns()
         pending = state.pending
         outcome.oldest_revision = state.oldest_revision
-        facts = pending.shipped_digest or pending.oldest_revision
+        facts = pending.shipped_digest or pending.oldest_revision or pending.bulk
         outcome.wrote = bool(pending.changes or pending.heartbeats or facts or run.given)
         return outcome
 
@@ -186,11 +188,15 @@ class _Run:
         self._fresh: dict[str, _Remembered] = {}
         self._keys: dict[Command, str] = {}
         self._over: list[Command] = []
+        self._jobs_done: dict[str, BulkJob] = {}
         self.given: list[Answer] = []
         for command in commands:
             request_id = getattr(command.request, "request_id", "")
             if request_id:
-                self._keys[command] = f"{command.caller.kind.value}:{command.caller.name}/{request_id}"
+                key = f"{command.caller.kind.value}:{command.caller.name}/{request_id}"
+                self._keys[command] = key
+                if type(command.request) is BulkCommand:
+                    command.request.key = key
         self._known = loader.load_answers(set(self._keys.values())) if self._keys else {}
 
     def decide(self, command: Command) -> None:
@@ -219,20 +225,44 @@ class _Run:
             fingerprint = _fingerprint(request)
             replay = self._replay(key, fingerprint)
             if replay is not None:
-                return replay
+                return self._join(command, replay) if isinstance(replay, BulkJob) else replay
         decide = DECIDERS.get(type(request)) or QUESTIONS[type(request)]
         result = decide(self._state, request)
+        if isinstance(result, BulkJob):
+            return self._go_on(command, result)
         if key is not None:
             self._fresh[key] = _Remembered(fingerprint, command)
         return result
 
-    def _replay(self, key: str, fingerprint: bytes) -> bytes | _Remembered | None:
-        """The first answer to this request_id; the command that has it, where that is in this batch."""
+    def _go_on(self, command: Command, job: BulkJob) -> Any:
+        """A change of many tasks has done a step. Who asked for it is answered after the last one."""
+        if type(command.request) is not BulkStep:
+            return self._join(command, job, repeats=False)
+        if job.done:
+            self._jobs_done[job.key] = job
+        return None
+
+    def _join(self, command: Command, job: BulkJob, *, repeats: bool = True) -> _Waiting:
+        """Has the command wait for the end of the job; a repeat gets one that came to a halt going again."""
+        waiter = (command, repeats)
+        job.waiters.append(waiter)
+        self._state.on_rollback(job.waiters.remove, waiter)
+        job.stalled = False
+        return _WAITING
+
+    def _replay(self, key: str, fingerprint: bytes) -> bytes | _Remembered | BulkJob | None:
+        """The first answer to this request_id; the command or the job that will have it, where it is not given yet."""
         known = self._known.get(key)
         fresh = self._fresh.get(key)
-        if known is None and fresh is None:
+        job = self._state.bulk_jobs.get(key) or self._jobs_done.get(key)
+        if known is not None:
+            first = known[0]
+        elif fresh is not None:
+            first = fresh.fingerprint
+        elif job is not None:
+            first = _fingerprint(job.request)
+        else:
             return None
-        first = known[0] if known is not None else fresh.fingerprint  # type: ignore[union-attr]
         if first != fingerprint:
             request_id = key.partition("/")[2]
             raise KapellError(
@@ -240,7 +270,7 @@ class _Run:
                 f"request_id {request_id} was used for another request. Use a fresh one for each new request.",
                 metadata={"request_id": request_id},
             )
-        return known[1] + _REPLAYED if known is not None else fresh
+        return known[1] + _REPLAYED if known is not None else fresh or job
 
     def _end_poll(self, over: PollOver) -> Any:
         poll = over.command.poll
@@ -280,7 +310,17 @@ class _Run:
                     self.given.append(Answer(key, fresh.fingerprint, data))
             done[command] = data
             outcome.answers.append((command, data))
+        for job in self._jobs_done.values():
+            self._finish_job(job, outcome)
         return outcome
+
+    def _finish_job(self, job: BulkJob, outcome: Outcome) -> None:
+        """Answers all who wait for the job; a request_id remembers it as any other answer."""
+        data = job.response(self._state.revision).SerializeToString()
+        if job.request.request_id:
+            self.given.append(Answer(job.key, _fingerprint(job.request), data))
+        for command, repeats in job.waiters:
+            outcome.answers.append((command, data + _REPLAYED if repeats else data))
 
     def _encode(self, result: Any, written: Written) -> bytes:
         """A response: resources go into field 1 as they were encoded, the revision into field 2."""

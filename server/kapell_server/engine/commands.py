@@ -7,7 +7,8 @@ from typing import Any
 
 from kapell.v1 import admin_pb2, agent_pb2, queue_pb2, task_pb2, template_pb2, worker_pb2
 
-from kapell_server.domain import agent, attempt, child, explain, queue, retention, task, template, worker
+from kapell_server.domain import agent, attempt, bulk, child, explain, queue, retention, task, template, worker
+from kapell_server.domain.bulk_job import BulkCommand, BulkStep
 from kapell_server.domain.state import State
 from kapell_server.engine.facts import (
     AgentProcessExited,
@@ -29,6 +30,8 @@ DECIDERS: dict[type, Decide] = {
     task_pb2.CancelTaskRequest: task.cancel_task,
     task_pb2.RetryTaskRequest: task.retry_task,
     task_pb2.DeleteTaskRequest: task.delete_task,
+    BulkCommand: bulk.begin,
+    BulkStep: bulk.step,
     queue_pb2.PauseQueueRequest: queue.pause,
     queue_pb2.ResumeQueueRequest: queue.resume,
     queue_pb2.DrainQueueRequest: queue.drain,
@@ -129,6 +132,8 @@ def content_ids_of(request: Any) -> Iterable[str]:
         return (_task_of_token(request.lease_token),)
     if kind is worker_pb2.BatchCompleteTasksRequest:
         return [_task_of_token(completion.lease_token) for completion in request.completions]
+    if kind is task_pb2.RetryTaskRequest and (request.HasField("prompt") or request.HasField("input")):
+        return (request.task_id,)
     return ()
 
 

@@ -22,12 +22,15 @@ from kapell.v1.worker_pb2 import LEASE_DIRECTIVE_CANCEL, LEASE_DIRECTIVE_CONTINU
 from kapell_server.clock import Clock, SystemClock
 from kapell_server.domain import attempt
 from kapell_server.domain.access import Caller, Keyring
+from kapell_server.domain.bulk import DEFAULT_AFFECTED
+from kapell_server.domain.bulk_job import RESPONSES, BulkCommand, BulkRequest, BulkStep
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.state import State
 from kapell_server.domain.times import SECOND, duration_ns
 from kapell_server.domain.transitions import AGENT_FINAL
 from kapell_server.engine.batch import Batcher, Command, Outcome, PollOver, StaleMemoryError
+from kapell_server.engine.bulk import BulkLine
 from kapell_server.engine.facts import Termination
 from kapell_server.engine.gather import Gather
 from kapell_server.engine.resume import resume
@@ -44,6 +47,7 @@ _MAILBOX = 8192
 _BATCH = 256
 _DEFAULT_WAIT = 30.0
 _DEFAULT_GRACE = 5.0
+_PREVIEW = 100
 _MAINTENANCE_SECONDS = 1.0
 _FORGET_EVERY = 5
 _FORGET_CHUNK = 500
@@ -116,6 +120,7 @@ class Engine:
         self.log_id = self._state.log_id
         self.oldest_revision = self._state.oldest_revision
         self._batcher = Batcher(self._state)
+        self._bulk = BulkLine(self._state, self._enqueue_step)
         self.ring = Ring(revision=self._state.revision)
         self.reads = Reads(
             self._database,
@@ -127,6 +132,7 @@ class Engine:
         self._runner = self._supervisor.spawn(self._run(), name="engine")
         self._keeper = self._supervisor.spawn(self._keep_house(), name="engine-housekeeping")
         self._arm_timer(self._state.next_due_ns())
+        self._bulk.go_on()
 
     async def stop(self) -> None:
         """Refuses new commands, finishes the accepted ones, ends waiting polls empty."""
@@ -162,6 +168,28 @@ class Engine:
         if type(request) is LeaseTasksRequest:
             return await self._poll(command)
         return await command.future
+
+    async def change_tasks(self, request: BulkRequest, caller: Caller) -> bytes:
+        """CancelTasks, RetryTasks or ReprioritizeTasks: as `submit`, with the tasks that match found beforehand.
+
+        Finding them may take a while in a large table, so it goes past the writer, which then looks
+        again at what has changed since. A preview ends there.
+        """
+        limit = request.max_affected or DEFAULT_AFFECTED
+        selection = await self.reads.select_tasks(request.filter, limit + 1)
+        if request.preview:
+            response = RESPONSES[type(request)](matched=selection.matched, revision=selection.revision)
+            response.preview_task_ids.extend(selection.task_ids[:_PREVIEW])
+            return response.SerializeToString()
+        return await self.submit(BulkCommand(request, selection), caller)
+
+    def _enqueue_step(self, step: BulkStep) -> None:
+        """The next step of a change of many tasks. It was taken in long ago, so no limit holds it back."""
+        if self._draining:
+            return
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._mailbox.append(Command(step, step.job.caller, future))
+        self._gather.arrived(len(self._mailbox))
 
     def _enqueue(self, command: Command) -> None:
         if self._draining:
@@ -313,11 +341,18 @@ class Engine:
             command = command.request.command
             if command.poll is not None:
                 self._state.polls.remove(command.poll)
+        if type(command.request) is BulkStep:
+            for waiter, _ in self._bulk.failed(command.request.job, error):
+                self._fail(waiter, error)
+            return
         if not command.future.done():
             command.future.set_exception(error)
 
     def _publish(self, commands: list[Command], outcome: Outcome) -> None:
         self._commands += len(commands)
+        if any(type(command.request) is BulkStep for command in commands):
+            self._bulk.stepped()
+        self._bulk.go_on()
         for command, answer in outcome.answers:
             if type(command.request) is TerminateAgentRequest and not isinstance(answer, KapellError):
                 self._note_termination(command.request)
@@ -355,6 +390,10 @@ class Engine:
                     del self._terminations[agent.agent_id]
 
     def _end_waiting_polls(self) -> None:
+        """Nobody is left waiting. Changes of many tasks go on at the next start."""
+        for job in self._state.bulk_jobs.values():
+            for waiter, _ in job.waiters:
+                self._fail(waiter, _draining())
         for poll in self._state.polls.all():
             if not poll.handle.future.done():
                 poll.handle.future.set_exception(_draining())
@@ -379,6 +418,7 @@ class Engine:
         while True:
             await asyncio.sleep(_MAINTENANCE_SECONDS)
             rounds += 1
+            self._bulk.go_on()
             try:
                 if self._commits != seen:
                     seen = self._commits

@@ -12,6 +12,7 @@ from kapell_server.domain.leases import Lease
 from kapell_server.domain.state import State
 from kapell_server.domain.times import SECOND
 from kapell_server.engine.batch import load_deadlines
+from kapell_server.store.bulk_jobs import load_bulk_jobs
 from kapell_server.store.database import Connection
 from kapell_server.store.loads import RowLoader, load_resumption
 
@@ -42,3 +43,4 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
     state.queues.load(loaded.queued, loaded.leased, loaded.starts)
     state.edges.load(loaded.edges, loaded.stirred)
     load_deadlines(connection, state, 0)
+    state.bulk_jobs.update((job.key, job) for job in load_bulk_jobs(connection))

@@ -86,6 +86,7 @@ TABLE: dict[reasons.ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_DEPENDENCY_CYCLE: Row(StatusCode.INVALID_ARGUMENT),
     reasons.ERROR_REASON_DEPENDENCY_FAILED: Row(StatusCode.FAILED_PRECONDITION, _TASK),
     reasons.ERROR_REASON_CHILD_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED, _TASK),
+    reasons.ERROR_REASON_TOO_MANY_MATCHES: Row(StatusCode.FAILED_PRECONDITION),
     reasons.ERROR_REASON_QUEUE_DRAINING: Row(StatusCode.FAILED_PRECONDITION, _QUEUE),
     reasons.ERROR_REASON_LIMIT_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.ConcurrencyLimit", "key")),
     reasons.ERROR_REASON_INTERNAL: Row(StatusCode.INTERNAL),

@@ -43,6 +43,9 @@ class TaskServicer:
         self.UpdateTask = engine.submit
         self.CancelTask = engine.submit
         self.RetryTask = engine.submit
+        self.CancelTasks = engine.change_tasks
+        self.RetryTasks = engine.change_tasks
+        self.ReprioritizeTasks = engine.change_tasks
         self.ExplainTask = engine.submit
 
     async def GetTask(self, request: task_pb2.GetTaskRequest, caller: Caller) -> bytes:
@@ -62,6 +65,11 @@ class TaskServicer:
         self, request: task_pb2.ListTaskAttemptsRequest, caller: Caller
     ) -> task_pb2.ListTaskAttemptsResponse:
         return await self._reads.list_attempts(request.task_id)
+
+    async def ListTaskEdits(
+        self, request: task_pb2.ListTaskEditsRequest, caller: Caller
+    ) -> task_pb2.ListTaskEditsResponse:
+        return await self._reads.list_edits(request)
 
     async def DeleteTask(self, request: task_pb2.DeleteTaskRequest, caller: Caller) -> bytes:
         """Removes the logs too. They are no part of the transaction: a repeat after a crash finds them."""

@@ -11,8 +11,8 @@ from kapell.v1.task_pb2 import Task
 from kapell.v1.template_pb2 import Template
 
 from kapell_server.domain.access import Caller
+from kapell_server.domain.pending import Change, Resource
 from kapell_server.domain.standing import KINDS
-from kapell_server.domain.state import Change, Resource
 from kapell_server.domain.times import stamp
 from kapell_server.wire import field, varint
 

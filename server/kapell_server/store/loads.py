@@ -62,6 +62,7 @@ _live_tasks_of = (
 _live_member = (
     sa.select(tasks.c.task_id).where(tasks.c.root_id == bindparam("root_id"), tasks.c.state.not_in(TASK_FINAL)).limit(1)
 )
+_changed_after = sa.select(events.c.resource_id).where(events.c.revision > bindparam("revision")).distinct()
 
 
 class RowLoader:
@@ -102,6 +103,11 @@ class RowLoader:
     def load_family(self, root_id: str) -> list[tuple[str, str]]:
         """(task, parent) of all below a root, the eldest first."""
         return [(task_id, parent_id) for task_id, parent_id in self._connection.execute(_family, {"root_id": root_id})]
+
+    def load_changed_tasks(self, after_revision: int) -> list[str]:
+        """The tasks that committed events beyond a revision are about."""
+        rows = self._connection.scalars(_changed_after, {"revision": after_revision})
+        return [resource_id for resource_id in rows if resource_id.startswith("task_")]
 
     def has_live_member(self, root_id: str) -> bool:
         """Whether a task below the root has not ended."""

@@ -8,18 +8,21 @@ from typing import Any
 import sqlalchemy as sa
 from kapell.v1.agent_pb2 import Agent, AgentFilter
 from kapell.v1.event_pb2 import Event, EventFilter
-from kapell.v1.task_pb2 import Task, TaskFilter
+from kapell.v1.task_pb2 import ListTaskEditsResponse, Task, TaskEdit, TaskFilter
 from kapell.v1.template_pb2 import Template
 from sqlalchemy.engine import Connection
 
-from kapell_server.domain.state import Resource
+from kapell_server.domain.pending import Resource
+from kapell_server.domain.state import task_not_found
+from kapell_server.domain.task_filter import has_labels, task_test
 from kapell_server.domain.times import timestamp_ns
 from kapell_server.store.listing import Conditions, Listing, Rows, page_of
 from kapell_server.store.pages import Page
-from kapell_server.store.schema import agents, events, tasks, templates
+from kapell_server.store.schema import agents, events, task_edits, tasks, templates
 
 _CHAIN_STEPS = 2_000
 """Events of one resource that one page may look at."""
+_EDITS_BYTES = 1024 * 1024
 
 
 def list_tasks(connection: Connection, wanted: TaskFilter, page: Page) -> Rows:
@@ -30,7 +33,7 @@ def list_tasks(connection: Connection, wanted: TaskFilter, page: Page) -> Rows:
         data=tasks.c.data,
         parts=parts,
         rest=rest,
-        matches=_task_labels(wanted.labels),
+        matches=_in_bytes(wanted),
     )
     return page_of(connection, listing, page)
 
@@ -60,7 +63,7 @@ _INDEXED: tuple[tuple[Any, sa.Column[Any]], ...] = (
 
 
 def task_conditions(wanted: TaskFilter) -> list[sa.ColumnElement[bool]]:
-    """What of a filter SQL can say: everything but labels."""
+    """What of a filter SQL can say: everything but labels and reasons of failure."""
     conditions: list[sa.ColumnElement[bool]] = []
     if wanted.states:
         conditions.append(tasks.c.state.in_(wanted.states))
@@ -81,15 +84,39 @@ def task_conditions(wanted: TaskFilter) -> list[sa.ColumnElement[bool]]:
     return conditions
 
 
-def _task_labels(labels: Mapping[str, str]) -> Callable[[bytes], bool] | None:
-    if not labels:
+def in_bytes_only(wanted: TaskFilter) -> bool:
+    """Whether the filter asks for something that no column has."""
+    return bool(wanted.labels or wanted.failure_reasons)
+
+
+def _in_bytes(wanted: TaskFilter) -> Callable[[bytes], bool] | None:
+    if not in_bytes_only(wanted):
         return None
-    return lambda data: has_labels(Task.FromString(data).labels, labels)
+    test = task_test(wanted)
+    return lambda data: test(Task.FromString(data))
 
 
-def has_labels(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
-    """Whether all wanted labels are there with their values."""
-    return all(key in labels and labels[key] == value for key, value in wanted.items())
+def list_edits(connection: Connection, task_id: str, page: Page) -> ListTaskEditsResponse:
+    """A page of a task's edits, which ends before its size where their texts are long."""
+    if connection.scalar(sa.select(tasks.c.task_id).where(tasks.c.task_id == task_id)) is None:
+        raise task_not_found(task_id)
+    newest = connection.scalar(sa.select(sa.func.max(events.c.revision))) or 0
+    response = ListTaskEditsResponse(revision=newest)
+    statement = (
+        sa.select(task_edits.c.revision, task_edits.c.data)
+        .where(task_edits.c.task_id == task_id, task_edits.c.revision > (page.cursor or 0))
+        .order_by(task_edits.c.revision)
+        .limit(page.size + 1)
+    )
+    size = 0
+    with connection.execute(statement.execution_options(yield_per=8)) as rows:
+        for _, data in rows:
+            size += len(data)
+            if len(response.edits) == page.size or (response.edits and size > _EDITS_BYTES):
+                response.next_page_token = page.token(response.edits[-1].revision)
+                break
+            response.edits.append(TaskEdit.FromString(data))
+    return response
 
 
 def count_tasks(connection: Connection, wanted: TaskFilter) -> list[tuple[int, int]]:

@@ -7,24 +7,30 @@ from typing import Literal
 
 import sqlalchemy as sa
 from kapell.v1.agent_pb2 import Agent, AgentSpec, ListAgentsRequest, ListAgentsResponse
+from kapell.v1.common_pb2 import LIST_ORDER_OLDEST_FIRST
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse, ListEventsRequest
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.task_pb2 import (
     CountTasksRequest,
     CountTasksResponse,
     ListTaskAttemptsResponse,
+    ListTaskEditsRequest,
+    ListTaskEditsResponse,
     ListTasksRequest,
     Task,
     TaskAttempt,
+    TaskFilter,
     TaskStateCount,
 )
 from kapell.v1.template_pb2 import Template
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
 from sqlalchemy.engine import Connection
 
+from kapell_server.domain.bulk_job import Selection
+from kapell_server.domain.pending import Resource
 from kapell_server.domain.retention import compacted
 from kapell_server.domain.standing import KINDS
-from kapell_server.domain.state import Resource, agent_not_found, task_not_found
+from kapell_server.domain.state import agent_not_found, task_not_found
 from kapell_server.domain.times import stamp
 from kapell_server.store import queries
 from kapell_server.store.cache import TaskCache
@@ -37,6 +43,7 @@ from kapell_server.store.record import Record
 from kapell_server.store.retention import oldest_revision
 from kapell_server.store.schema import agents, attempts, events, standing, task_contents, tasks, templates
 from kapell_server.store.standing_reads import StandingReads
+from kapell_server.store.task_selection import select_tasks
 from kapell_server.store.template_reads import TemplateReads
 from kapell_server.store.writes import resource_id
 from kapell_server.wire import field, int_field
@@ -113,6 +120,16 @@ class Reads:
             parts.append(field(2, page.token(rows.next_cursor).encode()))
         parts.append(int_field(3, revision))
         return b"".join(parts)
+
+    async def select_tasks(self, wanted: TaskFilter, limit: int) -> Selection:
+        """The tasks that match, the oldest first, with the ids of `limit` of them at most."""
+        return await select_tasks(self._database, wanted, limit)
+
+    async def list_edits(self, request: ListTaskEditsRequest) -> ListTaskEditsResponse:
+        """A page of what the content was before its edits. Raises TASK_NOT_FOUND, PAGE_TOKEN_INVALID."""
+        bound_to = ListTaskEditsRequest(task_id=request.task_id)
+        page = Page(size=request.page_size, token=request.page_token, order=LIST_ORDER_OLDEST_FIRST, bound_to=bound_to)
+        return await self._database.read(lambda connection: queries.list_edits(connection, request.task_id, page))
 
     async def count_tasks(self, request: CountTasksRequest) -> CountTasksResponse:
         """How many matching tasks are in each state."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from kapell_server.domain.state import Resource
+from kapell_server.domain.pending import Resource
 
 
 class Record(NamedTuple):

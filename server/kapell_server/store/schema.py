@@ -132,6 +132,39 @@ attempts = Table(
     sqlite_with_rowid=False,
 )
 
+task_edits = Table(
+    "task_edits",
+    metadata,
+    Column("task_id", String(64), primary_key=True),
+    Column("revision", BigInteger, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""What prompt and input of a task were before each edit; `revision` is that of the edit's event."""
+
+bulk_jobs = Table(
+    "bulk_jobs",
+    metadata,
+    Column("job_key", String(160), primary_key=True),
+    Column("method", String(64), nullable=False),
+    Column("request", LargeBinary, nullable=False),
+    Column("caller", LargeBinary, nullable=False),
+    Column("task_ids", LargeBinary, nullable=False),
+    Column("matched", Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Changes of many tasks that are not done yet, each with the tasks it has found; see domain/bulk.py."""
+
+bulk_steps = Table(
+    "bulk_steps",
+    metadata,
+    Column("job_key", String(160), primary_key=True),
+    Column("first", Integer, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""What the steps of such a change have done so far, from task number `first` on."""
+
 agents = Table(
     "agents",
     metadata,

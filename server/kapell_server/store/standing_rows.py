@@ -8,8 +8,8 @@ import sqlalchemy as sa
 from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
+from kapell_server.domain.pending import Change
 from kapell_server.domain.standing import KINDS, Standing, standing_id
-from kapell_server.domain.state import Change
 from kapell_server.store.bulk import Bulk
 from kapell_server.store.schema import standing
 

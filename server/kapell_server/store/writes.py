@@ -12,11 +12,12 @@ from kapell.v1.template_pb2 import Template
 from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
+from kapell_server.domain.pending import Change, Pending, Resource
 from kapell_server.domain.standing import KINDS, standing_id
-from kapell_server.domain.state import Change, Pending, Resource
 from kapell_server.domain.times import timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL
 from kapell_server.store.bulk import Bulk
+from kapell_server.store.bulk_jobs import write_bulk_jobs
 from kapell_server.store.encode import encode_event, encode_time
 from kapell_server.store.record import Record
 from kapell_server.store.schema import (
@@ -30,6 +31,7 @@ from kapell_server.store.schema import (
     starts,
     task_contents,
     task_edges,
+    task_edits,
     tasks,
     template_versions,
     templates,
@@ -62,6 +64,7 @@ _insert_tasks = Bulk(
     *("create_revision", "task_id", "state", "agent_type", "priority", "create_ns", "queue_ns", "due_ns"),
     *("template_id", "queue_rank", "fairness_key", "concurrency_keys", "parent_id", "root_id", "end_ns", "data"),
 )
+_insert_edits = Bulk(sa.insert(task_edits), "task_id", "revision", "data")
 _insert_contents = Bulk(sa.insert(task_contents), "task_id", "data")
 _insert_attempts = Bulk(sa.insert(attempts), "task_id", "attempt", "state", "poll_id", "data")
 _insert_agents = Bulk(
@@ -107,7 +110,7 @@ _update_attempts = Bulk(
     .values(state=bindparam("state"), data=bindparam("data")),
     *("state", "data", "key", "number"),
 )
-_deletes_of_task = (_delete(tasks, "task_id"), _delete(task_contents, "task_id"), _delete(attempts, "task_id"))
+_deletes_of_task = tuple(_delete(table, "task_id") for table in (tasks, task_contents, attempts, task_edits))
 _delete_agents = _delete(agents, "agent_id")
 _update_templates = _update(templates, "template_id", "data")
 _deletes_of_template = (_delete(templates, "template_id"), _delete(template_versions, "template_id"))
@@ -159,6 +162,10 @@ def write_batch(connection: Connection, pending: Pending, written: Written, give
         _write_attempts(connection, pending)
     _delete_edges.execute(connection, list(pending.dropped_edges))
     _insert_edges.execute(connection, [(*key, *edge) for key, edge in pending.new_edges.items()])
+    if pending.edits:
+        _write_edits(connection, pending)
+    if pending.bulk:
+        write_bulk_jobs(connection, pending.bulk)
     if pending.starts or pending.forgotten_starts:
         _write_starts(connection, pending)
     if pending.shipped_digest:
@@ -287,6 +294,17 @@ def _write_templates(connection: Connection, changes: list[Change], pending: Pen
     versions = pending.template_versions.items()
     rows = [(template_id, number, version.SerializeToString()) for (template_id, number), version in versions]
     _insert_template_versions.execute(connection, rows)
+
+
+def _write_edits(connection: Connection, pending: Pending) -> None:
+    """What content was before. A task that was deleted later in the batch is gone with its edits."""
+    gone = {resource_id(change.resource): change.resource.revision for change in pending.changes if change.deleted}
+    rows = [
+        (task_id, revision, edit.SerializeToString())
+        for (task_id, revision), edit in pending.edits.items()
+        if revision > gone.get(task_id, 0)
+    ]
+    _insert_edits.execute(connection, rows)
 
 
 def _write_starts(connection: Connection, pending: Pending) -> None:

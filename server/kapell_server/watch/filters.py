@@ -16,6 +16,7 @@ from kapell.v1.task_pb2 import Task, TaskFilter
 from kapell.v1.template_pb2 import Template
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
 
+from kapell_server.domain.task_filter import task_test
 from kapell_server.store.record import Record
 
 ResourceKind = Literal["task", "agent", "template", "queue", "limit"]
@@ -66,34 +67,13 @@ def for_events(wanted: EventFilter) -> Filter:
 
 def for_tasks(wanted: TaskFilter) -> Filter:
     """Tasks only."""
-    tests: list[Test] = [_is_a(Task)]
-    if wanted.states:
-        states = frozenset(wanted.states)
-        tests.append(lambda record: isinstance(record.resource, Task) and record.resource.state in states)
-    if wanted.task_ids:
-        tests.append(_is_one_of(wanted.task_ids))
-    if wanted.agent_types:
-        types = frozenset(wanted.agent_types)
-        tests.append(lambda record: isinstance(record.resource, Task) and record.resource.agent_type in types)
-    if wanted.template_ids:
-        made_from = frozenset(wanted.template_ids)
-        tests.append(lambda record: isinstance(record.resource, Task) and record.resource.template_id in made_from)
-    if wanted.parent_task_id:
-        parent = wanted.parent_task_id
-        tests.append(lambda record: isinstance(record.resource, Task) and record.resource.parent_task_id == parent)
-    if wanted.root_task_id:
-        root = wanted.root_task_id
-        tests.append(lambda record: isinstance(record.resource, Task) and record.resource.root_task_id == root)
-    if wanted.labels:
-        tests.append(_has_labels(wanted.labels))
-    if wanted.HasField("created_after_time"):
-        after = wanted.created_after_time.ToNanoseconds()
-        tests.append(lambda record: _create_ns(record) >= after)
-    if wanted.HasField("created_before_time"):
-        before = wanted.created_before_time.ToNanoseconds()
-        tests.append(lambda record: _create_ns(record) < before)
+    test = task_test(wanted)
+
+    def matches(record: Record) -> bool:
+        return isinstance(record.resource, Task) and test(record.resource)
+
     ids = tuple(wanted.task_ids)
-    return Filter(key=_key(b"task", wanted), kinds_of_resource=("task",), ids=ids, tests=tuple(tests))
+    return Filter(key=_key(b"task", wanted), kinds_of_resource=("task",), ids=ids, tests=(matches,))
 
 
 def for_agents(wanted: AgentFilter) -> Filter:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from google.protobuf.struct_pb2 import Value
 
 from kapell._worker.leases import Lease
-from kapell._worker.outcome import TaskFailed
+from kapell._worker.outcome import RateLimited, TaskFailed
 from kapell._worker.session import Session
 from kapell.errors import KapellError, LeaseLost
 from kapell.messages import duration
@@ -23,6 +23,7 @@ from kapell.v1.worker_pb2 import (
     BatchCompleteTasksRequest,
     CompleteTaskRequest,
     FailTaskRequest,
+    ProviderRateLimit,
     ReleaseTaskRequest,
 )
 
@@ -64,6 +65,9 @@ class Outbox:
         request = FailTaskRequest(
             lease_token=lease.token, failure=failure.to_message(), retry_delay=duration(failure.retry_delay or None)
         )
+        if isinstance(failure, RateLimited):
+            limit = ProviderRateLimit(provider=failure.provider, reset_after=duration(failure.reset_after))
+            request.rate_limited.CopyFrom(limit)
         try:
             await self._session.insist(self._session.stub.FailTask, lambda: request)
         except LeaseLost:

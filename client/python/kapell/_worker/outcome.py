@@ -12,6 +12,8 @@ from kapell.v1.task_pb2 import TaskFailure
 
 MAX_MESSAGE_CHARS = 4000
 MAX_DETAILS_BYTES = 16 * 1024
+MAX_RESET_SECONDS = 86_400.0
+_PROVIDER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._/-]{0,62}")
 _REASON = re.compile(r"[A-Z][A-Z0-9_]{0,62}")
 
 
@@ -50,6 +52,21 @@ class TaskFailed(Exception):
         if self.retryable is not None:
             failure.retryable = self.retryable
         return failure
+
+
+class RateLimited(TaskFailed):
+    """Raise it in a handler when a provider takes no more calls for now: the task waits, and no attempt is lost.
+
+    `provider` is a short name such as "anthropic"; `reset_after` the number of seconds until it takes calls again,
+    as its answer said, brought between a millisecond and a day. Raises ValueError for a name of another form.
+    """
+
+    def __init__(self, provider: str, reset_after: float, message: str = "") -> None:
+        if not _PROVIDER.fullmatch(provider):
+            raise ValueError(f"{provider!r} names no provider - write up to 63 letters, digits and . _ / -")
+        super().__init__("RATE_LIMITED", message or f"{provider} has limited its calls")
+        self.provider = provider
+        self.reset_after = min(max(reset_after, 0.001), MAX_RESET_SECONDS)
 
 
 def _shorten(text: str) -> str:

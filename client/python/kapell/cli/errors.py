@@ -91,6 +91,10 @@ _REASONS: dict[str, tuple[Exit, str]] = {
     "TEMPLATE_NOT_FOUND": (Exit.NOT_FOUND, "kapell template list"),
     "TEMPLATE_PARAMETERS_INVALID": (Exit.USAGE, "kapell template get {template_id}"),
     "TEMPLATE_IN_USE": (Exit.CONFLICT, "kapell task list --template {template_id}"),
+    "TOO_MANY_MATCHES": (
+        Exit.CONFLICT,
+        "narrow the filter, or say --max {matched}, or --partial",
+    ),
     "TEMPLATE_BUILT_IN": (Exit.CONFLICT, "kapell template clone {template_id} MY-TEMPLATE"),
     "DEPENDENCY_CYCLE": (Exit.USAGE, ""),
     "DEPENDENCY_FAILED": (Exit.CONFLICT, "kapell task retry {dependency_id}"),

@@ -140,7 +140,7 @@ def reattach(command: str, revision: int | None) -> str:
 
 def task_ids(*, required: bool = True) -> Callable[[_F], _F]:
     """One or more task ids; `-` reads them from stdin."""
-    return _ids("task_ids", "TASK_ID", _complete_tasks, required)
+    return _ids("task_ids", "TASK_ID", complete_tasks, required)
 
 
 def agent_ids(*, required: bool = True) -> Callable[[_F], _F]:
@@ -150,7 +150,7 @@ def agent_ids(*, required: bool = True) -> Callable[[_F], _F]:
 
 def task_id(function: _F) -> _F:
     """One task id."""
-    return click.argument("task_id", metavar="TASK_ID", shell_complete=_complete_tasks)(function)
+    return click.argument("task_id", metavar="TASK_ID", shell_complete=complete_tasks)(function)
 
 
 def template(function: _F) -> _F:
@@ -212,11 +212,11 @@ def agent_id(function: _F) -> _F:
 def _ids(name: str, metavar: str, complete: Any, required: bool) -> Callable[[_F], _F]:
     shown = f"{metavar}..." if required else f"[{metavar}]..."
     return click.argument(
-        name, nargs=-1, required=required, metavar=shown, callback=_with_stdin, shell_complete=complete
+        name, nargs=-1, required=required, metavar=shown, callback=with_stdin, shell_complete=complete
     )
 
 
-def _with_stdin(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+def with_stdin(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     """Replaces "-" by the first word of each line of stdin, and drops repeated ids."""
     ids: list[str] = []
     for value in values:
@@ -224,7 +224,8 @@ def _with_stdin(_ctx: click.Context, _param: click.Parameter, values: tuple[str,
     return tuple(dict.fromkeys(ids))
 
 
-def _complete_tasks(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[Any]:
+def complete_tasks(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[Any]:
+    """Ids of tasks that begin so."""
     from kapell.cli.completing import task_items
 
     return task_items(ctx, incomplete)

@@ -80,14 +80,13 @@ def ran_for(item: Task | TaskAttempt) -> str:
 
 def _why(task: Task) -> str:
     """Why the task is where it is, in words."""
-    if task.state_reason:
-        return "" if task.state_reason == task.failure.message else task.state_reason
+    said = [task.state_reason] if task.state_reason and task.state_reason != task.failure.message else []
     waits = [f"until {times.local(wait.until_time)}" for wait in task.waiting_on if wait.HasField("until_time")]
     if len(waits) < len(task.waiting_on):
         waits.insert(0, "for other tasks")
     if task.HasField("waiting"):
         waits.append(_waiting_text(task.waiting))
-    return ", ".join(waits)
+    return ", ".join([*said, *waits])
 
 
 def _waiting_text(waiting: AttemptWait) -> str:
@@ -134,6 +133,9 @@ def task_card(task: Task) -> list[Line]:
         Line("After", _dependencies(task)),
         Line("Priority", str(task.priority)),
         Line("Attempts", f"{task.attempts_used} of {task.retry_policy.max_attempts}"),
+        Line("Retried", f"{task.retries} ×" if task.retries else ""),
+        Line("Edited", f"yes; see kapell task edits {task.task_id}" if task.edited else ""),
+        Line("Limited", f"{task.rate_limited_count} × by its provider" if task.rate_limited_count else ""),
         Line("Agent", task.lease.agent_id),
         Line("Labels", labels_text(task.labels)),
         Line("Fairness", task.fairness_key),
@@ -183,6 +185,18 @@ ATTEMPTS = View(
         Column("ENDED", lambda a: times.iso(a.end_time) or "-", wide=True),
     ),
     id=lambda a: str(a.attempt),
+)
+
+EDITS = View(
+    columns=(
+        Column("WHEN", lambda e: times.local(e.edit_time)),
+        Column("BY", lambda e: _actor(e.editor)),
+        Column("ROUND", lambda e: str(e.retry), right=True),
+        Column("CHANGED", lambda e: ",".join(e.changed_fields)),
+        Column("PROMPT BEFORE", lambda e: e.prompt if e.HasField("prompt") else "-", flexible=True),
+        Column("INPUT BEFORE", lambda e: _value_text(e.input) if e.HasField("input") else "-", wide=True),
+    ),
+    id=lambda e: str(e.revision),
 )
 
 

@@ -95,6 +95,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: tasks made from the template have not ended. Metadata: template_id, tasks."""
     ERROR_REASON_TEMPLATE_BUILT_IN: _ErrorReason.ValueType  # 43
     """FAILED_PRECONDITION: the template came with Kapell and cannot be changed. Metadata: template_id."""
+    ERROR_REASON_TOO_MANY_MATCHES: _ErrorReason.ValueType  # 65
+    """FAILED_PRECONDITION: more tasks match than may be changed at once; nothing was changed. Metadata: matched, limit."""
     ERROR_REASON_QUEUE_DRAINING: _ErrorReason.ValueType  # 50
     """FAILED_PRECONDITION: the queue takes no new tasks. Metadata: agent_type.
     What to do: resume it, or wait until it was resumed.
@@ -187,6 +189,8 @@ ERROR_REASON_TEMPLATE_IN_USE: ErrorReason.ValueType  # 42
 """FAILED_PRECONDITION: tasks made from the template have not ended. Metadata: template_id, tasks."""
 ERROR_REASON_TEMPLATE_BUILT_IN: ErrorReason.ValueType  # 43
 """FAILED_PRECONDITION: the template came with Kapell and cannot be changed. Metadata: template_id."""
+ERROR_REASON_TOO_MANY_MATCHES: ErrorReason.ValueType  # 65
+"""FAILED_PRECONDITION: more tasks match than may be changed at once; nothing was changed. Metadata: matched, limit."""
 ERROR_REASON_QUEUE_DRAINING: ErrorReason.ValueType  # 50
 """FAILED_PRECONDITION: the queue takes no new tasks. Metadata: agent_type.
 What to do: resume it, or wait until it was resumed.

@@ -14,6 +14,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from kapell.v1 import common_pb2 as _common_pb2
 from kapell.v1 import dependency_pb2 as _dependency_pb2
+from kapell.v1 import error_pb2 as _error_pb2
 from kapell.v1 import watch_pb2 as _watch_pb2
 import builtins as _builtins
 import sys
@@ -35,7 +36,7 @@ class _TaskStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskState.V
     TASK_STATE_UNSPECIFIED: _TaskState.ValueType  # 0
     """Not set; never sent."""
     TASK_STATE_PENDING: _TaskState.ValueType  # 1
-    """Waits for other tasks, or for a time: not_before or the back-off before a retry."""
+    """Waits for other tasks, or for a time: not_before, the back-off before a retry, or the reset of a provider's rate limit."""
     TASK_STATE_QUEUED: _TaskState.ValueType  # 2
     """Runnable; waits for an agent with a free slot."""
     TASK_STATE_RUNNING: _TaskState.ValueType  # 3
@@ -55,7 +56,7 @@ class TaskState(_TaskState, metaclass=_TaskStateEnumTypeWrapper):
 TASK_STATE_UNSPECIFIED: TaskState.ValueType  # 0
 """Not set; never sent."""
 TASK_STATE_PENDING: TaskState.ValueType  # 1
-"""Waits for other tasks, or for a time: not_before or the back-off before a retry."""
+"""Waits for other tasks, or for a time: not_before, the back-off before a retry, or the reset of a provider's rate limit."""
 TASK_STATE_QUEUED: TaskState.ValueType  # 2
 """Runnable; waits for an agent with a free slot."""
 TASK_STATE_RUNNING: TaskState.ValueType  # 3
@@ -84,6 +85,8 @@ class _WaitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitKind.Val
     """For the back-off after a failed attempt."""
     WAIT_KIND_DEPENDENCY: _WaitKind.ValueType  # 3
     """For other tasks: see Task.dependencies."""
+    WAIT_KIND_PROVIDER_RATE_LIMIT: _WaitKind.ValueType  # 4
+    """For the reset of a provider's rate limit, as the agent has told it."""
     WAIT_KIND_CONCURRENCY_LIMIT: _WaitKind.ValueType  # 10
     """For another task of its concurrency key to end. ExplainTask only."""
     WAIT_KIND_START_RATE: _WaitKind.ValueType  # 11
@@ -114,6 +117,8 @@ WAIT_KIND_RETRY_BACKOFF: WaitKind.ValueType  # 2
 """For the back-off after a failed attempt."""
 WAIT_KIND_DEPENDENCY: WaitKind.ValueType  # 3
 """For other tasks: see Task.dependencies."""
+WAIT_KIND_PROVIDER_RATE_LIMIT: WaitKind.ValueType  # 4
+"""For the reset of a provider's rate limit, as the agent has told it."""
 WAIT_KIND_CONCURRENCY_LIMIT: WaitKind.ValueType  # 10
 """For another task of its concurrency key to end. ExplainTask only."""
 WAIT_KIND_START_RATE: WaitKind.ValueType  # 11
@@ -210,8 +215,11 @@ class WaitingOn(_message.Message):
 
     KIND_FIELD_NUMBER: _builtins.int
     UNTIL_TIME_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
     kind: Global___WaitKind.ValueType
     """What it is."""
+    provider: _builtins.str
+    """The provider whose rate limit it is; only for that kind."""
     @_builtins.property
     def until_time(self) -> _timestamp_pb2.Timestamp:
         """When the wait ends; unset where no time ends it."""
@@ -221,10 +229,11 @@ class WaitingOn(_message.Message):
         *,
         kind: Global___WaitKind.ValueType = ...,
         until_time: _timestamp_pb2.Timestamp | None = ...,
+        provider: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["until_time", b"until_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "until_time", b"until_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "provider", b"provider", "until_time", b"until_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -241,6 +250,7 @@ class RetryPolicy(_message.Message):
     MAX_BACKOFF_FIELD_NUMBER: _builtins.int
     BACKOFF_MULTIPLIER_FIELD_NUMBER: _builtins.int
     JITTER_FIELD_NUMBER: _builtins.int
+    NON_RETRYABLE_REASONS_FIELD_NUMBER: _builtins.int
     max_attempts: _builtins.int
     """Attempts in all, the first included. Default 3; 1 means never again. 1 to 100."""
     backoff_multiplier: _builtins.float
@@ -255,6 +265,10 @@ class RetryPolicy(_message.Message):
     def max_backoff(self) -> _duration_pb2.Duration:
         """Longest pause. Default 5 min, at most 1 day."""
 
+    @_builtins.property
+    def non_retryable_reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Reasons (see TaskFailure.reason) after which there is no other attempt, at most 32."""
+
     def __init__(
         self,
         *,
@@ -263,10 +277,11 @@ class RetryPolicy(_message.Message):
         max_backoff: _duration_pb2.Duration | None = ...,
         backoff_multiplier: _builtins.float = ...,
         jitter: _builtins.float | None = ...,
+        non_retryable_reasons: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_jitter", b"_jitter", "initial_backoff", b"initial_backoff", "jitter", b"jitter", "max_backoff", b"max_backoff"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_jitter", b"_jitter", "backoff_multiplier", b"backoff_multiplier", "initial_backoff", b"initial_backoff", "jitter", b"jitter", "max_attempts", b"max_attempts", "max_backoff", b"max_backoff"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_jitter", b"_jitter", "backoff_multiplier", b"backoff_multiplier", "initial_backoff", b"initial_backoff", "jitter", b"jitter", "max_attempts", b"max_attempts", "max_backoff", b"max_backoff", "non_retryable_reasons", b"non_retryable_reasons"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__jitter: _TypeAlias = _typing.Literal["jitter"]  # noqa: Y015
     _WhichOneofArgType__jitter: _TypeAlias = _typing.Literal["_jitter", b"_jitter"]  # noqa: Y015
@@ -611,6 +626,9 @@ class Task(_message.Message):
     RETRY_TIME_FIELD_NUMBER: _builtins.int
     TEMPLATE_ID_FIELD_NUMBER: _builtins.int
     TEMPLATE_VERSION_FIELD_NUMBER: _builtins.int
+    RETRIES_FIELD_NUMBER: _builtins.int
+    EDITED_FIELD_NUMBER: _builtins.int
+    RATE_LIMITED_COUNT_FIELD_NUMBER: _builtins.int
     FAIRNESS_KEY_FIELD_NUMBER: _builtins.int
     CONCURRENCY_KEYS_FIELD_NUMBER: _builtins.int
     QUEUE_RANK_FIELD_NUMBER: _builtins.int
@@ -652,6 +670,12 @@ class Task(_message.Message):
     """The template it was made from; empty where it was not."""
     template_version: _builtins.int
     """The version of that template; 0 where there is none."""
+    retries: _builtins.int
+    """How often it was retried by hand: RetryTask or RetryTasks."""
+    edited: _builtins.bool
+    """Whether prompt or input have been changed since it was created; ListTaskEdits has what they were."""
+    rate_limited_count: _builtins.int
+    """How often an attempt met a provider's rate limit; these cost no attempt."""
     fairness_key: _builtins.str
     """Whose share of the agents it uses; see TaskSpec.fairness_key."""
     queue_rank: _builtins.int
@@ -788,6 +812,9 @@ class Task(_message.Message):
         retry_time: _timestamp_pb2.Timestamp | None = ...,
         template_id: _builtins.str = ...,
         template_version: _builtins.int = ...,
+        retries: _builtins.int = ...,
+        edited: _builtins.bool = ...,
+        rate_limited_count: _builtins.int = ...,
         fairness_key: _builtins.str = ...,
         concurrency_keys: _abc.Iterable[_builtins.str] | None = ...,
         queue_rank: _builtins.int = ...,
@@ -802,7 +829,7 @@ class Task(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "failure", b"failure", "input", b"input", "lease", b"lease", "not_before_time", b"not_before_time", "progress", b"progress", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "start_time", b"start_time", "state_time", b"state_time", "timeouts", b"timeouts", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "attempt", b"attempt", "attempts_used", b"attempts_used", "concurrency_keys", b"concurrency_keys", "content_bytes", b"content_bytes", "create_time", b"create_time", "creator", b"creator", "dependencies", b"dependencies", "depth", b"depth", "display_name", b"display_name", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "fairness_key", b"fairness_key", "input", b"input", "labels", b"labels", "lease", b"lease", "not_before_time", b"not_before_time", "parent_task_id", b"parent_task_id", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "prompt_parts", b"prompt_parts", "prompt_pending", b"prompt_pending", "queue_rank", b"queue_rank", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "revision", b"revision", "root_task_id", b"root_task_id", "skipped", b"skipped", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "task_id", b"task_id", "template_id", b"template_id", "template_version", b"template_version", "timeouts", b"timeouts", "waiting", b"waiting", "waiting_on", b"waiting_on"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "attempt", b"attempt", "attempts_used", b"attempts_used", "concurrency_keys", b"concurrency_keys", "content_bytes", b"content_bytes", "create_time", b"create_time", "creator", b"creator", "dependencies", b"dependencies", "depth", b"depth", "display_name", b"display_name", "edited", b"edited", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "fairness_key", b"fairness_key", "input", b"input", "labels", b"labels", "lease", b"lease", "not_before_time", b"not_before_time", "parent_task_id", b"parent_task_id", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "prompt_parts", b"prompt_parts", "prompt_pending", b"prompt_pending", "queue_rank", b"queue_rank", "queue_time", b"queue_time", "rate_limited_count", b"rate_limited_count", "result", b"result", "retries", b"retries", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "revision", b"revision", "root_task_id", b"root_task_id", "skipped", b"skipped", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "task_id", b"task_id", "template_id", b"template_id", "template_version", b"template_version", "timeouts", b"timeouts", "waiting", b"waiting", "waiting_on", b"waiting_on"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -853,6 +880,7 @@ class TaskAttempt(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    RETRY_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The task."""
     attempt: _builtins.int
@@ -861,6 +889,8 @@ class TaskAttempt(_message.Message):
     """The agent."""
     state: Global___AttemptState.ValueType
     """How it stands."""
+    retry: _builtins.int
+    """Task.retries when it began: in which round it was made."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the agent got it."""
@@ -871,7 +901,7 @@ class TaskAttempt(_message.Message):
 
     @_builtins.property
     def failure(self) -> Global___TaskFailure:
-        """Why it failed or was lost."""
+        """Why it failed, was lost, or was handed back because of a rate limit."""
 
     def __init__(
         self,
@@ -883,14 +913,71 @@ class TaskAttempt(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         failure: Global___TaskFailure | None = ...,
+        retry: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "failure", b"failure", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "attempt", b"attempt", "end_time", b"end_time", "failure", b"failure", "start_time", b"start_time", "state", b"state", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "attempt", b"attempt", "end_time", b"end_time", "failure", b"failure", "retry", b"retry", "start_time", b"start_time", "state", b"state", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TaskAttempt: _TypeAlias = TaskAttempt  # noqa: Y015
+
+@_typing.final
+class TaskEdit(_message.Message):
+    """What prompt and input of a task were before somebody changed them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    RETRY_FIELD_NUMBER: _builtins.int
+    EDITOR_FIELD_NUMBER: _builtins.int
+    EDIT_TIME_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELDS_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Revision of the event that recorded the change."""
+    retry: _builtins.int
+    """Task.retries after it: the round that runs with the new content. 0: before the first start."""
+    prompt: _builtins.str
+    """The prompt before; only where it was changed."""
+    @_builtins.property
+    def editor(self) -> _watch_pb2.Actor:
+        """Who changed them."""
+
+    @_builtins.property
+    def edit_time(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    @_builtins.property
+    def changed_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What was changed: "prompt", "input" or both."""
+
+    @_builtins.property
+    def input(self) -> _struct_pb2.Struct:
+        """The input before; only where it was changed and there was one."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        retry: _builtins.int = ...,
+        editor: _watch_pb2.Actor | None = ...,
+        edit_time: _timestamp_pb2.Timestamp | None = ...,
+        changed_fields: _abc.Iterable[_builtins.str] | None = ...,
+        prompt: _builtins.str | None = ...,
+        input: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_prompt", b"_prompt", "edit_time", b"edit_time", "editor", b"editor", "input", b"input", "prompt", b"prompt"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prompt", b"_prompt", "changed_fields", b"changed_fields", "edit_time", b"edit_time", "editor", b"editor", "input", b"input", "prompt", b"prompt", "retry", b"retry", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__prompt: _TypeAlias = _typing.Literal["prompt"]  # noqa: Y015
+    _WhichOneofArgType__prompt: _TypeAlias = _typing.Literal["_prompt", b"_prompt"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt) -> _WhichOneofReturnType__prompt | None: ...
+
+Global___TaskEdit: _TypeAlias = TaskEdit  # noqa: Y015
 
 @_typing.final
 class TaskFilter(_message.Message):
@@ -924,6 +1011,7 @@ class TaskFilter(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     CREATED_AFTER_TIME_FIELD_NUMBER: _builtins.int
     CREATED_BEFORE_TIME_FIELD_NUMBER: _builtins.int
+    FAILURE_REASONS_FIELD_NUMBER: _builtins.int
     TEMPLATE_IDS_FIELD_NUMBER: _builtins.int
     PARENT_TASK_ID_FIELD_NUMBER: _builtins.int
     ROOT_TASK_ID_FIELD_NUMBER: _builtins.int
@@ -956,6 +1044,10 @@ class TaskFilter(_message.Message):
         """Created before this time."""
 
     @_builtins.property
+    def failure_reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The latest failure has one of these reasons. With the state FAILED: tasks that died of it."""
+
+    @_builtins.property
     def template_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Made from these templates, any version, any of."""
 
@@ -968,13 +1060,14 @@ class TaskFilter(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         created_after_time: _timestamp_pb2.Timestamp | None = ...,
         created_before_time: _timestamp_pb2.Timestamp | None = ...,
+        failure_reasons: _abc.Iterable[_builtins.str] | None = ...,
         template_ids: _abc.Iterable[_builtins.str] | None = ...,
         parent_task_id: _builtins.str = ...,
         root_task_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_after_time", b"created_after_time", "created_before_time", b"created_before_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_types", b"agent_types", "created_after_time", b"created_after_time", "created_before_time", b"created_before_time", "labels", b"labels", "parent_task_id", b"parent_task_id", "root_task_id", b"root_task_id", "states", b"states", "task_ids", b"task_ids", "template_ids", b"template_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_types", b"agent_types", "created_after_time", b"created_after_time", "created_before_time", b"created_before_time", "failure_reasons", b"failure_reasons", "labels", b"labels", "parent_task_id", b"parent_task_id", "root_task_id", b"root_task_id", "states", b"states", "task_ids", b"task_ids", "template_ids", b"template_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1231,7 +1324,7 @@ class CountTasksRequest(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def filter(self) -> Global___TaskFilter:
-        """Which tasks are counted. Empty: all. Labels cannot be counted by."""
+        """Which tasks are counted. Empty: all. Labels and reasons of failure cannot be counted by."""
 
     def __init__(
         self,
@@ -1320,7 +1413,10 @@ class UpdateTaskRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Which fields to set: priority, labels, display_name. Required."""
+        """Which fields to set. Required. Of a task that has not ended: priority, labels, display_name, timeouts,
+        retry_policy. While no agent has it: not_before_time; unset or past means at once. Before its first start,
+        and where no template wrote them: prompt, input. Else TASK_STATE_CONFLICT, or REQUEST_INVALID.
+        """
 
     def __init__(
         self,
@@ -1438,27 +1534,68 @@ Global___CancelTaskResponse: _TypeAlias = CancelTaskResponse  # noqa: Y015
 
 @_typing.final
 class RetryTaskRequest(_message.Message):
-    """Request of RetryTask."""
+    """Request of RetryTask. What is left out stays as it was."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TASK_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    RETRY_POLICY_FIELD_NUMBER: _builtins.int
+    TIMEOUTS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The task. Required."""
     request_id: _builtins.str
     """As in CreateTask."""
+    prompt: _builtins.str
+    """Another prompt, at most 256 KiB. Not for a task that was made from a template."""
+    priority: _builtins.int
+    """Another priority, 0 to 1000."""
+    @_builtins.property
+    def input(self) -> _struct_pb2.Struct:
+        """Another input in the place of the whole, at most 256 KiB. Not for a task that was made from a template."""
+
+    @_builtins.property
+    def parameters(self) -> _struct_pb2.Struct:
+        """Other parameters in the place of all of them, from which the same version of its template renders prompt and
+        input anew. At most 256 KiB. Only for a task that was made from a template.
+        """
+
+    @_builtins.property
+    def retry_policy(self) -> Global___RetryPolicy:
+        """Another retry policy in the place of the whole; what it leaves unset is as RetryPolicy says."""
+
+    @_builtins.property
+    def timeouts(self) -> Global___TaskTimeouts:
+        """Other timeouts in the place of all of them."""
+
     def __init__(
         self,
         *,
         task_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        prompt: _builtins.str | None = ...,
+        input: _struct_pb2.Struct | None = ...,
+        parameters: _struct_pb2.Struct | None = ...,
+        priority: _builtins.int | None = ...,
+        retry_policy: Global___RetryPolicy | None = ...,
+        timeouts: Global___TaskTimeouts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "_prompt", b"_prompt", "input", b"input", "parameters", b"parameters", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "_prompt", b"_prompt", "input", b"input", "parameters", b"parameters", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "retry_policy", b"retry_policy", "task_id", b"task_id", "timeouts", b"timeouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
+    _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
+    _WhichOneofReturnType__prompt: _TypeAlias = _typing.Literal["prompt"]  # noqa: Y015
+    _WhichOneofArgType__prompt: _TypeAlias = _typing.Literal["_prompt", b"_prompt"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt) -> _WhichOneofReturnType__prompt | None: ...
 
 Global___RetryTaskRequest: _TypeAlias = RetryTaskRequest  # noqa: Y015
 
@@ -1493,6 +1630,334 @@ class RetryTaskResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RetryTaskResponse: _TypeAlias = RetryTaskResponse  # noqa: Y015
+
+@_typing.final
+class TaskOutcome(_message.Message):
+    """What a change of many tasks has done to one of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task."""
+    state: Global___TaskState.ValueType
+    """The state it is in now; unset where it is gone."""
+    reason: _error_pb2.ErrorReason.ValueType
+    """Unset where it is as was asked for. Else why it was left alone: TASK_STATE_CONFLICT where its state does not allow
+    the change, or where it had changed and matched no longer when its turn came; TASK_NOT_FOUND where it was deleted.
+    """
+    message: _builtins.str
+    """The reason in words, short."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        state: Global___TaskState.ValueType = ...,
+        reason: _error_pb2.ErrorReason.ValueType = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "state", b"state", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskOutcome: _TypeAlias = TaskOutcome  # noqa: Y015
+
+@_typing.final
+class CancelTasksRequest(_message.Message):
+    """Request of CancelTasks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MAX_AFFECTED_FIELD_NUMBER: _builtins.int
+    ALLOW_PARTIAL_FIELD_NUMBER: _builtins.int
+    PREVIEW_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Why, for the record, at most 500 characters."""
+    request_id: _builtins.str
+    """As in CreateTask, for all of it. A repeat goes by the tasks that the first call found, finishes what is left
+    of them, and gets the answer for all. A preview has no need of it.
+    """
+    max_affected: _builtins.int
+    """Where more tasks match, nothing is done: TOO_MANY_MATCHES. Default 1,000; at most 10,000."""
+    allow_partial: _builtins.bool
+    """Cancels max_affected of the tasks, the oldest ones, where more match."""
+    preview: _builtins.bool
+    """Only counts, and names the first tasks; nothing is changed."""
+    all: _builtins.bool
+    """Says that an empty filter is meant."""
+    @_builtins.property
+    def filter(self) -> Global___TaskFilter:
+        """Which tasks are wanted. An empty one means every task there is, and needs `all`."""
+
+    def __init__(
+        self,
+        *,
+        filter: Global___TaskFilter | None = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        max_affected: _builtins.int = ...,
+        allow_partial: _builtins.bool = ...,
+        preview: _builtins.bool = ...,
+        all: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "allow_partial", b"allow_partial", "filter", b"filter", "max_affected", b"max_affected", "preview", b"preview", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelTasksRequest: _TypeAlias = CancelTasksRequest  # noqa: Y015
+
+@_typing.final
+class CancelTasksResponse(_message.Message):
+    """Response of CancelTasks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MATCHED_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    AFFECTED_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    PREVIEW_TASK_IDS_FIELD_NUMBER: _builtins.int
+    matched: _builtins.int
+    """How many tasks match."""
+    revision: _builtins.int
+    """The newest revision when it was done; of a preview, when it was counted."""
+    replayed: _builtins.bool
+    """True when this is the first answer to a repeated request_id."""
+    affected: _builtins.int
+    """How many tasks were changed."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskOutcome]:
+        """What became of each matching task (with allow_partial: of max_affected of them), the oldest first.
+        At most 10,000 of about 60 bytes; empty in a preview.
+        """
+
+    @_builtins.property
+    def preview_task_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In a preview the first tasks that match, the oldest first; at most 100."""
+
+    def __init__(
+        self,
+        *,
+        matched: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        replayed: _builtins.bool = ...,
+        affected: _builtins.int = ...,
+        items: _abc.Iterable[Global___TaskOutcome] | None = ...,
+        preview_task_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affected", b"affected", "items", b"items", "matched", b"matched", "preview_task_ids", b"preview_task_ids", "replayed", b"replayed", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelTasksResponse: _TypeAlias = CancelTasksResponse  # noqa: Y015
+
+@_typing.final
+class RetryTasksRequest(_message.Message):
+    """Request of RetryTasks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MAX_AFFECTED_FIELD_NUMBER: _builtins.int
+    ALLOW_PARTIAL_FIELD_NUMBER: _builtins.int
+    PREVIEW_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """As in CreateTask, for all of it. A repeat goes by the tasks that the first call found, finishes what is left
+    of them, and gets the answer for all. A preview has no need of it.
+    """
+    max_affected: _builtins.int
+    """Where more tasks match, nothing is done: TOO_MANY_MATCHES. Default 1,000; at most 10,000."""
+    allow_partial: _builtins.bool
+    """Retries max_affected of the tasks, the oldest ones, where more match."""
+    preview: _builtins.bool
+    """Only counts, and names the first tasks; nothing is changed."""
+    all: _builtins.bool
+    """Says that an empty filter is meant."""
+    @_builtins.property
+    def filter(self) -> Global___TaskFilter:
+        """Which tasks are wanted. An empty one means every task there is, and needs `all`."""
+
+    def __init__(
+        self,
+        *,
+        filter: Global___TaskFilter | None = ...,
+        request_id: _builtins.str = ...,
+        max_affected: _builtins.int = ...,
+        allow_partial: _builtins.bool = ...,
+        preview: _builtins.bool = ...,
+        all: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "allow_partial", b"allow_partial", "filter", b"filter", "max_affected", b"max_affected", "preview", b"preview", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryTasksRequest: _TypeAlias = RetryTasksRequest  # noqa: Y015
+
+@_typing.final
+class RetryTasksResponse(_message.Message):
+    """Response of RetryTasks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MATCHED_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    AFFECTED_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    PREVIEW_TASK_IDS_FIELD_NUMBER: _builtins.int
+    matched: _builtins.int
+    """How many tasks match."""
+    revision: _builtins.int
+    """The newest revision when it was done; of a preview, when it was counted."""
+    replayed: _builtins.bool
+    """True when this is the first answer to a repeated request_id."""
+    affected: _builtins.int
+    """How many tasks were changed."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskOutcome]:
+        """What became of each matching task (with allow_partial: of max_affected of them), the oldest first.
+        At most 10,000 of about 60 bytes; empty in a preview.
+        """
+
+    @_builtins.property
+    def preview_task_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In a preview the first tasks that match, the oldest first; at most 100."""
+
+    def __init__(
+        self,
+        *,
+        matched: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        replayed: _builtins.bool = ...,
+        affected: _builtins.int = ...,
+        items: _abc.Iterable[Global___TaskOutcome] | None = ...,
+        preview_task_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affected", b"affected", "items", b"items", "matched", b"matched", "preview_task_ids", b"preview_task_ids", "replayed", b"replayed", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryTasksResponse: _TypeAlias = RetryTasksResponse  # noqa: Y015
+
+@_typing.final
+class ReprioritizeTasksRequest(_message.Message):
+    """Request of ReprioritizeTasks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MAX_AFFECTED_FIELD_NUMBER: _builtins.int
+    ALLOW_PARTIAL_FIELD_NUMBER: _builtins.int
+    PREVIEW_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    priority: _builtins.int
+    """The new priority: 0 to 1000. Required."""
+    request_id: _builtins.str
+    """As in CreateTask, for all of it. A repeat goes by the tasks that the first call found, finishes what is left
+    of them, and gets the answer for all. A preview has no need of it.
+    """
+    max_affected: _builtins.int
+    """Where more tasks match, nothing is done: TOO_MANY_MATCHES. Default 1,000; at most 10,000."""
+    allow_partial: _builtins.bool
+    """Changes max_affected of the tasks, the oldest ones, where more match."""
+    preview: _builtins.bool
+    """Only counts, and names the first tasks; nothing is changed."""
+    all: _builtins.bool
+    """Says that an empty filter is meant."""
+    @_builtins.property
+    def filter(self) -> Global___TaskFilter:
+        """Which tasks are wanted. An empty one means every task there is, and needs `all`."""
+
+    def __init__(
+        self,
+        *,
+        filter: Global___TaskFilter | None = ...,
+        priority: _builtins.int | None = ...,
+        request_id: _builtins.str = ...,
+        max_affected: _builtins.int = ...,
+        allow_partial: _builtins.bool = ...,
+        preview: _builtins.bool = ...,
+        all: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "filter", b"filter", "priority", b"priority"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "all", b"all", "allow_partial", b"allow_partial", "filter", b"filter", "max_affected", b"max_affected", "preview", b"preview", "priority", b"priority", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
+    _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
+
+Global___ReprioritizeTasksRequest: _TypeAlias = ReprioritizeTasksRequest  # noqa: Y015
+
+@_typing.final
+class ReprioritizeTasksResponse(_message.Message):
+    """Response of ReprioritizeTasks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MATCHED_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    AFFECTED_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    PREVIEW_TASK_IDS_FIELD_NUMBER: _builtins.int
+    matched: _builtins.int
+    """How many tasks match."""
+    revision: _builtins.int
+    """The newest revision when it was done; of a preview, when it was counted."""
+    replayed: _builtins.bool
+    """True when this is the first answer to a repeated request_id."""
+    affected: _builtins.int
+    """How many tasks were changed."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskOutcome]:
+        """What became of each matching task (with allow_partial: of max_affected of them), the oldest first.
+        At most 10,000 of about 60 bytes; empty in a preview.
+        """
+
+    @_builtins.property
+    def preview_task_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In a preview the first tasks that match, the oldest first; at most 100."""
+
+    def __init__(
+        self,
+        *,
+        matched: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        replayed: _builtins.bool = ...,
+        affected: _builtins.int = ...,
+        items: _abc.Iterable[Global___TaskOutcome] | None = ...,
+        preview_task_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affected", b"affected", "items", b"items", "matched", b"matched", "preview_task_ids", b"preview_task_ids", "replayed", b"replayed", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReprioritizeTasksResponse: _TypeAlias = ReprioritizeTasksResponse  # noqa: Y015
 
 @_typing.final
 class DeleteTaskRequest(_message.Message):
@@ -1849,6 +2314,68 @@ class ListTaskAttemptsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListTaskAttemptsResponse: _TypeAlias = ListTaskAttemptsResponse  # noqa: Y015
+
+@_typing.final
+class ListTaskEditsRequest(_message.Message):
+    """Request of ListTaskEdits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task. Required."""
+    page_size: _builtins.int
+    """Most edits in the answer; default 50, at most 1000. A page ends earlier once it has 1 MiB."""
+    page_token: _builtins.str
+    """next_page_token of the page before; empty for the first page."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTaskEditsRequest: _TypeAlias = ListTaskEditsRequest  # noqa: Y015
+
+@_typing.final
+class ListTaskEditsResponse(_message.Message):
+    """Response of ListTaskEdits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EDITS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty when this is the last."""
+    revision: _builtins.int
+    """The revision the page was read at."""
+    @_builtins.property
+    def edits(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskEdit]:
+        """The edits of this page, the first one first."""
+
+    def __init__(
+        self,
+        *,
+        edits: _abc.Iterable[Global___TaskEdit] | None = ...,
+        next_page_token: _builtins.str = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["edits", b"edits", "next_page_token", b"next_page_token", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTaskEditsResponse: _TypeAlias = ListTaskEditsResponse  # noqa: Y015
 
 @_typing.final
 class StreamTaskLogsRequest(_message.Message):

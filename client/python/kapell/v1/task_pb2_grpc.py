@@ -80,6 +80,26 @@ class TaskServiceStub:
                 request_serializer=kapell_dot_v1_dot_task__pb2.DeleteTaskRequest.SerializeToString,
                 response_deserializer=kapell_dot_v1_dot_task__pb2.DeleteTaskResponse.FromString,
                 _registered_method=True)
+        self.CancelTasks = channel.unary_unary(
+                '/kapell.v1.TaskService/CancelTasks',
+                request_serializer=kapell_dot_v1_dot_task__pb2.CancelTasksRequest.SerializeToString,
+                response_deserializer=kapell_dot_v1_dot_task__pb2.CancelTasksResponse.FromString,
+                _registered_method=True)
+        self.RetryTasks = channel.unary_unary(
+                '/kapell.v1.TaskService/RetryTasks',
+                request_serializer=kapell_dot_v1_dot_task__pb2.RetryTasksRequest.SerializeToString,
+                response_deserializer=kapell_dot_v1_dot_task__pb2.RetryTasksResponse.FromString,
+                _registered_method=True)
+        self.ReprioritizeTasks = channel.unary_unary(
+                '/kapell.v1.TaskService/ReprioritizeTasks',
+                request_serializer=kapell_dot_v1_dot_task__pb2.ReprioritizeTasksRequest.SerializeToString,
+                response_deserializer=kapell_dot_v1_dot_task__pb2.ReprioritizeTasksResponse.FromString,
+                _registered_method=True)
+        self.ListTaskEdits = channel.unary_unary(
+                '/kapell.v1.TaskService/ListTaskEdits',
+                request_serializer=kapell_dot_v1_dot_task__pb2.ListTaskEditsRequest.SerializeToString,
+                response_deserializer=kapell_dot_v1_dot_task__pb2.ListTaskEditsResponse.FromString,
+                _registered_method=True)
         self.ExplainTask = channel.unary_unary(
                 '/kapell.v1.TaskService/ExplainTask',
                 request_serializer=kapell_dot_v1_dot_task__pb2.ExplainTaskRequest.SerializeToString,
@@ -158,7 +178,7 @@ class TaskServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateTask(self, request, context):
-        """Changes priority, labels or display name of a task that has not ended.
+        """Changes a task that has not ended; what may be changed when is said at update_mask.
         Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT, ETAG_MISMATCH, REQUEST_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -177,10 +197,11 @@ class TaskServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RetryTask(self, request, context):
-        """Queues a failed or cancelled task again, at once and with a fresh allowance of attempts. One whose
-        dependencies have not come so far waits for them again, and gets their results anew.
-        The only way out of a final state; recorded as an event.
-        Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT, DEPENDENCY_FAILED.
+        """Queues a failed or cancelled task again, at once and with a fresh allowance of attempts, with what it is to
+        do as it was or edited. One whose dependencies have not come so far waits for them again, and gets their
+        results anew. The only way out of a final state; recorded as an event.
+        Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT, DEPENDENCY_FAILED, REQUEST_INVALID, TEMPLATE_NOT_FOUND,
+        TEMPLATE_PARAMETERS_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -190,6 +211,40 @@ class TaskServiceServicer:
         """Deletes an ended task with its attempts and logs; its children stay. A task that has not ended
         is cancelled instead, as by CancelTask, and must be deleted again once it has ended.
         Errors: TASK_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelTasks(self, request, context):
+        """Cancels all tasks that match a filter, each as CancelTask does. Those that match are fixed when
+        the call is taken in; each of them has an outcome of its own. Many are cancelled in steps, between which
+        other calls are served; once the call is taken in, the server finishes it, if need be after a restart.
+        Errors: TOO_MANY_MATCHES, REQUEST_INVALID, REQUEST_ID_REUSED, QUEUE_FULL.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryTasks(self, request, context):
+        """Retries all tasks that match a filter and are FAILED or CANCELLED, each as RetryTask does; else as CancelTasks.
+        Errors: as CancelTasks.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReprioritizeTasks(self, request, context):
+        """Gives all tasks that match a filter and have not ended another priority; else as CancelTasks.
+        Errors: as CancelTasks.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTaskEdits(self, request, context):
+        """Lists what prompt and input were before each of their edits, the first edit first.
+        Errors: TASK_NOT_FOUND, PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -293,6 +348,26 @@ def add_TaskServiceServicer_to_server(servicer, server):
                     servicer.DeleteTask,
                     request_deserializer=kapell_dot_v1_dot_task__pb2.DeleteTaskRequest.FromString,
                     response_serializer=kapell_dot_v1_dot_task__pb2.DeleteTaskResponse.SerializeToString,
+            ),
+            'CancelTasks': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelTasks,
+                    request_deserializer=kapell_dot_v1_dot_task__pb2.CancelTasksRequest.FromString,
+                    response_serializer=kapell_dot_v1_dot_task__pb2.CancelTasksResponse.SerializeToString,
+            ),
+            'RetryTasks': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryTasks,
+                    request_deserializer=kapell_dot_v1_dot_task__pb2.RetryTasksRequest.FromString,
+                    response_serializer=kapell_dot_v1_dot_task__pb2.RetryTasksResponse.SerializeToString,
+            ),
+            'ReprioritizeTasks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReprioritizeTasks,
+                    request_deserializer=kapell_dot_v1_dot_task__pb2.ReprioritizeTasksRequest.FromString,
+                    response_serializer=kapell_dot_v1_dot_task__pb2.ReprioritizeTasksResponse.SerializeToString,
+            ),
+            'ListTaskEdits': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTaskEdits,
+                    request_deserializer=kapell_dot_v1_dot_task__pb2.ListTaskEditsRequest.FromString,
+                    response_serializer=kapell_dot_v1_dot_task__pb2.ListTaskEditsResponse.SerializeToString,
             ),
             'ExplainTask': grpc.unary_unary_rpc_method_handler(
                     servicer.ExplainTask,
@@ -569,6 +644,114 @@ class TaskService:
             '/kapell.v1.TaskService/DeleteTask',
             kapell_dot_v1_dot_task__pb2.DeleteTaskRequest.SerializeToString,
             kapell_dot_v1_dot_task__pb2.DeleteTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelTasks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kapell.v1.TaskService/CancelTasks',
+            kapell_dot_v1_dot_task__pb2.CancelTasksRequest.SerializeToString,
+            kapell_dot_v1_dot_task__pb2.CancelTasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryTasks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kapell.v1.TaskService/RetryTasks',
+            kapell_dot_v1_dot_task__pb2.RetryTasksRequest.SerializeToString,
+            kapell_dot_v1_dot_task__pb2.RetryTasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReprioritizeTasks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kapell.v1.TaskService/ReprioritizeTasks',
+            kapell_dot_v1_dot_task__pb2.ReprioritizeTasksRequest.SerializeToString,
+            kapell_dot_v1_dot_task__pb2.ReprioritizeTasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTaskEdits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kapell.v1.TaskService/ListTaskEdits',
+            kapell_dot_v1_dot_task__pb2.ListTaskEditsRequest.SerializeToString,
+            kapell_dot_v1_dot_task__pb2.ListTaskEditsResponse.FromString,
             options,
             channel_credentials,
             insecure,

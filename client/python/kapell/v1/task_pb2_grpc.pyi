@@ -54,7 +54,7 @@ class TaskServiceStub:
     CountTasks: _grpc.UnaryUnaryMultiCallable[_task_pb2.CountTasksRequest, _task_pb2.CountTasksResponse]
     """Counts tasks by state."""
     UpdateTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.UpdateTaskRequest, _task_pb2.UpdateTaskResponse]
-    """Changes priority, labels or display name of a task that has not ended.
+    """Changes a task that has not ended; what may be changed when is said at update_mask.
     Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT, ETAG_MISMATCH, REQUEST_INVALID.
     """
     CancelTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.CancelTaskRequest, _task_pb2.CancelTaskResponse]
@@ -65,15 +65,34 @@ class TaskServiceStub:
     Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT.
     """
     RetryTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.RetryTaskRequest, _task_pb2.RetryTaskResponse]
-    """Queues a failed or cancelled task again, at once and with a fresh allowance of attempts. One whose
-    dependencies have not come so far waits for them again, and gets their results anew.
-    The only way out of a final state; recorded as an event.
-    Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT, DEPENDENCY_FAILED.
+    """Queues a failed or cancelled task again, at once and with a fresh allowance of attempts, with what it is to
+    do as it was or edited. One whose dependencies have not come so far waits for them again, and gets their
+    results anew. The only way out of a final state; recorded as an event.
+    Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT, DEPENDENCY_FAILED, REQUEST_INVALID, TEMPLATE_NOT_FOUND,
+    TEMPLATE_PARAMETERS_INVALID.
     """
     DeleteTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.DeleteTaskRequest, _task_pb2.DeleteTaskResponse]
     """Deletes an ended task with its attempts and logs; its children stay. A task that has not ended
     is cancelled instead, as by CancelTask, and must be deleted again once it has ended.
     Errors: TASK_NOT_FOUND.
+    """
+    CancelTasks: _grpc.UnaryUnaryMultiCallable[_task_pb2.CancelTasksRequest, _task_pb2.CancelTasksResponse]
+    """Cancels all tasks that match a filter, each as CancelTask does. Those that match are fixed when
+    the call is taken in; each of them has an outcome of its own. Many are cancelled in steps, between which
+    other calls are served; once the call is taken in, the server finishes it, if need be after a restart.
+    Errors: TOO_MANY_MATCHES, REQUEST_INVALID, REQUEST_ID_REUSED, QUEUE_FULL.
+    """
+    RetryTasks: _grpc.UnaryUnaryMultiCallable[_task_pb2.RetryTasksRequest, _task_pb2.RetryTasksResponse]
+    """Retries all tasks that match a filter and are FAILED or CANCELLED, each as RetryTask does; else as CancelTasks.
+    Errors: as CancelTasks.
+    """
+    ReprioritizeTasks: _grpc.UnaryUnaryMultiCallable[_task_pb2.ReprioritizeTasksRequest, _task_pb2.ReprioritizeTasksResponse]
+    """Gives all tasks that match a filter and have not ended another priority; else as CancelTasks.
+    Errors: as CancelTasks.
+    """
+    ListTaskEdits: _grpc.UnaryUnaryMultiCallable[_task_pb2.ListTaskEditsRequest, _task_pb2.ListTaskEditsResponse]
+    """Lists what prompt and input were before each of their edits, the first edit first.
+    Errors: TASK_NOT_FOUND, PAGE_TOKEN_INVALID.
     """
     ExplainTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.ExplainTaskRequest, _task_pb2.ExplainTaskResponse]
     """Tells every reason why a task is not running yet, and its place in the queue.
@@ -129,7 +148,7 @@ class TaskServiceAsyncStub(TaskServiceStub):
     CountTasks: _aio.UnaryUnaryMultiCallable[_task_pb2.CountTasksRequest, _task_pb2.CountTasksResponse]  # type: ignore[assignment]
     """Counts tasks by state."""
     UpdateTask: _aio.UnaryUnaryMultiCallable[_task_pb2.UpdateTaskRequest, _task_pb2.UpdateTaskResponse]  # type: ignore[assignment]
-    """Changes priority, labels or display name of a task that has not ended.
+    """Changes a task that has not ended; what may be changed when is said at update_mask.
     Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT, ETAG_MISMATCH, REQUEST_INVALID.
     """
     CancelTask: _aio.UnaryUnaryMultiCallable[_task_pb2.CancelTaskRequest, _task_pb2.CancelTaskResponse]  # type: ignore[assignment]
@@ -140,15 +159,34 @@ class TaskServiceAsyncStub(TaskServiceStub):
     Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT.
     """
     RetryTask: _aio.UnaryUnaryMultiCallable[_task_pb2.RetryTaskRequest, _task_pb2.RetryTaskResponse]  # type: ignore[assignment]
-    """Queues a failed or cancelled task again, at once and with a fresh allowance of attempts. One whose
-    dependencies have not come so far waits for them again, and gets their results anew.
-    The only way out of a final state; recorded as an event.
-    Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT, DEPENDENCY_FAILED.
+    """Queues a failed or cancelled task again, at once and with a fresh allowance of attempts, with what it is to
+    do as it was or edited. One whose dependencies have not come so far waits for them again, and gets their
+    results anew. The only way out of a final state; recorded as an event.
+    Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT, DEPENDENCY_FAILED, REQUEST_INVALID, TEMPLATE_NOT_FOUND,
+    TEMPLATE_PARAMETERS_INVALID.
     """
     DeleteTask: _aio.UnaryUnaryMultiCallable[_task_pb2.DeleteTaskRequest, _task_pb2.DeleteTaskResponse]  # type: ignore[assignment]
     """Deletes an ended task with its attempts and logs; its children stay. A task that has not ended
     is cancelled instead, as by CancelTask, and must be deleted again once it has ended.
     Errors: TASK_NOT_FOUND.
+    """
+    CancelTasks: _aio.UnaryUnaryMultiCallable[_task_pb2.CancelTasksRequest, _task_pb2.CancelTasksResponse]  # type: ignore[assignment]
+    """Cancels all tasks that match a filter, each as CancelTask does. Those that match are fixed when
+    the call is taken in; each of them has an outcome of its own. Many are cancelled in steps, between which
+    other calls are served; once the call is taken in, the server finishes it, if need be after a restart.
+    Errors: TOO_MANY_MATCHES, REQUEST_INVALID, REQUEST_ID_REUSED, QUEUE_FULL.
+    """
+    RetryTasks: _aio.UnaryUnaryMultiCallable[_task_pb2.RetryTasksRequest, _task_pb2.RetryTasksResponse]  # type: ignore[assignment]
+    """Retries all tasks that match a filter and are FAILED or CANCELLED, each as RetryTask does; else as CancelTasks.
+    Errors: as CancelTasks.
+    """
+    ReprioritizeTasks: _aio.UnaryUnaryMultiCallable[_task_pb2.ReprioritizeTasksRequest, _task_pb2.ReprioritizeTasksResponse]  # type: ignore[assignment]
+    """Gives all tasks that match a filter and have not ended another priority; else as CancelTasks.
+    Errors: as CancelTasks.
+    """
+    ListTaskEdits: _aio.UnaryUnaryMultiCallable[_task_pb2.ListTaskEditsRequest, _task_pb2.ListTaskEditsResponse]  # type: ignore[assignment]
+    """Lists what prompt and input were before each of their edits, the first edit first.
+    Errors: TASK_NOT_FOUND, PAGE_TOKEN_INVALID.
     """
     ExplainTask: _aio.UnaryUnaryMultiCallable[_task_pb2.ExplainTaskRequest, _task_pb2.ExplainTaskResponse]  # type: ignore[assignment]
     """Tells every reason why a task is not running yet, and its place in the queue.
@@ -237,7 +275,7 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _task_pb2.UpdateTaskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_task_pb2.UpdateTaskResponse, _abc.Awaitable[_task_pb2.UpdateTaskResponse]]:
-        """Changes priority, labels or display name of a task that has not ended.
+        """Changes a task that has not ended; what may be changed when is said at update_mask.
         Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT, ETAG_MISMATCH, REQUEST_INVALID.
         """
 
@@ -260,10 +298,11 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _task_pb2.RetryTaskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_task_pb2.RetryTaskResponse, _abc.Awaitable[_task_pb2.RetryTaskResponse]]:
-        """Queues a failed or cancelled task again, at once and with a fresh allowance of attempts. One whose
-        dependencies have not come so far waits for them again, and gets their results anew.
-        The only way out of a final state; recorded as an event.
-        Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT, DEPENDENCY_FAILED.
+        """Queues a failed or cancelled task again, at once and with a fresh allowance of attempts, with what it is to
+        do as it was or edited. One whose dependencies have not come so far waits for them again, and gets their
+        results anew. The only way out of a final state; recorded as an event.
+        Errors: TASK_NOT_FOUND, TASK_STATE_CONFLICT, DEPENDENCY_FAILED, REQUEST_INVALID, TEMPLATE_NOT_FOUND,
+        TEMPLATE_PARAMETERS_INVALID.
         """
 
     @_abc_1.abstractmethod
@@ -275,6 +314,48 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         """Deletes an ended task with its attempts and logs; its children stay. A task that has not ended
         is cancelled instead, as by CancelTask, and must be deleted again once it has ended.
         Errors: TASK_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelTasks(
+        self,
+        request: _task_pb2.CancelTasksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_task_pb2.CancelTasksResponse, _abc.Awaitable[_task_pb2.CancelTasksResponse]]:
+        """Cancels all tasks that match a filter, each as CancelTask does. Those that match are fixed when
+        the call is taken in; each of them has an outcome of its own. Many are cancelled in steps, between which
+        other calls are served; once the call is taken in, the server finishes it, if need be after a restart.
+        Errors: TOO_MANY_MATCHES, REQUEST_INVALID, REQUEST_ID_REUSED, QUEUE_FULL.
+        """
+
+    @_abc_1.abstractmethod
+    def RetryTasks(
+        self,
+        request: _task_pb2.RetryTasksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_task_pb2.RetryTasksResponse, _abc.Awaitable[_task_pb2.RetryTasksResponse]]:
+        """Retries all tasks that match a filter and are FAILED or CANCELLED, each as RetryTask does; else as CancelTasks.
+        Errors: as CancelTasks.
+        """
+
+    @_abc_1.abstractmethod
+    def ReprioritizeTasks(
+        self,
+        request: _task_pb2.ReprioritizeTasksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_task_pb2.ReprioritizeTasksResponse, _abc.Awaitable[_task_pb2.ReprioritizeTasksResponse]]:
+        """Gives all tasks that match a filter and have not ended another priority; else as CancelTasks.
+        Errors: as CancelTasks.
+        """
+
+    @_abc_1.abstractmethod
+    def ListTaskEdits(
+        self,
+        request: _task_pb2.ListTaskEditsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_task_pb2.ListTaskEditsResponse, _abc.Awaitable[_task_pb2.ListTaskEditsResponse]]:
+        """Lists what prompt and input were before each of their edits, the first edit first.
+        Errors: TASK_NOT_FOUND, PAGE_TOKEN_INVALID.
         """
 
     @_abc_1.abstractmethod

@@ -705,6 +705,7 @@ class FailTaskRequest(_message.Message):
     LEASE_TOKEN_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     RETRY_DELAY_FIELD_NUMBER: _builtins.int
+    RATE_LIMITED_FIELD_NUMBER: _builtins.int
     lease_token: _builtins.str
     """The lease. Required."""
     @_builtins.property
@@ -713,7 +714,16 @@ class FailTaskRequest(_message.Message):
 
     @_builtins.property
     def retry_delay(self) -> _duration_pb2.Duration:
-        """Waits at least this long before the next attempt, whatever the back-off says. At most 1 day."""
+        """Waits at least this long before the next attempt. The pause is the longer one of this and the back-off of the
+        retry policy: jitter does not shorten it, and max_backoff does not cap it. At most 1 day.
+        """
+
+    @_builtins.property
+    def rate_limited(self) -> Global___ProviderRateLimit:
+        """Says that a provider's rate limit is all that went wrong: the attempt ends as RELEASED with its failure, costs
+        nothing, and the task is PENDING until the limit is reset. It is tried as often as that takes; total_timeout
+        bounds it. retryable, retry_delay and the retry policy have no say.
+        """
 
     def __init__(
         self,
@@ -721,14 +731,43 @@ class FailTaskRequest(_message.Message):
         lease_token: _builtins.str = ...,
         failure: _task_pb2.TaskFailure | None = ...,
         retry_delay: _duration_pb2.Duration | None = ...,
+        rate_limited: Global___ProviderRateLimit | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "retry_delay", b"retry_delay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "rate_limited", b"rate_limited", "retry_delay", b"retry_delay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "lease_token", b"lease_token", "retry_delay", b"retry_delay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "lease_token", b"lease_token", "rate_limited", b"rate_limited", "retry_delay", b"retry_delay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FailTaskRequest: _TypeAlias = FailTaskRequest  # noqa: Y015
+
+@_typing.final
+class ProviderRateLimit(_message.Message):
+    """A provider takes no more calls for a while."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    RESET_AFTER_FIELD_NUMBER: _builtins.int
+    provider: _builtins.str
+    """Who limits, for example "anthropic"; 1 to 63 characters."""
+    @_builtins.property
+    def reset_after(self) -> _duration_pb2.Duration:
+        """When it takes calls again, from now. Required; more than 0, at most 1 day."""
+
+    def __init__(
+        self,
+        *,
+        provider: _builtins.str = ...,
+        reset_after: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reset_after", b"reset_after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["provider", b"provider", "reset_after", b"reset_after"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProviderRateLimit: _TypeAlias = ProviderRateLimit  # noqa: Y015
 
 @_typing.final
 class FailTaskResponse(_message.Message):

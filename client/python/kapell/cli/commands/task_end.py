@@ -1,24 +1,25 @@
-"""`kapell task cancel`, `retry` and `delete`: one verb on one or many tasks."""
+"""`kapell task cancel` and `delete`: one verb on one or many tasks."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from kapell.cli import bulk, options
+from kapell.cli import bulk, many, options
 from kapell.cli.app import App
 from kapell.cli.output import note, write, write_changed
 from kapell.cli.shape import command
 from kapell.cli.states import task_look
 from kapell.cli.views import TASKS
+from kapell.cli.which import LIVE, query_of, which_live_tasks
 
 if TYPE_CHECKING:
     from kapell import Client
     from kapell.v1.task_pb2 import Task
 
 
-def _show_only(app: App, /, verb: str, ids: tuple[str, ...]) -> None:
+def show_only(app: App, /, verb: str, ids: tuple[str, ...]) -> None:
     """The dry run: reads the tasks and says what would be done."""
     outcome = app.run(lambda client: bulk.each(ids, client.tasks.get))
     count = len(outcome.answers)
@@ -27,60 +28,74 @@ def _show_only(app: App, /, verb: str, ids: tuple[str, ...]) -> None:
     outcome.finish(app.terminal)
 
 
-def _write(app: App, /, outcome: bulk.Outcome[Task]) -> None:
+def write_answers(app: App, /, outcome: bulk.Outcome[Task]) -> None:
+    """The tasks as they were answered with; then what failed."""
     write_changed(outcome.answers, TASKS, app.terminal, app.output)
     outcome.finish(app.terminal)
 
 
 @command(
     "cancel",
-    "Cancel tasks, and those below them.",
+    "Cancel tasks, and those below them: those with these ids, or all that match a filter and have not ended.",
     examples="""
         kapell task cancel task_01kabc
         kapell task cancel task_01kabc --reason "wrong branch"
+        kapell task cancel --state queued --label team=a
         kapell task list --state queued --type review -o id | kapell task cancel --yes -
     """,
 )
-@options.task_ids()
+@many.some_task_ids
+@which_live_tasks
+@many.caps
 @click.option("--reason", default="", metavar="TEXT", help="Why, for the record.")
 @click.option("--leave-children", is_flag=True, help="Let the tasks below them go on.")
 @options.yes
 @options.dry_run
 @options.output
 @click.pass_obj
-def cancel(app: App, /, task_ids: tuple[str, ...], reason: str, leave_children: bool, yes: bool, dry_run: bool) -> None:
-    if dry_run:
-        _show_only(app, "cancel", task_ids)
+def cancel(
+    app: App,
+    /,
+    task_ids: tuple[str, ...] | None,
+    everything: bool,
+    max_affected: int | None,
+    allow_partial: bool,
+    reason: str,
+    leave_children: bool,
+    yes: bool,
+    dry_run: bool,
+    **which: Any,
+) -> None:
+    query = query_of(**which)
+    if many.is_by_filter(task_ids, query, everything=everything):
+        query.setdefault("states", LIVE)
+        many.change(
+            app,
+            lambda client: many.Change(
+                "cancel", "Cancelled", lambda **more: client.tasks.cancel_all(reason=reason, **more)
+            ),
+            query,
+            yes=yes,
+            dry_run=dry_run,
+            max_affected=max_affected,
+            allow_partial=allow_partial,
+            everything=everything,
+        )
         return
-    if len(task_ids) > 1:
-        options.confirm(app, f"Cancel {len(task_ids)} tasks", task_ids, yes=yes, typed=str(len(task_ids)))
-    _write(
+    ids = task_ids or ()
+    if dry_run:
+        show_only(app, "cancel", ids)
+        return
+    if len(ids) > 1:
+        options.confirm(app, f"Cancel {len(ids)} tasks", ids, yes=yes, typed=str(len(ids)))
+    write_answers(
         app,
         app.run(
             lambda client: bulk.each(
-                task_ids, lambda id: client.tasks.cancel(id, reason=reason, leave_children=leave_children)
+                ids, lambda id: client.tasks.cancel(id, reason=reason, leave_children=leave_children)
             )
         ),
     )
-
-
-@command(
-    "retry",
-    "Queue failed or cancelled tasks again.",
-    examples="""
-        kapell task retry task_01kabc
-        kapell task list --state failed -o id | kapell task retry -
-    """,
-)
-@options.task_ids()
-@options.dry_run
-@options.output
-@click.pass_obj
-def retry(app: App, /, task_ids: tuple[str, ...], dry_run: bool) -> None:
-    if dry_run:
-        _show_only(app, "retry", task_ids)
-        return
-    _write(app, app.run(lambda client: bulk.each(task_ids, client.tasks.retry)))
 
 
 @command(
@@ -98,7 +113,7 @@ def retry(app: App, /, task_ids: tuple[str, ...], dry_run: bool) -> None:
 @click.pass_obj
 def delete(app: App, /, task_ids: tuple[str, ...], yes: bool, dry_run: bool) -> None:
     if dry_run:
-        _show_only(app, "delete", task_ids)
+        show_only(app, "delete", task_ids)
         return
     count = len(task_ids)
     question = f"Delete {count} tasks with their logs" if count > 1 else "Delete this task with its logs"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,9 +10,9 @@ from kapell.cli import bulk, options
 from kapell.cli.app import App
 from kapell.cli.output import note, write_list, write_one
 from kapell.cli.shape import command
-from kapell.cli.states import TASK_WORDS, task_look
-from kapell.cli.times import DURATION
+from kapell.cli.states import task_look
 from kapell.cli.views import ATTEMPTS, TASKS
+from kapell.cli.which import query_of, which_tasks
 
 if TYPE_CHECKING:
     from kapell import Client
@@ -27,33 +26,17 @@ if TYPE_CHECKING:
         kapell task list
         kapell task list --state running --state queued -o wide
         kapell task list --type review --label team=web --since 1h
+        kapell task list --failed --reason AGENT_LOST
         kapell task list --state failed -o id | kapell task retry -
     """,
 )
-@click.option(
-    "-s",
-    "--state",
-    "states",
-    multiple=True,
-    type=click.Choice(TASK_WORDS),
-    metavar="STATE",
-    help=f"One of {', '.join(TASK_WORDS)}; may be repeated.",
-)
-@click.option("-t", "--type", "agent_types", multiple=True, metavar="TYPE", help="Of this agent type; may be repeated.")
-@click.option(
-    "--template", "template_ids", multiple=True, metavar="TEMPLATE_ID", help="Made from this template; may be repeated."
-)
-@click.option("--parent", "parent_task_id", default="", metavar="TASK_ID", help="Children of this task.")
-@click.option("--root", "root_task_id", default="", metavar="TASK_ID", help="Everything below this task.")
-@options.labels("With this label; may be repeated.")
-@click.option("--since", type=DURATION, metavar="DURATION", help="Created within the last 30m, 2h, 7d …")
+@which_tasks
 @click.option("--oldest", is_flag=True, help="The oldest first.")
 @options.limit
 @options.output
 @click.pass_obj
-def list_(app: App, /, since: float | None, oldest: bool, limit: int, **query: Any) -> None:
-    if since is not None:
-        query["created_after"] = datetime.fromtimestamp(datetime.now(UTC).timestamp() - since, UTC)
+def list_(app: App, /, oldest: bool, limit: int, **which: Any) -> None:
+    query = query_of(**which)
 
     async def work(client: Client) -> list[Task]:
         from kapell.v1.common_pb2 import LIST_ORDER_NEWEST_FIRST, LIST_ORDER_OLDEST_FIRST
@@ -62,8 +45,7 @@ def list_(app: App, /, since: float | None, oldest: bool, limit: int, **query: A
         return await options.take(client.tasks.iterate(order=order, page_size=min(limit + 1, 1000), **query), limit + 1)
 
     tasks = app.run(work)
-    is_filtered = any(query.values())
-    empty = "No task matches." if is_filtered else 'No tasks yet. Try: kapell task run --type shell "date"'
+    empty = "No task matches." if query else 'No tasks yet. Try: kapell task run --type shell "date"'
     write_list(tasks[:limit], TASKS, app.terminal, app.output, empty=empty)
     options.say_more(app, "tasks", shown=limit, found=len(tasks))
 

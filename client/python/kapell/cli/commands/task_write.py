@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,8 +10,10 @@ import click
 from kapell.cli import options
 from kapell.cli.app import App
 from kapell.cli.commands.task_fields import new_task, task_fields
+from kapell.cli.commands.task_steer import read_prompt
 from kapell.cli.output import note, write_changed
 from kapell.cli.shape import command
+from kapell.cli.times import DURATION, MOMENT
 from kapell.cli.views import TASKS, spawn_command
 
 if TYPE_CHECKING:
@@ -61,10 +64,11 @@ async def unserved(client: Client, agent_type: str) -> str:
 
 @command(
     "update",
-    "Change priority, labels or name of a task.",
+    "Change a task that has not ended; its prompt and input only before its first start.",
     examples="""
         kapell task update task_01kabc --priority 900
         kapell task update task_01kabc --label team=web --name "Nightly build"
+        kapell task update task_01kabc --not-before 2h --run-timeout 30m
     """,
 )
 @options.task_id
@@ -72,6 +76,14 @@ async def unserved(client: Client, agent_type: str) -> str:
 @click.option("--name", metavar="TEXT", help="The name for people.")
 @options.labels("A label to set; replaces all labels. May be repeated.")
 @click.option("--no-labels", is_flag=True, help="Remove all labels.")
+@click.option("--not-before", type=MOMENT, metavar="TIME", help="Start no earlier: 10m from now, or a time.")
+@click.option("--queue-timeout", type=DURATION, metavar="DURATION", help="Fail when no agent took it by then.")
+@click.option("--run-timeout", type=DURATION, metavar="DURATION", help="Stop an attempt that takes longer.")
+@click.option("--total-timeout", type=DURATION, metavar="DURATION", help="Fail when it has not ended by then.")
+@click.option("--max-attempts", type=click.IntRange(1, 100), metavar="N", help="Attempts in all.")
+@click.option("--prompt-file", metavar="FILE", help="Another prompt; - is stdin.")
+@click.option("-i", "--input", "inputs", multiple=True, metavar="KEY=VALUE", help="Another input, JSON if it parses.")
+@click.option("--input-json", metavar="OBJECT", help="Another input as one JSON object; - is stdin.")
 @click.option("--etag", metavar="ETAG", help="Refuse when the task has changed since it had this etag.")
 @options.dry_run
 @options.output
@@ -84,26 +96,74 @@ def update(
     name: str | None,
     labels: dict[str, str],
     no_labels: bool,
+    not_before: float | None,
+    max_attempts: int | None,
+    prompt_file: str | None,
+    inputs: tuple[str, ...],
+    input_json: str | None,
     etag: str | None,
     dry_run: bool,
+    **limits: float | None,
 ) -> None:
-    changes: dict[str, Any] = {"priority": priority, "display_name": name}
-    changes["labels"] = labels if labels or no_labels else None
+    changes: dict[str, Any] = {
+        "priority": priority,
+        "display_name": name,
+        "labels": labels if labels or no_labels else None,
+        "not_before": None if not_before is None else datetime.fromtimestamp(not_before, UTC),
+        "prompt": read_prompt(prompt_file),
+        "input": options.input_data(inputs, input_json),
+    }
     changes = {field: value for field, value in changes.items() if value is not None}
-    if not changes:
-        raise click.UsageError("Nothing to change: give --priority, --name, --label or --no-labels.")
+    given = {field: value for field, value in limits.items() if value is not None}
+    if not changes and not given and max_attempts is None:
+        raise click.UsageError("Nothing to change: give --priority, --name, --label or another of the options.")
 
     async def work(client: Client) -> Task:
+        if given or max_attempts is not None or dry_run:
+            task = await client.tasks.get(task_id)
+            changes.update(_merged(task, given, max_attempts))
         if not dry_run:
             return await client.tasks.update(task_id, etag=etag or "", **changes)
-        task = await client.tasks.get(task_id)
-        task.labels.clear() if "labels" in changes else None
-        task.labels.update(changes.pop("labels", {}))
-        for field, value in changes.items():
-            setattr(task, field, value)
-        return task
+        return _as_it_would_be(task, changes)
 
     task = app.run(work)
     if dry_run:
         note("Dry run: the task would look like this. Nothing was changed.")
     write_changed([task], TASKS, app.terminal, app.output)
+
+
+def _merged(task: Task, limits: dict[str, float], max_attempts: int | None) -> dict[str, Any]:
+    """Timeouts and retry policy of the task with what was said of them; nothing where nothing was."""
+    from kapell.tasks import task_timeouts
+
+    changes: dict[str, Any] = {}
+    if limits:
+        known: dict[str, Any] = {field.name: value for field, value in task.timeouts.ListFields()}
+        changes["timeouts"] = task_timeouts(**known | limits)
+    if max_attempts is not None:
+        task.retry_policy.max_attempts = max_attempts
+        changes["retry_policy"] = task.retry_policy
+    return changes
+
+
+def _as_it_would_be(task: Task, changes: dict[str, Any]) -> Task:
+    """The task with the changes, for a dry run."""
+    from kapell.messages import struct, timestamp
+
+    later, data = timestamp(changes.get("not_before")), struct(changes.get("input"))
+    if later is not None:
+        task.not_before_time.CopyFrom(later)
+    if data is not None:
+        task.input.CopyFrom(data)
+    if "labels" in changes:
+        task.labels.clear()
+        task.labels.update(changes["labels"])
+    for field, value in changes.items():
+        match field:
+            case "timeouts" | "retry_policy":
+                getattr(task, field).CopyFrom(value)
+            case "labels" | "not_before" | "input":
+                pass
+            case _:
+                setattr(task, field, value)
+    return task

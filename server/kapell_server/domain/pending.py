@@ -1,0 +1,75 @@
+"""What decisions read from the database, and what the running batch has to write to it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kapell.v1.agent_pb2 import Agent
+from kapell.v1.task_pb2 import Task, TaskAttempt, TaskEdit
+from kapell.v1.template_pb2 import Template, TemplateVersion
+from kapell.v1.watch_pb2 import EventKind
+
+from kapell_server.domain.access import Caller
+from kapell_server.domain.bulk_job import BulkWrites
+from kapell_server.domain.edges import Edge, EdgeKey
+from kapell_server.domain.standing import Standing
+
+Resource = Task | Agent | Template | Standing
+"""What a change puts; each kind has its own table, and all share the log."""
+
+
+class Loader(Protocol):
+    """Reads rows for decisions, inside the transaction of the batch."""
+
+    def load_tasks(self, task_ids: Collection[str]) -> list[Task]: ...
+    def load_contents(self, task_ids: Collection[str]) -> dict[str, bytes]: ...
+    def load_agent(self, agent_id: str) -> Agent | None: ...
+    def load_template(self, template_id: str) -> Template | None: ...
+    def load_template_version(self, template_id: str, version: int) -> TemplateVersion | None: ...
+    def count_live_tasks_of(self, template_id: str) -> int: ...
+    def load_family(self, root_id: str) -> list[tuple[str, str]]: ...
+    def load_changed_tasks(self, after_revision: int) -> list[str]: ...
+    def has_live_member(self, root_id: str) -> bool: ...
+    def newest_event_before(self, time_ns: int) -> int: ...
+
+
+@dataclass(slots=True)
+class Change:
+    """One put: the resource after the change, and what its event says of it."""
+
+    resource: Resource
+    kind: EventKind.ValueType
+    previous_revision: int
+    previous_state: int
+    changed: tuple[str, ...]
+    caller: Caller
+    created: bool = False
+    deleted: bool = False
+    due_ns: int = 0
+
+
+@dataclass(slots=True)
+class Pending:
+    """What the running batch has to write. Lists keep the order of the decisions."""
+
+    changes: list[Change] = field(default_factory=list)
+    contents: dict[str, bytes] = field(default_factory=dict)
+    attempts: dict[tuple[str, int], tuple[TaskAttempt, str]] = field(default_factory=dict)
+    new_attempts: set[tuple[str, int]] = field(default_factory=set)
+    edits: dict[tuple[str, int], TaskEdit] = field(default_factory=dict)
+    template_versions: dict[tuple[str, int], TemplateVersion] = field(default_factory=dict)
+    shipped_digest: str = ""
+    oldest_revision: int = 0
+    starts: dict[tuple[str, int], int] = field(default_factory=dict)
+    """Starts under a rate, as (limit id, time), each with the time before which earlier ones are forgotten."""
+    forgotten_starts: dict[str, bool] = field(default_factory=dict)
+    instance_keys: dict[str, str] = field(default_factory=dict)
+    specs: dict[str, bytes] = field(default_factory=dict)
+    deleted_agents: dict[str, bool] = field(default_factory=dict)
+    heartbeats: dict[str, int] = field(default_factory=dict)
+    dropped_edges: dict[EdgeKey, None] = field(default_factory=dict)
+    new_edges: dict[EdgeKey, Edge] = field(default_factory=dict)
+    """Opened after those that were dropped."""
+    bulk: BulkWrites = field(default_factory=BulkWrites)
