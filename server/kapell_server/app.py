@@ -18,12 +18,14 @@ from kapell._version import __version__
 from kapell_server.clock import SystemClock
 from kapell_server.config import Config
 from kapell_server.data_dir import DataDirectory, StartRefusedError, explain
+from kapell_server.domain.artifact import MIB, ArtifactLimits
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.settings import Settings
 from kapell_server.engine.engine import Engine
 from kapell_server.engine.retention import Retention
 from kapell_server.rpc.admin import AdminServicer, ServerFacts
 from kapell_server.rpc.agents import AgentServicer
+from kapell_server.rpc.artifacts import ArtifactServicer
 from kapell_server.rpc.auth import Authenticator
 from kapell_server.rpc.calls import OpenCalls
 from kapell_server.rpc.directives import Directives
@@ -37,6 +39,7 @@ from kapell_server.rpc.templates import TemplateServicer
 from kapell_server.rpc.workers import WorkerServicer
 from kapell_server.shipped_templates import install_templates
 from kapell_server.spawner.spawner import Spawner
+from kapell_server.store.artifacts import ArtifactStore
 from kapell_server.store.database import Database, StorageError, open_database
 from kapell_server.store.logs import MAX_BYTES, LogStore
 from kapell_server.store.migrate import begin_new_log
@@ -112,10 +115,11 @@ class App:
         undo.push_async_callback(database.close)
         if not config.database_url:
             await self._settle(database)
+        clock = SystemClock()
         engine = self.engine = Engine(
             database,
             keyring=keyring,
-            clock=SystemClock(),
+            clock=clock,
             settings=_settings(config),
             supervisor=self.supervisor,
         )
@@ -125,11 +129,18 @@ class App:
             await install_templates(engine)
         logs = LogStore(self.directory.logs)
         undo.callback(logs.close)
-        retention = Retention(
-            engine, database, settings=_settings(config), clock=SystemClock(), delete_files=logs.delete
+        artifacts = ArtifactStore(
+            database,
+            self.directory.artifacts,
+            clock=clock,
+            limits=_artifact_limits(config),
+            supervisor=self.supervisor,
         )
-        retention.start(self.supervisor)
-        undo.push_async_callback(retention.stop)
+        undo.callback(artifacts.close)
+        await artifacts.open()
+        keeper = self.supervisor.spawn(artifacts.keep_house(), name="housekeeping of artifacts")
+        undo.callback(keeper.cancel)
+        self._begin_retention(engine, database, logs, artifacts)
         undo.push_async_callback(rpc.stop, STOP_GRACE)
         undo.callback(engine.ring.close)
 
@@ -143,10 +154,23 @@ class App:
         await spawner.start()
         undo.push_async_callback(self._stop_spawner, spawner)
         self.supervisor.spawn(calls.watch(), name="open calls")
-        await rpc.start(self._servicers(engine, logs, spawner, database))
+        await rpc.start(self._servicers(engine, logs, artifacts, spawner, database))
         undo.push_async_callback(rpc.drain)
         self.directory.announce(grpc_address=self.address, log_id=engine.log_id)
         undo.callback(self.directory.withdraw)
+
+    def _begin_retention(self, engine: Engine, database: Database, logs: LogStore, artifacts: ArtifactStore) -> None:
+        """Lets finished tasks and old events go from now on; with a task goes what it has outside of its rows."""
+
+        async def delete_files(task_id: str) -> None:
+            await logs.delete(task_id)
+            await artifacts.delete_task(task_id)
+
+        retention = Retention(
+            engine, database, settings=_settings(self.config), clock=SystemClock(), delete_files=delete_files
+        )
+        retention.start(self.supervisor)
+        self._undo.push_async_callback(retention.stop)
 
     async def _settle(self, database: Database) -> None:
         """Gives a copied data directory a log of its own, before anything acts on it.
@@ -165,7 +189,9 @@ class App:
     async def _stop_spawner(self, spawner: Spawner) -> None:
         await spawner.stop(terminate_agents=self._terminate_agents)
 
-    def _servicers(self, engine: Engine, logs: LogStore, spawner: Spawner, database: Database) -> dict[str, object]:
+    def _servicers(
+        self, engine: Engine, logs: LogStore, artifacts: ArtifactStore, spawner: Spawner, database: Database
+    ) -> dict[str, object]:
         """One servicer a service, by the service's name."""
         config, reads = self.config, engine.reads
         watches = Watches(engine.ring, reads, log_id=engine.log_id, limit=config.max_watches)
@@ -182,6 +208,7 @@ class App:
                 reads,
                 watches=watches,
                 logs=logs,
+                artifacts=artifacts,
                 task_logs=TaskLogs(reads, logs, engine.ring, self.supervisor),
             ),
             "AgentService": AgentServicer(engine, reads, watches=watches, spawner=spawner, profiles=config.profiles),
@@ -190,6 +217,7 @@ class App:
             "WorkerService": WorkerServicer(
                 engine, logs=logs, directives=Directives(engine.ring, reads, self.supervisor)
             ),
+            "ArtifactService": ArtifactServicer(engine, reads, artifacts),
             "EventService": EventServicer(reads, watches=watches),
             "AdminService": AdminServicer(engine, watches=watches, facts=facts),
         }
@@ -208,6 +236,15 @@ def _settings(config: Config) -> Settings:
         keep_tasks=config.keep_tasks,
         keep_events_for=config.keep_events_for,
         keep_events=config.keep_events,
+    )
+
+
+def _artifact_limits(config: Config) -> ArtifactLimits:
+    return ArtifactLimits(
+        artifact_bytes=config.max_artifact_mib * MIB,
+        task_bytes=config.max_task_artifacts_mib * MIB,
+        total_bytes=config.max_artifacts_mib * MIB,
+        max_age=config.max_artifact_age,
     )
 
 

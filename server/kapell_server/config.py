@@ -45,6 +45,10 @@ class Config:
     max_agents: int
     lease_duration: float
     heartbeat_interval: float
+    max_artifact_mib: int
+    max_task_artifacts_mib: int
+    max_artifacts_mib: int
+    max_artifact_age: float
     keep_tasks_for: float
     keep_tasks: int
     keep_events_for: float
@@ -292,6 +296,25 @@ SETTINGS: tuple[Setting, ...] = (
         default=3.0,
         read=_seconds,
         help="how often agents report (default 3s)",
+    ),
+    Setting(key="max_artifact_mib", default=256, read=_count, help="largest artifact of a task, MiB (default 256)"),
+    Setting(
+        key="max_task_artifacts_mib",
+        default=1024,
+        read=_count,
+        help="most that all artifacts of one task may have, MiB (default 1024)",
+    ),
+    Setting(
+        key="max_artifacts_mib",
+        default=20_480,
+        read=_count,
+        help="most that all artifacts may have, MiB (default 20480)",
+    ),
+    Setting(
+        key="max_artifact_age",
+        default=0.0,
+        read=_kept_seconds,
+        help="how long artifacts are kept, as 30d; 0 as long as their tasks (default 0)",
     ),
     Setting(
         key="keep_tasks_for",

@@ -45,6 +45,10 @@ class DataDirectory:
         return self.path / "logs"
 
     @property
+    def artifacts(self) -> Path:
+        return self.path / "artifacts"
+
+    @property
     def admin_token_file(self) -> Path:
         return self.path / "admin.token"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
@@ -34,6 +35,13 @@ VERBS: dict[str, Callable[[Client], Awaitable[object]]] = {
     "Watch": lambda c: c.watch(kinds=["task.completed"]).ready(),
     "ListEvents": lambda c: c.events.list(kinds=["task.completed"]),
     "GetLogInfo": lambda c: c.events.log_info(),
+    "CreateArtifact": lambda c: _uploaded(c),
+    "UploadArtifact": lambda c: _uploaded(c),
+    "CompleteArtifact": lambda c: _uploaded(c),
+    "GetArtifact": lambda c: c.artifacts.get("artifact_1"),
+    "ListArtifacts": lambda c: c.artifacts.list("task_1", attempt=0, name="a"),
+    "DownloadArtifact": lambda c: _downloaded(c),
+    "DeleteArtifact": lambda c: c.artifacts.delete("artifact_1"),
     "CreateTask": lambda c: c.tasks.create("shell", "true"),
     "BatchCreateTasks": lambda c: c.tasks.create_batch([task_spec("shell"), task_spec("shell")]),
     "GetTask": lambda c: c.tasks.get("task_1"),
@@ -73,6 +81,18 @@ VERBS: dict[str, Callable[[Client], Awaitable[object]]] = {
     "CloneTemplate": lambda c: c.templates.clone("greet", "mine", defaults={"name": "Ada"}),
     "WatchTasks": lambda c: c.tasks.watch(states=["queued"]).ready(),
 }
+
+
+async def _uploaded(client: Client) -> None:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"some bytes")
+        file.flush()
+        await client.artifacts.upload("task_1", file.name, name="a.txt", labels={"a": "b"})
+
+
+async def _downloaded(client: Client) -> None:
+    with tempfile.TemporaryDirectory() as directory, pytest.raises(errors.Conflict):
+        await client.artifacts.download("artifact_1", f"{directory}/file")
 
 
 async def _ignoring_timeout(waiting: Awaitable[object]) -> None:

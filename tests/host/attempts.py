@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from kapell.v1.artifact_pb2 import Artifact
 from kapell.v1.common_pb2 import LOG_STREAM_STDERR, LOG_STREAM_STDOUT, LOG_STREAM_SYSTEM, LogStream
 
 
@@ -21,12 +23,16 @@ class RecordedAttempt:
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     lease_lost: asyncio.Event = field(default_factory=asyncio.Event)
     room: asyncio.Event = field(default_factory=asyncio.Event)
+    artifacts: dict[str, bytes] = field(default_factory=dict)
+    refused: dict[str, Exception] = field(default_factory=dict)
+    uploads_may_end: asyncio.Event = field(default_factory=asyncio.Event)
     has_ended: bool = False
     logged: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self.room.set()
+        self.uploads_may_end.set()
 
     @property
     def log_full(self) -> bool:
@@ -48,6 +54,14 @@ class RecordedAttempt:
 
     async def log_room(self) -> None:
         await self.room.wait()
+
+    async def upload_artifact(self, path: Path, *, name: str) -> Artifact:
+        name.encode()
+        await self.uploads_may_end.wait()
+        if name in self.refused:
+            raise self.refused[name]
+        self.artifacts[name] = path.read_bytes()
+        return Artifact(artifact_id=f"artifact_{len(self.artifacts)}", name=name)
 
     def cancel(self) -> None:
         """What the worker does when the task is cancelled."""

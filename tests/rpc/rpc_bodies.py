@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.rpc.rpc_artifacts import ARTIFACTS, VALID_OF_ARTIFACTS
 from tests.rpc.rpc_bulk import BULK
 from tests.rpc.rpc_queues import QUEUES, VALID_OF_QUEUES
 from tests.rpc.rpc_templates import TEMPLATES
@@ -30,7 +31,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "ExplainTask": (NO_ID, "task_id"),
     "StreamTaskLogs": ({"taskId": "task_1", "offset": "-1"}, "offset"),
     "WatchTasks": (BOTH_STARTS, "options"),
-    **{name: case.malformed for name, case in (TEMPLATES | BULK | QUEUES).items() if case.malformed},
+    **{name: case.malformed for name, case in (TEMPLATES | BULK | QUEUES | ARTIFACTS).items() if case.malformed},
     "SpawnAgent": (NO_ID, "source"),
     "GetAgent": (NO_ID, "agent_id"),
     "ListAgents": ({"pageSize": 1001}, "page_size"),
@@ -63,6 +64,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
 }
 TEMPLATE = {"agentType": "shell", "prompt": "echo hello"}
 VALID: dict[str, dict[str, Any]] = {
+    **VALID_OF_ARTIFACTS,
     **VALID_OF_QUEUES,
     "CreateTemplate": {"templateId": "greet", "spec": TEMPLATE},
     "GetTemplate": {"template": "greet"},

@@ -20,6 +20,7 @@ from kapell.v1.task_pb2 import (
 )
 
 from tests.rpc import rpc_dependencies
+from tests.rpc.rpc_artifacts import ARTIFACTS
 from tests.rpc.rpc_bulk import BULK
 from tests.rpc.rpc_cases import (
     FAR_FUTURE,
@@ -405,7 +406,16 @@ EVENTS_AND_ADMIN: dict[str, Case] = {
     ),
 }
 
-CASES: dict[str, Case] = {**TASKS, **BULK, **QUEUES, **TEMPLATES, **AGENTS, **WORKERS, **EVENTS_AND_ADMIN}
+CASES: dict[str, Case] = {
+    **TASKS,
+    **BULK,
+    **QUEUES,
+    **TEMPLATES,
+    **AGENTS,
+    **WORKERS,
+    **ARTIFACTS,
+    **EVENTS_AND_ADMIN,
+}
 
 # Rpcs that no state and no id can make fail, and why.
 NEVER_REFUSED = {
@@ -421,3 +431,6 @@ NEVER_REFUSED = {
     "GetServerInfo": "takes nothing",
     "GetDiagnostics": "takes nothing",
 }
+
+# Streams that end by themselves: with what there is to send.
+SHORT_STREAMS = {"DownloadArtifact"}

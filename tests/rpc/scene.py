@@ -124,7 +124,10 @@ class Scene:
         return self.call(name, Ask(request))
 
     def changes_of(self, resource_id: str) -> list[Event]:
-        """What users have done to one resource, in order; what time or processes did is left out."""
+        """What users have done to one resource, in order; what time or processes did is left out.
+
+        Nothing for an empty id: of what is no event, such as an artifact.
+        """
         if not resource_id:
             return []
         kind, _, name = resource_id.partition("/")

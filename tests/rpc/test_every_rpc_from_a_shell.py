@@ -6,6 +6,7 @@ The tool is `buf curl`, which comes with the tools of development; grpcurl takes
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import subprocess
 from collections.abc import Iterator
@@ -96,6 +97,24 @@ def test_a_task_is_created_and_watched_with_one_line_each(shell: Shell) -> None:
     [event] = second["events"]
     assert (event["kind"], event["task"]["taskId"]) == ("EVENT_KIND_TASK_CREATED", created["task"]["taskId"])
     assert event["revision"] == created["revision"]
+
+
+def test_a_file_is_uploaded_and_downloaded_with_one_line_a_step(shell: Shell) -> None:
+    data = b"from a shell"
+    task = shell.run("TaskService/CreateTask", '{"task":{"agentType":"nobody"}}')["task"]
+    begin = {"taskId": task["taskId"], "name": "note.txt"}
+    artifact_id = shell.run("ArtifactService/CreateArtifact", json.dumps(begin))["artifact"]["artifactId"]
+    chunk = {"artifactId": artifact_id, "data": base64.b64encode(data).decode()}
+    uploaded = shell.run("ArtifactService/UploadArtifact", json.dumps(chunk))
+    end = {"artifactId": artifact_id, "sha256": hashlib.sha256(data).hexdigest()}
+    done = shell.run("ArtifactService/CompleteArtifact", json.dumps(end))["artifact"]
+
+    download = shell.line("ArtifactService/DownloadArtifact", json.dumps({"artifactId": artifact_id, "offset": 5}))
+    with subprocess.Popen(download, stdout=subprocess.PIPE, text=True) as process:
+        received = [base64.b64decode(message.get("data", "")) for message in messages(process)]
+
+    assert (uploaded["nextOffset"], done["state"]) == ("12", "ARTIFACT_STATE_READY")
+    assert b"".join(received) == b"a shell"
 
 
 def test_a_command_runs_in_an_agent_with_three_lines(shell: Shell) -> None:

@@ -22,6 +22,8 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from kapell.v1 import agent_pb2, event_pb2, task_pb2, worker_pb2
+from kapell.v1.artifact_pb2 import CreateArtifactRequest
+from kapell.v1.artifact_pb2_grpc import ArtifactServiceStub
 from kapell.v1.error_pb2 import ErrorReason
 from kapell.v1.task_pb2 import CreateTaskRequest, TaskSpec
 from kapell.v1.task_pb2_grpc import TaskServiceStub
@@ -237,6 +239,23 @@ def test_a_full_disk_refuses_writes_and_recovers(cramped: ServerProcess) -> None
         after = tasks.CreateTask(create(prompt="there is room again"), metadata=bearer, timeout=10).task
         listed = tasks.ListTasks(task_pb2.ListTasksRequest(page_size=1000), metadata=bearer, timeout=10).tasks
     assert {task.task_id for task in listed} == {*acknowledged, after.task_id}
+
+
+@pytest.mark.skipif(not has_namespaces(), reason="needs user namespaces, to mount a small file system")
+def test_artifacts_leave_the_last_of_the_disk_to_the_database(cramped: ServerProcess) -> None:
+    inside = Path(f"/proc/{cramped.pid}/root{cramped.data_dir}")
+    bearer = (("authorization", f"Bearer {(inside / 'admin.token').read_text().strip()}"),)
+    with grpc.insecure_channel(cramped.address) as channel:
+        tasks, artifacts = TaskServiceStub(channel), ArtifactServiceStub(channel)
+        task = tasks.CreateTask(create(), metadata=bearer, timeout=10).task
+        request = CreateArtifactRequest(task_id=task.task_id, name="file", size=1)
+
+        with pytest.raises(grpc.RpcError) as caught:
+            artifacts.CreateArtifact(request, metadata=bearer, timeout=10)
+
+    found = unpack(caught.value)
+    assert (found.code, found.reasons) == (grpc.StatusCode.RESOURCE_EXHAUSTED, ("STORAGE_FULL",))
+    assert "kept for the database" in found.text
 
 
 def fill(tasks: Any, bearer: Any) -> tuple[list[str], Refusal]:

@@ -210,7 +210,8 @@ def make_valid(method: Method, invalid: dict[str, Any]) -> bytes:
     """A request that passes validation, whatever the method."""
     fields = method.request.DESCRIPTOR.fields_by_name
     body: dict[str, Any] = dict(VALID.get(method.name, {}))
-    body.update({name: f"{name}_1" for name in ("agent_id", "task_id", "lease_token") if name in fields})
+    ids = [fields[name] for name in ("agent_id", "task_id", "lease_token") if name in fields]
+    body.update({field.name: f"{field.name}_1" for field in ids if not field.containing_oneof})
     special: dict[str, dict[str, Any]] = {
         "SpawnAgent": {"profile": "shell", "agent_id": ""},
         "BatchCreateTasks": {"tasks": [{"agent_type": "shell"}]},

@@ -86,7 +86,7 @@ def test_tasks_that_had_ended_are_known_by_their_end(tmp_path: Path) -> None:
         assert sorted(rows) == [(TASK_STATE_QUEUED, None, 1250), (TASK_STATE_SUCCEEDED, 7_000_000_005, 1250)]
 
 
-@pytest.mark.parametrize("table", ["templates", "template_versions"])
+@pytest.mark.parametrize("table", ["templates", "template_versions", "artifacts"])
 def test_the_way_back_removes_what_came(tmp_path: Path, table: str) -> None:
     from alembic import command
     from alembic.config import Config

@@ -58,6 +58,10 @@ def test_every_setting_can_be_given_by_file_variable_and_flag(tmp_path: Path) ->
         "max_agents": 5,
         "lease_duration": 20.0,
         "heartbeat_interval": 2.0,
+        "max_artifact_mib": 5,
+        "max_task_artifacts_mib": 6,
+        "max_artifacts_mib": 7,
+        "max_artifact_age": 86400.0,
         "keep_tasks_for": 86_400.0,
         "keep_tasks": 0,
         "keep_events_for": 0.0,
@@ -181,3 +185,10 @@ def test_the_shell_profile_is_built_in_and_may_be_replaced(tmp_path: Path) -> No
     assert (list(built_in.agent_types), built_in.slots) == (["shell"], 4)
     assert list(built_in.command.argv) == ["sh", "-c", "{prompt}"]
     assert list(replaced.command.argv) == ["bash"]
+
+
+def test_an_age_may_be_given_in_days(tmp_path: Path) -> None:
+    assert loaded(tmp_path, '[server]\nmax_artifact_age = "30d"').max_artifact_age == 30 * 86_400
+    assert loaded(tmp_path, env={"KAPELL_MAX_ARTIFACT_AGE": "12h"}).max_artifact_age == 12 * 3_600
+    assert "36500 days" in refusal(tmp_path, "[server]\nmax_artifact_age = -1")
+    assert "max_artifact_age" in refusal(tmp_path, '[server]\nmax_artifact_age = "long"')

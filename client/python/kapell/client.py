@@ -15,6 +15,7 @@ from typing import Self, TypeVar, Unpack, overload
 
 from kapell.admin import Admin
 from kapell.agents import Agents
+from kapell.artifacts import Artifacts
 from kapell.connection import DEFAULT_TIMEOUT, Connection
 from kapell.discovery import Endpoint, discover
 from kapell.emitter import Emitter, Handler
@@ -55,6 +56,7 @@ class Client:
         self.queues = Queues(server)
         self.limits = Limits(server)
         self.templates = Templates(server)
+        self.artifacts = Artifacts(server)
         self.events = Events(server)
         self.admin = Admin(server)
         self._emitter = Emitter(self.events)

@@ -20,6 +20,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
 from kapell.admin import Admin
 from kapell.agents import Agents
+from kapell.artifacts import Artifacts
 from kapell.client import Client
 from kapell.connection import DEFAULT_TIMEOUT, Connection
 from kapell.discovery import Endpoint
@@ -229,6 +230,17 @@ class SyncLimits(_Face[Limits]):
     delete = blocking(Limits.delete)
 
 
+class SyncArtifacts(_Face[Artifacts]):
+    """`client.artifacts`, blocking."""
+
+    upload = blocking(Artifacts.upload)
+    download = blocking(Artifacts.download)
+    get = blocking(Artifacts.get)
+    list = blocking(Artifacts.list)
+    iterate = streaming(Artifacts.iterate)
+    delete = blocking(Artifacts.delete)
+
+
 class SyncAdmin(_Face[Admin]):
     """`client.admin`, blocking."""
 
@@ -258,6 +270,7 @@ class SyncClient:
         self.queues = SyncQueues(loop, client.queues)
         self.limits = SyncLimits(loop, client.limits)
         self.templates = SyncTemplates(loop, client.templates)
+        self.artifacts = SyncArtifacts(loop, client.artifacts)
         self.events = SyncEvents(loop, client.events)
         self.admin = SyncAdmin(loop, client.admin)
         self.watch = self.events.watch

@@ -7,13 +7,11 @@ rolled back alone. If anything here or the commit fails, `undo` puts memory back
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf.message import Message
-from kapell.v1.error_pb2 import ERROR_REASON_REQUEST_ID_REUSED
 from kapell.v1.worker_pb2 import LeaseTasksRequest
 
 from kapell_server.domain import agent, closing, dispatch
@@ -28,6 +26,7 @@ from kapell_server.engine.offers import encode_offers
 from kapell_server.store.database import Connection
 from kapell_server.store.loads import RowLoader, head, load_due
 from kapell_server.store.record import Record
+from kapell_server.store.remembered import fingerprint_of, request_key, reused
 from kapell_server.store.writes import Answer, Written, encode_changes, write_batch
 from kapell_server.wire import field as wire_field
 from kapell_server.wire import int_field
@@ -193,7 +192,7 @@ class _Run:
         for command in commands:
             request_id = getattr(command.request, "request_id", "")
             if request_id:
-                key = f"{command.caller.kind.value}:{command.caller.name}/{request_id}"
+                key = request_key(command.caller, request_id)
                 self._keys[command] = key
                 if type(command.request) is BulkCommand:
                     command.request.key = key
@@ -222,7 +221,7 @@ class _Run:
             return self._end_poll(request)
         key = self._keys.get(command)
         if key is not None:
-            fingerprint = _fingerprint(request)
+            fingerprint = fingerprint_of(request if isinstance(request, Message) else request.request)
             replay = self._replay(key, fingerprint)
             if replay is not None:
                 return self._join(command, replay) if isinstance(replay, BulkJob) else replay
@@ -260,16 +259,11 @@ class _Run:
         elif fresh is not None:
             first = fresh.fingerprint
         elif job is not None:
-            first = _fingerprint(job.request)
+            first = fingerprint_of(job.request)
         else:
             return None
         if first != fingerprint:
-            request_id = key.partition("/")[2]
-            raise KapellError(
-                ERROR_REASON_REQUEST_ID_REUSED,
-                f"request_id {request_id} was used for another request. Use a fresh one for each new request.",
-                metadata={"request_id": request_id},
-            )
+            raise reused(key.partition("/")[2])
         return known[1] + _REPLAYED if known is not None else fresh or job
 
     def _end_poll(self, over: PollOver) -> Any:
@@ -318,7 +312,7 @@ class _Run:
         """Answers all who wait for the job; a request_id remembers it as any other answer."""
         data = job.response(self._state.revision).SerializeToString()
         if job.request.request_id:
-            self.given.append(Answer(job.key, _fingerprint(job.request), data))
+            self.given.append(Answer(job.key, fingerprint_of(job.request), data))
         for command, repeats in job.waiters:
             outcome.answers.append((command, data + _REPLAYED if repeats else data))
 
@@ -349,10 +343,3 @@ _WAITING = _Waiting()
 def _resource(resource: Resource, written: Written) -> bytes:
     encoded = written.encoded.get(resource.revision)
     return wire_field(1, encoded if encoded is not None else resource.SerializeToString())
-
-
-def _fingerprint(request: Any) -> bytes:
-    message = request if isinstance(request, Message) else request.request
-    digest = hashlib.blake2b(message.DESCRIPTOR.full_name.encode(), digest_size=16)
-    digest.update(message.SerializeToString(deterministic=True))
-    return digest.digest()

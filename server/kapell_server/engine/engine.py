@@ -233,7 +233,7 @@ class Engine:
     def check_lease(self, token: str, caller: Caller) -> tuple[str, int, int]:
         """Task, attempt and LeaseDirective of a live lease, which is renewed by it. Raises LEASE_LOST.
 
-        For appending logs, which are news and do not pass the writer.
+        For logs, which are news, and artifacts; they do not pass the writer.
         """
         lease = attempt.check_token(self._state, token, caller)
         attempt.renew(self._state, lease, self._clock.now_ns())
@@ -245,6 +245,10 @@ class Engine:
     def key_use(self, key: str) -> tuple[int, int]:
         """How many tasks of a concurrency key run, and how many are QUEUED."""
         return self._state.queues.count(key)
+
+    def held_tasks(self, agent_id: str) -> list[str]:
+        """The tasks that the agent has a live lease on, the oldest lease first."""
+        return [lease.task_id for lease in self._state.leases.of_agent(agent_id)]
 
     def agent_lives(self, agent_id: str, instance: int) -> bool:
         """Whether this instance of the agent has not ended. For calls that do not pass the writer."""

@@ -56,6 +56,7 @@ class AdminServicer:
                 "agents": True,
                 "templates": True,
                 "queues": True,
+                "artifacts": True,
                 "watch": True,
                 "reflection": True,
             },

@@ -49,6 +49,7 @@ _TASK = ("kapell.v1.Task", "task_id")
 _AGENT = ("kapell.v1.Agent", "agent_id")
 _TEMPLATE = ("kapell.v1.Template", "template_id")
 _QUEUE = ("kapell.v1.Queue", "agent_type")
+_ARTIFACT = ("kapell.v1.Artifact", "artifact_id")
 
 TABLE: dict[reasons.ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_REQUEST_INVALID: Row(StatusCode.INVALID_ARGUMENT),
@@ -89,6 +90,11 @@ TABLE: dict[reasons.ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_TOO_MANY_MATCHES: Row(StatusCode.FAILED_PRECONDITION),
     reasons.ERROR_REASON_QUEUE_DRAINING: Row(StatusCode.FAILED_PRECONDITION, _QUEUE),
     reasons.ERROR_REASON_LIMIT_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.ConcurrencyLimit", "key")),
+    reasons.ERROR_REASON_ARTIFACT_NOT_FOUND: Row(StatusCode.NOT_FOUND, _ARTIFACT),
+    reasons.ERROR_REASON_ARTIFACT_CHECKSUM_MISMATCH: Row(StatusCode.ABORTED, _ARTIFACT),
+    reasons.ERROR_REASON_ARTIFACT_OFFSET_GAP: Row(StatusCode.OUT_OF_RANGE, _ARTIFACT),
+    reasons.ERROR_REASON_ARTIFACT_STATE_CONFLICT: Row(StatusCode.FAILED_PRECONDITION, _ARTIFACT),
+    reasons.ERROR_REASON_ARTIFACT_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
     reasons.ERROR_REASON_INTERNAL: Row(StatusCode.INTERNAL),
 }
 

@@ -21,6 +21,7 @@ from kapell_server.wire import field, int_field
 
 if TYPE_CHECKING:
     from kapell_server.engine.engine import Engine
+    from kapell_server.store.artifacts import ArtifactStore
     from kapell_server.store.logs import LogStore
     from kapell_server.store.reads import Reads
 
@@ -32,11 +33,21 @@ RECHECK = 5.0
 class TaskServicer:
     """The methods of TaskService. Commands go straight to the engine, which answers encoded."""
 
-    def __init__(self, engine: Engine, reads: Reads, *, watches: Watches, logs: LogStore, task_logs: TaskLogs) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        reads: Reads,
+        *,
+        watches: Watches,
+        logs: LogStore,
+        artifacts: ArtifactStore,
+        task_logs: TaskLogs,
+    ) -> None:
         self._engine = engine
         self._reads = reads
         self._watches = watches
         self._logs = logs
+        self._artifacts = artifacts
         self._task_logs = task_logs
         self.CreateTask = engine.submit
         self.BatchCreateTasks = engine.submit
@@ -72,11 +83,12 @@ class TaskServicer:
         return await self._reads.list_edits(request)
 
     async def DeleteTask(self, request: task_pb2.DeleteTaskRequest, caller: Caller) -> bytes:
-        """Removes the logs too. They are no part of the transaction: a repeat after a crash finds them."""
+        """Removes logs and artifacts too. They are no part of the transaction: a repeat after a crash finds them."""
         answer = await self._engine.submit(request, caller)
         response = task_pb2.DeleteTaskResponse.FromString(answer)
         if response.deleted and not (response.replayed and await self._exists(request.task_id)):
             await self._logs.delete(request.task_id)
+            await self._artifacts.delete_task(request.task_id)
         return answer
 
     @waits

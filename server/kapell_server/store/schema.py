@@ -223,6 +223,27 @@ template_versions = Table(
 )
 """Every version whole; written once, never changed."""
 
+artifacts = Table(
+    "artifacts",
+    metadata,
+    Column("number", _Revision, primary_key=True, autoincrement=False),
+    Column("artifact_id", String(64), nullable=False),
+    Column("task_id", String(64), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("size", BigInteger),
+    Column("create_ns", BigInteger, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    # Get, and every step of an upload.
+    Index(None, "artifact_id", unique=True),
+    # List, the room a task takes, and deleting with the task.
+    Index(None, "task_id", "number"),
+    # The start: the uploads that are open.
+    Index(None, "state", "number"),
+)
+"""What is known of the files beside the database; written past the writer. `number` is the order of
+creation. `size` is NULL while the upload has announced none."""
+
 answers = Table(
     "answers",
     metadata,

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
+from kapell._upload import creation, upload
 from kapell._worker import children
 from kapell._worker.leases import Lease
 from kapell._worker.session import Session
 from kapell._worker.values import from_struct, printable
+from kapell.errors import LeaseLost
 from kapell.messages import Instant, Seconds, timestamp
+from kapell.v1.artifact_pb2 import Artifact
 from kapell.v1.common_pb2 import LOG_STREAM_STDOUT, LogStream
 from kapell.v1.task_pb2 import (
     ATTEMPT_WAIT_KIND_APPROVAL,
@@ -31,6 +35,9 @@ _WAIT_KINDS: dict[WaitsFor, AttemptWaitKind.ValueType] = {
     "lock": ATTEMPT_WAIT_KIND_LOCK,
     "provider": ATTEMPT_WAIT_KIND_PROVIDER,
 }
+
+_UPLOAD_TIMEOUT = 60.0
+"""Seconds for one step of an upload: the last one reads all of the file on the server."""
 
 
 class TaskContext:
@@ -129,3 +136,26 @@ class TaskContext:
         slot while it waits: its children need other slots, of this worker or another one.
         """
         return await children.wait(self._session, self._lease, timeout)
+
+    async def upload_artifact(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        name: str = "",
+        media_type: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> Artifact:
+        """Uploads a file as an artifact of this attempt; returns when the server has checked and kept all of it.
+
+        Without `name` it is that of the file, without `media_type` what its name tells. It goes on
+        through restarts of the server. Raises LeaseLost, Exhausted where a limit or the disk does not
+        allow it, and OSError for a file that cannot be read.
+        """
+        session = self._session
+        begin = creation(path, lease_token=self._lease.token, name=name, media_type=media_type, labels=labels)
+        insist = partial(session.insist, timeout=_UPLOAD_TIMEOUT, bears_full_disks=False)
+        try:
+            return await upload(insist, session.artifacts, path, begin)
+        except LeaseLost:
+            self._lease.lose()
+            raise

@@ -19,12 +19,14 @@ from kapell.connection import Connection, Stream, backoff
 from kapell.discovery import Endpoint
 from kapell.errors import DeadlineExceeded, Exhausted, Internal, KapellError, Unauthenticated, Unavailable
 from kapell.messages import seconds
+from kapell.v1.artifact_pb2_grpc import ArtifactServiceStub
 from kapell.v1.worker_pb2 import RegisterWorkerRequest, WatchDirectivesRequest, WatchDirectivesResponse
 from kapell.v1.worker_pb2_grpc import WorkerServiceStub
 
 if TYPE_CHECKING:
     from grpc import aio
 
+    from kapell.v1.artifact_pb2_grpc import ArtifactServiceAsyncStub
     from kapell.v1.worker_pb2_grpc import WorkerServiceAsyncStub
 
 _log = logging.getLogger("kapell.worker")
@@ -62,6 +64,10 @@ class Session:
     def stub(self) -> WorkerServiceAsyncStub:
         return self._connection.stub(WorkerServiceStub)
 
+    @property
+    def artifacts(self) -> ArtifactServiceAsyncStub:
+        return self._connection.stub(ArtifactServiceStub)
+
     async def register(self) -> None:
         """Makes this process an agent. Waits for a server that is away; raises KapellError when refused."""
         await self._renew(self.generation)
@@ -73,12 +79,13 @@ class Session:
         *,
         timeout: float = CALL_TIMEOUT,
         bears_defects: bool = False,
+        bears_full_disks: bool = True,
     ) -> _Response:
         """Calls until there is an answer, registering anew where the server has forgotten us.
 
         `make_request` is called for each try, because the agent's id may change. Raises KapellError
         for a refusal that repeating cannot mend; an INTERNAL counts as one after ten tries, unless
-        `bears_defects`. `timeout` is for one try.
+        `bears_defects`, and STORAGE_FULL unless `bears_full_disks`. `timeout` is for one try.
         """
         failures = 0
         while True:
@@ -87,6 +94,8 @@ class Session:
                 answer = await self._connection.call(method, make_request(), timeout=timeout)
             except KapellError as error:
                 failures += 1
+                if error.reason == "STORAGE_FULL" and not bears_full_disks:
+                    raise
                 if _forgot_us(error):
                     await self._renew(generation)
                 elif not is_passing(error, 0 if bears_defects else failures):

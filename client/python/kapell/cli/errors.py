@@ -101,6 +101,11 @@ _REASONS: dict[str, tuple[Exit, str]] = {
     "CHILD_LIMIT": (Exit.FAILURE, "kapell task tree {task_id}"),
     "QUEUE_DRAINING": (Exit.CONFLICT, "kapell queue resume {agent_type}"),
     "LIMIT_NOT_FOUND": (Exit.NOT_FOUND, "kapell limit list"),
+    "ARTIFACT_NOT_FOUND": (Exit.NOT_FOUND, ""),
+    "ARTIFACT_CHECKSUM_MISMATCH": (Exit.CONFLICT, ""),
+    "ARTIFACT_OFFSET_GAP": (Exit.CONFLICT, ""),
+    "ARTIFACT_STATE_CONFLICT": (Exit.CONFLICT, "kapell artifact get {artifact_id}"),
+    "ARTIFACT_LIMIT": (Exit.FAILURE, ""),
     # The client's own.
     "SERVER_UNREACHABLE": (Exit.UNREACHABLE, "kapell up"),
     "SERVER_NOT_FOUND": (Exit.UNREACHABLE, ""),

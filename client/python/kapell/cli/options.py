@@ -204,6 +204,16 @@ def limit_keys(function: _F) -> _F:
     return _ids("keys", "KEY", _complete_limits, True)(function)
 
 
+def artifact_id(function: _F) -> _F:
+    """One artifact id."""
+    return click.argument("artifact_id", metavar="ARTIFACT_ID")(function)
+
+
+def artifact_ids(function: _F) -> _F:
+    """One or more artifact ids; `-` reads them from stdin."""
+    return _ids("artifact_ids", "ARTIFACT_ID", None, True)(function)
+
+
 def agent_id(function: _F) -> _F:
     """One agent id."""
     return click.argument("agent_id", metavar="AGENT_ID", shell_complete=_complete_agents)(function)

@@ -37,6 +37,7 @@ TREE = Node(
                 "tree": Node("Show a task with its children and theirs.", "task_tree:tree"),
                 "explain": Node("Tell why a task is not running.", "task_explain:explain"),
                 "attempts": Node("List the attempts at a task.", "task_read:attempts"),
+                "artifacts": Node("List the files of a task.", "artifact:artifacts"),
                 "update": Node("Change a task that has not ended.", "task_write:update"),
                 "reprioritize": Node("Give tasks another priority.", "task_steer:reprioritize"),
                 "cancel": Node("Cancel tasks, and those below them.", "task_end:cancel"),
@@ -112,6 +113,20 @@ TREE = Node(
                 "resume": Node("Let draining agents take tasks again.", "agent_write:resume"),
                 "terminate": Node("End agents and everything they started.", "agent_end:terminate"),
                 "delete": Node("Remove ended agents from the lists.", "agent_end:delete"),
+            },
+        ),
+        "artifact": Node(
+            "Files that tasks leave behind or are given.",
+            examples="""
+                kapell task artifacts task_01kabc
+                kapell artifact download artifact_01kabc
+                kapell artifact upload task_01kabc report.html
+            """,
+            children={
+                "upload": Node("Upload a file as an artifact of a task.", "artifact:upload"),
+                "download": Node("Download an artifact.", "artifact:download"),
+                "get": Node("Show one artifact.", "artifact:get"),
+                "delete": Node("Delete artifacts.", "artifact:delete"),
             },
         ),
         "profile": Node(

@@ -38,7 +38,7 @@ def prepare(spec: CommandRuntime, task: Task, attempt: Attempt, *, agent_id: str
     except placeholders.TemplateError as error:
         raise TaskFailed("SETUP_FAILED", str(error), retryable=False) from error
     _check_arguments([*argv, *(f"{name}={text}" for name, text in extra.items())])
-    input_file, result_file = directory / "input.json", directory / "result"
+    input_file, result_file, artifacts = directory / "input.json", directory / "result", directory / "artifacts"
     environment = {
         **inherited(os.environ),
         **extra,
@@ -47,9 +47,11 @@ def prepare(spec: CommandRuntime, task: Task, attempt: Attempt, *, agent_id: str
         "KAPELL_AGENT_ID": agent_id,
         "KAPELL_INPUT_FILE": str(input_file),
         "KAPELL_RESULT_FILE": str(result_file),
+        "KAPELL_ARTIFACTS_DIR": str(artifacts),
         **_prompt(task, attempt),
     }
     try:
+        artifacts.mkdir()
         input_file.write_text(json.dumps(values["input"], ensure_ascii=False), encoding="utf-8")
         stdin_file = _written(directory / "stdin", stdin)
         working_directory = _working_directory(spec, directory)

@@ -13,9 +13,11 @@ A line on standard output of the form `::progress 40% linking` (or `::progress -
 it cannot be measured) becomes the task's progress and is not logged.
 
 The program runs in a session of its own, with an environment made from an allow-list, the spec and
-KAPELL_TASK_ID, KAPELL_ATTEMPT, KAPELL_AGENT_ID, KAPELL_PROMPT, KAPELL_INPUT_FILE and
-KAPELL_RESULT_FILE; it never sees a token. Whichever way the attempt ends, the program and all that
-it started are ended with it: SIGTERM and a grace when it is cancelled, SIGKILL otherwise.
+KAPELL_TASK_ID, KAPELL_ATTEMPT, KAPELL_AGENT_ID, KAPELL_PROMPT, KAPELL_INPUT_FILE,
+KAPELL_RESULT_FILE and KAPELL_ARTIFACTS_DIR; it never sees a token. What it leaves in that directory
+becomes artifacts of the task, also where it failed, but not where it was cancelled. Whichever way
+the attempt ends, the program and all that it started are ended with it: SIGTERM and a grace when it
+is cancelled, SIGKILL otherwise.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from kapell._worker.outcome import TaskFailed
-from kapell.runtimes import _result, placeholders
+from kapell.runtimes import _artifacts, _result, placeholders
 from kapell.runtimes._family import Families
 from kapell.runtimes._output import Capture
 from kapell.runtimes._processes import become_subreaper
@@ -93,6 +95,7 @@ class Command:
             program = await self._start(launch)
             attempt.log(f"started {self._spec.argv[0]}, process {program.pid}", LOG_STREAM_SYSTEM)
             ending, capture = await self._watch(program, attempt, abandoned)
+            await _keep_artifacts(Path(launch.environment["KAPELL_ARTIFACTS_DIR"]), attempt, abandoned)
             return self._outcome(launch, ending, capture, attempt)
         finally:
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
@@ -147,6 +150,18 @@ class Command:
             )
         result_file = Path(launch.environment["KAPELL_RESULT_FILE"])
         return _result.read(self._spec.result_format, result_file, capture.stdout.kept, program=program)
+
+
+async def _keep_artifacts(directory: Path, attempt: Attempt, abandoned: asyncio.Event) -> None:
+    """Uploads what the program has left, for as long as the attempt goes on."""
+    names = await asyncio.to_thread(_artifacts.find, directory)
+    if not names:
+        return
+    if not (attempt.cancelled.is_set() or attempt.lease_lost.is_set() or abandoned.is_set()):
+        sending = _artifacts.send(attempt, directory, names)
+        await _first(sending, attempt.cancelled.wait(), attempt.lease_lost.wait(), abandoned.wait())
+    if attempt.cancelled.is_set() and not attempt.lease_lost.is_set():
+        attempt.log("not all files were kept as artifacts: the task was cancelled", LOG_STREAM_SYSTEM)
 
 
 def _not_started(launch: Launch, error: ProgramNotStarted) -> TaskFailed:

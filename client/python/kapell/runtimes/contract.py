@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Protocol
 
+from kapell.v1.artifact_pb2 import Artifact
 from kapell.v1.common_pb2 import LOG_STREAM_STDOUT, LogStream
 from kapell.v1.task_pb2 import Task
 
@@ -49,6 +51,14 @@ class Attempt(Protocol):
 
     async def log_room(self) -> None:
         """Waits until the log takes more without growing beyond its memory."""
+        ...
+
+    async def upload_artifact(self, path: Path, *, name: str) -> Artifact:
+        """Keeps a file as an artifact of the attempt.
+
+        Raises KapellError where the server does not take it, LeaseLost where the attempt is no
+        longer ours, OSError for a file that cannot be read and ValueError for a name that is no text.
+        """
         ...
 
 

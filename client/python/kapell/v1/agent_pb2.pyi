@@ -196,7 +196,8 @@ class CommandRuntime(_message.Message):
     replaced: {prompt}, {task_id}, {attempt}, {agent_type}, {input} (all of it as JSON),
     {input.name} (one entry; strings bare, everything else as JSON). A brace that is
     meant as one is doubled. The program also finds KAPELL_TASK_ID, KAPELL_ATTEMPT,
-    KAPELL_AGENT_ID, KAPELL_PROMPT, KAPELL_INPUT_FILE and KAPELL_RESULT_FILE in its environment.
+    KAPELL_AGENT_ID, KAPELL_PROMPT, KAPELL_INPUT_FILE, KAPELL_RESULT_FILE and KAPELL_ARTIFACTS_DIR
+    in its environment; the files it leaves in that directory become artifacts of the task.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

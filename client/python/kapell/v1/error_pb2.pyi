@@ -113,6 +113,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED: the task may have no more children, or none so deep: the limit is
     "max_task_depth" or "max_tasks_per_root". Metadata: task_id, limit, most.
     """
+    ERROR_REASON_ARTIFACT_NOT_FOUND: _ErrorReason.ValueType  # 70
+    """NOT_FOUND: no artifact has this id. Metadata: artifact_id."""
+    ERROR_REASON_ARTIFACT_CHECKSUM_MISMATCH: _ErrorReason.ValueType  # 71
+    """ABORTED: the bytes do not have the size or SHA-256 that was said; the upload begins again at 0.
+    Metadata: artifact_id, expected, actual.
+    """
+    ERROR_REASON_ARTIFACT_OFFSET_GAP: _ErrorReason.ValueType  # 72
+    """OUT_OF_RANGE: the offset lies beyond the bytes that are there. Metadata: artifact_id, expected."""
+    ERROR_REASON_ARTIFACT_STATE_CONFLICT: _ErrorReason.ValueType  # 73
+    """FAILED_PRECONDITION: the artifact's state does not allow this. Metadata: artifact_id, state."""
+    ERROR_REASON_ARTIFACT_LIMIT: _ErrorReason.ValueType  # 74
+    """RESOURCE_EXHAUSTED: the artifact, its task or all artifacts would take more than they may. Metadata: setting, limit."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. The comment of each value names its gRPC code and the
@@ -207,4 +219,16 @@ ERROR_REASON_CHILD_LIMIT: ErrorReason.ValueType  # 56
 """RESOURCE_EXHAUSTED: the task may have no more children, or none so deep: the limit is
 "max_task_depth" or "max_tasks_per_root". Metadata: task_id, limit, most.
 """
+ERROR_REASON_ARTIFACT_NOT_FOUND: ErrorReason.ValueType  # 70
+"""NOT_FOUND: no artifact has this id. Metadata: artifact_id."""
+ERROR_REASON_ARTIFACT_CHECKSUM_MISMATCH: ErrorReason.ValueType  # 71
+"""ABORTED: the bytes do not have the size or SHA-256 that was said; the upload begins again at 0.
+Metadata: artifact_id, expected, actual.
+"""
+ERROR_REASON_ARTIFACT_OFFSET_GAP: ErrorReason.ValueType  # 72
+"""OUT_OF_RANGE: the offset lies beyond the bytes that are there. Metadata: artifact_id, expected."""
+ERROR_REASON_ARTIFACT_STATE_CONFLICT: ErrorReason.ValueType  # 73
+"""FAILED_PRECONDITION: the artifact's state does not allow this. Metadata: artifact_id, state."""
+ERROR_REASON_ARTIFACT_LIMIT: ErrorReason.ValueType  # 74
+"""RESOURCE_EXHAUSTED: the artifact, its task or all artifacts would take more than they may. Metadata: setting, limit."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
