@@ -32,6 +32,7 @@ from kapell_server.rpc.directives import Directives
 from kapell_server.rpc.events import EventServicer
 from kapell_server.rpc.pipeline import Pipeline
 from kapell_server.rpc.queues import QueueServicer
+from kapell_server.rpc.schedules import ScheduleServicer
 from kapell_server.rpc.server import AddressUnusableError, RpcServer, is_loopback
 from kapell_server.rpc.task_logs import TaskLogs
 from kapell_server.rpc.tasks import TaskServicer
@@ -214,6 +215,7 @@ class App:
             "AgentService": AgentServicer(engine, reads, watches=watches, spawner=spawner, profiles=config.profiles),
             "TemplateService": TemplateServicer(engine, reads),
             "QueueService": QueueServicer(engine, reads),
+            "ScheduleService": ScheduleServicer(engine, reads, SystemClock()),
             "WorkerService": WorkerServicer(
                 engine, logs=logs, directives=Directives(engine.ring, reads, self.supervisor)
             ),

@@ -52,13 +52,17 @@ def agent(shell: Shell) -> str:
 
 @pytest.fixture(scope="module")
 def cast(shell: Shell, agent: str) -> Shell:
-    """The shell, with tasks in every state that lasts: task_good, task_bad, task_stopped, task_waiting."""
+    """The shell, with task_good, task_bad, task_stopped and task_waiting in states that last; a schedule, backup."""
     for line in (
         ("task", "run", "-t", "shell", "--id", "task_good", "--name", "Say hello", "echo hello; echo oops >&2"),
         ("task", "run", "-t", "shell", "--id", "task_bad", "--max-attempts", "1", "--", "sh", "-c", "exit 3"),
         ("task", "create", "-t", "nobody", "--id", "task_stopped", "--label", "team=web", "stop me"),
         ("task", "cancel", "task_stopped", "--reason", "not needed"),
         ("task", "create", "-t", "nobody", "--id", "task_waiting", "-p", "900", "-i", "pr=17", "Review the change"),
+        (
+            *("schedule", "create", "backup", "--cron", "0 3 * * *", "-z", "Europe/Berlin", "--overlap", "queue"),
+            *("-t", "nobody", "--prompt", "make backup", "--jitter", "5m", "--paused", "--reason", "the disk is full"),
+        ),
     ):
         result = shell.pipe(*line)
         assert result.code == (7 if "task_bad" in line else 0), result.err

@@ -26,6 +26,12 @@ READING = {
     "template-get": ("template", "get", "bug-fix"),
     "template-render": ("template", "render", "code-explanation", "--param", "targets=src/a.py"),
     "event-list": ("event", "list", "--task", "task_good", "--oldest"),
+    "schedule-list": ("schedule", "list"),
+    "schedule-get": ("schedule", "get", "backup"),
+    "schedule-preview": (
+        *("schedule", "preview", "--cron", "30 2 * * *", "-z", "Europe/Berlin"),
+        *("--start", "2031-03-29T12:00:00Z", "-n", "3"),
+    ),
     "status": ("status",),
     "version": ("version",),
     "error-not-found": ("task", "get", "task_nobody_knows"),

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from kapell.cli.commands.task_tree import _branches
@@ -10,6 +14,9 @@ from kapell.v1.task_pb2 import Task, TaskTreeNode
 
 from tests.cli.shell import Shell, compare, forget
 from tests.cli.test_write import state
+from tests.support.server_process import ServerProcess
+
+GUIDE = Path(__file__).resolve().parents[2] / "server/docs/how-to/let-tasks-wait-for-tasks.md"
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +112,47 @@ def test_lines_are_drawn_from_parents_to_children() -> None:
         "└─ ",
         "   └─ ",
     ]
+
+
+def test_every_block_of_the_guide_works(no_server: Shell, server_process: ServerProcess) -> None:
+    environment = {**no_server.environment, "KAPELL_DATA_DIR": str(server_process.data_dir)}
+    text = GUIDE.read_text(encoding="utf-8")
+    script = "".join(re.findall(r"(?ms)^```sh\n(.*?)^```$", text))
+    graph, worker = re.findall(r"(?ms)^```python\n(.*?)^```$", text)
+
+    shown = run(["bash", "-euo", "pipefail", "-c", script], environment)
+    made = run([sys.executable, "-c", graph], environment)
+    served = run([sys.executable, "-c", worker + SERVED], environment)
+
+    assert "It waits for task_build, which is QUEUED." in shown
+    assert [line.split(" ", 1)[1] for line in made.splitlines()] == [
+        "make",
+        "make lint",
+        "Review {deps.build.result.diff}",
+    ]
+    assert served == "['ONE', 'TWO']\n"
+
+
+# The worker of the guide, beside a client that gives it something to do.
+SERVED = """
+import asyncio
+from kapell import Client
+from kapell._worker.values import from_value
+
+async def main():
+    running = asyncio.create_task(worker.run())
+    async with Client() as client:
+        done = await client.tasks.run("plan", "one\\ntwo", timeout=60)
+    print(from_value(done.result))
+    worker.stop()
+    await running
+
+asyncio.run(main())
+"""
+
+
+def run(command: list[str], environment: dict[str, str]) -> str:
+    """What a program of the guide prints."""
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -10,9 +10,19 @@ import grpc
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor
 from grpc import aio
-from kapell.v1 import admin_pb2, agent_pb2, artifact_pb2, event_pb2, queue_pb2, task_pb2, template_pb2, worker_pb2
+from kapell.v1 import (
+    admin_pb2,
+    agent_pb2,
+    artifact_pb2,
+    event_pb2,
+    queue_pb2,
+    schedule_pb2,
+    task_pb2,
+    template_pb2,
+    worker_pb2,
+)
 
-FILES = (admin_pb2, agent_pb2, artifact_pb2, event_pb2, queue_pb2, task_pb2, template_pb2, worker_pb2)
+FILES = (admin_pb2, agent_pb2, artifact_pb2, event_pb2, queue_pb2, schedule_pb2, task_pb2, template_pb2, worker_pb2)
 
 
 def methods() -> Iterator[MethodDescriptor]:

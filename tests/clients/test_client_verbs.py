@@ -79,6 +79,15 @@ VERBS: dict[str, Callable[[Client], Awaitable[object]]] = {
     "ValidateTemplate": lambda c: c.templates.validate(_TEMPLATE, {"name": "Ada"}),
     "RenderTemplate": lambda c: c.templates.render("greet", {"name": "Ada"}),
     "CloneTemplate": lambda c: c.templates.clone("greet", "mine", defaults={"name": "Ada"}),
+    "CreateSchedule": lambda c: c.schedules.create(task_spec("shell", "true"), cron="@daily"),
+    "GetSchedule": lambda c: c.schedules.get("schedule_1"),
+    "ListSchedules": lambda c: c.schedules.list(paused=True),
+    "UpdateSchedule": lambda c: c.schedules.update("schedule_1", interval=60),
+    "DeleteSchedule": lambda c: c.schedules.delete("schedule_1"),
+    "PauseSchedule": lambda c: c.schedules.pause("schedule_1", reason="holidays"),
+    "ResumeSchedule": lambda c: c.schedules.resume("schedule_1"),
+    "TriggerSchedule": lambda c: c.schedules.trigger("schedule_1", overlap_policy="allow"),
+    "PreviewSchedule": lambda c: c.schedules.preview(cron="@daily", count=3),
     "WatchTasks": lambda c: c.tasks.watch(states=["queued"]).ready(),
 }
 

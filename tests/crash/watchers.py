@@ -154,8 +154,8 @@ class SnapshotWatcher:
     def _apply(self, message: Any) -> None:
         self._complete |= message.bookmark.snapshot_complete
         for event in message.events:
-            if event.HasField("template"):
-                continue  # what came with Kapell: nobody changes it here
+            if event.WhichOneof("resource") not in ("task", "agent"):
+                continue  # what came with Kapell and what stays: nobody changes it here
             resource = event.task if event.HasField("task") else event.agent
             key = event.task.task_id if event.HasField("task") else event.agent.agent_id
             if event.kind == EVENT_KIND_TASK_DELETED:

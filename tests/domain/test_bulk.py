@@ -253,3 +253,41 @@ def test_an_answer_about_ten_thousand_tasks_is_below_one_mebibyte() -> None:
         answer.items.add(task_id=task_id, state=TASK_STATE_SUCCEEDED, reason=13, message="it is SUCCEEDED by now")
 
     assert answer.ByteSize() < 1024 * 1024
+
+
+def test_a_cancel_goes_down_the_tree_unless_told_otherwise() -> None:
+    world = World()
+    for leave in (True, False):
+        top = world.create(labels={"n": str(leave)})
+        child = world.create(parent_task_id=top)
+
+        answer = change(world, CancelTasksRequest(filter=TaskFilter(labels={"n": str(leave)}), leave_children=leave))
+
+        assert list(outcomes(answer)) == [top]
+        assert world.task(child).state == (TASK_STATE_QUEUED if leave else TASK_STATE_CANCELLED)
+
+
+def test_a_step_ends_early_where_a_cancel_makes_many_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk, "_STEP_CHANGES", 4)
+    world = World()
+    tops = [world.create(labels={"top": "yes"}) for _ in range(3)]
+    children = [world.create(parent_task_id=top) for top in tops for _ in range(4)]
+
+    job = world.do(found(world, CancelTasksRequest(filter=TaskFilter(labels={"top": "yes"}))))
+
+    assert isinstance(job, BulkJob)
+    assert (job.next, job.done) == (1, False)
+    while not job.done:
+        job = world.do(BulkStep(job))
+    assert list(outcomes(job.response(0))) == tops
+    assert {world.task(task_id).state for task_id in (*tops, *children)} == {TASK_STATE_CANCELLED}
+
+
+def test_who_was_cancelled_with_its_parent_is_as_was_asked_for() -> None:
+    world = World()
+    top = world.create()
+    child = world.create(parent_task_id=top)
+
+    answer = change(world, CancelTasksRequest(filter=TaskFilter(states=[TASK_STATE_QUEUED])))
+
+    assert outcomes(answer) == {top: (TASK_STATE_CANCELLED, 0, ""), child: (TASK_STATE_CANCELLED, 0, "")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
+from kapell.v1.dependency_pb2 import DEPENDENCY_CONDITION_FINISHED, TaskDependency
 from kapell.v1.queue_pb2 import (
     CONCURRENCY_STRATEGY_CANCEL_IN_PROGRESS,
     CONCURRENCY_STRATEGY_CANCEL_NEWEST,
@@ -147,6 +148,24 @@ def test_a_retry_counts_as_new(strategy: ConcurrencyStrategy.ValueType, expected
     assert states(world, "a") == [expected]
     assert states(world, "b") == ["RUNNING" if strategy == SKIP else "CANCELLING"]
     assert world.task("task_a").skipped == (strategy == SKIP)
+
+
+def test_a_retry_that_waits_for_another_task_counts_as_new() -> None:
+    world, agent_id = limited(SKIP)
+    first = add(world, "first")
+    add(world, "a", "k", dependencies=[TaskDependency(task_id=first, condition=DEPENDENCY_CONDITION_FINISHED)])
+    for name in ("first", "a"):
+        assert take(world, agent_id) == [name]
+        world.fail(f"task_{name}", retryable=False)
+    world.retry(first)
+    world.retry("task_a")
+    add(world, "b", "k")
+    assert take(world, agent_id) == ["first", "b"]
+    assert states(world, "a") == ["PENDING"]
+
+    world.complete(first)
+
+    assert states(world, "a", "b") == ["CANCELLED", "RUNNING"]
 
 
 def test_a_task_that_waits_for_its_time_counts_once_the_time_has_come() -> None:

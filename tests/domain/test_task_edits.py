@@ -9,6 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
+from kapell.v1.dependency_pb2 import TaskDependency
 from kapell.v1.task_pb2 import (
     TASK_STATE_FAILED,
     TASK_STATE_PENDING,
@@ -320,3 +321,87 @@ def test_a_reason_that_is_not_worth_another_attempt_is_final() -> None:
     world.fail(dead, reason="OUT_OF_PAPER")
 
     assert [world.task(task_id).state for task_id in (broken, dead)] == [TASK_STATE_PENDING, TASK_STATE_FAILED]
+
+
+# -- results of dependencies -----------------------------------------------------------------------
+
+
+def with_result(world: World, **spec: Any) -> tuple[str, str]:
+    """A task that has answered "done", and one that depends on it."""
+    first = world.running()
+    world.complete(first, "done")
+    dependency = TaskDependency(task_id=first, name="build")
+    return first, world.create(dependencies=[dependency], **spec)
+
+
+def test_places_of_an_edited_prompt_are_filled() -> None:
+    world = World()
+    _, task_id = with_result(world, prompt="It said {deps.build.result}")
+    world.cancel(task_id)
+
+    world.retry(task_id, prompt="Better: {deps.build.result}")
+
+    task = world.task(task_id)
+    assert (task.state, task.prompt_pending, task.retries) == (TASK_STATE_QUEUED, False, 1)
+    assert world.content(task_id).prompt == "Better: done"
+    assert [edit.prompt for edit in world.edits(task_id)] == ["It said done"]
+
+
+def test_a_prompt_without_places_stays_as_it_is() -> None:
+    world = World()
+    _, task_id = with_result(world, prompt="It said {deps.build.result}")
+    for prompt in ("plain", "plainer"):
+        world.cancel(task_id)
+        world.retry(task_id, prompt=prompt)
+
+    assert world.content(task_id).prompt == "plainer"
+    assert not world.content(task_id).prompt_parts
+
+
+def test_the_same_places_again_are_no_edit() -> None:
+    world = World()
+    _, task_id = with_result(world, prompt="It said {deps.build.result}")
+    world.cancel(task_id)
+
+    world.retry(task_id, prompt="It said {deps.build.result}")
+
+    assert (world.task(task_id).edited, world.content(task_id).prompt) == (False, "It said done")
+
+
+def test_a_place_must_be_of_a_dependency() -> None:
+    world = World()
+    _, task_id = with_result(world)
+    world.cancel(task_id)
+
+    with world.refuses("REQUEST_INVALID"):
+        world.retry(task_id, prompt="{deps.other.result}")
+
+
+def test_an_updated_prompt_is_filled_at_once_or_when_its_dependencies_have_come() -> None:
+    world = World()
+    _, met = with_result(world, prompt="p")
+    first = world.running()
+    waiting = world.create(dependencies=[TaskDependency(task_id=first, name="build")], prompt="p")
+
+    for task_id in (met, waiting):
+        update(world, task_id, "prompt", prompt="Now {deps.build.result}")
+    assert world.content(met).prompt == "Now done"
+    assert world.task(waiting).prompt_pending
+    world.complete(first, "late")
+
+    assert world.content(waiting).prompt == "Now late"
+
+
+def test_a_task_that_waits_for_others_is_not_woken_by_another_start() -> None:
+    world = World()
+    first = world.running()
+    waiting = world.create(dependencies=[TaskDependency(task_id=first, name="build")])
+
+    update(world, waiting, "not_before_time")
+    assert world.task(waiting).state == TASK_STATE_PENDING
+    update(world, waiting, "not_before_time", not_before_time=in_seconds(world, 5))
+    world.complete(first)
+    assert [wait.kind for wait in world.task(waiting).waiting_on] == [WAIT_KIND_NOT_BEFORE]
+    world.advance(5)
+
+    assert world.task(waiting).state == TASK_STATE_QUEUED

@@ -83,6 +83,7 @@ class Rows:
         self.edits: dict[tuple[str, int], TaskEdit] = {}
         self.bulk_jobs: dict[str, BulkJob] = {}
         self.bulk_steps: dict[tuple[str, int], bytes] = {}
+        self.schedule_tasks: dict[str, TaskSpec] = {}
         self.event_times: list[int] = []
 
     def load_tasks(self, task_ids: Iterable[str]) -> list[Task]:
@@ -103,6 +104,9 @@ class Rows:
     def load_changed_tasks(self, after_revision: int) -> list[str]:
         return [task_id for task_id, task in self.tasks.items() if task.revision > after_revision]
 
+    def load_schedule_task(self, schedule_id: str) -> TaskSpec | None:
+        return self.schedule_tasks.get(schedule_id)
+
     def has_live_member(self, root_id: str) -> bool:
         return any(t.root_task_id == root_id and t.state not in TASK_FINAL for t in self.tasks.values())
 
@@ -112,8 +116,9 @@ class Rows:
     def count_live_tasks_of(self, template_id: str) -> int:
         return sum(t.template_id == template_id and t.state not in TASK_FINAL for t in self.tasks.values())
 
-    def load_family(self, root_id: str) -> list[tuple[str, str]]:
-        return [(t.task_id, t.parent_task_id) for t in self.tasks.values() if t.root_task_id == root_id]
+    def load_families(self, root_ids: Iterable[str]) -> list[tuple[str, str, str]]:
+        found = [t for t in self.tasks.values() if t.root_task_id and t.root_task_id in root_ids]
+        return [(t.root_task_id, t.task_id, t.parent_task_id) for t in found]
 
 
 class World:
@@ -174,6 +179,10 @@ class World:
             self.events.append(event_name(change.kind))
             rows.event_times.append(self.now_ns)
         rows.template_versions.update(pending.template_versions)
+        for schedule_id, spec in pending.schedule_tasks.items():
+            rows.schedule_tasks.pop(schedule_id, None)
+            if spec is not None:
+                rows.schedule_tasks[schedule_id] = spec
         rows.contents.update(pending.contents)
         for key in pending.dropped_edges:
             del rows.edges[key]
@@ -221,6 +230,9 @@ class World:
             {agent_id: found.SerializeToString() for agent_id, found in self.rows.agents.items()},
             {template_id: found.SerializeToString() for template_id, found in self.rows.templates.items()},
             sorted(self.rows.template_versions),
+            [found.SerializeToString() for found in self.rows.standing.values()],
+            [list(state.standing.all(kind)) for kind in KINDS],
+            dict(self.rows.schedule_tasks),
             {task_id: state.find_task(task_id) for task_id in self.rows.tasks},
             dict(self.rows.contents),
             {key: edit.SerializeToString() for key, edit in self.rows.edits.items()},

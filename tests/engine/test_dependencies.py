@@ -233,3 +233,19 @@ async def test_a_woken_task_obeys_its_concurrency_key_in_the_same_batch(on_sqlit
     assert {(await live.task(task_id)).state for task_id in (newest, other)} == {TASK_STATE_CANCELLED}
     assert (await live.task(follows.task_id)).failure.reason == "DEPENDENCY_FAILED"
     assert (await live.task(first)).state == TASK_STATE_SUCCEEDED
+
+
+async def test_waiting_for_children_keeps_no_lease_of_a_dead_agent(on_sqlite: LiveEngine) -> None:
+    await on_sqlite.create("parent")
+    agent_id = await on_sqlite.register("parent")
+    offer = await on_sqlite.offer(agent_id)
+    caller = on_sqlite.keyring.authenticate(on_sqlite.keyring.agent_token(agent_id, 1))
+    assert caller is not None
+    await on_sqlite.beat(agent_id, offer)
+
+    await on_sqlite.advance(9)
+    on_sqlite.engine.check_lease(offer.lease_token, caller, renew=False)
+    await on_sqlite.advance(2)
+
+    with pytest.raises(KapellError, match="lease is lost"):
+        on_sqlite.engine.check_lease(offer.lease_token, caller, renew=False)

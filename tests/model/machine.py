@@ -1,8 +1,8 @@
-"""Random lives of tasks and agents on the real engine and database, held against the oracle at every step.
+"""Random lives of tasks, agents, queues and limits on the real engine and database, held against the oracle.
 
 A step is one batch: one command, or several that one batch decides. After each, every answer and
-every task and agent is what the oracle says (T3 to T7), and the log is gapless, holds only
-published transitions and replays to the state (W1, W2, T1, T2).
+every task and agent is what the oracle says (T3 to T7), every task is explained as the oracle
+does, and the log is gapless, holds only published transitions and replays to the state (W1, W2, T1, T2).
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.engine.facts import SpawnCommand
 
 from tests.model.checks import Checking
-from tests.model.commands import JUMPS, KINDS, Asking, Commands, new_ids, places, specs
+from tests.model.commands import JUMPS, KINDS, QUEUES, Asking, Commands, new_ids, places, specs
+from tests.model.days import IDS, Day
 from tests.model.oracle import HELD, OVER, Oracle
 from tests.support.live_engine import LiveEngine, settled
 
@@ -51,9 +52,14 @@ class Machine(Asking, Checking, RuleBasedStateMachine):
         self.cursor = 0
         self.replayed: dict[tuple[str, str], Any] = {}
 
-    @initialize(specs=st.lists(specs, min_size=2, max_size=5), slots=st.integers(1, 3))
-    def begin_with_work(self, specs: list[dict[str, Any]], slots: int) -> None:
+    @initialize(
+        specs=st.lists(specs, min_size=2, max_size=5),
+        limits=st.lists(Commands.by_limit, max_size=3),
+        slots=st.integers(1, 3),
+    )
+    def begin_with_work(self, specs: list[dict[str, Any]], limits: list[tuple[Any, ...]], slots: int) -> None:
         self.arrive(list(KINDS), slots, True)
+        self.batch(limits)
         self.batch([("create", f"task_{letter}", spec) for letter, spec in zip("abcde", specs, strict=False)])
         self.poll(0, 2, False)
 
@@ -81,14 +87,7 @@ class Machine(Asking, Checking, RuleBasedStateMachine):
         """Time passes while every agent sends its heartbeats for all that it holds."""
         for _ in range(rounds):
             self.pass_time(3.001)
-            held = [task for task in self.oracle.tasks.values() if task.state in HELD]
-            self.batch(
-                [
-                    ("keep", name, [task.token for task in held if task.holder == name])
-                    for name, agent in self.oracle.agents.items()
-                    if agent.state != "ENDED"
-                ]
-            )
+            self.batch(self.beats())
 
     @rule(kinds=st.sampled_from((["red"], ["blue"], ["red", "blue"])), slots=st.integers(1, 3), external=st.booleans())
     def arrive(self, kinds: list[str], slots: int, external: bool) -> None:
@@ -112,12 +111,42 @@ class Machine(Asking, Checking, RuleBasedStateMachine):
         held = [task_id for task_id, task in self.oracle.tasks.items() if task.state in HELD]
         self.batch([("end", verb, task_id) for verb, task_id in zip(verbs, held, strict=False)])
 
+    @rule(seed=st.integers(0, 2**32))
+    def agents_wait_for_work(self, seed: int) -> None:
+        """Every agent waits with an open call, while tasks come, time passes and some of them end."""
+        day = Day(seed)
+        self.batch([("delete", place) for place, task in enumerate(self.oracle.tasks.values()) if task.state in OVER])
+        self.batch([("steer", "resume", name) for name in QUEUES] + day.limits())
+        if day.starves:
+            self.batch([("create", task_id, day.spec(priority=1, keys=())) for task_id in IDS[:2]])
+            self.pass_time(650.001)
+            self.batch(self.beats())
+        if not any(agent.state == "ACTIVE" for agent in self.oracle.agents.values()):
+            self.arrive(list(KINDS), 1, True)
+        self.batch([("create", task_id, spec) for task_id, spec in day.tasks()])
+        for _ in range(day.hours):
+            waiting = {name for name, _ in self.polls}
+            for name in [name for name in self.oracle.agents if self.oracle.free(name) and name not in waiting]:
+                self.runner.run(self.take(name, 3, True))
+            self.pass_time(day.hour())
+            queued = [task_id for task_id, task in self.oracle.tasks.items() if task.state == "QUEUED"]
+            self.batch(self.beats() + day.ends(list(self.oracle.held()), queued))
+
     @precondition(lambda self: self.cursor > 10)
     @rule(orderly=st.booleans())
     def restart(self, orderly: bool) -> None:
         self.runner.run(self.begin_again(orderly))
 
     # -- doing -------------------------------------------------------------------------------
+
+    def beats(self) -> list[tuple[Any, ...]]:
+        """A heartbeat of every agent, for all that it holds."""
+        held = self.oracle.held().values()
+        return [
+            ("keep", name, [task.token for task in held if task.holder == name])
+            for name, agent in self.oracle.agents.items()
+            if agent.state != "ENDED"
+        ]
 
     def pass_time(self, seconds: float) -> None:
         self.live.clock.advance(seconds)

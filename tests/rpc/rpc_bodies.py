@@ -7,6 +7,7 @@ from typing import Any
 from tests.rpc.rpc_artifacts import ARTIFACTS, VALID_OF_ARTIFACTS
 from tests.rpc.rpc_bulk import BULK
 from tests.rpc.rpc_queues import QUEUES, VALID_OF_QUEUES
+from tests.rpc.rpc_schedules import SCHEDULES, VALID_OF_SCHEDULES
 from tests.rpc.rpc_templates import TEMPLATES
 
 BOTH_STARTS = {"options": {"sendInitialState": True, "startAfterRevision": "1"}}
@@ -31,7 +32,11 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "ExplainTask": (NO_ID, "task_id"),
     "StreamTaskLogs": ({"taskId": "task_1", "offset": "-1"}, "offset"),
     "WatchTasks": (BOTH_STARTS, "options"),
-    **{name: case.malformed for name, case in (TEMPLATES | BULK | QUEUES | ARTIFACTS).items() if case.malformed},
+    **{
+        name: case.malformed
+        for name, case in (TEMPLATES | BULK | QUEUES | ARTIFACTS | SCHEDULES).items()
+        if case.malformed
+    },
     "SpawnAgent": (NO_ID, "source"),
     "GetAgent": (NO_ID, "agent_id"),
     "ListAgents": ({"pageSize": 1001}, "page_size"),
@@ -66,6 +71,7 @@ TEMPLATE = {"agentType": "shell", "prompt": "echo hello"}
 VALID: dict[str, dict[str, Any]] = {
     **VALID_OF_ARTIFACTS,
     **VALID_OF_QUEUES,
+    **VALID_OF_SCHEDULES,
     "CreateTemplate": {"templateId": "greet", "spec": TEMPLATE},
     "GetTemplate": {"template": "greet"},
     "UpdateTemplate": {"templateId": "greet", "spec": TEMPLATE},

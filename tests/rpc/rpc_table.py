@@ -50,6 +50,7 @@ from tests.rpc.rpc_cases import (
     ticket_of_another_process,
 )
 from tests.rpc.rpc_queues import EXPLAIN_TASK, QUEUE_DRAINING, QUEUES
+from tests.rpc.rpc_schedules import SCHEDULES
 from tests.rpc.rpc_templates import OF_CREATE_TASK, TEMPLATES
 from tests.rpc.scene import Ask
 
@@ -411,6 +412,7 @@ CASES: dict[str, Case] = {
     **BULK,
     **QUEUES,
     **TEMPLATES,
+    **SCHEDULES,
     **AGENTS,
     **WORKERS,
     **ARTIFACTS,

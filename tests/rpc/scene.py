@@ -139,6 +139,8 @@ class Scene:
                 wanted.task_ids.append(resource_id)
             case "agent":
                 wanted.agent_ids.append(resource_id)
+            case "schedule":
+                wanted.schedule_ids.append(resource_id)
             case _:
                 wanted.template_ids.append(resource_id)
         return self._changes(wanted)

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from kapell.v1.agent_pb2 import Agent
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
+from kapell.v1.schedule_pb2 import Schedule
 from kapell.v1.task_pb2 import Task
 from kapell.v1.template_pb2 import Template
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT, EVENT_KIND_TASK_DELETED, EventKind
@@ -65,7 +66,14 @@ class MemoryLog:
     async def snapshot(
         self, kind: ResourceKind, after: int, until_revision: int, limit: int, ids: Collection[str] = ()
     ) -> tuple[list[Record], int | None]:
-        wanted = {"task": Task, "agent": Agent, "template": Template, "queue": Queue, "limit": ConcurrencyLimit}[kind]
+        wanted = {
+            "task": Task,
+            "agent": Agent,
+            "template": Template,
+            "queue": Queue,
+            "limit": ConcurrencyLimit,
+            "schedule": Schedule,
+        }[kind]
         self.pages_read += 1
         everything = [record for record in self._resources.values() if type(record.resource) is wanted]
         if ids:
@@ -91,4 +99,6 @@ def _record(revision: int, kind: EventKind.ValueType, resource: Resource) -> Rec
             event.agent.CopyFrom(resource)
         case Template():
             event.template.CopyFrom(resource)
+        case Schedule():
+            event.schedule.CopyFrom(resource)
     return Record(revision, kind, resource_id(resource), resource, event.SerializeToString())

@@ -8,12 +8,18 @@ from __future__ import annotations
 from kapell.v1.event_pb2 import Event, WatchResponse
 from kapell.v1.watch_pb2 import (
     EVENT_KIND_AGENT_DELETED,
+    EVENT_KIND_SCHEDULE_DELETED,
     EVENT_KIND_SNAPSHOT,
     EVENT_KIND_TASK_DELETED,
     EVENT_KIND_TEMPLATE_DELETED,
 )
 
-_DELETED = (EVENT_KIND_TASK_DELETED, EVENT_KIND_AGENT_DELETED, EVENT_KIND_TEMPLATE_DELETED)
+_DELETED = (
+    EVENT_KIND_TASK_DELETED,
+    EVENT_KIND_AGENT_DELETED,
+    EVENT_KIND_TEMPLATE_DELETED,
+    EVENT_KIND_SCHEDULE_DELETED,
+)
 
 
 class WatchChecker:
@@ -98,5 +104,7 @@ def _resource(event: Event) -> tuple[str, int]:
             return event.agent.agent_id, event.agent.revision
         case "template":
             return event.template.template_id, event.template.revision
+        case "schedule":
+            return event.schedule.schedule_id, event.schedule.revision
         case _:
             raise AssertionError(f"event {event.revision} has no resource")

@@ -13,7 +13,17 @@ from pathlib import Path
 from google.api import annotations_pb2 as _registers_http  # noqa: F401
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
-from kapell.v1 import admin_pb2, agent_pb2, artifact_pb2, event_pb2, queue_pb2, task_pb2, template_pb2, worker_pb2
+from kapell.v1 import (
+    admin_pb2,
+    agent_pb2,
+    artifact_pb2,
+    event_pb2,
+    queue_pb2,
+    schedule_pb2,
+    task_pb2,
+    template_pb2,
+    worker_pb2,
+)
 
 from tests.tidy.sources import ROOT
 
@@ -33,7 +43,17 @@ def files() -> tuple[FileDescriptorProto, ...]:
 
 def services() -> list[ServiceDescriptor]:
     """All services of the generated stubs."""
-    modules = (admin_pb2, agent_pb2, artifact_pb2, event_pb2, queue_pb2, task_pb2, template_pb2, worker_pb2)
+    modules = (
+        admin_pb2,
+        agent_pb2,
+        artifact_pb2,
+        event_pb2,
+        queue_pb2,
+        schedule_pb2,
+        task_pb2,
+        template_pb2,
+        worker_pb2,
+    )
     return [service for module in modules for service in module.DESCRIPTOR.services_by_name.values()]
 
 

@@ -57,8 +57,8 @@ def test_the_committed_stubs_are_those_of_the_protos(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "left_out"),
     [
-        (task_pb2.TaskEvent.DESCRIPTOR, {"previous_agent_state", "agent", "template", "queue", "limit"}),
-        (agent_pb2.AgentEvent.DESCRIPTOR, {"previous_task_state", "task", "template", "queue", "limit"}),
+        (task_pb2.TaskEvent.DESCRIPTOR, {"previous_agent_state", "agent", "template", "queue", "limit", "schedule"}),
+        (agent_pb2.AgentEvent.DESCRIPTOR, {"previous_task_state", "task", "template", "queue", "limit", "schedule"}),
     ],
 )
 def test_the_events_of_one_kind_have_the_wire_format_of_all_events(part: Descriptor, left_out: set[str]) -> None:

@@ -22,6 +22,15 @@ from tests.tidy.sources import sources
 # Which command of the CLI an rpc is for.
 COMMANDS = {
     "AdminService.GetServerInfo": "version",
+    "ScheduleService.CreateSchedule": "schedule create",
+    "ScheduleService.GetSchedule": "schedule get",
+    "ScheduleService.ListSchedules": "schedule list",
+    "ScheduleService.UpdateSchedule": "schedule update",
+    "ScheduleService.DeleteSchedule": "schedule delete",
+    "ScheduleService.PauseSchedule": "schedule pause",
+    "ScheduleService.ResumeSchedule": "schedule resume",
+    "ScheduleService.TriggerSchedule": "schedule trigger",
+    "ScheduleService.PreviewSchedule": "schedule preview",
     "AdminService.CompactEvents": "event compact",
     "AgentService.SpawnAgent": "agent spawn",
     "AgentService.GetAgent": "agent get",

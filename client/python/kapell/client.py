@@ -21,6 +21,7 @@ from kapell.discovery import Endpoint, discover
 from kapell.emitter import Emitter, Handler
 from kapell.events import Events, EventWatchKeywords
 from kapell.queues import Limits, Queues
+from kapell.schedules import Schedules
 from kapell.tasks import Tasks
 from kapell.templates import Templates
 from kapell.v1.event_pb2 import Event
@@ -57,6 +58,7 @@ class Client:
         self.limits = Limits(server)
         self.templates = Templates(server)
         self.artifacts = Artifacts(server)
+        self.schedules = Schedules(server)
         self.events = Events(server)
         self.admin = Admin(server)
         self._emitter = Emitter(self.events)
@@ -64,7 +66,7 @@ class Client:
     def watch(self, **keywords: Unpack[EventWatchKeywords]) -> Watch[Event]:
         """Every matching change, once and in order, through lost connections and restarts.
 
-        `kinds`, `task_ids`, `agent_ids`, `template_ids` and `labels` filter. It begins now, or after
+        `kinds`, `task_ids`, `agent_ids`, `template_ids`, `schedule_ids` and `labels` filter. It begins now, or after
         `after_revision` (with `log_id`, to be refused by another log), or with `initial_state` by
         everything that is, as SNAPSHOT events. Where the log no longer reaches back to the cursor
         it raises RevisionCompacted, or with `on_compacted="snapshot"` calls `on_reset` and begins

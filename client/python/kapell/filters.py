@@ -11,6 +11,7 @@ from typing import TypedDict, Unpack
 from kapell.messages import Instant, agent_states, event_kind, task_states, timestamp
 from kapell.v1.agent_pb2 import AgentFilter, AgentState
 from kapell.v1.event_pb2 import EventFilter
+from kapell.v1.schedule_pb2 import ScheduleFilter
 from kapell.v1.task_pb2 import TaskFilter, TaskState
 from kapell.v1.template_pb2 import TemplateFilter
 from kapell.v1.watch_pb2 import EventKind
@@ -58,6 +59,7 @@ class EventQuery(TypedDict, total=False):
     task_ids: Iterable[str]
     agent_ids: Iterable[str]
     template_ids: Iterable[str]
+    schedule_ids: Iterable[str]
     labels: Mapping[str, str]
     """Of resources that carry all of them, with these values."""
 
@@ -73,6 +75,16 @@ class TemplateQuery(TypedDict, total=False):
     """Only those that came with Kapell, or only the others."""
     text: str
     """Words that must all occur in id, name or description."""
+
+
+class ScheduleQuery(TypedDict, total=False):
+    """Which schedules are wanted."""
+
+    schedule_ids: Iterable[str]
+    paused: bool
+    """Only those that are paused, or only the others."""
+    template_ids: Iterable[str]
+    """Whose tasks are made from one of these."""
 
 
 def task_filter(**query: Unpack[TaskQuery]) -> TaskFilter:
@@ -108,6 +120,7 @@ def event_filter(**query: Unpack[EventQuery]) -> EventFilter:
         task_ids=query.get("task_ids", ()),
         agent_ids=query.get("agent_ids", ()),
         template_ids=query.get("template_ids", ()),
+        schedule_ids=query.get("schedule_ids", ()),
         labels=query.get("labels", {}),
     )
 
@@ -120,4 +133,13 @@ def template_filter(**query: Unpack[TemplateQuery]) -> TemplateFilter:
         tags=query.get("tags", ()),
         built_in=query.get("built_in"),
         text=query.get("text", ""),
+    )
+
+
+def schedule_filter(**query: Unpack[ScheduleQuery]) -> ScheduleFilter:
+    """The message for a query of schedules."""
+    return ScheduleFilter(
+        schedule_ids=query.get("schedule_ids", ()),
+        paused=query.get("paused"),
+        template_ids=query.get("template_ids", ()),
     )

@@ -20,6 +20,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from kapell.errors import InvalidRequest
 from kapell.v1.agent_pb2 import AgentState
 from kapell.v1.queue_pb2 import ConcurrencyStrategy
+from kapell.v1.schedule_pb2 import OverlapPolicy
 from kapell.v1.task_pb2 import (
     TASK_STATE_CANCELLED,
     TASK_STATE_FAILED,
@@ -105,6 +106,11 @@ def concurrency_strategy(value: ConcurrencyStrategy.ValueType | str) -> Concurre
     strategies = _words(ConcurrencyStrategy.items(), "CONCURRENCY_STRATEGY_")
     words = {word.replace("_", "-"): strategy for word, strategy in strategies.items()}
     return _by_word(value.replace("_", "-") if isinstance(value, str) else value, words, "a strategy")
+
+
+def overlap_policy(value: OverlapPolicy.ValueType | str) -> OverlapPolicy.ValueType:
+    """A policy by value or by word, as in "skip"."""
+    return _by_word(value, _words(OverlapPolicy.items(), "OVERLAP_POLICY_"), "an overlap policy")
 
 
 def event_kind(value: EventKind.ValueType | str) -> EventKind.ValueType:

@@ -27,6 +27,7 @@ from kapell.discovery import Endpoint
 from kapell.emitter import Handler
 from kapell.events import Events
 from kapell.queues import Limits, Queues
+from kapell.schedules import Schedules
 from kapell.tasks import Tasks
 from kapell.templates import Templates
 
@@ -241,6 +242,21 @@ class SyncArtifacts(_Face[Artifacts]):
     delete = blocking(Artifacts.delete)
 
 
+class SyncSchedules(_Face[Schedules]):
+    """`client.schedules`, blocking."""
+
+    create = blocking(Schedules.create)
+    get = blocking(Schedules.get)
+    list = blocking(Schedules.list)
+    iterate = streaming(Schedules.iterate)
+    update = blocking(Schedules.update)
+    delete = blocking(Schedules.delete)
+    pause = blocking(Schedules.pause)
+    resume = blocking(Schedules.resume)
+    trigger = blocking(Schedules.trigger)
+    preview = blocking(Schedules.preview)
+
+
 class SyncAdmin(_Face[Admin]):
     """`client.admin`, blocking."""
 
@@ -271,6 +287,7 @@ class SyncClient:
         self.limits = SyncLimits(loop, client.limits)
         self.templates = SyncTemplates(loop, client.templates)
         self.artifacts = SyncArtifacts(loop, client.artifacts)
+        self.schedules = SyncSchedules(loop, client.schedules)
         self.events = SyncEvents(loop, client.events)
         self.admin = SyncAdmin(loop, client.admin)
         self.watch = self.events.watch

@@ -309,9 +309,11 @@ class Tasks:
         )
         return (await self._connection.call(self._stub.RetryTask, request)).task
 
-    async def cancel_all(self, *, reason: str = "", **which: Unpack[BulkKeywords]) -> pb.CancelTasksResponse:
-        """Cancels all tasks that match; the answer says what became of each."""
-        request = pb.CancelTasksRequest(reason=reason, **_bulk(which))
+    async def cancel_all(
+        self, *, reason: str = "", leave_children: bool = False, **which: Unpack[BulkKeywords]
+    ) -> pb.CancelTasksResponse:
+        """Cancels all tasks that match, each as `cancel` does; the answer says what became of each."""
+        request = pb.CancelTasksRequest(reason=reason, leave_children=leave_children, **_bulk(which))
         return await self._connection.call(self._stub.CancelTasks, request)
 
     async def retry_all(self, **which: Unpack[BulkKeywords]) -> pb.RetryTasksResponse:

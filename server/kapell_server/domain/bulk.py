@@ -17,6 +17,8 @@ from kapell.v1.error_pb2 import (
     ERROR_REASON_TOO_MANY_MATCHES,
 )
 from kapell.v1.task_pb2 import (
+    TASK_STATE_CANCELLED,
+    TASK_STATE_CANCELLING,
     CancelTasksRequest,
     ReprioritizeTasksRequest,
     RetryTaskRequest,
@@ -26,7 +28,7 @@ from kapell.v1.task_pb2 import (
     TaskOutcome,
 )
 
-from kapell_server.domain import task
+from kapell_server.domain import family, task
 from kapell_server.domain.bulk_job import (
     RESPONSES,
     BulkCommand,
@@ -120,6 +122,9 @@ def _do(state: State, job: BulkJob) -> None:
     """Changes the next tasks of a job, each for itself, and notes what became of them."""
     task_ids = job.task_ids[job.next : job.next + STEP]
     state.prefetch_tasks(task_ids)
+    if isinstance(job.request, CancelTasksRequest) and not job.request.leave_children:
+        found = (state.find_task(task_id) for task_id in task_ids)
+        state.families.prefetch(family.root_of(one) for one in found if one is not None)
     last_revision = state.revision + _STEP_CHANGES
     done = 0
     test = task_test(job.request.filter)
@@ -150,7 +155,7 @@ def _one(state: State, request: BulkRequest, task_id: str, test: TaskTest) -> tu
         return TaskOutcome(task_id=task_id, reason=ERROR_REASON_TASK_NOT_FOUND, message="it was deleted"), False
     word = f"it is {task_state_name(current.state)}"
     outcome = TaskOutcome(task_id=task_id, state=current.state)
-    if not test(current):
+    if not test(current) and not _is_so_already(request, current):
         outcome.reason, outcome.message = ERROR_REASON_TASK_STATE_CONFLICT, f"{word} by now"
         return outcome, False
     mark = state.mark()
@@ -158,16 +163,23 @@ def _one(state: State, request: BulkRequest, task_id: str, test: TaskTest) -> tu
         after = _change(state, request, current)
     except KapellError as error:
         state.rollback(mark)
-        outcome.reason, outcome.message = error.reason, word
+        is_its_state = error.reason == ERROR_REASON_TASK_STATE_CONFLICT
+        outcome.reason, outcome.message = error.reason, word if is_its_state else "see what RetryTask says"
         return outcome, False
     outcome.state = after.state
     return outcome, after.revision != current.revision
 
 
+def _is_so_already(request: BulkRequest, current: Task) -> bool:
+    """Whether it was cancelled since, perhaps with the task that it is below: that is what was asked for."""
+    ending = (TASK_STATE_CANCELLED, TASK_STATE_CANCELLING)
+    return isinstance(request, CancelTasksRequest) and current.state in ending
+
+
 def _change(state: State, request: BulkRequest, current: Task) -> Task:
     match request:
         case CancelTasksRequest():
-            return task.cancel_tree(state, current, request.reason)
+            return task.cancel_tree(state, current, request.reason, request.leave_children)
         case RetryTasksRequest():
             return task.retry(state, current, RetryTaskRequest())
         case ReprioritizeTasksRequest():

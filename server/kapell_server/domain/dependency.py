@@ -7,7 +7,7 @@ Edges are looked at wave by wave at the end of each batch, so that a long chain 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from kapell.v1.dependency_pb2 import (
@@ -74,16 +74,15 @@ class Judgement:
     failed: tuple[TaskDependency, Task] | None = None
 
 
-def judge_all(state: State, dependencies: Iterable[TaskDependency], fresh: Iterable[str] = ()) -> Judgement:
+def judge_all(state: State, dependencies: Iterable[TaskDependency], fresh: Container[str] = ()) -> Judgement:
     """How these stand; `fresh` are ids of tasks about to be put. One that was deleted holds nobody up any more."""
     judgement = Judgement()
-    about_to_be = frozenset(fresh)
-    state.prefetch_tasks(wanted.task_id for wanted in dependencies if wanted.task_id not in about_to_be)
+    state.prefetch_tasks(wanted.task_id for wanted in dependencies if wanted.task_id not in fresh)
     for wanted in dependencies:
-        parent = None if wanted.task_id in about_to_be else state.find_task(wanted.task_id)
-        if wanted.task_id in about_to_be:
+        if wanted.task_id in fresh:
             judgement.open.append(wanted)
             continue
+        parent = state.find_task(wanted.task_id)
         verdict = Verdict.MET if parent is None else judge(parent, wanted.condition)
         if verdict is Verdict.OPEN:
             judgement.open.append(wanted)

@@ -32,19 +32,27 @@ class Families:
 
     def of(self, root_id: str) -> dict[str, str]:
         """The parent of every task below `root_id`, of this batch too. Not to be altered."""
-        members = self._members.get(root_id)
-        if members is None:
-            members = dict(self._state.loader.load_family(root_id))
-            for change in self._state.pending.changes:
-                task = change.resource
-                if isinstance(task, Task) and task.root_task_id == root_id:
-                    if change.created:
-                        members[task.task_id] = task.parent_task_id
-                    elif change.deleted:
-                        members.pop(task.task_id, None)
+        if root_id not in self._members:
+            self.prefetch((root_id,))
+        return self._members[root_id]
+
+    def prefetch(self, root_ids: Iterable[str]) -> None:
+        """Loads in one query what is not in memory."""
+        loaded: dict[str, dict[str, str]] = {root_id: {} for root_id in root_ids if root_id not in self._members}
+        if not loaded:
+            return
+        for root_id, task_id, parent_id in self._state.loader.load_families(loaded):
+            loaded[root_id][task_id] = parent_id
+        for change in self._state.pending.changes:
+            task = change.resource
+            if isinstance(task, Task) and task.root_task_id in loaded:
+                if change.created:
+                    loaded[task.root_task_id][task.task_id] = task.parent_task_id
+                elif change.deleted:
+                    loaded[task.root_task_id].pop(task.task_id, None)
+        for root_id, members in loaded.items():
             # Forgotten when the batch is undone: then what it has created must not stay here.
             self._state.assign(self._members, root_id, members)
-        return members
 
     def notice(self, task: Task, deleted: bool) -> None:
         """A member was created or deleted."""

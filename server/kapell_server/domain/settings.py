@@ -43,6 +43,8 @@ class Settings:
     """How many events are kept; 0 for all."""
     max_agents: int = 1_000
     """Agents that have not ended."""
+    max_schedules: int = 10_000
+    """Schedules there may be; all are in memory."""
     max_content_bytes: int = 262_144
     """Most bytes of a task's input, and of its result."""
     max_offer_bytes: int = 2_097_152

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
+from kapell.v1.schedule_pb2 import Schedule
 from kapell.v1.watch_pb2 import EventKind
 
 if TYPE_CHECKING:
     from kapell_server.domain.state import State
 
-Standing = Queue | ConcurrencyLimit
-_T = TypeVar("_T", Queue, ConcurrencyLimit)
+Standing = Queue | ConcurrencyLimit | Schedule
+_T = TypeVar("_T", Queue, ConcurrencyLimit, Schedule)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ KINDS: dict[type, StandingKind] = {
     for kind in (
         StandingKind(1, "queue", Queue, "agent_type"),
         StandingKind(2, "limit", ConcurrencyLimit, "key"),
+        StandingKind(3, "schedule", Schedule, "schedule_id"),
     )
 }
 """Numbers are stored: never used again for another kind."""
@@ -69,6 +71,10 @@ class StandingShelf:
     def all(self, kind: type[_T]) -> Iterator[_T]:
         """Every resource of a kind. Not to be altered."""
         return iter(self._by_kind[kind].values())  # type: ignore[arg-type]
+
+    def count(self, kind: type[Standing]) -> int:
+        """How many resources of a kind there are."""
+        return len(self._by_kind[kind])
 
     def put(self, resource: _T, event: EventKind.ValueType, changed: tuple[str, ...], *, deleted: bool = False) -> _T:
         """Records `resource` as the new form, with one event. Takes ownership of the message."""

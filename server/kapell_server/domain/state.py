@@ -30,6 +30,7 @@ from kapell_server.domain.leases import Lease, LeaseTable
 from kapell_server.domain.pending import Change, Loader, Pending, Resource
 from kapell_server.domain.polls import PollBoard
 from kapell_server.domain.queues import Queues
+from kapell_server.domain.schedule_tasks import ScheduleTasks
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.standing import StandingShelf
 from kapell_server.domain.template_shelf import TemplateShelf
@@ -78,6 +79,7 @@ class State:
         self.families = Families(self)
         self.bulk_jobs: dict[str, BulkJob] = {}
         self.standing = StandingShelf(self)
+        self.schedule_tasks = ScheduleTasks(self)
         self._undo: list[tuple[Any, ...]] = []
         self.queues = Queues(self)
         self.turns: dict[str, int] = {}
@@ -134,6 +136,7 @@ class State:
                 del self._tasks[task_id]
         self.templates.trim()
         self.families.trim()
+        self.schedule_tasks.trim()
         while self._content_bytes > _CONTENT_CACHE_BYTES:
             first = next(iter(self._contents))
             self._content_bytes -= len(self._contents.pop(first))
@@ -209,6 +212,8 @@ class State:
             self._queue(previous, task)
         if due_ns and (not self.due_horizon_ns or due_ns < self.due_horizon_ns):
             self.schedule(due_ns, task_id)
+        if task.schedule_id and state in TASK_FINAL:
+            self.schedule(self.now_ns, task.schedule_id)  # A run may wait for this end.
         return task
 
     def _queue(self, previous: Task | None, task: Task) -> None:
@@ -220,8 +225,8 @@ class State:
         if (before in TASK_LEASED) != (after in TASK_LEASED):
             self.queues.occupy(task, 1 if after in TASK_LEASED else -1)
         if after == TASK_STATE_QUEUED:
-            arrives = previous is None or before in TASK_FINAL or (before != after and not previous.attempt)
-            self.queues.join(task, arrives=arrives)
+            tried = before in TASK_LEASED or (before not in TASK_FINAL and task.attempts_used > 0)
+            self.queues.join(task, arrives=before != after and not tried)
 
     def _unput_task(self, task_id: str, previous: Task | None) -> None:
         self.revision -= 1

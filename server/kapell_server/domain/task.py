@@ -152,6 +152,23 @@ def _tried(state: State, spec: TaskSpec) -> Task:
     return task
 
 
+def create_scheduled(state: State, spec: TaskSpec, schedule_id: str, schedule_ns: int) -> Task:
+    """Creates the task of a schedule's run."""
+    task, content, _ = _new_task(state, spec, "task")
+    task.schedule_id = schedule_id
+    stamp(task.schedule_time, schedule_ns)
+    return _put_created(state, task, content)
+
+
+def try_task(state: State, spec: TaskSpec, path: str) -> None:
+    """Refuses a spec that CreateTask would refuse now; leaves no trace."""
+    mark = state.mark()
+    try:
+        _new_task(state, spec, path)
+    finally:
+        state.rollback(mark)
+
+
 def _put_created(state: State, task: Task, content: bytes) -> Task:
     state.put_content(task.task_id, content)
     return state.put_task(task, EVENT_KIND_TASK_CREATED, (), created=True)

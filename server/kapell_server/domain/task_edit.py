@@ -18,7 +18,7 @@ from kapell.v1.task_pb2 import (
 from kapell_server.domain.dependency_graph import keep_places
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.parameters import as_struct, plain_struct
-from kapell_server.domain.prompt import Part, split
+from kapell_server.domain.prompt import Part, from_messages, joined, split
 from kapell_server.domain.retry import with_defaults
 from kapell_server.domain.state import State
 from kapell_server.domain.template_version import version_number
@@ -48,6 +48,8 @@ def _put_content(state: State, task: Task, wanted: Task, names: tuple[str, ...],
     """As `change_content`; `parts` are the new prompt, in pieces where it has places of results."""
     before = Task.FromString(state.content(task.task_id))
     changed = [name for name in names if getattr(before, name) != getattr(wanted, name)]
+    if "prompt" in changed and before.prompt_parts and wanted.prompt == joined(from_messages(before.prompt_parts)):
+        changed.remove("prompt")  # As it was written, before results were put into it.
     if not changed:
         return None
     after = Task()

@@ -21,7 +21,7 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.domain.pending import Resource
 from kapell_server.domain.polls import Poll
 from kapell_server.domain.state import State
-from kapell_server.engine.commands import DECIDERS, QUESTIONS, content_ids_of, look, task_ids_of
+from kapell_server.engine.commands import DECIDERS, QUESTIONS, content_ids_of, look, task_ids_of, tasks_to_look_at
 from kapell_server.engine.offers import encode_offers
 from kapell_server.store.database import Connection
 from kapell_server.store.loads import RowLoader, head, load_due
@@ -165,7 +165,7 @@ class Batcher:
         state = self._state
         self._due = state.take_due(_DUE_AT_ONCE)
         state.caller = _TIMER
-        state.prefetch_tasks([subject for subject in self._due if subject.startswith("task_")])
+        state.prefetch_tasks(tasks_to_look_at(state, self._due))
         for subject_id in self._due:
             look(state, subject_id)
 

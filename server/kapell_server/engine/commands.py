@@ -5,9 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from kapell.v1 import admin_pb2, agent_pb2, queue_pb2, task_pb2, template_pb2, worker_pb2
+from kapell.v1 import admin_pb2, agent_pb2, queue_pb2, schedule_pb2, task_pb2, template_pb2, worker_pb2
 
-from kapell_server.domain import agent, attempt, bulk, child, explain, queue, retention, task, template, worker
+from kapell_server.domain import (
+    agent,
+    attempt,
+    bulk,
+    child,
+    explain,
+    queue,
+    retention,
+    schedule,
+    schedule_run,
+    task,
+    template,
+    worker,
+)
 from kapell_server.domain.bulk_job import BulkCommand, BulkStep
 from kapell_server.domain.state import State
 from kapell_server.engine.facts import (
@@ -44,6 +57,12 @@ DECIDERS: dict[type, Decide] = {
     template_pb2.SetTemplateAliasRequest: template.set_alias,
     template_pb2.DeleteTemplateAliasRequest: template.delete_alias,
     template_pb2.CloneTemplateRequest: template.clone_template,
+    schedule_pb2.CreateScheduleRequest: schedule.create_schedule,
+    schedule_pb2.UpdateScheduleRequest: schedule.update_schedule,
+    schedule_pb2.DeleteScheduleRequest: schedule.delete_schedule,
+    schedule_pb2.PauseScheduleRequest: schedule.pause_schedule,
+    schedule_pb2.ResumeScheduleRequest: schedule.resume_schedule,
+    schedule_pb2.TriggerScheduleRequest: schedule.trigger_schedule,
     TemplatesShipped: lambda state, fact: template.install_templates(state, fact.specs, fact.digest),
     SpawnCommand: lambda state, command: agent.spawn(state, command.request, command.profile, command.spec),
     agent_pb2.UpdateAgentRequest: agent.update,
@@ -137,11 +156,24 @@ def content_ids_of(request: Any) -> Iterable[str]:
     return ()
 
 
+def tasks_to_look_at(state: State, subject_ids: Iterable[str]) -> Iterable[str]:
+    """The tasks that looks at these subjects will need: themselves, or the last one of a schedule."""
+    for subject_id in subject_ids:
+        if subject_id.startswith("schedule_"):
+            known = state.standing.find(schedule_pb2.Schedule, subject_id)
+            if known is not None and known.last_task_id:
+                yield known.last_task_id
+        elif subject_id.startswith("task_"):
+            yield subject_id
+
+
 def look(state: State, subject_id: str) -> None:
-    """Does what time asks of a task, an agent or a limit."""
+    """Does what time asks of a task, an agent, a schedule or a limit."""
     if subject_id.startswith("task_"):
         attempt.look_at_task(state, subject_id)
     elif subject_id.startswith("agent_"):
         agent.look_at_agent(state, subject_id)
+    elif subject_id.startswith("schedule_"):
+        schedule_run.look_at_schedule(state, subject_id)
     else:
         state.queues.rate_is_free(subject_id)

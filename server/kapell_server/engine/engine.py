@@ -230,14 +230,16 @@ class Engine:
                 self._quiet = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._quiet], timeout=patience)
 
-    def check_lease(self, token: str, caller: Caller) -> tuple[str, int, int]:
+    def check_lease(self, token: str, caller: Caller, *, renew: bool = True) -> tuple[str, int, int]:
         """Task, attempt and LeaseDirective of a live lease, which is renewed by it. Raises LEASE_LOST.
 
-        For logs, which are news, and artifacts; they do not pass the writer.
+        For what does not pass the writer: logs, artifacts, waiting for children. `renew` only where the
+        agent has just spoken, which is news.
         """
         lease = attempt.check_token(self._state, token, caller)
-        attempt.renew(self._state, lease, self._clock.now_ns())
-        lease.news_ns = self._clock.now_ns()
+        if renew:
+            attempt.renew(self._state, lease, self._clock.now_ns())
+            lease.news_ns = self._clock.now_ns()
         task = self._state.cached_task(lease.task_id)
         cancelling = task is not None and task.state == TASK_STATE_CANCELLING
         return lease.task_id, lease.attempt, LEASE_DIRECTIVE_CANCEL if cancelling else LEASE_DIRECTIVE_CONTINUE

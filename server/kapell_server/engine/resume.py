@@ -6,7 +6,9 @@ leases as they were.
 
 from __future__ import annotations
 
-from kapell_server.domain import agent
+from kapell.v1.schedule_pb2 import Schedule
+
+from kapell_server.domain import agent, schedule_run
 from kapell_server.domain.deadlines import agent_start_deadline_ns
 from kapell_server.domain.leases import Lease
 from kapell_server.domain.state import State
@@ -26,6 +28,8 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
     state.oldest_revision = loaded.oldest_revision
     grace = now_ns + int(state.settings.lease_duration * SECOND)
     state.standing.load(loaded.standing)
+    for schedule in state.standing.all(Schedule):
+        schedule_run.wake(state, schedule)
     for known, instance_key in loaded.agents:
         state.agents[known.agent_id] = known
         if instance_key:

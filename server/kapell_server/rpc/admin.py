@@ -57,6 +57,7 @@ class AdminServicer:
                 "templates": True,
                 "queues": True,
                 "artifacts": True,
+                "schedules": True,
                 "watch": True,
                 "reflection": True,
             },

@@ -31,8 +31,10 @@ class ChildWaits:
         engine = self._engine
         now = asyncio.get_running_loop().time
         until = now() + seconds
+        # The call is one sign of life: an agent that dies while it waits must not keep its lease by that.
+        engine.check_lease(token, caller)
         while True:
-            task_id, _, directive = engine.check_lease(token, caller)
+            task_id, _, directive = engine.check_lease(token, caller, renew=False)
             children, revision = await engine.reads.families.children(task_id)
             waiting = [child for child in children if child.state not in TASK_FINAL]
             if not waiting or directive == LEASE_DIRECTIVE_CANCEL or now() >= until:
@@ -56,7 +58,7 @@ class ChildWaits:
                     return
                 pause = min(remaining, _RECHECK)
                 record = await self._engine.ring.wait_resource(task.task_id, task.revision, pause)
-                _, _, directive = self._engine.check_lease(token, caller)
+                _, _, directive = self._engine.check_lease(token, caller, renew=False)
                 if record is None or directive == LEASE_DIRECTIVE_CANCEL:
                     return
                 assert isinstance(record.resource, Task)

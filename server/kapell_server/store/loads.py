@@ -15,6 +15,7 @@ from kapell.v1.task_pb2 import (
     TASK_STATE_RUNNING,
     Task,
     TaskAttempt,
+    TaskSpec,
 )
 from kapell.v1.template_pb2 import Template, TemplateVersion
 from sqlalchemy import bindparam
@@ -26,6 +27,7 @@ from kapell_server.domain.standing import Standing
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL
 from kapell_server.store.bulk import Bulk, Lookup
 from kapell_server.store.retention import newest_event_before, oldest_revision
+from kapell_server.store.schedule_rows import load_schedule_task
 from kapell_server.store.schema import (
     agents,
     answers,
@@ -49,10 +51,8 @@ _templates_by_id = Lookup(sa.select(templates.c.data), templates.c.template_id)
 _template_version = sa.select(template_versions.c.data).where(
     template_versions.c.template_id == bindparam("template_id"), template_versions.c.version == bindparam("version")
 )
-_family = (
-    sa.select(tasks.c.task_id, tasks.c.parent_id)
-    .where(tasks.c.root_id == bindparam("root_id"))
-    .order_by(tasks.c.create_revision)
+_families = Lookup(
+    sa.select(tasks.c.create_revision, tasks.c.root_id, tasks.c.task_id, tasks.c.parent_id), tasks.c.root_id
 )
 _live_tasks_of = (
     sa.select(sa.func.count())
@@ -100,14 +100,19 @@ class RowLoader:
         """How many tasks of the template have not ended."""
         return self._connection.scalar(_live_tasks_of, {"template_id": template_id}) or 0
 
-    def load_family(self, root_id: str) -> list[tuple[str, str]]:
-        """(task, parent) of all below a root, the eldest first."""
-        return [(task_id, parent_id) for task_id, parent_id in self._connection.execute(_family, {"root_id": root_id})]
+    def load_families(self, root_ids: Collection[str]) -> list[tuple[str, str, str]]:
+        """(root, task, parent) of all below these roots, the eldest first."""
+        rows = sorted(tuple(row) for row in _families.rows(self._connection, root_ids))
+        return [(root_id, task_id, parent_id) for _, root_id, task_id, parent_id in rows]
 
     def load_changed_tasks(self, after_revision: int) -> list[str]:
         """The tasks that committed events beyond a revision are about."""
         rows = self._connection.scalars(_changed_after, {"revision": after_revision})
         return [resource_id for resource_id in rows if resource_id.startswith("task_")]
+
+    def load_schedule_task(self, schedule_id: str) -> TaskSpec | None:
+        """The whole task of a schedule, or None."""
+        return load_schedule_task(self._connection, schedule_id)
 
     def has_live_member(self, root_id: str) -> bool:
         """Whether a task below the root has not ended."""

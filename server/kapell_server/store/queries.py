@@ -8,17 +8,19 @@ from typing import Any
 import sqlalchemy as sa
 from kapell.v1.agent_pb2 import Agent, AgentFilter
 from kapell.v1.event_pb2 import Event, EventFilter
+from kapell.v1.schedule_pb2 import Schedule
 from kapell.v1.task_pb2 import ListTaskEditsResponse, Task, TaskEdit, TaskFilter
 from kapell.v1.template_pb2 import Template
 from sqlalchemy.engine import Connection
 
 from kapell_server.domain.pending import Resource
+from kapell_server.domain.standing import KINDS
 from kapell_server.domain.state import task_not_found
 from kapell_server.domain.task_filter import has_labels, task_test
 from kapell_server.domain.times import timestamp_ns
 from kapell_server.store.listing import Conditions, Listing, Rows, page_of
 from kapell_server.store.pages import Page
-from kapell_server.store.schema import agents, events, task_edits, tasks, templates
+from kapell_server.store.schema import agents, events, standing, task_edits, tasks, templates
 
 _CHAIN_STEPS = 2_000
 """Events of one resource that one page may look at."""
@@ -152,9 +154,9 @@ def list_agents(connection: Connection, wanted: AgentFilter, page: Page) -> Rows
 
 def list_events(connection: Connection, wanted: EventFilter, page: Page, oldest: int) -> Rows:
     """Encoded events after the revision `oldest`. The history of one resource is walked back along its own chain."""
-    if sum(map(bool, (wanted.task_ids, wanted.agent_ids, wanted.template_ids))) > 1:
+    if sum(map(bool, (wanted.task_ids, wanted.agent_ids, wanted.template_ids, wanted.schedule_ids))) > 1:
         return Rows([], None)  # no event is of a task and of an agent
-    ids = [*wanted.task_ids, *wanted.agent_ids, *wanted.template_ids]
+    ids = [*wanted.task_ids, *wanted.agent_ids, *wanted.template_ids, *wanted.schedule_ids]
     if len(ids) == 1 and not page.oldest_first:
         revision = _next_of_chain(connection, ids[0], page.cursor)
         if revision is not None:
@@ -197,6 +199,8 @@ def resource_of(event: Event) -> Resource:
             return event.queue
         case "limit":
             return event.limit
+        case "schedule":
+            return event.schedule
         case _:
             return event.task
 
@@ -242,6 +246,11 @@ def _newest_revision(connection: Connection, resource_id: str) -> int | None:
         data = connection.scalar(sa.select(agents.c.data).where(agents.c.agent_id == resource_id))
         if data is not None:
             return Agent.FromString(data).revision
+    elif resource_id.startswith("schedule_"):
+        of_id = standing.c.kind == KINDS[Schedule].number, standing.c.resource_id == resource_id
+        data = connection.scalar(sa.select(standing.c.data).where(*of_id))
+        if data is not None:
+            return Schedule.FromString(data).revision
     elif not resource_id.startswith("task_"):
         data = connection.scalar(sa.select(templates.c.data).where(templates.c.template_id == resource_id))
         if data is not None:

@@ -10,6 +10,7 @@ from kapell.v1.agent_pb2 import Agent, AgentSpec, ListAgentsRequest, ListAgentsR
 from kapell.v1.common_pb2 import LIST_ORDER_OLDEST_FIRST
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse, ListEventsRequest
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
+from kapell.v1.schedule_pb2 import Schedule
 from kapell.v1.task_pb2 import (
     CountTasksRequest,
     CountTasksResponse,
@@ -41,6 +42,7 @@ from kapell_server.store.loads import head
 from kapell_server.store.pages import Page
 from kapell_server.store.record import Record
 from kapell_server.store.retention import oldest_revision
+from kapell_server.store.schedule_reads import ScheduleReads
 from kapell_server.store.schema import agents, attempts, events, standing, task_contents, tasks, templates
 from kapell_server.store.standing_reads import StandingReads
 from kapell_server.store.task_selection import select_tasks
@@ -50,7 +52,7 @@ from kapell_server.wire import field, int_field
 
 _MAX_ATTEMPTS = 1000
 
-ResourceKind = Literal["task", "agent", "template", "queue", "limit"]
+ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule"]
 
 _task_with_content = (
     sa.select(tasks.c.data, task_contents.c.data)
@@ -81,6 +83,7 @@ class Reads:
         self.templates = TemplateReads(database)
         self.families = FamilyReads(database)
         self.standing = StandingReads(database)
+        self.schedules = ScheduleReads(database)
 
     # -- tasks -------------------------------------------------------------------------------
 
@@ -273,6 +276,7 @@ _TABLES: dict[ResourceKind, tuple[sa.Table, type[Resource]]] = {
     "template": (templates, Template),
     "queue": (standing, Queue),
     "limit": (standing, ConcurrencyLimit),
+    "schedule": (standing, Schedule),
 }
 
 

@@ -204,6 +204,15 @@ standing = Table(
 )
 """What is small and stays: queues, limits. `kind` as in domain/standing. All of it is loaded at the start."""
 
+schedule_tasks = Table(
+    "schedule_tasks",
+    metadata,
+    Column("schedule_id", String(64), primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""The whole task of each schedule, a TaskSpec: its record has no prompt, input and parameters."""
+
 starts = Table(
     "starts",
     metadata,

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from kapell.v1.agent_pb2 import Agent, AgentFilter
 from kapell.v1.event_pb2 import EventFilter
+from kapell.v1.schedule_pb2 import Schedule
 from kapell.v1.task_pb2 import Task, TaskFilter
 from kapell.v1.template_pb2 import Template
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
@@ -19,7 +20,7 @@ from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
 from kapell_server.domain.task_filter import task_test
 from kapell_server.store.record import Record
 
-ResourceKind = Literal["task", "agent", "template", "queue", "limit"]
+ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule"]
 Test = Callable[[Record], bool]
 
 
@@ -45,7 +46,7 @@ class Filter:
 def for_events(wanted: EventFilter) -> Filter:
     """Events of everything alike. SNAPSHOT records pass whatever `kinds` says."""
     tests: list[Test] = []
-    kinds_of_resource: tuple[ResourceKind, ...] = ("task", "agent", "template", "queue", "limit")
+    kinds_of_resource: tuple[ResourceKind, ...] = ("task", "agent", "template", "queue", "limit", "schedule")
     if wanted.kinds:
         kinds = frozenset({*wanted.kinds, EVENT_KIND_SNAPSHOT})
         tests.append(lambda record: record.kind in kinds)
@@ -58,10 +59,14 @@ def for_events(wanted: EventFilter) -> Filter:
     if wanted.template_ids:
         tests += [_is_a(Template), _is_one_of(wanted.template_ids)]
         kinds_of_resource = () if wanted.task_ids or wanted.agent_ids else ("template",)
+    if wanted.schedule_ids:
+        tests += [_is_a(Schedule), _is_one_of(wanted.schedule_ids)]
+        others = wanted.task_ids or wanted.agent_ids or wanted.template_ids
+        kinds_of_resource = () if others else ("schedule",)
     if wanted.labels:
         tests.append(_has_labels(wanted.labels))
         kinds_of_resource = tuple(kind for kind in kinds_of_resource if kind in ("task", "agent"))
-    ids = (*wanted.task_ids, *wanted.agent_ids, *wanted.template_ids)
+    ids = (*wanted.task_ids, *wanted.agent_ids, *wanted.template_ids, *wanted.schedule_ids)
     return Filter(key=_key(b"event", wanted), kinds_of_resource=kinds_of_resource, ids=ids, tests=tuple(tests))
 
 
@@ -95,7 +100,7 @@ def for_agents(wanted: AgentFilter) -> Filter:
     return Filter(key=_key(b"agent", wanted), kinds_of_resource=("agent",), ids=ids, tests=tuple(tests))
 
 
-def _is_a(resource_type: type[Task] | type[Agent] | type[Template]) -> Test:
+def _is_a(resource_type: type[Task] | type[Agent] | type[Template] | type[Schedule]) -> Test:
     return lambda record: type(record.resource) is resource_type
 
 

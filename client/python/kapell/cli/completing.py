@@ -89,6 +89,20 @@ def limit_items(_ctx: click.Context, incomplete: str) -> list[CompletionItem]:
     return _quietly(limits)
 
 
+def schedule_items(_ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+    """The schedules whose names begin with what was typed."""
+    from kapell.cli.schedule_views import short_id, when_text
+
+    async def schedules(client: Client) -> list[CompletionItem]:
+        return [
+            CompletionItem(name, help=visible(when_text(schedule.spec)))
+            for schedule in (await client.schedules.list(page_size=_MOST)).schedules
+            if (name := short_id(schedule.schedule_id)).startswith(incomplete)
+        ]
+
+    return _quietly(schedules)
+
+
 def profile_items(_ctx: click.Context, incomplete: str) -> list[CompletionItem]:
     """The profiles whose names begin with what was typed."""
 

@@ -106,6 +106,8 @@ _REASONS: dict[str, tuple[Exit, str]] = {
     "ARTIFACT_OFFSET_GAP": (Exit.CONFLICT, ""),
     "ARTIFACT_STATE_CONFLICT": (Exit.CONFLICT, "kapell artifact get {artifact_id}"),
     "ARTIFACT_LIMIT": (Exit.FAILURE, ""),
+    "SCHEDULE_NOT_FOUND": (Exit.NOT_FOUND, "kapell schedule list"),
+    "SCHEDULE_LIMIT": (Exit.FAILURE, "kapell schedule list"),
     # The client's own.
     "SERVER_UNREACHABLE": (Exit.UNREACHABLE, "kapell up"),
     "SERVER_NOT_FOUND": (Exit.UNREACHABLE, ""),

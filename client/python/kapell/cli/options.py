@@ -21,6 +21,9 @@ _T = TypeVar("_T")
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
+_SCHEDULE = "schedule_"
+
+
 def _set(attribute: str) -> Callable[[click.Context, click.Parameter, Any], None]:
     """A callback that stores an option's value in the App, unless it was left out."""
 
@@ -168,6 +171,41 @@ def template_ids(function: _F) -> _F:
     return _ids("template_ids", "TEMPLATE_ID", _complete_templates, True)(function)
 
 
+def full_schedule_id(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    """The id of "nightly" is schedule_nightly; an id stays as it is."""
+    return value if value is None or value.startswith(_SCHEDULE) else _SCHEDULE + value
+
+
+def full_schedule_ids(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Each of them as `full_schedule_id`."""
+    return tuple(full_schedule_id(ctx, param, value) or "" for value in values)
+
+
+def schedule_id(function: _F) -> _F:
+    """One schedule, with or without the "schedule_" of its id."""
+    argument = click.argument(
+        "schedule_id", metavar="SCHEDULE", callback=full_schedule_id, shell_complete=_complete_schedules
+    )
+    return argument(function)
+
+
+def schedule_ids(function: _F) -> _F:
+    """One or more schedules; `-` reads them from stdin."""
+
+    def full(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+        return full_schedule_ids(ctx, param, with_stdin(ctx, param, values))
+
+    argument = click.argument(
+        "schedule_ids",
+        nargs=-1,
+        required=True,
+        metavar="SCHEDULE...",
+        callback=full,
+        shell_complete=_complete_schedules,
+    )
+    return argument(function)
+
+
 def template_files(function: _F) -> _F:
     """-f, as often as wanted."""
     option = click.option(
@@ -263,6 +301,12 @@ def _complete_limits(ctx: click.Context, _param: click.Parameter, incomplete: st
     from kapell.cli.completing import limit_items
 
     return limit_items(ctx, incomplete)
+
+
+def _complete_schedules(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[Any]:
+    from kapell.cli.completing import schedule_items
+
+    return schedule_items(ctx, incomplete)
 
 
 def input_data(entries: Sequence[str], document: str | None) -> dict[str, Any] | None:

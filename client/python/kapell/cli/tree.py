@@ -96,6 +96,26 @@ TREE = Node(
                 "delete": Node("Forget the limits of concurrency keys.", "limit:delete"),
             },
         ),
+        "schedule": Node(
+            "Tasks that are made by the clock.",
+            examples="""
+                kapell schedule create backup --cron "0 3 * * *" --type shell --prompt "make backup"
+                kapell schedule list
+                kapell schedule preview --cron "30 2 * * *" --timezone Europe/Berlin
+                kapell schedule trigger backup
+            """,
+            children={
+                "create": Node("Create a schedule.", "schedule_write:create"),
+                "list": Node("List schedules, the newest first.", "schedule_read:list_"),
+                "get": Node("Show one schedule with its task.", "schedule_read:get"),
+                "preview": Node("Show the next times of a schedule.", "schedule_read:preview"),
+                "update": Node("Change a schedule.", "schedule_write:update"),
+                "pause": Node("Let schedules make no tasks until they are resumed.", "schedule_steer:pause"),
+                "resume": Node("Let paused schedules run again.", "schedule_steer:resume"),
+                "trigger": Node("Make a run of a schedule now.", "schedule_steer:trigger"),
+                "delete": Node("Delete schedules.", "schedule_steer:delete"),
+            },
+        ),
         "agent": Node(
             "Spawn, watch and end agents.",
             examples="""

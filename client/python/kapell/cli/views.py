@@ -15,6 +15,7 @@ from kapell.cli.table import Cell, Column, Line
 if TYPE_CHECKING:
     from kapell.v1.agent_pb2 import Agent, AgentEvent, AgentProfile, AgentSpec
     from kapell.v1.event_pb2 import Event
+    from kapell.v1.schedule_pb2 import Schedule
     from kapell.v1.task_pb2 import AttemptWait, Task, TaskAttempt, TaskEvent, TaskFailure
     from kapell.v1.watch_pb2 import Actor
 
@@ -131,6 +132,7 @@ def task_card(task: Task) -> list[Line]:
         Line("Template", f"{task.template_id}@{task.template_version}" if task.template_id else ""),
         Line("Parent", task.parent_task_id),
         Line("After", _dependencies(task)),
+        Line("Schedule", task.schedule_id),
         Line("Priority", str(task.priority)),
         Line("Attempts", f"{task.attempts_used} of {task.retry_policy.max_attempts}"),
         Line("Retried", f"{task.retries} ×" if task.retries else ""),
@@ -304,6 +306,17 @@ def _agent_of(event: AnyEvent) -> Agent:
     return event.agent  # type: ignore[union-attr]
 
 
+def _schedule_state(schedule: Schedule) -> Cell:
+    return Cell("paused" if schedule.paused else "on" if schedule.HasField("next_run_time") else "ended")
+
+
+def _schedule_text(schedule: Schedule) -> str:
+    """Its name, and why it is paused or what became of its last run."""
+    run = schedule.last_run
+    told = schedule.pause_reason if schedule.paused else run.message or run.task_id
+    return "  ".join(part for part in (schedule.spec.display_name, told) if part)
+
+
 # How the resources of events are shown that are neither tasks nor agents: id, state, words.
 _OTHERS: dict[str, tuple[Callable[[Any], str], Callable[[Any], Cell], Callable[[Any], str]]] = {
     "template": (
@@ -312,6 +325,7 @@ _OTHERS: dict[str, tuple[Callable[[Any], str], Callable[[Any], Cell], Callable[[
         lambda template: template.spec.display_name,
     ),
     "queue": (lambda queue: queue.agent_type, queue_state, queue_event),
+    "schedule": (lambda schedule: schedule.schedule_id, _schedule_state, _schedule_text),
     "limit": (lambda limit: limit.key, lambda limit: Cell(f"max {limit_max(limit)}"), limit_text),
 }
 

@@ -50,7 +50,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_PROFILE_NOT_FOUND: _ErrorReason.ValueType  # 11
     """NOT_FOUND: the configuration has no profile of this name. Metadata: profile, known."""
     ERROR_REASON_ID_TAKEN: _ErrorReason.ValueType  # 12
-    """ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id."""
+    """ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id or schedule_id."""
     ERROR_REASON_TASK_STATE_CONFLICT: _ErrorReason.ValueType  # 13
     """FAILED_PRECONDITION: the task's state does not allow this. Metadata: task_id, state, allowed."""
     ERROR_REASON_AGENT_STATE_CONFLICT: _ErrorReason.ValueType  # 14
@@ -113,6 +113,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED: the task may have no more children, or none so deep: the limit is
     "max_task_depth" or "max_tasks_per_root". Metadata: task_id, limit, most.
     """
+    ERROR_REASON_SCHEDULE_NOT_FOUND: _ErrorReason.ValueType  # 60
+    """NOT_FOUND: no schedule has this id. Metadata: schedule_id."""
+    ERROR_REASON_SCHEDULE_LIMIT: _ErrorReason.ValueType  # 61
+    """RESOURCE_EXHAUSTED: there are as many schedules as there may be. Metadata: limit."""
     ERROR_REASON_ARTIFACT_NOT_FOUND: _ErrorReason.ValueType  # 70
     """NOT_FOUND: no artifact has this id. Metadata: artifact_id."""
     ERROR_REASON_ARTIFACT_CHECKSUM_MISMATCH: _ErrorReason.ValueType  # 71
@@ -156,7 +160,7 @@ ERROR_REASON_ATTEMPT_NOT_FOUND: ErrorReason.ValueType  # 10
 ERROR_REASON_PROFILE_NOT_FOUND: ErrorReason.ValueType  # 11
 """NOT_FOUND: the configuration has no profile of this name. Metadata: profile, known."""
 ERROR_REASON_ID_TAKEN: ErrorReason.ValueType  # 12
-"""ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id."""
+"""ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id or schedule_id."""
 ERROR_REASON_TASK_STATE_CONFLICT: ErrorReason.ValueType  # 13
 """FAILED_PRECONDITION: the task's state does not allow this. Metadata: task_id, state, allowed."""
 ERROR_REASON_AGENT_STATE_CONFLICT: ErrorReason.ValueType  # 14
@@ -219,6 +223,10 @@ ERROR_REASON_CHILD_LIMIT: ErrorReason.ValueType  # 56
 """RESOURCE_EXHAUSTED: the task may have no more children, or none so deep: the limit is
 "max_task_depth" or "max_tasks_per_root". Metadata: task_id, limit, most.
 """
+ERROR_REASON_SCHEDULE_NOT_FOUND: ErrorReason.ValueType  # 60
+"""NOT_FOUND: no schedule has this id. Metadata: schedule_id."""
+ERROR_REASON_SCHEDULE_LIMIT: ErrorReason.ValueType  # 61
+"""RESOURCE_EXHAUSTED: there are as many schedules as there may be. Metadata: limit."""
 ERROR_REASON_ARTIFACT_NOT_FOUND: ErrorReason.ValueType  # 70
 """NOT_FOUND: no artifact has this id. Metadata: artifact_id."""
 ERROR_REASON_ARTIFACT_CHECKSUM_MISMATCH: ErrorReason.ValueType  # 71

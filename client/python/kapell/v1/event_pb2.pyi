@@ -11,6 +11,7 @@ from google.protobuf.internal import containers as _containers
 from kapell.v1 import agent_pb2 as _agent_pb2
 from kapell.v1 import common_pb2 as _common_pb2
 from kapell.v1 import queue_pb2 as _queue_pb2
+from kapell.v1 import schedule_pb2 as _schedule_pb2
 from kapell.v1 import task_pb2 as _task_pb2
 from kapell.v1 import template_pb2 as _template_pb2
 from kapell.v1 import watch_pb2 as _watch_pb2
@@ -43,6 +44,7 @@ class Event(_message.Message):
     TEMPLATE_FIELD_NUMBER: _builtins.int
     QUEUE_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The event's place in the log; strictly growing in commit order, each used once."""
     kind: _watch_pb2.EventKind.ValueType
@@ -83,6 +85,10 @@ class Event(_message.Message):
     def limit(self) -> _queue_pb2.ConcurrencyLimit:
         """A limit of a concurrency key, without its counts."""
 
+    @_builtins.property
+    def schedule(self) -> _schedule_pb2.Schedule:
+        """A schedule, without prompt, input and parameters of its task."""
+
     def __init__(
         self,
         *,
@@ -98,12 +104,13 @@ class Event(_message.Message):
         template: _template_pb2.Template | None = ...,
         queue: _queue_pb2.Queue | None = ...,
         limit: _queue_pb2.ConcurrencyLimit | None = ...,
+        schedule: _schedule_pb2.Schedule | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "event_time", b"event_time", "limit", b"limit", "queue", b"queue", "resource", b"resource", "task", b"task", "template", b"template"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "event_time", b"event_time", "limit", b"limit", "queue", b"queue", "resource", b"resource", "schedule", b"schedule", "task", b"task", "template", b"template"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "changed_fields", b"changed_fields", "event_time", b"event_time", "kind", b"kind", "limit", b"limit", "previous_agent_state", b"previous_agent_state", "previous_task_state", b"previous_task_state", "queue", b"queue", "resource", b"resource", "revision", b"revision", "task", b"task", "template", b"template"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "changed_fields", b"changed_fields", "event_time", b"event_time", "kind", b"kind", "limit", b"limit", "previous_agent_state", b"previous_agent_state", "previous_task_state", b"previous_task_state", "queue", b"queue", "resource", b"resource", "revision", b"revision", "schedule", b"schedule", "task", b"task", "template", b"template"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["task", "agent", "template", "queue", "limit"]  # noqa: Y015
+    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["task", "agent", "template", "queue", "limit", "schedule"]  # noqa: Y015
     _WhichOneofArgType_resource: _TypeAlias = _typing.Literal["resource", b"resource"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_resource) -> _WhichOneofReturnType_resource | None: ...
 
@@ -140,6 +147,7 @@ class EventFilter(_message.Message):
     AGENT_IDS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     TEMPLATE_IDS_FIELD_NUMBER: _builtins.int
+    SCHEDULE_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[_watch_pb2.EventKind.ValueType]:
         """Kinds, any of. SNAPSHOT events are always sent when the initial state was asked for."""
@@ -160,6 +168,10 @@ class EventFilter(_message.Message):
     def template_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Events of these templates themselves."""
 
+    @_builtins.property
+    def schedule_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Events of these schedules themselves."""
+
     def __init__(
         self,
         *,
@@ -168,10 +180,11 @@ class EventFilter(_message.Message):
         agent_ids: _abc.Iterable[_builtins.str] | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         template_ids: _abc.Iterable[_builtins.str] | None = ...,
+        schedule_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_ids", b"agent_ids", "kinds", b"kinds", "labels", b"labels", "task_ids", b"task_ids", "template_ids", b"template_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_ids", b"agent_ids", "kinds", b"kinds", "labels", b"labels", "schedule_ids", b"schedule_ids", "task_ids", b"task_ids", "template_ids", b"template_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

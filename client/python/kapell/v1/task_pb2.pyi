@@ -639,6 +639,8 @@ class Task(_message.Message):
     PARENT_TASK_ID_FIELD_NUMBER: _builtins.int
     ROOT_TASK_ID_FIELD_NUMBER: _builtins.int
     DEPTH_FIELD_NUMBER: _builtins.int
+    SCHEDULE_ID_FIELD_NUMBER: _builtins.int
+    SCHEDULE_TIME_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The id; "task_" and a time-sortable part, or the client's choice."""
@@ -692,6 +694,8 @@ class Task(_message.Message):
     """The topmost of its parents; empty for a task without a parent."""
     depth: _builtins.int
     """How many parents are above it; 0 for a task without a parent."""
+    schedule_id: _builtins.str
+    """The schedule that made it; empty where none did."""
     @_builtins.property
     def input(self) -> _struct_pb2.Struct:
         """Free-form parameters. Only where the prompt is."""
@@ -775,6 +779,10 @@ class Task(_message.Message):
         """
 
     @_builtins.property
+    def schedule_time(self) -> _timestamp_pb2.Timestamp:
+        """The time of the schedule's calendar it was made for, without jitter."""
+
+    @_builtins.property
     def waiting(self) -> Global___AttemptWait:
         """What the running attempt waits for, as its agent says; unset while it works."""
 
@@ -825,11 +833,13 @@ class Task(_message.Message):
         parent_task_id: _builtins.str = ...,
         root_task_id: _builtins.str = ...,
         depth: _builtins.int = ...,
+        schedule_id: _builtins.str = ...,
+        schedule_time: _timestamp_pb2.Timestamp | None = ...,
         waiting: Global___AttemptWait | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "failure", b"failure", "input", b"input", "lease", b"lease", "not_before_time", b"not_before_time", "progress", b"progress", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "start_time", b"start_time", "state_time", b"state_time", "timeouts", b"timeouts", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "failure", b"failure", "input", b"input", "lease", b"lease", "not_before_time", b"not_before_time", "progress", b"progress", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "schedule_time", b"schedule_time", "start_time", b"start_time", "state_time", b"state_time", "timeouts", b"timeouts", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "attempt", b"attempt", "attempts_used", b"attempts_used", "concurrency_keys", b"concurrency_keys", "content_bytes", b"content_bytes", "create_time", b"create_time", "creator", b"creator", "dependencies", b"dependencies", "depth", b"depth", "display_name", b"display_name", "edited", b"edited", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "fairness_key", b"fairness_key", "input", b"input", "labels", b"labels", "lease", b"lease", "not_before_time", b"not_before_time", "parent_task_id", b"parent_task_id", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "prompt_parts", b"prompt_parts", "prompt_pending", b"prompt_pending", "queue_rank", b"queue_rank", "queue_time", b"queue_time", "rate_limited_count", b"rate_limited_count", "result", b"result", "retries", b"retries", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "revision", b"revision", "root_task_id", b"root_task_id", "skipped", b"skipped", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "task_id", b"task_id", "template_id", b"template_id", "template_version", b"template_version", "timeouts", b"timeouts", "waiting", b"waiting", "waiting_on", b"waiting_on"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "attempt", b"attempt", "attempts_used", b"attempts_used", "concurrency_keys", b"concurrency_keys", "content_bytes", b"content_bytes", "create_time", b"create_time", "creator", b"creator", "dependencies", b"dependencies", "depth", b"depth", "display_name", b"display_name", "edited", b"edited", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "fairness_key", b"fairness_key", "input", b"input", "labels", b"labels", "lease", b"lease", "not_before_time", b"not_before_time", "parent_task_id", b"parent_task_id", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "prompt_parts", b"prompt_parts", "prompt_pending", b"prompt_pending", "queue_rank", b"queue_rank", "queue_time", b"queue_time", "rate_limited_count", b"rate_limited_count", "result", b"result", "retries", b"retries", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "revision", b"revision", "root_task_id", b"root_task_id", "schedule_id", b"schedule_id", "schedule_time", b"schedule_time", "skipped", b"skipped", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "task_id", b"task_id", "template_id", b"template_id", "template_version", b"template_version", "timeouts", b"timeouts", "waiting", b"waiting", "waiting_on", b"waiting_on"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1680,6 +1690,7 @@ class CancelTasksRequest(_message.Message):
     ALLOW_PARTIAL_FIELD_NUMBER: _builtins.int
     PREVIEW_FIELD_NUMBER: _builtins.int
     ALL_FIELD_NUMBER: _builtins.int
+    LEAVE_CHILDREN_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """Why, for the record, at most 500 characters."""
     request_id: _builtins.str
@@ -1694,6 +1705,8 @@ class CancelTasksRequest(_message.Message):
     """Only counts, and names the first tasks; nothing is changed."""
     all: _builtins.bool
     """Says that an empty filter is meant."""
+    leave_children: _builtins.bool
+    """Lets the tasks below them go on, unless these match themselves."""
     @_builtins.property
     def filter(self) -> Global___TaskFilter:
         """Which tasks are wanted. An empty one means every task there is, and needs `all`."""
@@ -1708,10 +1721,11 @@ class CancelTasksRequest(_message.Message):
         allow_partial: _builtins.bool = ...,
         preview: _builtins.bool = ...,
         all: _builtins.bool = ...,
+        leave_children: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "allow_partial", b"allow_partial", "filter", b"filter", "max_affected", b"max_affected", "preview", b"preview", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "allow_partial", b"allow_partial", "filter", b"filter", "leave_children", b"leave_children", "max_affected", b"max_affected", "preview", b"preview", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

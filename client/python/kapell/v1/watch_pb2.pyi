@@ -78,6 +78,26 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """limit.updated: the limit of a concurrency key was set."""
     EVENT_KIND_LIMIT_DELETED: _EventKind.ValueType  # 82
     """limit.deleted: the limit of a concurrency key was forgotten."""
+    EVENT_KIND_SCHEDULE_CREATED: _EventKind.ValueType  # 100
+    """A schedule was created."""
+    EVENT_KIND_SCHEDULE_UPDATED: _EventKind.ValueType  # 101
+    """What a schedule says was changed."""
+    EVENT_KIND_SCHEDULE_PAUSED: _EventKind.ValueType  # 102
+    """The schedule was paused."""
+    EVENT_KIND_SCHEDULE_RESUMED: _EventKind.ValueType  # 103
+    """The schedule was resumed."""
+    EVENT_KIND_SCHEDULE_TRIGGERED: _EventKind.ValueType  # 104
+    """A run made a task: its time came, the last task ended, or somebody asked for it."""
+    EVENT_KIND_SCHEDULE_SKIPPED: _EventKind.ValueType  # 105
+    """A run was skipped, since the last task had not ended."""
+    EVENT_KIND_SCHEDULE_QUEUED: _EventKind.ValueType  # 106
+    """A run waits until the last task has ended."""
+    EVENT_KIND_SCHEDULE_MISSED: _EventKind.ValueType  # 107
+    """Runs were missed: the server was down, or the schedule paused, for longer than they are made up for."""
+    EVENT_KIND_SCHEDULE_REFUSED: _EventKind.ValueType  # 108
+    """The task of a run could not be made; last_run says why."""
+    EVENT_KIND_SCHEDULE_DELETED: _EventKind.ValueType  # 109
+    """The schedule was deleted; the event carries its last form."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """What happened to a resource. The event's name in the SDKs, the CLI and over
@@ -137,6 +157,26 @@ EVENT_KIND_LIMIT_UPDATED: EventKind.ValueType  # 81
 """limit.updated: the limit of a concurrency key was set."""
 EVENT_KIND_LIMIT_DELETED: EventKind.ValueType  # 82
 """limit.deleted: the limit of a concurrency key was forgotten."""
+EVENT_KIND_SCHEDULE_CREATED: EventKind.ValueType  # 100
+"""A schedule was created."""
+EVENT_KIND_SCHEDULE_UPDATED: EventKind.ValueType  # 101
+"""What a schedule says was changed."""
+EVENT_KIND_SCHEDULE_PAUSED: EventKind.ValueType  # 102
+"""The schedule was paused."""
+EVENT_KIND_SCHEDULE_RESUMED: EventKind.ValueType  # 103
+"""The schedule was resumed."""
+EVENT_KIND_SCHEDULE_TRIGGERED: EventKind.ValueType  # 104
+"""A run made a task: its time came, the last task ended, or somebody asked for it."""
+EVENT_KIND_SCHEDULE_SKIPPED: EventKind.ValueType  # 105
+"""A run was skipped, since the last task had not ended."""
+EVENT_KIND_SCHEDULE_QUEUED: EventKind.ValueType  # 106
+"""A run waits until the last task has ended."""
+EVENT_KIND_SCHEDULE_MISSED: EventKind.ValueType  # 107
+"""Runs were missed: the server was down, or the schedule paused, for longer than they are made up for."""
+EVENT_KIND_SCHEDULE_REFUSED: EventKind.ValueType  # 108
+"""The task of a run could not be made; last_run says why."""
+EVENT_KIND_SCHEDULE_DELETED: EventKind.ValueType  # 109
+"""The schedule was deleted; the event carries its last form."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 class _ActorKind:

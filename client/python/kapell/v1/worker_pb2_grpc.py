@@ -195,8 +195,8 @@ class WorkerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WaitChildTasks(self, request, context):
-        """Waits until all children of the leased task have ended, at most `wait`, and renews the lease.
-        Answers earlier when the task is to be cancelled.
+        """Waits until all children of the leased task have ended, at most `wait`. Answers earlier when the task
+        is to be cancelled. Renews the lease when it begins, and not while it waits: go on with Heartbeat.
         Errors: LEASE_LOST, NOT_OWNER.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -88,8 +88,8 @@ class WorkerServiceStub:
     Errors: LEASE_LOST, NOT_OWNER, CHILD_LIMIT, TASK_STATE_CONFLICT (the task is being cancelled), and as BatchCreateTasks.
     """
     WaitChildTasks: _grpc.UnaryUnaryMultiCallable[_worker_pb2.WaitChildTasksRequest, _worker_pb2.WaitChildTasksResponse]
-    """Waits until all children of the leased task have ended, at most `wait`, and renews the lease.
-    Answers earlier when the task is to be cancelled.
+    """Waits until all children of the leased task have ended, at most `wait`. Answers earlier when the task
+    is to be cancelled. Renews the lease when it begins, and not while it waits: go on with Heartbeat.
     Errors: LEASE_LOST, NOT_OWNER.
     """
     WatchDirectives: _grpc.UnaryStreamMultiCallable[_worker_pb2.WatchDirectivesRequest, _worker_pb2.WatchDirectivesResponse]
@@ -155,8 +155,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     Errors: LEASE_LOST, NOT_OWNER, CHILD_LIMIT, TASK_STATE_CONFLICT (the task is being cancelled), and as BatchCreateTasks.
     """
     WaitChildTasks: _aio.UnaryUnaryMultiCallable[_worker_pb2.WaitChildTasksRequest, _worker_pb2.WaitChildTasksResponse]  # type: ignore[assignment]
-    """Waits until all children of the leased task have ended, at most `wait`, and renews the lease.
-    Answers earlier when the task is to be cancelled.
+    """Waits until all children of the leased task have ended, at most `wait`. Answers earlier when the task
+    is to be cancelled. Renews the lease when it begins, and not while it waits: go on with Heartbeat.
     Errors: LEASE_LOST, NOT_OWNER.
     """
     WatchDirectives: _aio.UnaryStreamMultiCallable[_worker_pb2.WatchDirectivesRequest, _worker_pb2.WatchDirectivesResponse]  # type: ignore[assignment]
@@ -285,8 +285,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_pb2.WaitChildTasksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_worker_pb2.WaitChildTasksResponse, _abc.Awaitable[_worker_pb2.WaitChildTasksResponse]]:
-        """Waits until all children of the leased task have ended, at most `wait`, and renews the lease.
-        Answers earlier when the task is to be cancelled.
+        """Waits until all children of the leased task have ended, at most `wait`. Answers earlier when the task
+        is to be cancelled. Renews the lease when it begins, and not while it waits: go on with Heartbeat.
         Errors: LEASE_LOST, NOT_OWNER.
         """
 

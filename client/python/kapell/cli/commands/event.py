@@ -22,6 +22,14 @@ def _filters(function: Any) -> Any:
     for option in (
         options.labels("Of tasks and agents with this label; may be repeated."),
         click.option(
+            "--schedule",
+            "schedule_ids",
+            multiple=True,
+            metavar="SCHEDULE",
+            callback=options.full_schedule_ids,
+            help="Of this schedule itself; may be repeated.",
+        ),
+        click.option(
             "--template",
             "template_ids",
             multiple=True,

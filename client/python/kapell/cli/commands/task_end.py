@@ -67,13 +67,12 @@ def cancel(
     **which: Any,
 ) -> None:
     query = query_of(**which)
+    how: dict[str, Any] = {"reason": reason, "leave_children": leave_children}
     if many.is_by_filter(task_ids, query, everything=everything):
         query.setdefault("states", LIVE)
         many.change(
             app,
-            lambda client: many.Change(
-                "cancel", "Cancelled", lambda **more: client.tasks.cancel_all(reason=reason, **more)
-            ),
+            lambda client: many.Change("cancel", "Cancelled", lambda **more: client.tasks.cancel_all(**how, **more)),
             query,
             yes=yes,
             dry_run=dry_run,
@@ -88,14 +87,7 @@ def cancel(
         return
     if len(ids) > 1:
         options.confirm(app, f"Cancel {len(ids)} tasks", ids, yes=yes, typed=str(len(ids)))
-    write_answers(
-        app,
-        app.run(
-            lambda client: bulk.each(
-                ids, lambda id: client.tasks.cancel(id, reason=reason, leave_children=leave_children)
-            )
-        ),
-    )
+    write_answers(app, app.run(lambda client: bulk.each(ids, lambda id: client.tasks.cancel(id, **how))))
 
 
 @command(
