@@ -1,7 +1,7 @@
 """The composition root: what the server is made of, in which order it starts and stops.
 
 The only file that knows all parts. Start: data directory, address, database, engine, log store,
-spawner, rpc; a refusal on the way undoes what was begun. Stop is the reverse but for one thing:
+retention, spawner, rpc; a refusal on the way undoes what was begun. Stop is the reverse but for one thing:
 while agents are being ended the rpc server still serves them, so that they can hand back their
 work. A part that dies by itself brings all of it down with a message: a server that limps
 would keep its callers waiting.
@@ -22,6 +22,7 @@ from kapell_server.domain.artifact import MIB, ArtifactLimits
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.settings import Settings
 from kapell_server.engine.engine import Engine
+from kapell_server.engine.retention import Retention
 from kapell_server.rpc.admin import AdminServicer, ServerFacts
 from kapell_server.rpc.agents import AgentServicer
 from kapell_server.rpc.artifacts import ArtifactServicer
@@ -140,6 +141,7 @@ class App:
         await artifacts.open()
         keeper = self.supervisor.spawn(artifacts.keep_house(), name="housekeeping of artifacts")
         undo.callback(keeper.cancel)
+        self._begin_retention(engine, database, logs, artifacts)
         undo.push_async_callback(rpc.stop, STOP_GRACE)
         undo.callback(engine.ring.close)
 
@@ -157,6 +159,19 @@ class App:
         undo.push_async_callback(rpc.drain)
         self.directory.announce(grpc_address=self.address, log_id=engine.log_id)
         undo.callback(self.directory.withdraw)
+
+    def _begin_retention(self, engine: Engine, database: Database, logs: LogStore, artifacts: ArtifactStore) -> None:
+        """Lets finished tasks and old events go from now on; with a task goes what it has outside of its rows."""
+
+        async def delete_files(task_id: str) -> None:
+            await logs.delete(task_id)
+            await artifacts.delete_task(task_id)
+
+        retention = Retention(
+            engine, database, settings=_settings(self.config), clock=SystemClock(), delete_files=delete_files
+        )
+        retention.start(self.supervisor)
+        self._undo.push_async_callback(retention.stop)
 
     async def _settle(self, database: Database) -> None:
         """Gives a copied data directory a log of its own, before anything acts on it.
@@ -219,6 +234,10 @@ def _settings(config: Config) -> Settings:
         lease_duration=config.lease_duration,
         heartbeat_interval=config.heartbeat_interval,
         max_agents=config.max_agents,
+        keep_tasks_for=config.keep_tasks_for,
+        keep_tasks=config.keep_tasks,
+        keep_events_for=config.keep_events_for,
+        keep_events=config.keep_events,
     )
 
 

@@ -4,7 +4,7 @@ Every value remembers where it came from. What is not known is refused with the 
 and a value of the wrong type by name, so that a typing mistake never silently means the default.
 
 The file is the one given by --config or KAPELL_CONFIG, else ./kapell.toml, else kapell.toml in
-the data directory; it has a [server] table and [profiles.NAME] tables. Other KAPELL_* variables
+the data directory; it has the tables [server], [retention] and [profiles.NAME]. Other KAPELL_* variables
 are the client's and are left alone.
 """
 
@@ -49,6 +49,10 @@ class Config:
     max_task_artifacts_mib: int
     max_artifacts_mib: int
     max_artifact_age: float
+    keep_tasks_for: float
+    keep_tasks: int
+    keep_events_for: float
+    keep_events: int
     profiles: Mapping[str, AgentProfile]
     config_file: Path | None = None
     origins: Mapping[str, str] = field(default_factory=dict)
@@ -59,7 +63,7 @@ Read = Callable[[Any, str], Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One value: its key in [server], and from it the flag (--data-dir) and the variable (KAPELL_DATA_DIR)."""
+    """One value: its key in its table, and from it the flag (--data-dir) and the variable (KAPELL_DATA_DIR)."""
 
     key: str
     default: Any
@@ -67,6 +71,7 @@ class Setting:
     """Turns what TOML or a text gives into the value; raises ConfigError naming it."""
     help: str
     switch: bool = False
+    table: str = "server"
 
     @property
     def flag(self) -> str:
@@ -93,12 +98,14 @@ def load(
     profiles = built_in()
     if path is not None:
         document = _read_file(path)
-        refuse_unknown(document, ("server", "profiles"), str(path))
-        server = expect(document.get("server", {}), dict, f"{path}: server", "a table")
-        refuse_unknown(server, tuple(setting.key for setting in SETTINGS), f"{path}: server")
-        for key, value in server.items():
-            values[key] = _SETTING[key].read(value, f"{path}: server.{key}")
-            origins[key] = str(path)
+        refuse_unknown(document, (*_TABLES, "profiles"), str(path))
+        for table in _TABLES:
+            place = f"{path}: {table}"
+            given = expect(document.get(table, {}), dict, place, "a table")
+            refuse_unknown(given, tuple(setting.key for setting in SETTINGS if setting.table == table), place)
+            for key, value in given.items():
+                values[key] = _SETTING[key].read(value, f"{place}.{key}")
+                origins[key] = str(path)
         tables = expect(document.get("profiles", {}), dict, f"{path}: profiles", "a table")
         profiles.update(read_profiles(tables, str(path)))
     for setting in SETTINGS:
@@ -213,6 +220,13 @@ def _seconds(value: Any, name: str) -> float:
     return seconds
 
 
+def _kept_count(value: Any, name: str) -> int:
+    number = int(expect(value, int, name, "a whole number"))
+    if not 0 <= number <= 1_000_000_000:
+        raise ConfigError(f"{name} must be from 0, which keeps all, to 1,000,000,000, not {number}.")
+    return number
+
+
 def _kept_seconds(value: Any, name: str) -> float:
     is_number = isinstance(value, str) and value.replace(".", "", 1).isdigit()
     seconds = read_seconds(float(value) if is_number else value, name)
@@ -220,6 +234,8 @@ def _kept_seconds(value: Any, name: str) -> float:
         raise ConfigError(f"{name} must be 0, which keeps for ever, or from 1 s to 36500 days, not {seconds:g} s.")
     return seconds
 
+
+_TABLES = ("server", "retention")
 
 SETTINGS: tuple[Setting, ...] = (
     Setting(
@@ -299,6 +315,34 @@ SETTINGS: tuple[Setting, ...] = (
         default=0.0,
         read=_kept_seconds,
         help="how long artifacts are kept, as 30d; 0 as long as their tasks (default 0)",
+    ),
+    Setting(
+        key="keep_tasks_for",
+        default=30 * 86_400.0,
+        read=_kept_seconds,
+        table="retention",
+        help="how long finished tasks are kept, 0 for ever (default 30d)",
+    ),
+    Setting(
+        key="keep_tasks",
+        default=1_000_000,
+        read=_kept_count,
+        table="retention",
+        help="how many finished tasks are kept, 0 for all (default 1000000)",
+    ),
+    Setting(
+        key="keep_events_for",
+        default=7 * 86_400.0,
+        read=_kept_seconds,
+        table="retention",
+        help="how long events are kept, 0 for ever (default 7d)",
+    ),
+    Setting(
+        key="keep_events",
+        default=2_000_000,
+        read=_kept_count,
+        table="retention",
+        help="how many events are kept, 0 for all (default 2000000)",
     ),
 )
 _SETTING = {setting.key: setting for setting in SETTINGS}

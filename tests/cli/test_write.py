@@ -98,6 +98,7 @@ def test_a_live_task_is_cancelled_by_the_first_delete(shell: Shell) -> None:
         ("task", "cancel", "task_waiting", "task_stopped"),
         ("agent", "terminate", "agent_shell"),
         ("agent", "terminate", "--force", "agent_shell"),
+        ("event", "compact", "--older-than", "0"),
     ],
 )
 def test_a_pipe_is_never_asked(cast: Shell, line: tuple[str, ...]) -> None:
@@ -155,6 +156,7 @@ def test_force_needs_the_name(cast: Shell) -> None:
         ("agent", "resume", "agent_shell"),
         ("agent", "terminate", "agent_shell"),
         ("agent", "delete", "agent_shell"),
+        ("event", "compact", "--older-than", "0"),
     ],
 )
 def test_a_dry_run_changes_nothing(cast: Shell, line: tuple[str, ...]) -> None:
@@ -166,6 +168,22 @@ def test_a_dry_run_changes_nothing(cast: Shell, line: tuple[str, ...]) -> None:
     assert "Nothing was changed" in result.err
     assert result.out
     assert revision(cast) == before
+
+
+def test_the_log_is_compacted(shell: Shell) -> None:
+    waiting_tasks(shell, "compacted_one", "compacted_two")
+    newest = int(revision(shell))
+
+    both = shell.pipe("event", "compact", "--before", "2", "--older-than", "1d")
+    done = shell.pipe("event", "compact", "--before", str(newest), "--yes")
+    again = shell.pipe("event", "compact", "--before", "1", "--yes", "-o", "json")
+    future = shell.pipe("event", "compact", "--before", str(newest + 1000), "--yes")
+
+    assert both.code == 2
+    assert done.out == f"The log holds what came after revision {newest - 1}, up to {newest}.\n"
+    assert json.loads(again.out)["oldestRevision"] == str(newest - 1)
+    assert future.code != 0
+    assert f"the newest is {newest}" in future.err
 
 
 def test_an_agent_lives_from_spawn_to_delete(shell: Shell) -> None:

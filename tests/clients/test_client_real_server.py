@@ -161,6 +161,51 @@ async def test_snapshot_and_events_make_up_the_state(proxy: CuttingProxy, client
     assert (event.task.task_id, event.task.state) == (victim, task_pb2.TASK_STATE_CANCELLED)
 
 
+async def test_a_watch_that_compaction_has_overtaken_takes_a_new_snapshot(
+    server: TestServer, proxy: CuttingProxy, client: Client
+) -> None:
+    state: dict[str, int] = {}
+    resets = asyncio.Event()
+
+    def forget() -> None:
+        state.clear()
+        resets.set()
+
+    async with (
+        Client(server.address, token=server.admin_token) as elsewhere,
+        client.watch(initial_state=True, on_compacted="snapshot", on_reset=forget) as events,
+    ):
+        doomed = await client.tasks.create("hand")
+        state[doomed.task_id] = (await anext(events)).revision
+        proxy.refuse()
+        proxy.cut()
+        await elsewhere.tasks.cancel(doomed.task_id)
+        await elsewhere.tasks.delete(doomed.task_id)
+        kept = await elsewhere.tasks.create("hand")
+        compacted = await elsewhere.admin.compact_events(before_revision=kept.revision)
+        proxy.accept()
+        while kept.task_id not in state:
+            event = await anext(events)
+            state[event.task.task_id] = event.revision
+
+    assert compacted.oldest_revision == kept.revision - 1
+    assert resets.is_set()
+    assert state == {kept.task_id: kept.revision}
+
+
+async def test_a_watch_that_compaction_has_overtaken_says_so_where_no_snapshot_was_asked_for(client: Client) -> None:
+    for _ in range(5):
+        await client.tasks.create("hand")
+    await client.admin.compact_events(older_than=0)
+
+    with pytest.raises(errors.RevisionCompacted) as caught:
+        async with client.watch(after_revision=2) as events:
+            await anext(events)
+
+    assert caught.value.metadata["oldest"] == "4"
+    assert (await client.events.log_info()).oldest_revision == 4
+
+
 async def test_a_task_is_run_to_its_result(client: Client, hand: Hand) -> None:
     running = asyncio.ensure_future(client.tasks.run("hand", "write something", timeout=30))
     offer = await hand.take()

@@ -20,6 +20,7 @@ _TEMPLATE = template_pb2.TemplateSpec(agent_type="a", prompt="Hello")
 VERBS: dict[str, Callable[[Client], Awaitable[object]]] = {
     "GetServerInfo": lambda c: c.admin.server_info(),
     "GetDiagnostics": lambda c: c.admin.diagnostics(),
+    "CompactEvents": lambda c: c.admin.compact_events(older_than=3600),
     "SpawnAgent": lambda c: c.agents.spawn("shell", wait=2),
     "GetAgent": lambda c: c.agents.get("agent_1"),
     "ListAgents": lambda c: c.agents.list(states=["active"]),

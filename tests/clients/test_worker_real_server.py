@@ -10,10 +10,11 @@ import pytest
 from kapell import Client
 from kapell._worker.values import from_value
 from kapell.discovery import Endpoint
-from kapell.v1.agent_pb2 import AGENT_STATE_DRAINING, AGENT_STATE_TERMINATED
+from kapell.v1.agent_pb2 import AGENT_ACTIVITY_WAITING_FOR_APPROVAL, AGENT_STATE_DRAINING, AGENT_STATE_TERMINATED
 from kapell.v1.task_pb2 import (
     ATTEMPT_STATE_RELEASED,
     ATTEMPT_STATE_SUCCEEDED,
+    ATTEMPT_WAIT_KIND_APPROVAL,
     TASK_STATE_CANCELLED,
     TASK_STATE_FAILED,
     TASK_STATE_QUEUED,
@@ -90,6 +91,36 @@ async def test_task_is_done_with_log_progress_and_result(server: TestServer, cli
     assert from_value(task.result) == {"words": 3, "input": {"n": 1, "deep": {"list": [1, "x"]}}}
     assert lines == ["counting", "still counting"]
     assert (task.progress.fraction, task.progress.step, task.progress.message) == (1.0, "done", "counted all")
+
+
+async def test_what_the_work_waits_for_is_shown_while_it_waits(tmp_path: Path) -> None:
+    go_on = asyncio.Event()
+    async with serve(tmp_path, heartbeat_interval=0.1, lease_duration=5.0) as server:
+        worker = worker_of(server)
+
+        @worker.task("review")
+        async def review(ctx: TaskContext, task: Task) -> str:
+            with ctx.waiting("approval", "merge it?"):
+                await go_on.wait()
+            return "merged"
+
+        async with (
+            Client(server.address, token=server.admin_token) as client,
+            client.watch() as events,
+            working(worker),
+        ):
+            task = await client.tasks.create("review")
+            shown: list[tuple[str, int]] = []
+            async for event in events:
+                if event.changed_fields == ["waiting"]:
+                    shown.append((event.task.waiting.detail, event.task.waiting.kind))
+                if event.agent.activity == AGENT_ACTIVITY_WAITING_FOR_APPROVAL:
+                    break
+            go_on.set()
+            ended = await client.tasks.wait(task.task_id)
+
+    assert shown == [("merge it?", ATTEMPT_WAIT_KIND_APPROVAL)]
+    assert (ended.state, ended.HasField("waiting")) == (TASK_STATE_SUCCEEDED, False)
 
 
 async def test_failure_is_tried_again_as_the_policy_says(server: TestServer, client: Client) -> None:

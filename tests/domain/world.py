@@ -84,6 +84,7 @@ class Rows:
         self.bulk_jobs: dict[str, BulkJob] = {}
         self.bulk_steps: dict[tuple[str, int], bytes] = {}
         self.schedule_tasks: dict[str, TaskSpec] = {}
+        self.event_times: list[int] = []
 
     def load_tasks(self, task_ids: Iterable[str]) -> list[Task]:
         return [self.tasks[task_id] for task_id in task_ids if task_id in self.tasks]
@@ -105,6 +106,12 @@ class Rows:
 
     def load_schedule_task(self, schedule_id: str) -> TaskSpec | None:
         return self.schedule_tasks.get(schedule_id)
+
+    def has_live_member(self, root_id: str) -> bool:
+        return any(t.root_task_id == root_id and t.state not in TASK_FINAL for t in self.tasks.values())
+
+    def newest_event_before(self, time_ns: int) -> int:
+        return sum(time < time_ns for time in self.event_times)
 
     def count_live_tasks_of(self, template_id: str) -> int:
         return sum(t.template_id == template_id and t.state not in TASK_FINAL for t in self.tasks.values())
@@ -170,6 +177,7 @@ class World:
             else:
                 table[key] = resource
             self.events.append(event_name(change.kind))
+            rows.event_times.append(self.now_ns)
         rows.template_versions.update(pending.template_versions)
         for schedule_id, spec in pending.schedule_tasks.items():
             rows.schedule_tasks.pop(schedule_id, None)
@@ -217,7 +225,7 @@ class World:
         """Everything that a refused command must leave as it was."""
         state = self.state
         return (
-            state.revision,
+            (state.revision, state.oldest_revision),
             {task_id: task.SerializeToString() for task_id, task in self.rows.tasks.items()},
             {agent_id: found.SerializeToString() for agent_id, found in self.rows.agents.items()},
             {template_id: found.SerializeToString() for template_id, found in self.rows.templates.items()},

@@ -26,6 +26,7 @@ class RecordedAttempt:
     artifacts: dict[str, bytes] = field(default_factory=dict)
     refused: dict[str, Exception] = field(default_factory=dict)
     uploads_may_end: asyncio.Event = field(default_factory=asyncio.Event)
+    has_ended: bool = False
     logged: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -40,6 +41,9 @@ class RecordedAttempt:
     def progress(self, fraction: float | None, step: str = "", message: str = "") -> None:
         self.progress_seen.append((fraction, step, message))
         self._changed.set()
+
+    def program_ended(self) -> None:
+        self.has_ended = True
 
     def log(self, text: str, stream: LogStream.ValueType = LOG_STREAM_STDOUT, *, time_ns: int = 0) -> None:
         assert time_ns <= time.time_ns()

@@ -64,6 +64,16 @@ async def test_prompt_reaches_the_program_as_argument_and_its_output_is_the_resu
     assert attempt.stdout == ["say héllo $HOME"]
 
 
+async def test_the_end_of_the_program_is_told_whatever_its_exit(tmp_path: Path) -> None:
+    succeeded, failed = RecordedAttempt(), RecordedAttempt()
+
+    await run(tmp_path, sh("true"), attempt=succeeded)
+    with pytest.raises(TaskFailed):
+        await run(tmp_path, sh("exit 3"), attempt=failed)
+
+    assert (succeeded.has_ended, failed.has_ended) == (True, True)
+
+
 async def test_prompt_reaches_the_program_on_standard_input(tmp_path: Path) -> None:
     long = "x" * 200_000
 

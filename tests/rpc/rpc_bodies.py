@@ -14,6 +14,7 @@ BOTH_STARTS = {"options": {"sendInitialState": True, "startAfterRevision": "1"}}
 NO_ID: dict[str, Any] = {}
 # An invalid request of every method that takes anything, and the field that is to be named.
 INVALID: dict[str, tuple[dict[str, Any], str]] = {
+    "CompactEvents": ({"olderThan": "-1s"}, "older_than"),
     "CreateTask": ({"task": {"agentType": "No Spaces"}}, "task.agent_type"),
     "BatchCreateTasks": (
         {"tasks": [{"agentType": "ok"}, {"agentType": "ok", "priority": 1001}]},

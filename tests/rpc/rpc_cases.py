@@ -9,8 +9,8 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Value
-from kapell.v1 import agent_pb2, task_pb2, worker_pb2
-from kapell.v1.common_pb2 import LogEntry
+from kapell.v1 import admin_pb2, agent_pb2, event_pb2, task_pb2, worker_pb2
+from kapell.v1.common_pb2 import LIST_ORDER_OLDEST_FIRST, LogEntry
 from kapell.v1.watch_pb2 import WatchOptions
 
 from tests.rpc.scene import Ask, Scene
@@ -96,7 +96,25 @@ def of_watch(request: type[Any]) -> dict[str, Make]:
     def future(scene: Scene) -> Ask:
         return Ask(request(options=WatchOptions(start_after_revision=FAR_FUTURE)))
 
-    return {"REVISION_COMPACTED: another log": other_log, "REVISION_IN_FUTURE": future}
+    def compacted(scene: Scene) -> Ask:
+        newest = scene.queued().revision
+        scene.ask("CompactEvents", admin_pb2.CompactEventsRequest(before_revision=newest))
+        return Ask(request(options=WatchOptions(start_after_revision=newest - 2)))
+
+    return {
+        "REVISION_COMPACTED: another log": other_log,
+        "REVISION_COMPACTED: too old": compacted,
+        "REVISION_IN_FUTURE": future,
+    }
+
+
+def overtaken_list(scene: Scene) -> Ask:
+    """The second page of the oldest events, after they were compacted."""
+    for _ in range(2):
+        last = scene.queued()
+    page = scene.ask("ListEvents", event_pb2.ListEventsRequest(order=LIST_ORDER_OLDEST_FIRST, page_size=1))
+    scene.ask("CompactEvents", admin_pb2.CompactEventsRequest(before_revision=last.revision))
+    return Ask(event_pb2.ListEventsRequest(order=LIST_ORDER_OLDEST_FIRST, page_token=page.next_page_token))
 
 
 def page_tokens(request: type[Any], name: str, other: Any) -> dict[str, Make]:

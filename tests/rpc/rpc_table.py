@@ -23,6 +23,7 @@ from tests.rpc import rpc_dependencies
 from tests.rpc.rpc_artifacts import ARTIFACTS
 from tests.rpc.rpc_bulk import BULK
 from tests.rpc.rpc_cases import (
+    FAR_FUTURE,
     NOBODY,
     NOTHING,
     TOO_LARGE,
@@ -42,6 +43,7 @@ from tests.rpc.rpc_cases import (
     of_owner,
     of_task,
     of_watch,
+    overtaken_list,
     page_tokens,
     poll,
     task_change,
@@ -376,7 +378,10 @@ EVENTS_AND_ADMIN: dict[str, Case] = {
             event_pb2.ListEventsRequest(filter=event_pb2.EventFilter(task_ids=[scene.cancelled().task_id]))
         ),
         holds=lambda answer: len(answer.events) == 2,
-        refused=page_tokens(event_pb2.ListEventsRequest, "ListEvents", {"labels": {"a": "b"}}),
+        refused={
+            **page_tokens(event_pb2.ListEventsRequest, "ListEvents", {"labels": {"a": "b"}}),
+            "REVISION_COMPACTED": overtaken_list,
+        },
         malformed=({"pageToken": "x" * 513}, "page_token"),
     ),
     "GetLogInfo": Case(
@@ -390,6 +395,15 @@ EVENTS_AND_ADMIN: dict[str, Case] = {
     "GetDiagnostics": Case(
         works=lambda scene: Ask(admin_pb2.GetDiagnosticsRequest()),
         holds=lambda answer: answer.mailbox_capacity > 0,
+    ),
+    "CompactEvents": Case(
+        # Of nothing, so that the other tests keep their events; what it does is tested in test_compaction.
+        works=lambda scene: Ask(admin_pb2.CompactEventsRequest(before_revision=1)),
+        holds=lambda answer: answer.oldest_revision < answer.revision,
+        refused={
+            "REVISION_IN_FUTURE": lambda scene: Ask(admin_pb2.CompactEventsRequest(before_revision=FAR_FUTURE)),
+        },
+        malformed=({"beforeRevision": "0"}, "before_revision"),
     ),
 }
 

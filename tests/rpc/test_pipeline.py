@@ -225,6 +225,7 @@ def make_valid(method: Method, invalid: dict[str, Any]) -> bytes:
         "AppendTaskLogs": {"entries": [{}]},
         "BatchCompleteTasks": {"completions": [{"lease_token": "t"}]},
         "FailTask": {"failure": {"reason": "BROKEN"}},
+        "CompactEvents": {"before_revision": 1},
     }
     body.update(special.get(method.name, {}))
     return json_format.ParseDict(body, method.request()).SerializeToString()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.store import migrate
 from kapell_server.store.database import Database, SqliteDatabase, StorageError, open_database
 from kapell_server.store.schema import VERSION, meta, metadata
+from sqlalchemy import event
 from sqlalchemy.engine import Connection
 
-from tests.support.live_engine import live_engine, new_task
+from tests.support.live_engine import live_engine, new_task, settled
 
 
 @pytest.fixture
@@ -352,6 +354,30 @@ async def test_a_cancelled_write_is_done_or_not_but_never_half(tmp_path: Path) -
 
     await database.write(lambda connection: connection.execute(put("b")))
     assert await database.read(names) in (["a", "b", "log_id"], ["b", "log_id"])
+    await database.close()
+
+
+async def test_a_write_that_is_cancelled_again_and_again_still_ends_before_its_caller(tmp_path: Path) -> None:
+    database = await SqliteDatabase.open(tmp_path / "kapell.db")
+    begun, go_on = threading.Event(), threading.Event()
+
+    def commit(connection: Connection) -> None:
+        begun.set()
+        assert go_on.wait(30)
+
+    event.listen(database._write_engine, "commit", commit)
+    write = asyncio.ensure_future(database.write(lambda connection: connection.execute(put("a"))))
+    await asyncio.get_running_loop().run_in_executor(None, begun.wait)
+
+    for _ in range(3):
+        write.cancel()
+        await settled(asyncio.sleep(0))
+    assert not write.done()
+    go_on.set()
+    await asyncio.wait([write])
+
+    assert write.cancelled()
+    assert await database.read(names) == ["a", "log_id"]
     await database.close()
 
 

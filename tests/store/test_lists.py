@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from kapell.v1.agent_pb2 import (
     AGENT_STATE_ACTIVE,
     AGENT_STATE_DRAINING,
@@ -139,8 +140,8 @@ async def test_a_filter_keeps_what_matches(seven: LiveEngine) -> None:
 
 
 async def test_a_rare_label_is_looked_for_in_windows(seven: LiveEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kapell_server.store.queries._SCAN_ROWS", 2)
-    monkeypatch.setattr("kapell_server.store.queries._FETCH", 2)
+    monkeypatch.setattr("kapell_server.store.listing.SCAN_ROWS", 2)
+    monkeypatch.setattr("kapell_server.store.listing.WINDOW", 2)
     wanted = TaskFilter(labels={"even": "yes"})
 
     pages = [await page(seven, filter=wanted, order=OLDEST)]
@@ -148,6 +149,38 @@ async def test_a_rare_label_is_looked_for_in_windows(seven: LiveEngine, monkeypa
         pages.append(await page(seven, filter=wanted, order=OLDEST, page_token=pages[-1].next_page_token))
 
     assert ["".join(task.display_name for task in one.tasks) for one in pages] == ["b", "d", "f", ""]
+
+
+async def test_no_filter_loses_or_repeats_a_row_however_small_the_windows(
+    seven: LiveEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    d = await seven.task("task_d")
+    for budget, window in ((1, 1), (2, 1), (3, 2), (5, 3)):
+        monkeypatch.setattr("kapell_server.store.listing.SCAN_ROWS", budget)
+        monkeypatch.setattr("kapell_server.store.listing.WINDOW", window)
+        for name, (make, expected) in FILTERS.items():
+            for size in (1, 2, 50):
+                found = await names(seven, filter=make(d), order=OLDEST, page_size=size)
+                assert "".join(found) == expected, (name, budget, size)
+                found = await names(seven, filter=make(d), page_size=size)
+                assert "".join(found) == expected[::-1], (name, budget, size)
+
+
+async def test_what_no_index_serves_is_looked_for_in_windows(
+    seven: LiveEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kapell_server.store.listing.SCAN_ROWS", 3)
+    monkeypatch.setattr("kapell_server.store.listing.WINDOW", 2)
+    g = await seven.task("task_g")
+    for wanted in (TaskFilter(agent_types=["cobol"]), TaskFilter(created_after_time=Timestamp(seconds=1 << 33))):
+        pages = [await page(seven, filter=wanted)]
+        while pages[-1].next_page_token:
+            pages.append(await page(seven, filter=wanted, page_token=pages[-1].next_page_token))
+
+        assert [len(one.tasks) for one in pages] == [0, 0, 0], "seven tasks, three looked at for each page"
+    by_index = [TaskFilter(states=[TASK_STATE_CANCELLED]), TaskFilter(task_ids=[g.task_id])]
+    for wanted in by_index:
+        assert (await page(seven, filter=wanted)).next_page_token == ""
 
 
 async def test_a_token_belongs_to_one_filter_and_order(seven: LiveEngine) -> None:
@@ -299,6 +332,31 @@ async def test_the_history_of_a_deleted_task_can_still_be_read(seven: LiveEngine
     await seven.call(DeleteTaskRequest(task_id="task_c"))
 
     assert await revisions(seven, filter=EventFilter(task_ids=["task_c"]), page_size=1) == [10, 8, 3]
+
+
+async def test_no_filter_of_events_loses_or_repeats_one_however_small_the_windows(
+    seven: LiveEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await seven.call(DeleteTaskRequest(task_id="task_c"))
+    for budget, window in ((1, 1), (2, 1), (3, 2), (20, 3)):
+        monkeypatch.setattr("kapell_server.store.listing.SCAN_ROWS", budget)
+        monkeypatch.setattr("kapell_server.store.listing.WINDOW", window)
+        monkeypatch.setattr("kapell_server.store.queries._CHAIN_STEPS", budget)
+        for size in (1, 2, 50):
+            for wanted, expected in (
+                (EventFilter(), list(range(1, 11))),
+                (EventFilter(task_ids=["task_a", "task_e"]), [1, 5, 9]),
+                (EventFilter(task_ids=["task_e"]), [5, 9]),
+                (EventFilter(task_ids=["task_c"]), [3, 8, 10]),
+                (EventFilter(kinds=[EVENT_KIND_TASK_CANCELLED]), [8, 9]),
+                (EventFilter(task_ids=["task_e"], kinds=[EVENT_KIND_TASK_CREATED]), [5]),
+                (EventFilter(task_ids=["task_never"]), []),
+                (EventFilter(labels={"even": "yes"}), [2, 4, 6]),
+            ):
+                found = await revisions(seven, filter=wanted, page_size=size)
+                assert found == expected[::-1], (wanted, budget, size)
+                found = await revisions(seven, filter=wanted, page_size=size, order=OLDEST)
+                assert found == expected, (wanted, budget, size)
 
 
 async def test_the_history_of_an_agent_is_its_own(live: LiveEngine) -> None:

@@ -9,6 +9,8 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from google.protobuf.timestamp_pb2 import Timestamp
+from kapell.v1.task_pb2 import TASK_STATE_QUEUED, TASK_STATE_SUCCEEDED, Task
 from kapell_server.store.migrate import prepare, upgrade
 from kapell_server.store.schema import VERSION, metadata, specialise
 from sqlalchemy.engine import Connection
@@ -63,6 +65,25 @@ def test_tasks_of_before_templates_are_still_there(tmp_path: Path) -> None:
         assert connection.execute(sa.text("SELECT task_id, template_id FROM tasks")).one() == ("task_old", None)
         assert connection.scalar(sa.text("SELECT version_num FROM alembic_version")) == VERSION
         assert connection.scalar(sa.text("SELECT value FROM meta WHERE name = 'log_id'")) == "log_old"
+
+
+def test_tasks_that_had_ended_are_known_by_their_end(tmp_path: Path) -> None:
+    ended = Task(task_id="task_done", state=TASK_STATE_SUCCEEDED, end_time=Timestamp(seconds=7, nanos=5))
+    insert = sa.text(
+        "INSERT INTO tasks (create_revision, task_id, state, agent_type, priority, create_ns, queue_ns, data)"
+        " VALUES (:revision, :task_id, :state, 'shell', 500, 1, 1, :data)"
+    )
+    with opened(tmp_path / "kapell.db") as connection:
+        upgrade(connection, "0002")
+        for number in range(2500):
+            data = {"revision": number + 1, "task_id": f"task_{number}", "data": ended.SerializeToString()}
+            connection.execute(insert, {**data, "state": TASK_STATE_SUCCEEDED if number % 2 else TASK_STATE_QUEUED})
+        connection.commit()
+
+        prepare(connection)
+
+        rows = connection.execute(sa.text("SELECT state, end_ns, count(*) FROM tasks GROUP BY state, end_ns")).all()
+        assert sorted(rows) == [(TASK_STATE_QUEUED, None, 1250), (TASK_STATE_SUCCEEDED, 7_000_000_005, 1250)]
 
 
 @pytest.mark.parametrize("table", ["templates", "template_versions", "artifacts"])

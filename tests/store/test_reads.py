@@ -34,7 +34,9 @@ from tests.support.live_engine import LiveEngine, new_task, settled
 
 def past_the_cache(live: LiveEngine) -> Reads:
     """Reads that find nothing in memory."""
-    return Reads(live.database, TaskCache(), log_id=live.engine.log_id, head=lambda: live.engine.revision)
+    return Reads(
+        live.database, TaskCache(), log_id=live.engine.log_id, head=lambda: live.engine.revision, oldest=lambda: 0
+    )
 
 
 async def test_a_task_is_the_same_from_memory_and_from_the_database(live: LiveEngine) -> None:

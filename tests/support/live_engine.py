@@ -7,6 +7,7 @@ enough to see what time has done.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from kapell.v1 import agent_pb2, queue_pb2, schedule_pb2, task_pb2, template_pb2, worker_pb2
+from kapell.v1 import admin_pb2, agent_pb2, queue_pb2, schedule_pb2, task_pb2, template_pb2, worker_pb2
 from kapell.v1.agent_pb2 import Agent, AgentSpec, CommandRuntime, SpawnAgentRequest
 from kapell.v1.event_pb2 import Event
 from kapell.v1.task_pb2 import CancelTaskRequest, CreateTaskRequest, Task, TaskSpec
@@ -35,6 +36,7 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.domain.settings import Settings
 from kapell_server.engine.engine import Engine
 from kapell_server.engine.facts import SpawnCommand
+from kapell_server.engine.retention import Retention
 from kapell_server.store.database import Database, open_database
 from kapell_server.store.record import Record
 from kapell_server.supervise import Supervisor
@@ -45,7 +47,10 @@ NO_WAIT = Duration()
 
 
 class LiveEngine:
-    """Engine and database of one server. `database` may be wrapped; `crashes` are parts that died."""
+    """Engine and database of one server. `database` may be wrapped; `crashes` are parts that died.
+
+    Retention does a round when a test asks for one; `files_deleted` are the tasks whose files it removed.
+    """
 
     def __init__(
         self, url: str, directory: Path, wrap: Callable[[Database], Database] = lambda database: database
@@ -54,6 +59,7 @@ class LiveEngine:
         self.keyring = Keyring(b"k" * 32, admin_token="admin")
         self.settings = Settings()
         self.crashes: list[BaseException] = []
+        self.files_deleted: list[str] = []
         self.engine: Engine
         self.database: Database
         self._url = url
@@ -76,6 +82,21 @@ class LiveEngine:
             supervisor=self._supervisor,
         )
         await self.engine.start()
+        self.keep()
+
+    async def _delete_files(self, task_id: str) -> None:
+        self.files_deleted.append(task_id)
+
+    def keep(self, **limits: float) -> None:
+        """Sets limits of retention, which is unlimited otherwise, and begins a fresh one."""
+        everything = {"keep_tasks_for": 0, "keep_tasks": 0, "keep_events_for": 0, "keep_events": 0}
+        self.retention = Retention(
+            self.engine,
+            self.database,
+            settings=dataclasses.replace(self.settings, **{**everything, **limits}),  # type: ignore[arg-type]
+            clock=self.clock,
+            delete_files=self._delete_files,
+        )
 
     async def stop(self) -> None:
         await self.engine.stop()
@@ -195,7 +216,7 @@ def decoded(request: Any, answer: bytes) -> Any:
         assert answer == b""
         return None
     name = message.DESCRIPTOR.name.removesuffix("Request") + "Response"
-    modules = (task_pb2, agent_pb2, queue_pb2, template_pb2, schedule_pb2, worker_pb2)
+    modules = (task_pb2, agent_pb2, queue_pb2, template_pb2, schedule_pb2, worker_pb2, admin_pb2)
     [response] = [getattr(module, name) for module in modules if hasattr(module, name)]
     return response.FromString(answer)
 

@@ -31,6 +31,7 @@ COMMANDS = {
     "ScheduleService.ResumeSchedule": "schedule resume",
     "ScheduleService.TriggerSchedule": "schedule trigger",
     "ScheduleService.PreviewSchedule": "schedule preview",
+    "AdminService.CompactEvents": "event compact",
     "AgentService.SpawnAgent": "agent spawn",
     "AgentService.GetAgent": "agent get",
     "AgentService.ListAgents": "agent list",

@@ -62,10 +62,17 @@ def test_every_setting_can_be_given_by_file_variable_and_flag(tmp_path: Path) ->
         "max_task_artifacts_mib": 6,
         "max_artifacts_mib": 7,
         "max_artifact_age": 86400.0,
+        "keep_tasks_for": 86_400.0,
+        "keep_tasks": 0,
+        "keep_events_for": 0.0,
+        "keep_events": 5,
     }
     assert set(values) == {setting.key for setting in SETTINGS}
     wanted = {**values, "data_dir": Path("/srv/kapell")}
-    toml = "[server]\n" + "".join(f"{key} = {as_toml(value)}\n" for key, value in values.items())
+    toml = "".join(
+        f"[{table}]\n" + "".join(f"{s.key} = {as_toml(values[s.key])}\n" for s in SETTINGS if s.table == table)
+        for table in ("server", "retention")
+    )
     env = {setting.variable: str(values[setting.key]) for setting in SETTINGS}
 
     for config in (loaded(tmp_path, toml), loaded(tmp_path, "", env), loaded(tmp_path, **values)):
@@ -93,6 +100,10 @@ def test_a_misspelt_key_is_refused_with_the_close_spelling(tmp_path: Path) -> No
         ('[server]\ndatabase_url = "mysql://db"', "must begin with postgresql://"),
         ('[server]\nlease_duration = "soon"', "server.lease_duration must be a number of seconds"),
         ("[server]\nlease_duration = 5", "must be at least twice heartbeat_interval"),
+        ("[retention]\nkeep_tasks = -1", "retention.keep_tasks must be from 0, which keeps all,"),
+        ('[retention]\nkeep_events_for = "a while"', "retention.keep_events_for must be a number of seconds"),
+        ("[retention]\nkeep_events_for = 0.5", "must be 0, which keeps for ever, or from 1 s"),
+        ("[retention]\nmax_agents = 5", "retention: there is no key `max_agents`"),
         ("server = 3", "server must be a table, not a whole number (3)"),
         ("[server", "is not valid TOML"),
         ("[profiles.x]\nslots = 1", "profiles.x has no command"),

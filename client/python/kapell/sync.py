@@ -262,6 +262,7 @@ class SyncAdmin(_Face[Admin]):
 
     server_info = blocking(Admin.server_info)
     diagnostics = blocking(Admin.diagnostics)
+    compact_events = blocking(Admin.compact_events)
 
 
 class SyncClient:

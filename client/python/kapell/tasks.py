@@ -61,6 +61,7 @@ class TaskFields(TypedDict, total=False):
     queue_timeout: Seconds
     run_timeout: Seconds
     total_timeout: Seconds
+    stall_timeout: Seconds
     client_key: str
     """A name within one `create_batch`, for the dependencies of others."""
     dependencies: Iterable[Dependency]
@@ -96,7 +97,11 @@ def task_spec(agent_type: str = "", prompt: str = "", **fields: Unpack[TaskField
     retry = fields.get("retry_policy")
     if retry is None and "max_attempts" in fields:
         retry = pb.RetryPolicy(max_attempts=fields["max_attempts"])
-    limits = {name: fields[name] for name in ("queue_timeout", "run_timeout", "total_timeout") if name in fields}
+    limits = {
+        name: fields[name]
+        for name in ("queue_timeout", "run_timeout", "total_timeout", "stall_timeout")
+        if name in fields
+    }
     return pb.TaskSpec(
         task_id=fields.get("task_id", ""),
         display_name=fields.get("display_name", ""),
@@ -119,11 +124,18 @@ def task_spec(agent_type: str = "", prompt: str = "", **fields: Unpack[TaskField
 
 
 def task_timeouts(
-    *, queue_timeout: Seconds | None = None, run_timeout: Seconds | None = None, total_timeout: Seconds | None = None
+    *,
+    queue_timeout: Seconds | None = None,
+    run_timeout: Seconds | None = None,
+    total_timeout: Seconds | None = None,
+    stall_timeout: Seconds | None = None,
 ) -> pb.TaskTimeouts:
     """How long a task may take; what is left out has no limit."""
     return pb.TaskTimeouts(
-        queue_timeout=duration(queue_timeout), run_timeout=duration(run_timeout), total_timeout=duration(total_timeout)
+        queue_timeout=duration(queue_timeout),
+        run_timeout=duration(run_timeout),
+        total_timeout=duration(total_timeout),
+        stall_timeout=duration(stall_timeout),
     )
 
 

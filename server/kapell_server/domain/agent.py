@@ -5,10 +5,6 @@ from __future__ import annotations
 import itertools
 
 from kapell.v1.agent_pb2 import (
-    AGENT_ACTIVITY_IDLE,
-    AGENT_ACTIVITY_SILENT,
-    AGENT_ACTIVITY_UNSPECIFIED,
-    AGENT_ACTIVITY_WORKING,
     AGENT_STATE_ACTIVE,
     AGENT_STATE_DRAINING,
     AGENT_STATE_FAILED,
@@ -19,7 +15,6 @@ from kapell.v1.agent_pb2 import (
     AGENT_STATE_TERMINATING,
     TERMINATE_MODE_FORCE,
     Agent,
-    AgentActivity,
     AgentSpec,
     DeleteAgentRequest,
     DeleteAgentResponse,
@@ -39,7 +34,7 @@ from kapell.v1.watch_pb2 import (
     EVENT_KIND_AGENT_UPDATED,
 )
 
-from kapell_server.domain import attempt
+from kapell_server.domain import attempt, liveness
 from kapell_server.domain.deadlines import agent_start_deadline_ns
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.state import State
@@ -260,19 +255,22 @@ def _look_at_silence(state: State, current: Agent) -> None:
             _move(state, current, AGENT_STATE_LOST, f"not heard of for {state.settings.lease_duration:g} s")
         else:
             # A draining one stays so: coming back as LOST ones do, it would take tasks again.
-            _show_silent(state, current)
+            _show_activity(state, current)
         _look_later_whether_forgotten(state, current, seen)
     elif silent <= state.now_ns:
-        _show_silent(state, current)
+        _show_activity(state, current)
         state.schedule(lost, current.agent_id)
     else:
+        _show_activity(state, current)
         state.schedule(silent, current.agent_id)
 
 
-def _show_silent(state: State, current: Agent) -> None:
-    if current.activity != AGENT_ACTIVITY_SILENT and current.state in (AGENT_STATE_ACTIVE, AGENT_STATE_DRAINING):
+def _show_activity(state: State, current: Agent) -> None:
+    """Puts what the agent is doing where time alone has changed it."""
+    activity = liveness.activity(state, current)
+    if activity != current.activity:
         agent = _copy(current)
-        agent.activity = AGENT_ACTIVITY_SILENT
+        agent.activity = activity
         state.put_agent(agent, EVENT_KIND_AGENT_STATUS, ("activity",))
 
 
@@ -311,17 +309,11 @@ def _describe_work(state: State, agent: Agent) -> None:
     agent.slots_used = len(held)
     agent.ClearField("current_task_ids")
     agent.current_task_ids.extend(itertools.islice(held, 256))
-    agent.activity = _activity(agent)
-
-
-def _activity(agent: Agent) -> AgentActivity.ValueType:
-    if agent.state not in (AGENT_STATE_ACTIVE, AGENT_STATE_DRAINING):
-        return AGENT_ACTIVITY_UNSPECIFIED
-    return AGENT_ACTIVITY_WORKING if agent.slots_used else AGENT_ACTIVITY_IDLE
+    agent.activity = liveness.activity(state, agent)
 
 
 def revive(state: State, current: Agent) -> Agent:
-    """A LOST or SILENT agent was heard of again."""
+    """A LOST or SILENT agent was heard of again, or one that did not poll does so."""
     agent = _copy(current)
     if agent.state == AGENT_STATE_LOST:
         agent.state = AGENT_STATE_ACTIVE
@@ -340,9 +332,10 @@ def begin(state: State, current: Agent, instance_key: str) -> Agent:
         agent.state = AGENT_STATE_ACTIVE
         agent.state_reason = ""
     stamp(agent.start_time, state.now_ns)
+    state.see_agent(agent.agent_id)
+    state.agent_polled_ns[agent.agent_id] = state.now_ns
     _describe_work(state, agent)
     state.set_instance_key(agent.agent_id, instance_key)
-    state.see_agent(agent.agent_id)
     watch_silence(state, agent.agent_id)
     return state.put_agent(agent, EVENT_KIND_AGENT_STATUS, ("state", "instance", "activity"))
 
@@ -351,7 +344,7 @@ def _move(state: State, current: Agent, to: int, reason: str) -> Agent:
     agent = _copy(current)
     agent.state = to  # type: ignore[assignment]
     agent.state_reason = reason
-    agent.activity = _activity(agent)
+    agent.activity = liveness.activity(state, agent)
     return state.put_agent(agent, EVENT_KIND_AGENT_STATUS, ("state", "state_reason", "activity"))
 
 

@@ -28,6 +28,7 @@ from kapell.v1.task_pb2 import (
     WAIT_KIND_PROVIDER_RATE_LIMIT,
     WAIT_KIND_RETRY_BACKOFF,
     AttemptState,
+    AttemptWait,
     Task,
     TaskAttempt,
     TaskFailure,
@@ -52,7 +53,7 @@ from kapell.v1.worker_pb2 import (
     ReportProgressRequest,
 )
 
-from kapell_server.domain import deadlines, retry
+from kapell_server.domain import deadlines, liveness, retry
 from kapell_server.domain.access import Caller, CallerKind
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.leases import Lease
@@ -60,7 +61,7 @@ from kapell_server.domain.state import State
 from kapell_server.domain.times import SECOND, duration_ns, stamp, timestamp_ns
 from kapell_server.domain.transitions import TASK_LEASED
 
-_TIMEOUTS = frozenset({"RUN_TIMEOUT", "TOTAL_TIMEOUT"})
+_TIMEOUTS = frozenset({"RUN_TIMEOUT", "TOTAL_TIMEOUT", "STALLED"})
 
 
 def grant(state: State, current: Task, agent_id: str, poll_id: str) -> Lease:
@@ -83,9 +84,10 @@ def grant(state: State, current: Task, agent_id: str, poll_id: str) -> Lease:
     stamp(record.start_time, now)
     settings = state.settings
     expire = state.now_ns + int(min(settings.lease_duration, settings.offer_confirm) * SECOND)
-    lease = Lease(record=record, expire_ns=expire, poll_id=poll_id)
+    lease = Lease(record=record, expire_ns=expire, poll_id=poll_id, news_ns=state.now_ns)
     state.put_task(task, EVENT_KIND_TASK_STARTED, ("state", "attempt", "attempts_used", "lease"))
     state.open_lease(lease)
+    state.schedule(liveness.stall_deadline_ns(lease, task), task.task_id)
     return lease
 
 
@@ -130,17 +132,32 @@ def lease_lost(task_id: str, attempt: int, why: str) -> KapellError:
 
 def report_progress(state: State, request: ReportProgressRequest) -> Task:
     """Records what the attempt says of itself."""
-    _, task = held(state, request.lease_token)
-    return note_progress(state, task, request.progress)
+    lease, task = held(state, request.lease_token)
+    return note_progress(state, lease, task, request.progress)
 
 
-def note_progress(state: State, current: Task, progress: TaskProgress) -> Task:
-    """Puts new progress; the same again changes nothing."""
+def note_progress(state: State, lease: Lease, current: Task, progress: TaskProgress) -> Task:
+    """Puts new progress; the same again changes nothing and is no news."""
     if current.progress == progress or current.state != TASK_STATE_RUNNING:
         return current
+    liveness.note_news(state, lease)
     task = _copy(current)
     task.progress.CopyFrom(progress)
     return state.put_task(task, EVENT_KIND_TASK_PROGRESS, ("progress",))
+
+
+def note_waiting(state: State, lease: Lease, current: Task, waiting: AttemptWait) -> Task:
+    """Puts what the attempt waits for, nothing where that is empty; the same again changes nothing."""
+    liveness.note_waiting(state, lease, waiting.kind)
+    if current.waiting == waiting:
+        return current
+    # The lease may not know of a wait from before a restart; the agent's row does.
+    state.busy_agents.add(lease.agent_id)
+    task = _copy(current)
+    task.ClearField("waiting")
+    if waiting.kind:
+        task.waiting.CopyFrom(waiting)
+    return state.put_task(task, EVENT_KIND_TASK_PROGRESS, ("waiting",))
 
 
 def complete(state: State, request: CompleteTaskRequest) -> Task:
@@ -234,6 +251,7 @@ def _end(
     stamp(record.end_time, state.now_ns)
     task = _copy(current)
     task.ClearField("lease")
+    task.ClearField("waiting")
     now = state.tick_ns()
     stamp(task.state_time, now)
     if failure is not None:
@@ -316,16 +334,25 @@ def look_at_task(state: State, task_id: str) -> None:
     if lease is not None and lease.expire_ns <= now:
         _expire(state, lease, task)
         return
+    if lease is not None and 0 < liveness.report_deadline_ns(lease, state.settings) <= now:
+        within = f"{state.settings.report_within:g} s"
+        message = f"its program ended, but agent {lease.agent_id} did not say how within {within}"
+        end_failed(state, lease, task, TaskFailure(reason="NOT_REPORTED", message=message), lost=True)
+        return
+    stalled = liveness.stall_deadline_ns(lease, task) if lease is not None else 0
     total = deadlines.total_deadline_ns(task)
     due = deadlines.state_deadline_ns(task, state.settings)
     if task.state in (TASK_STATE_PENDING, TASK_STATE_QUEUED, TASK_STATE_RUNNING) and 0 < total <= now:
         _time_out(state, task, lease, "TOTAL_TIMEOUT", "it was not done within its total timeout", final=True)
     elif 0 < due <= now:
         _state_is_over(state, task, lease)
+    elif 0 < stalled <= now and task.state == TASK_STATE_RUNNING:
+        _time_out(state, task, lease, "STALLED", "the attempt had no news for its stall timeout", final=False)
     else:
         state.schedule(deadlines.next_deadline_ns(task, state.settings), task_id)
     if lease is not None and state.leases.by_task.get(task_id) is lease:
-        state.schedule(lease.expire_ns, task_id)
+        deadlines_ns = (lease.expire_ns, stalled, liveness.report_deadline_ns(lease, state.settings))
+        state.schedule(min(deadline for deadline in deadlines_ns if deadline > now), task_id)
 
 
 def _state_is_over(state: State, task: Task, lease: Lease | None) -> None:

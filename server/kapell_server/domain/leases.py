@@ -16,12 +16,19 @@ from kapell_server.domain.times import timestamp_ns
 
 @dataclass(slots=True)
 class Lease:
-    """One live lease. `expire_ns` moves with each renewal; `confirmed` once the agent has spoken of it."""
+    """One live lease. `expire_ns` moves with each renewal; `confirmed` once the agent has spoken of it.
+
+    `news_ns` is when the attempt last had news, `waiting` the AttemptWaitKind it waits for, 0 for none,
+    and `ended_ns` when its program was first said to have ended, 0 while it runs.
+    """
 
     record: TaskAttempt
     expire_ns: int
     poll_id: str
     confirmed: bool = False
+    news_ns: int = 0
+    waiting: int = 0
+    ended_ns: int = 0
 
     @property
     def task_id(self) -> str:

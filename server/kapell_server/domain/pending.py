@@ -32,6 +32,8 @@ class Loader(Protocol):
     def count_live_tasks_of(self, template_id: str) -> int: ...
     def load_families(self, root_ids: Collection[str]) -> list[tuple[str, str, str]]: ...
     def load_changed_tasks(self, after_revision: int) -> list[str]: ...
+    def has_live_member(self, root_id: str) -> bool: ...
+    def newest_event_before(self, time_ns: int) -> int: ...
 
 
 @dataclass(slots=True)
@@ -60,6 +62,7 @@ class Pending:
     edits: dict[tuple[str, int], TaskEdit] = field(default_factory=dict)
     template_versions: dict[tuple[str, int], TemplateVersion] = field(default_factory=dict)
     shipped_digest: str = ""
+    oldest_revision: int = 0
     schedule_tasks: dict[str, TaskSpec | None] = field(default_factory=dict)
     """The whole task of schedules; None of those that were deleted."""
     starts: dict[tuple[str, int], int] = field(default_factory=dict)

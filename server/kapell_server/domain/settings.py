@@ -21,12 +21,26 @@ class Settings:
     """How long a spawned agent may take until it registers."""
     silent_after: float = 7.0
     """Without a heartbeat for so long an agent is shown as SILENT."""
+    stalled_shown_after: float = 600.0
+    """An agent whose attempts have no news for so long is shown as STALLED."""
+    not_polling_after: float = 120.0
+    """An agent with a free slot that asks for no task for so long is shown as NOT_POLLING."""
+    report_within: float = 60.0
+    """How long an attempt whose program has ended may go without its outcome."""
     forget_after: float = 600.0
     """After so long without a heartbeat an external agent is given up."""
     request_id_lifetime: float = 86_400.0
     """How long a request_id is remembered."""
     starving_after: float = 600.0
     """A task that is QUEUED for so long gets every fourth turn of each agent, whatever its priority."""
+    keep_tasks_for: float = 30 * 86_400.0
+    """How long finished tasks are kept; 0 for ever."""
+    keep_tasks: int = 1_000_000
+    """How many finished tasks are kept; 0 for all."""
+    keep_events_for: float = 7 * 86_400.0
+    """How long events are kept; 0 for ever."""
+    keep_events: int = 2_000_000
+    """How many events are kept; 0 for all."""
     max_agents: int = 1_000
     """Agents that have not ended."""
     max_schedules: int = 10_000

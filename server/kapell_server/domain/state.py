@@ -41,7 +41,10 @@ _CONTENT_CACHE_BYTES = 32 * 1024 * 1024
 
 
 class State:
-    """The working set of the writer. `revision` is that of the latest put, `now_ns` the batch's time."""
+    """The working set of the writer. `revision` is that of the latest put, `now_ns` the batch's time.
+
+    The log holds what came after `oldest_revision`. `passing_tasks` are forgotten after the batch.
+    """
 
     def __init__(self, *, settings: Settings, keyring: Keyring, random: Random, log_id: str) -> None:
         self.settings = settings
@@ -51,12 +54,14 @@ class State:
         self.loader: Loader
         self.caller: Caller = system("server")
         self.revision = 0
+        self.oldest_revision = 0
         self.now_ns = 0
         self.pending = Pending()
         self.leases = LeaseTable()
         self.polls = PollBoard()
         self.agents: dict[str, Agent] = {}
         self.agent_seen_ns: dict[str, int] = {}
+        self.agent_polled_ns: dict[str, int] = {}
         self.instance_keys: dict[str, str] = {}
         self.busy_agents: set[str] = set()
         self._passing_agents: set[str] = set()
@@ -66,6 +71,7 @@ class State:
         self._ids = IdMinter(random)
         self._ticks = 0
         self._tasks: dict[str, Task | None] = {}
+        self.passing_tasks: list[str] = []
         self._contents: dict[str, bytes] = {}
         self._content_bytes = 0
         self.templates = TemplateShelf(self)
@@ -86,6 +92,7 @@ class State:
         self.loader = loader
         self.pending = Pending()
         self._undo.clear()
+        self.passing_tasks.clear()
         self._ticks = 0
 
     def mark(self) -> int:
@@ -113,12 +120,16 @@ class State:
             if agent is None or agent.state in AGENT_FINAL:
                 self.agents.pop(agent_id, None)
                 self.agent_seen_ns.pop(agent_id, None)
+                self.agent_polled_ns.pop(agent_id, None)
                 self.instance_keys.pop(agent_id, None)
                 self.turns.pop(agent_id, None)
         self._passing_agents.clear()
 
     def _trim(self) -> None:
-        """Forgets the oldest cached tasks and contents beyond the cap."""
+        """Forgets the oldest cached tasks and contents beyond the cap, and all that was only passing."""
+        for task_id in self.passing_tasks:
+            self._tasks.pop(task_id, None)
+        self.passing_tasks.clear()
         excess = len(self._tasks) - _TASK_CACHE
         if excess > 0:
             for task_id in list(itertools.islice(self._tasks, excess)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kapell.v1.agent_pb2 import (
+    AGENT_ACTIVITY_NOT_POLLING,
     AGENT_ACTIVITY_SILENT,
     AGENT_STATE_DRAINING,
     AGENT_STATE_LOST,
@@ -47,7 +48,7 @@ from kapell.v1.worker_pb2 import (
 )
 
 from kapell_server.domain import agent as agents
-from kapell_server.domain import attempt
+from kapell_server.domain import attempt, liveness
 from kapell_server.domain.access import CallerKind
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.state import State
@@ -180,7 +181,11 @@ def _beat(state: State, agent_id: str, beat: LeaseBeat) -> LeaseDirective.ValueT
     attempt.renew(state, lease, state.now_ns)
     task = state.task(lease.task_id)
     if beat.HasField("progress"):
-        attempt.note_progress(state, task, beat.progress)
+        task = attempt.note_progress(state, lease, task, beat.progress)
+    if beat.HasField("waiting") or task.HasField("waiting") or lease.waiting:
+        task = attempt.note_waiting(state, lease, task, beat.waiting)
+    if beat.program_ended:
+        liveness.note_ended(state, lease)
     return LEASE_DIRECTIVE_CANCEL if task.state == TASK_STATE_CANCELLING else LEASE_DIRECTIVE_CONTINUE
 
 
@@ -254,4 +259,8 @@ def may_poll(state: State, agent_id: str) -> Agent:
     current = speaking(state, agent_id)
     if current.state not in agents.POLLING:
         raise agent_state_conflict(current, "given tasks", agents.POLLING)
+    state.agent_polled_ns[agent_id] = state.now_ns
+    if current.activity == AGENT_ACTIVITY_NOT_POLLING:
+        state.see_agent(agent_id)
+        current = agents.revive(state, current)
     return current

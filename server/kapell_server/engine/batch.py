@@ -65,6 +65,7 @@ class Outcome:
     records: list[Record] = field(default_factory=list)
     contents: dict[str, bytes] = field(default_factory=dict)
     next_due_ns: int = 0
+    oldest_revision: int = 0
     wrote: bool = False
 
 
@@ -117,9 +118,9 @@ class Batcher:
         outcome.contents = state.pending.contents
         outcome.next_due_ns = state.next_due_ns()
         pending = state.pending
-        outcome.wrote = bool(
-            pending.changes or pending.heartbeats or pending.shipped_digest or pending.bulk or run.given
-        )
+        outcome.oldest_revision = state.oldest_revision
+        facts = pending.shipped_digest or pending.oldest_revision or pending.bulk
+        outcome.wrote = bool(pending.changes or pending.heartbeats or facts or run.given)
         return outcome
 
     def settle(self) -> None:

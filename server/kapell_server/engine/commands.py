@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from kapell.v1 import agent_pb2, queue_pb2, schedule_pb2, task_pb2, template_pb2, worker_pb2
+from kapell.v1 import admin_pb2, agent_pb2, queue_pb2, schedule_pb2, task_pb2, template_pb2, worker_pb2
 
 from kapell_server.domain import (
     agent,
@@ -14,6 +14,7 @@ from kapell_server.domain import (
     child,
     explain,
     queue,
+    retention,
     schedule,
     schedule_run,
     task,
@@ -26,7 +27,9 @@ from kapell_server.engine.facts import (
     AgentProcessExited,
     AgentProcessStarted,
     AgentStartFailed,
+    EventsOutlived,
     SpawnCommand,
+    TasksOutlived,
     TemplatesShipped,
 )
 
@@ -78,6 +81,9 @@ DECIDERS: dict[type, Decide] = {
     worker_pb2.DeregisterRequest: worker.deregister,
     AgentProcessStarted: lambda state, fact: agent.process_started(state, fact.agent_id, fact.pid),
     AgentProcessExited: lambda state, fact: agent.process_exited(state, fact.agent_id, fact.exit, fact.reason),
+    admin_pb2.CompactEventsRequest: retention.compact_events,
+    EventsOutlived: lambda state, fact: retention.compact_to(state, fact.revision),
+    TasksOutlived: lambda state, fact: retention.delete_ended(state, fact.task_ids, fact.ended_by_ns),
     AgentStartFailed: lambda state, fact: agent.process_exited(state, fact.agent_id, fact.exit, fact.reason),
 }
 
@@ -121,6 +127,8 @@ def task_ids_of(request: Any) -> Iterable[str]:
         return [_task_of_token(request.lease_token), *named]
     if kind is task_pb2.UpdateTaskRequest:
         return (request.task.task_id,)
+    if kind is TasksOutlived:
+        return request.task_ids  # type: ignore[no-any-return]
     return ()
 
 

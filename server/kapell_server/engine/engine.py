@@ -98,6 +98,12 @@ class Engine:
         self._commit_seconds: deque[float] = deque(maxlen=1000)
         self._commits = 0
         self._commands = 0
+        self._aside = 0
+        self._quiet: asyncio.Future[None] | None = None
+        self.oldest_revision = 0
+        """The log holds what came after it: the oldest revision that a watch may start after."""
+        self.compacted = asyncio.Event()
+        """Set when `oldest_revision` has moved, for whoever removes the rows."""
         self._runner: asyncio.Task[Any] | None = None
         self._keeper: asyncio.Task[Any] | None = None
 
@@ -112,10 +118,17 @@ class Engine:
         now_ns = self._clock.now_ns()
         await self._database.write(lambda connection: resume(connection, self._state, now_ns))
         self.log_id = self._state.log_id
+        self.oldest_revision = self._state.oldest_revision
         self._batcher = Batcher(self._state)
         self._bulk = BulkLine(self._state, self._enqueue_step)
         self.ring = Ring(revision=self._state.revision)
-        self.reads = Reads(self._database, self._cache, log_id=self.log_id, head=lambda: self.ring.head)
+        self.reads = Reads(
+            self._database,
+            self._cache,
+            log_id=self.log_id,
+            head=lambda: self.ring.head,
+            oldest=lambda: self.oldest_revision,
+        )
         self._runner = self._supervisor.spawn(self._run(), name="engine")
         self._keeper = self._supervisor.spawn(self._keep_house(), name="engine-housekeeping")
         self._arm_timer(self._state.next_due_ns())
@@ -134,6 +147,14 @@ class Engine:
         await asyncio.wait([self._runner])
 
     # -- commands ----------------------------------------------------------------------------
+
+    async def submit_aside(self, request: Any, caller: Caller) -> bytes:
+        """As `submit`, for housekeeping: nobody is made to wait for company because of it."""
+        self._aside += 1
+        try:
+            return await self.submit(request, caller)
+        finally:
+            self._aside -= 1
 
     async def submit(self, request: Any, caller: Caller) -> bytes:
         """Decides and commits one command; returns its encoded response.
@@ -202,15 +223,23 @@ class Engine:
         self._mailbox.append(Command(PollOver(command, abandoned), command.caller, future))
         self._gather.arrived(len(self._mailbox))
 
+    async def quiet(self, patience: float) -> None:
+        """Returns when no command waits for the writer, or after `patience` seconds."""
+        if self._mailbox:
+            if self._quiet is None:
+                self._quiet = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._quiet], timeout=patience)
+
     def check_lease(self, token: str, caller: Caller, *, renew: bool = True) -> tuple[str, int, int]:
         """Task, attempt and LeaseDirective of a live lease, which is renewed by it. Raises LEASE_LOST.
 
         For what does not pass the writer: logs, artifacts, waiting for children. `renew` only where the
-        agent has just spoken.
+        agent has just spoken, which is news.
         """
         lease = attempt.check_token(self._state, token, caller)
         if renew:
             attempt.renew(self._state, lease, self._clock.now_ns())
+            lease.news_ns = self._clock.now_ns()
         task = self._state.cached_task(lease.task_id)
         cancelling = task is not None and task.state == TASK_STATE_CANCELLING
         return lease.task_id, lease.attempt, LEASE_DIRECTIVE_CANCEL if cancelling else LEASE_DIRECTIVE_CONTINUE
@@ -257,7 +286,10 @@ class Engine:
             mailbox = self._mailbox
             commands = [mailbox.popleft() for _ in range(min(len(mailbox), _BATCH))]
             await self._commit(commands)
-            self._gather.done(len(commands), len(mailbox))
+            self._gather.done(len(commands) - self._aside, len(mailbox))
+            if self._quiet is not None and not mailbox:
+                self._quiet.set_result(None)
+                self._quiet = None
 
     async def _commit(self, commands: list[Command]) -> None:
         began = time.perf_counter()
@@ -331,6 +363,9 @@ class Engine:
             if type(command.request) is TerminateAgentRequest and not isinstance(answer, KapellError):
                 self._note_termination(command.request)
         self._forget_terminations(outcome)
+        if outcome.oldest_revision != self.oldest_revision:
+            self.oldest_revision = outcome.oldest_revision
+            self.compacted.set()
         if outcome.records:
             self._cache.feed(outcome.records, outcome.contents)
             self.ring.publish(outcome.records)

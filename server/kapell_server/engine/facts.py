@@ -58,6 +58,21 @@ class TemplatesShipped:
 
 
 @dataclass(frozen=True, slots=True)
+class TasksOutlived:
+    """Finished tasks that need not be kept any more, all of them ended by `ended_by_ns`."""
+
+    task_ids: tuple[str, ...]
+    ended_by_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class EventsOutlived:
+    """Events up to this revision need not be kept any more."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
 class Termination:
     """How an agent that is TERMINATING is to be ended."""
 

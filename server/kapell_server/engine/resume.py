@@ -25,6 +25,7 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
     state.begin(now_ns, RowLoader(connection))
     state.log_id = loaded.log_id
     state.revision = loaded.revision
+    state.oldest_revision = loaded.oldest_revision
     grace = now_ns + int(state.settings.lease_duration * SECOND)
     state.standing.load(loaded.standing)
     for schedule in state.standing.all(Schedule):
@@ -34,13 +35,14 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
         if instance_key:
             state.instance_keys[known.agent_id] = instance_key
         state.agent_seen_ns[known.agent_id] = now_ns
+        state.agent_polled_ns[known.agent_id] = now_ns
         start = agent_start_deadline_ns(known, state.settings, now_ns)
         if start:
             state.schedule(start, known.agent_id)
         else:
             agent.watch_silence(state, known.agent_id)
     for record, poll_id in loaded.attempts:
-        state.leases.add(Lease(record=record, expire_ns=grace, poll_id=poll_id, confirmed=True))
+        state.leases.add(Lease(record=record, expire_ns=grace, poll_id=poll_id, confirmed=True, news_ns=now_ns))
         state.schedule(grace, record.task_id)
     state.queues.load(loaded.queued, loaded.leased, loaded.starts)
     state.edges.load(loaded.edges, loaded.stirred)

@@ -37,6 +37,7 @@ class AdminServicer:
         self._engine = engine
         self._watches = watches
         self._facts = facts
+        self.CompactEvents = engine.submit
         self._start_time = Timestamp()
         self._start_time.FromNanoseconds(time.time_ns())
 

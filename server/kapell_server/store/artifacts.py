@@ -52,8 +52,8 @@ from kapell_server.domain.state import task_not_found
 from kapell_server.domain.times import SECOND
 from kapell_server.store.artifact_files import ArtifactFiles, Upload
 from kapell_server.store.database import Database
+from kapell_server.store.listing import Listing, page_of
 from kapell_server.store.pages import Page
-from kapell_server.store.queries import page_of
 from kapell_server.store.remembered import Remembered
 from kapell_server.store.schema import artifacts, tasks
 from kapell_server.supervise import Supervisor
@@ -256,17 +256,22 @@ class ArtifactStore:
         for field in ("page_size", "page_token", "order"):
             bound_to.ClearField(field)
         page = Page(size=request.page_size, token=request.page_token, order=request.order, bound_to=bound_to)
-        statement = sa.select(artifacts.c.number, artifacts.c.data).where(artifacts.c.task_id == request.task_id)
-        if request.HasField("attempt"):
-            statement = statement.where(artifacts.c.attempt == request.attempt)
 
         def named(data: bytes) -> bool:
             return Artifact.FromString(data).name == request.name
 
+        listing = Listing(
+            key=artifacts.c.number,
+            data=artifacts.c.data,
+            parts=([artifacts.c.task_id == request.task_id],),
+            rest=[artifacts.c.attempt == request.attempt] if request.HasField("attempt") else (),
+            matches=named if request.name else None,
+        )
+
         def work(connection: Connection) -> tuple[list[Artifact], str]:
             if connection.scalar(_task, {"task_id": request.task_id}) is None:
                 raise task_not_found(request.task_id)
-            rows = page_of(connection, statement, artifacts.c.number, page, named if request.name else None)
+            rows = page_of(connection, listing, page)
             token = "" if rows.next_cursor is None else page.token(rows.next_cursor)
             return [Artifact.FromString(data) for data in rows.data], token
 

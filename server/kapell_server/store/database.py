@@ -12,6 +12,7 @@ import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -153,12 +154,14 @@ class SqliteDatabase(Database):
         return result
 
     async def _in_thread(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
-        """Runs `work` to its end even if the caller is cancelled: a commit is never left half way."""
+        """Runs `work` to its end however often the caller is cancelled: a commit is never left half way."""
         running = asyncio.get_running_loop().run_in_executor(pool, work)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            await asyncio.wait([running])
+            while not running.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([running])
             raise
 
     async def read(self, work: Callable[[Connection], T]) -> T:

@@ -26,6 +26,7 @@ from kapell_server.domain.ready import ReadyEntry
 from kapell_server.domain.standing import Standing
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL
 from kapell_server.store.bulk import Bulk, Lookup
+from kapell_server.store.retention import newest_event_before, oldest_revision
 from kapell_server.store.schedule_rows import load_schedule_task
 from kapell_server.store.schema import (
     agents,
@@ -57,6 +58,9 @@ _live_tasks_of = (
     sa.select(sa.func.count())
     .select_from(tasks)
     .where(tasks.c.template_id == bindparam("template_id"), tasks.c.state.not_in(TASK_FINAL))
+)
+_live_member = (
+    sa.select(tasks.c.task_id).where(tasks.c.root_id == bindparam("root_id"), tasks.c.state.not_in(TASK_FINAL)).limit(1)
 )
 _changed_after = sa.select(events.c.resource_id).where(events.c.revision > bindparam("revision")).distinct()
 
@@ -110,6 +114,14 @@ class RowLoader:
         """The whole task of a schedule, or None."""
         return load_schedule_task(self._connection, schedule_id)
 
+    def has_live_member(self, root_id: str) -> bool:
+        """Whether a task below the root has not ended."""
+        return self._connection.scalar(_live_member, {"root_id": root_id}) is not None
+
+    def newest_event_before(self, time_ns: int) -> int:
+        """The revision of the newest event from before the time; 0 where there is none."""
+        return newest_event_before(self._connection, time_ns)
+
     def load_answers(self, keys: Collection[str]) -> dict[str, tuple[bytes, bytes]]:
         """Fingerprint and answer of the keys that were answered before."""
         rows = _answers_by_key.rows(self._connection, keys)
@@ -122,6 +134,7 @@ class Resumption:
 
     log_id: str
     revision: int
+    oldest_revision: int
     agents: list[tuple[Agent, str]]
     """Agents that have not ended, each with its instance key."""
     attempts: list[tuple[TaskAttempt, str]]
@@ -148,6 +161,7 @@ def load_resumption(connection: Connection) -> Resumption:
     return Resumption(
         log_id=log_id,
         revision=head(connection),
+        oldest_revision=oldest_revision(connection),
         agents=_load_live_agents(connection),
         attempts=_load_running(connection),
         standing=load_standing(connection),

@@ -1,13 +1,8 @@
-"""The lists: keyset pages over creation order, with a limit on what one page may look at.
-
-A filter that no index serves (labels, types) looks at a bounded window of rows a page; such a
-page may come back short, even empty, with a token to go on.
-"""
+"""The lists: which index serves which filter, and what is looked for in windows (see `listing`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,57 +18,50 @@ from kapell_server.domain.standing import KINDS
 from kapell_server.domain.state import task_not_found
 from kapell_server.domain.task_filter import has_labels, task_test
 from kapell_server.domain.times import timestamp_ns
+from kapell_server.store.listing import Conditions, Listing, Rows, page_of
 from kapell_server.store.pages import Page
 from kapell_server.store.schema import agents, events, standing, task_edits, tasks, templates
 
-_SCAN_ROWS = 20_000
-"""Rows one page may look at for a filter without an index."""
-_FETCH = 500
+_CHAIN_STEPS = 2_000
+"""Events of one resource that one page may look at."""
 _EDITS_BYTES = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """A page: the matching rows' bytes, and the cursor to go on from (None at the end)."""
-
-    data: list[bytes]
-    next_cursor: int | None
-
-
-def page_of(
-    connection: Connection,
-    statement: sa.Select[Any],
-    key: sa.Column[Any],
-    page: Page,
-    matches: Callable[[bytes], bool] | None,
-) -> Rows:
-    """Rows of `statement` (key, data) in the page's order, those that `matches` keeps."""
-    ordered = statement.order_by(key.asc() if page.oldest_first else key.desc())
-    found: list[bytes] = []
-    cursor = page.cursor
-    looked_at = 0
-    while looked_at < _SCAN_ROWS:
-        limit = page.size + 1 if matches is None else _FETCH
-        bounded = ordered.limit(limit)
-        if cursor is not None:
-            bounded = bounded.where(key > cursor if page.oldest_first else key < cursor)
-        rows = connection.execute(bounded).all()
-        for row_key, data in rows:
-            if matches is None or matches(data):
-                if len(found) == page.size:
-                    return Rows(found, cursor)
-                found.append(bytes(data))
-            cursor = row_key
-        looked_at += len(rows)
-        if len(rows) < limit:
-            return Rows(found, None)
-    return Rows(found, cursor)
 
 
 def list_tasks(connection: Connection, wanted: TaskFilter, page: Page) -> Rows:
     """Encoded tasks, without content."""
-    statement = sa.select(tasks.c.create_revision, tasks.c.data).where(*task_conditions(wanted))
-    return page_of(connection, statement, tasks.c.create_revision, page, _in_bytes(wanted))
+    parts, rest = _task_parts(wanted)
+    listing = Listing(
+        key=tasks.c.create_revision,
+        data=tasks.c.data,
+        parts=parts,
+        rest=rest,
+        matches=_in_bytes(wanted),
+    )
+    return page_of(connection, listing, page)
+
+
+def _task_parts(wanted: TaskFilter) -> tuple[Sequence[Conditions], Conditions]:
+    """What of a filter an index serves, one part a value, and the rest of what SQL can say."""
+    if wanted.task_ids:
+        return (task_conditions(wanted),), ()
+    rest = TaskFilter()
+    rest.CopyFrom(wanted)
+    for name, column in _INDEXED:
+        values: Any = getattr(wanted, name)
+        if values:
+            rest.ClearField(name)
+            alternatives = [values] if isinstance(values, str) else sorted(set(values))
+            return [(column == value,) for value in alternatives], task_conditions(rest)
+    return ((),), task_conditions(rest)
+
+
+_INDEXED: tuple[tuple[Any, sa.Column[Any]], ...] = (
+    ("parent_task_id", tasks.c.parent_id),
+    ("root_task_id", tasks.c.root_id),
+    ("template_ids", tasks.c.template_id),
+    ("states", tasks.c.state),
+)
+"""Fields of a TaskFilter with an index of their own, the most selective first."""
 
 
 def task_conditions(wanted: TaskFilter) -> list[sa.ColumnElement[bool]]:
@@ -146,11 +134,8 @@ def count_tasks(connection: Connection, wanted: TaskFilter) -> list[tuple[int, i
 
 def list_agents(connection: Connection, wanted: AgentFilter, page: Page) -> Rows:
     """Encoded agents with their time of last being seen joined on."""
-    statement = sa.select(agents.c.create_revision, agents.c.data)
-    if wanted.states:
-        statement = statement.where(agents.c.state.in_(wanted.states))
-    if wanted.agent_ids:
-        statement = statement.where(agents.c.agent_id.in_(wanted.agent_ids))
+    ids = [agents.c.agent_id.in_(wanted.agent_ids)] if wanted.agent_ids else []
+    states = [[agents.c.state == value, *ids] for value in sorted(set(wanted.states))]
 
     def matches(data: bytes) -> bool:
         agent = Agent.FromString(data)
@@ -158,22 +143,38 @@ def list_agents(connection: Connection, wanted: AgentFilter, page: Page) -> Rows
         return serves and has_labels(agent.labels, wanted.labels)
 
     filtered = bool(wanted.agent_types or wanted.labels)
-    return page_of(connection, statement, agents.c.create_revision, page, matches if filtered else None)
+    listing = Listing(
+        key=agents.c.create_revision,
+        data=agents.c.data,
+        parts=states or [ids],
+        matches=matches if filtered else None,
+    )
+    return page_of(connection, listing, page)
 
 
-def list_events(connection: Connection, wanted: EventFilter, page: Page) -> Rows:
-    """Encoded events. The history of one resource is walked back along its own chain."""
+def list_events(connection: Connection, wanted: EventFilter, page: Page, oldest: int) -> Rows:
+    """Encoded events after the revision `oldest`. The history of one resource is walked back along its own chain."""
     if sum(map(bool, (wanted.task_ids, wanted.agent_ids, wanted.template_ids, wanted.schedule_ids))) > 1:
         return Rows([], None)  # no event is of a task and of an agent
     ids = [*wanted.task_ids, *wanted.agent_ids, *wanted.template_ids, *wanted.schedule_ids]
     if len(ids) == 1 and not page.oldest_first:
-        return _history(connection, ids[0], wanted, page)
-    statement = sa.select(events.c.revision, events.c.data)
+        revision = _next_of_chain(connection, ids[0], page.cursor)
+        if revision is not None:
+            return _history(connection, revision, wanted, page, oldest)
+    rest: list[sa.ColumnElement[bool]] = []
     if ids:
-        statement = statement.where(events.c.resource_id.in_(ids))
+        rest.append(events.c.resource_id.in_(ids))
     if wanted.kinds:
-        statement = statement.where(events.c.kind.in_(wanted.kinds))
-    return page_of(connection, statement, events.c.revision, page, _event_labels(wanted.labels))
+        rest.append(events.c.kind.in_(wanted.kinds))
+    listing = Listing(
+        key=events.c.revision,
+        data=events.c.data,
+        parts=([events.c.revision > oldest],),
+        rest=rest,
+        matches=_event_labels(wanted.labels),
+        gapless=True,
+    )
+    return page_of(connection, listing, page)
 
 
 def _event_labels(labels: Mapping[str, str]) -> Callable[[bytes], bool] | None:
@@ -204,18 +205,26 @@ def resource_of(event: Event) -> Resource:
             return event.task
 
 
-def _history(connection: Connection, resource_id: str, wanted: EventFilter, page: Page) -> Rows:
-    """The newest events of one resource, following previous_revision."""
-    revision = page.cursor
-    if revision is None:
-        revision = _newest_revision(connection, resource_id)
-    else:
-        revision = connection.scalar(sa.select(events.c.previous_revision).where(events.c.revision == revision)) or 0
+def _next_of_chain(connection: Connection, resource_id: str, cursor: int | None) -> int | None:
+    """Where the history of one resource goes on; None where the log has to be searched for it.
+
+    That is so for a resource that was deleted, and for the pages that a search has begun.
+    """
+    if cursor is None:
+        return _newest_revision(connection, resource_id)
+    at = connection.execute(_event_by_revision, {"revision": cursor}).first()
+    return at.previous_revision if at is not None and at.resource_id == resource_id else None
+
+
+def _history(connection: Connection, revision: int, wanted: EventFilter, page: Page, oldest: int) -> Rows:
+    """The events of one resource from `revision` back, following previous_revision."""
     matches = _event_labels(wanted.labels)
     found: list[bytes] = []
     last = 0
-    while revision:
-        row = connection.execute(_event_by_revision, {"revision": revision}).one()
+    for _ in range(_CHAIN_STEPS):
+        row = connection.execute(_event_by_revision, {"revision": revision}).first() if revision > oldest else None
+        if row is None:
+            return Rows(found, None)
         kept = (not wanted.kinds or row.kind in wanted.kinds) and (matches is None or matches(row.data))
         if kept:
             if len(found) == page.size:
@@ -223,16 +232,16 @@ def _history(connection: Connection, resource_id: str, wanted: EventFilter, page
             found.append(bytes(row.data))
         last = revision
         revision = row.previous_revision
-    return Rows(found, None)
+    return Rows(found, last)
 
 
-_event_by_revision = sa.select(events.c.kind, events.c.previous_revision, events.c.data).where(
+_event_by_revision = sa.select(events.c.kind, events.c.resource_id, events.c.previous_revision, events.c.data).where(
     events.c.revision == sa.bindparam("revision")
 )
 
 
-def _newest_revision(connection: Connection, resource_id: str) -> int:
-    """The revision of a resource's latest event; 0 where it is unknown. Deleted ones are searched for."""
+def _newest_revision(connection: Connection, resource_id: str) -> int | None:
+    """The revision of a resource's latest event; None where it is unknown or deleted."""
     if resource_id.startswith("agent_"):
         data = connection.scalar(sa.select(agents.c.data).where(agents.c.agent_id == resource_id))
         if data is not None:
@@ -250,5 +259,4 @@ def _newest_revision(connection: Connection, resource_id: str) -> int:
         data = connection.scalar(sa.select(tasks.c.data).where(tasks.c.task_id == resource_id))
         if data is not None:
             return Task.FromString(data).revision
-    newest = sa.select(sa.func.max(events.c.revision)).where(events.c.resource_id == resource_id)
-    return connection.scalar(newest) or 0
+    return None

@@ -29,6 +29,7 @@ from sqlalchemy.engine import Connection
 
 from kapell_server.domain.bulk_job import Selection
 from kapell_server.domain.pending import Resource
+from kapell_server.domain.retention import compacted
 from kapell_server.domain.standing import KINDS
 from kapell_server.domain.state import agent_not_found, task_not_found
 from kapell_server.domain.times import stamp
@@ -36,9 +37,11 @@ from kapell_server.store import queries
 from kapell_server.store.cache import TaskCache
 from kapell_server.store.database import Database
 from kapell_server.store.family_reads import FamilyReads
+from kapell_server.store.listing import Rows
 from kapell_server.store.loads import head
 from kapell_server.store.pages import Page
 from kapell_server.store.record import Record
+from kapell_server.store.retention import oldest_revision
 from kapell_server.store.schedule_reads import ScheduleReads
 from kapell_server.store.schema import agents, attempts, events, standing, task_contents, tasks, templates
 from kapell_server.store.standing_reads import StandingReads
@@ -61,13 +64,22 @@ _agent_row = sa.select(agents.c.data, agents.c.seen_ns).where(agents.c.agent_id 
 
 
 class Reads:
-    """Answers from committed state. `head` tells the newest revision that watchers know."""
+    """Answers from committed state. `head` and `oldest` tell the bounds of the log that watchers know."""
 
-    def __init__(self, database: Database, cache: TaskCache, *, log_id: str, head: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        cache: TaskCache,
+        *,
+        log_id: str,
+        head: Callable[[], int],
+        oldest: Callable[[], int],
+    ) -> None:
         self._database = database
         self._cache = cache
         self._log_id = log_id
         self._head = head
+        self._oldest = oldest
         self.templates = TemplateReads(database)
         self.families = FamilyReads(database)
         self.standing = StandingReads(database)
@@ -99,10 +111,10 @@ class Reads:
         page = Page(size=request.page_size, token=request.page_token, order=request.order, bound_to=request.filter)
         return await self._page(page, lambda connection: queries.list_tasks(connection, request.filter, page))
 
-    async def _page(self, page: Page, query: Callable[[Connection], queries.Rows]) -> bytes:
+    async def _page(self, page: Page, query: Callable[[Connection], Rows]) -> bytes:
         """A list response: resources in field 1, next_page_token in 2, revision in 3."""
 
-        def work(connection: Connection) -> tuple[int, queries.Rows]:
+        def work(connection: Connection) -> tuple[int, Rows]:
             return head(connection), query(connection)
 
         revision, rows = await self._database.read(work)
@@ -195,9 +207,16 @@ class Reads:
     # -- events ------------------------------------------------------------------------------
 
     async def list_events(self, request: ListEventsRequest) -> bytes:
-        """An encoded ListEventsResponse. Raises PAGE_TOKEN_INVALID."""
+        """An encoded ListEventsResponse. Raises PAGE_TOKEN_INVALID, REVISION_COMPACTED."""
         page = Page(size=request.page_size, token=request.page_token, order=request.order, bound_to=request.filter)
-        return await self._page(page, lambda connection: queries.list_events(connection, request.filter, page))
+
+        def work(connection: Connection) -> Rows:
+            oldest = oldest_revision(connection)
+            if page.oldest_first and page.cursor is not None and page.cursor < oldest:
+                raise compacted(page.cursor, oldest=oldest, current=head(connection), log_id=self._log_id)
+            return queries.list_events(connection, request.filter, page, oldest)
+
+        return await self._page(page, work)
 
     async def events_after(self, revision: int, limit: int) -> list[Record]:
         """Up to `limit` records beyond `revision`, in order."""
@@ -243,8 +262,8 @@ class Reads:
         return [record for record in records if record.revision <= until_revision], cursor
 
     async def log_info(self) -> GetLogInfoResponse:
-        """Which log this is, and what it holds. Nothing is compacted yet: a watch may start anywhere."""
-        return GetLogInfoResponse(log_id=self._log_id, revision=self._head(), oldest_revision=0)
+        """Which log this is, and what it holds."""
+        return GetLogInfoResponse(log_id=self._log_id, revision=self._head(), oldest_revision=self._oldest())
 
 
 def _record(revision: int, kind: int, resource_id: str, data: bytes) -> Record:

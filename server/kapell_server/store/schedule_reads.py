@@ -14,9 +14,9 @@ from kapell_server.domain.schedule import schedule_not_found
 from kapell_server.domain.standing import KINDS
 from kapell_server.domain.template_version import split_reference
 from kapell_server.store.database import Database
+from kapell_server.store.listing import Listing, page_of
 from kapell_server.store.loads import head
 from kapell_server.store.pages import Page
-from kapell_server.store.queries import page_of
 from kapell_server.store.schedule_rows import load_schedule_task
 from kapell_server.store.schema import standing
 
@@ -47,13 +47,16 @@ class ScheduleReads:
     async def list(self, request: ListSchedulesRequest) -> ListSchedulesResponse:
         """A page of schedules, without what may be large of their tasks. Raises PAGE_TOKEN_INVALID."""
         page = Page(size=request.page_size, token=request.page_token, order=request.order, bound_to=request.filter)
-        statement = sa.select(standing.c.create_revision, standing.c.data).where(_of_kind)
-        if request.filter.schedule_ids:
-            statement = statement.where(standing.c.resource_id.in_(request.filter.schedule_ids))
-        matches = _matcher(request.filter)
+        ids = request.filter.schedule_ids
+        listing = Listing(
+            key=standing.c.create_revision,
+            data=standing.c.data,
+            parts=([_of_kind, standing.c.resource_id.in_(ids)] if ids else [_of_kind],),
+            matches=_matcher(request.filter),
+        )
 
         def work(connection: Connection) -> ListSchedulesResponse:
-            rows = page_of(connection, statement, standing.c.create_revision, page, matches)
+            rows = page_of(connection, listing, page)
             return ListSchedulesResponse(
                 schedules=[Schedule.FromString(data) for data in rows.data],
                 next_page_token="" if rows.next_cursor is None else page.token(rows.next_cursor),

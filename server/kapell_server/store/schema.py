@@ -18,7 +18,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = "0007"
+VERSION = "0008"
 """The newest migration; a test holds it against store/migrations."""
 
 metadata = MetaData(
@@ -31,6 +31,8 @@ metadata = MetaData(
 
 SHIPPED_DIGEST = "shipped_templates"
 """The entry of `meta` that tells which of Kapell's own templates are in the database."""
+OLDEST_REVISION = "oldest_revision"
+"""The entry of `meta` that tells up to which revision the log was compacted; absent where it never was."""
 
 _Revision = BigInteger().with_variant(Integer(), "sqlite")
 """An INTEGER PRIMARY KEY is SQLite's row id: the table itself is the index."""
@@ -73,6 +75,7 @@ tasks = Table(
     Column("concurrency_keys", String(520)),
     Column("parent_id", String(64)),
     Column("root_id", String(64)),
+    Column("end_ns", BigInteger),
     # Get, and every write: the row of an id.
     Index(None, "task_id", unique=True),
     # List and count by state, newest first; the start: all that is queued or leased.
@@ -106,6 +109,8 @@ task_edges = Table(
     sqlite_with_rowid=False,
 )
 """Dependencies that are neither met nor failed yet; read whole at the start."""
+# Retention: which tasks ended first, and how many have ended.
+_end_index = Index("ix_tasks_end_ns", tasks.c.end_ns, sqlite_where=text("end_ns IS NOT NULL"))
 
 task_contents = Table(
     "task_contents",
@@ -269,3 +274,4 @@ def specialise(dialect: str) -> None:
         _template_index.dialect_options["postgresql"]["where"] = text("template_id IS NOT NULL")
         _parent_index.dialect_options["postgresql"]["where"] = text("parent_id IS NOT NULL")
         _root_index.dialect_options["postgresql"]["where"] = text("root_id IS NOT NULL")
+        _end_index.dialect_options["postgresql"]["where"] = text("end_ns IS NOT NULL")

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import sqlalchemy as sa
 from kapell.v1.common_pb2 import LIST_ORDER_NEWEST_FIRST
 from kapell.v1.queue_pb2 import ConcurrencyLimit, ListConcurrencyLimitsRequest, ListConcurrencyLimitsResponse
 from sqlalchemy.engine import Connection
 
 from kapell_server.domain.standing import KINDS
 from kapell_server.store.database import Database
+from kapell_server.store.listing import Listing, page_of
 from kapell_server.store.loads import head
 from kapell_server.store.pages import Page
-from kapell_server.store.queries import page_of
 from kapell_server.store.schema import standing
 
-_limits = sa.select(standing.c.create_revision, standing.c.data).where(
-    standing.c.kind == KINDS[ConcurrencyLimit].number
+_limits = Listing(
+    key=standing.c.create_revision,
+    data=standing.c.data,
+    parts=([standing.c.kind == KINDS[ConcurrencyLimit].number],),
 )
 
 
@@ -35,7 +36,7 @@ class StandingReads:
         )
 
         def work(connection: Connection) -> ListConcurrencyLimitsResponse:
-            rows = page_of(connection, _limits, standing.c.create_revision, page, None)
+            rows = page_of(connection, _limits, page)
             return ListConcurrencyLimitsResponse(
                 limits=[ConcurrencyLimit.FromString(data) for data in rows.data],
                 next_page_token="" if rows.next_cursor is None else page.token(rows.next_cursor),

@@ -24,9 +24,9 @@ from kapell_server.domain.template_version import clear_prompts, template_not_fo
 from kapell_server.domain.times import timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL
 from kapell_server.store.database import Database
+from kapell_server.store.listing import Listing, page_of
 from kapell_server.store.loads import head
 from kapell_server.store.pages import Page
-from kapell_server.store.queries import page_of
 from kapell_server.store.schema import SHIPPED_DIGEST, meta, tasks, template_versions, templates
 
 _HISTORY = 200
@@ -82,13 +82,16 @@ class TemplateReads:
     async def list(self, request: ListTemplatesRequest) -> ListTemplatesResponse:
         """A page of templates, without prompts. Raises PAGE_TOKEN_INVALID."""
         page = Page(size=request.page_size, token=request.page_token, order=request.order, bound_to=request.filter)
-        statement = sa.select(templates.c.create_revision, templates.c.data)
-        if request.filter.template_ids:
-            statement = statement.where(templates.c.template_id.in_(request.filter.template_ids))
-        matches = _matcher(request.filter)
+        ids = request.filter.template_ids
+        listing = Listing(
+            key=templates.c.create_revision,
+            data=templates.c.data,
+            parts=([templates.c.template_id.in_(ids)] if ids else (),),
+            matches=_matcher(request.filter),
+        )
 
         def work(connection: Connection) -> ListTemplatesResponse:
-            rows = page_of(connection, statement, templates.c.create_revision, page, matches)
+            rows = page_of(connection, listing, page)
             return ListTemplatesResponse(
                 templates=[Template.FromString(data) for data in rows.data],
                 next_page_token="" if rows.next_cursor is None else page.token(rows.next_cursor),
@@ -101,15 +104,16 @@ class TemplateReads:
         """A page of versions, the latest first, without prompts. Raises TEMPLATE_NOT_FOUND."""
         bound_to = ListTemplateVersionsRequest(template_id=request.template_id)
         page = Page(size=request.page_size, token=request.page_token, order=LIST_ORDER_NEWEST_FIRST, bound_to=bound_to)
-        key = template_versions.c.version
-        statement = sa.select(key, template_versions.c.data).where(
-            template_versions.c.template_id == request.template_id
+        listing = Listing(
+            key=template_versions.c.version,
+            data=template_versions.c.data,
+            parts=([template_versions.c.template_id == request.template_id],),
         )
 
         def work(connection: Connection) -> ListTemplateVersionsResponse:
             if connection.scalar(_template, {"template_id": request.template_id}) is None:
                 raise template_not_found(request.template_id)
-            rows = page_of(connection, statement, key, page, None)
+            rows = page_of(connection, listing, page)
             versions = [TemplateVersion.FromString(data) for data in rows.data]
             for version in versions:
                 clear_prompts(version.spec)

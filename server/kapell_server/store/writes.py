@@ -15,12 +15,14 @@ from sqlalchemy.engine import Connection
 from kapell_server.domain.pending import Change, Pending, Resource
 from kapell_server.domain.standing import KINDS, standing_id
 from kapell_server.domain.times import timestamp_ns
+from kapell_server.domain.transitions import TASK_FINAL
 from kapell_server.store.bulk import Bulk
 from kapell_server.store.bulk_jobs import write_bulk_jobs
 from kapell_server.store.encode import encode_event, encode_time
 from kapell_server.store.record import Record
 from kapell_server.store.schedule_rows import write_schedule_tasks
 from kapell_server.store.schema import (
+    OLDEST_REVISION,
     SHIPPED_DIGEST,
     agents,
     answers,
@@ -61,7 +63,7 @@ _insert_events = Bulk(sa.insert(events), "revision", "kind", "resource_id", "pre
 _insert_tasks = Bulk(
     sa.insert(tasks),
     *("create_revision", "task_id", "state", "agent_type", "priority", "create_ns", "queue_ns", "due_ns"),
-    *("template_id", "queue_rank", "fairness_key", "concurrency_keys", "parent_id", "root_id", "data"),
+    *("template_id", "queue_rank", "fairness_key", "concurrency_keys", "parent_id", "root_id", "end_ns", "data"),
 )
 _insert_edits = Bulk(sa.insert(task_edits), "task_id", "revision", "data")
 _insert_contents = Bulk(sa.insert(task_contents), "task_id", "data")
@@ -98,7 +100,7 @@ def _delete(table: sa.Table, key: str) -> Bulk:
     return Bulk(sa.delete(table).where(table.c[key] == bindparam("key")), "key")
 
 
-_update_tasks = _update(tasks, "task_id", "state", "priority", "queue_ns", "queue_rank", "due_ns", "data")
+_update_tasks = _update(tasks, "task_id", "state", "priority", "queue_ns", "queue_rank", "due_ns", "end_ns", "data")
 _update_contents = _update(task_contents, "task_id", "data")
 _update_agents = _update(agents, "agent_id", "state", "data")
 _update_seen = _update(agents, "agent_id", "seen_ns")
@@ -172,6 +174,9 @@ def write_batch(connection: Connection, pending: Pending, written: Written, give
     if pending.shipped_digest:
         connection.execute(sa.delete(meta).where(meta.c.name == SHIPPED_DIGEST))
         connection.execute(sa.insert(meta), {"name": SHIPPED_DIGEST, "value": pending.shipped_digest})
+    if pending.oldest_revision:
+        connection.execute(sa.delete(meta).where(meta.c.name == OLDEST_REVISION))
+        connection.execute(sa.insert(meta), {"name": OLDEST_REVISION, "value": str(pending.oldest_revision)})
     _update_instance_key.execute(connection, [(key, agent_id) for agent_id, key in pending.instance_keys.items()])
     _update_seen.execute(connection, [(seen, agent_id) for agent_id, seen in pending.heartbeats.items()])
     _insert_answers.execute(connection, [(answer.key, answer.fingerprint, answer.data, now_ns) for answer in given])
@@ -212,16 +217,17 @@ def _write_tasks(connection: Connection, changes: list[Change], pending: Pending
         data = written.encoded[task.revision]
         queue_ns = timestamp_ns(task.queue_time)
         due_ns = change.due_ns or None
+        end_ns = timestamp_ns(task.end_time) if task.state in TASK_FINAL else None
         create_revision = created.get(task_id)
         if create_revision is None:
-            updates.append((task.state, task.priority, queue_ns, task.queue_rank, due_ns, data, task_id))
+            updates.append((task.state, task.priority, queue_ns, task.queue_rank, due_ns, end_ns, data, task_id))
         else:
             create_ns = timestamp_ns(task.create_time)
             row = (create_revision, task_id, task.state, task.agent_type, task.priority, create_ns, queue_ns, due_ns)
             keys = " ".join(found) if (found := task.concurrency_keys) else None
             more = (task.template_id or None, task.queue_rank, task.fairness_key or None, keys)
             kin = (task.parent_task_id or None, task.root_task_id or None)
-            inserts.append((*row, *more, *kin, data))
+            inserts.append((*row, *more, *kin, end_ns, data))
     for delete in _deletes_of_task:
         delete.execute(connection, deleted)
     _insert_tasks.execute(connection, inserts)

@@ -15,6 +15,7 @@ from kapell.v1.event_pb2 import GetLogInfoResponse, WatchResponse
 from kapell.v1.watch_pb2 import Bookmark, WatchOptions
 
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.retention import compacted
 from kapell_server.store.record import Record
 from kapell_server.watch.batches import Batches, split
 from kapell_server.watch.filters import Filter, ResourceKind
@@ -52,10 +53,12 @@ class Log:
         head = self.ring.head
         start = options.start_after_revision
         if options.log_id and options.log_id != self.log_id:
-            raise self._lost(
+            oldest = (await self.reads.log_info()).oldest_revision
+            raise KapellError(
+                ERROR_REASON_REVISION_COMPACTED,
                 f"The cursor belongs to log {options.log_id}, this server has log {self.log_id}:"
-                " it was restored from a backup or is another server.",
-                await self.reads.log_info(),
+                " it was restored from a backup or is another server. Start over with send_initial_state.",
+                metadata={"oldest": str(oldest), "current": str(head), "log_id": self.log_id},
             )
         if start == 0 and (options.send_initial_state or not options.log_id):
             return head
@@ -66,10 +69,7 @@ class Log:
                 " Start after a revision that this server has sent, or with send_initial_state.",
                 metadata={"current": str(head), "log_id": self.log_id},
             )
-        if start < self.ring.oldest - 1:
-            info = await self.reads.log_info()
-            if start < info.oldest_revision:
-                raise self._compacted(start, info)
+        await self._refuse_compacted(start)
         return start
 
     async def read(self, cursor: int) -> list[Record]:
@@ -77,6 +77,7 @@ class Log:
         records = self.ring.after(cursor, READ_LIMIT)
         if records is not None:
             return records
+        await self._refuse_compacted(cursor)
         records = await self.reads.events_after(cursor, READ_LIMIT)
         if not records or records[0].revision != cursor + 1:
             raise self._compacted(cursor, await self.reads.log_info())
@@ -87,22 +88,14 @@ class Log:
         bookmark = Bookmark(revision=revision, log_id=self.log_id, snapshot_complete=snapshot_complete)
         return WatchResponse(bookmark=bookmark).SerializeToString()
 
-    def _compacted(self, cursor: int, info: GetLogInfoResponse) -> KapellError:
-        return self._lost(
-            f"The log no longer holds what followed revision {cursor}; the oldest usable is {info.oldest_revision}.",
-            info,
-        )
+    async def _refuse_compacted(self, cursor: int) -> None:
+        """What was compacted counts as gone, whether its rows are still there or not."""
+        info = await self.reads.log_info()
+        if cursor < info.oldest_revision:
+            raise self._compacted(cursor, info)
 
-    def _lost(self, what: str, info: GetLogInfoResponse) -> KapellError:
-        return KapellError(
-            ERROR_REASON_REVISION_COMPACTED,
-            f"{what} Start over with send_initial_state.",
-            metadata={
-                "oldest": str(info.oldest_revision),
-                "current": str(self.ring.head),
-                "log_id": self.log_id,
-            },
-        )
+    def _compacted(self, cursor: int, info: GetLogInfoResponse) -> KapellError:
+        return compacted(cursor, oldest=info.oldest_revision, current=self.ring.head, log_id=self.log_id)
 
 
 class Cursor:

@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property, partial
+from typing import Literal
 
 from kapell._upload import creation, upload
 from kapell._worker import children
 from kapell._worker.leases import Lease
 from kapell._worker.session import Session
-from kapell._worker.values import from_struct
+from kapell._worker.values import from_struct, printable
 from kapell.errors import LeaseLost
-from kapell.messages import Seconds
+from kapell.messages import Instant, Seconds, timestamp
 from kapell.v1.artifact_pb2 import Artifact
 from kapell.v1.common_pb2 import LOG_STREAM_STDOUT, LogStream
-from kapell.v1.task_pb2 import Task, TaskSpec
+from kapell.v1.task_pb2 import (
+    ATTEMPT_WAIT_KIND_APPROVAL,
+    ATTEMPT_WAIT_KIND_LOCK,
+    ATTEMPT_WAIT_KIND_PROVIDER,
+    AttemptWait,
+    AttemptWaitKind,
+    Task,
+    TaskSpec,
+)
+
+WaitsFor = Literal["approval", "lock", "provider"]
+
+_WAIT_KINDS: dict[WaitsFor, AttemptWaitKind.ValueType] = {
+    "approval": ATTEMPT_WAIT_KIND_APPROVAL,
+    "lock": ATTEMPT_WAIT_KIND_LOCK,
+    "provider": ATTEMPT_WAIT_KIND_PROVIDER,
+}
 
 _UPLOAD_TIMEOUT = 60.0
 """Seconds for one step of an upload: the last one reads all of the file on the server."""
@@ -71,6 +89,25 @@ class TaskContext:
         `message` at 1,000.
         """
         self._lease.progress.put(fraction, step, message)
+
+    @contextmanager
+    def waiting(self, kind: WaitsFor, detail: str = "", *, until: Instant | None = None) -> Iterator[None]:
+        """Says that the work waits, for as long as the block lasts; the next heartbeat tells the server.
+
+        Such time does not count against `stall_timeout`. `detail` is for people and cut at 500 characters.
+        """
+        before = self._lease.waiting
+        self._lease.waiting = AttemptWait(
+            kind=_WAIT_KINDS[kind], detail=printable(detail)[:500], until_time=timestamp(until)
+        )
+        try:
+            yield
+        finally:
+            self._lease.waiting = before
+
+    def program_ended(self) -> None:
+        """Says that the program which does the work has ended; its outcome is expected within 60 s."""
+        self._lease.program_ended = True
 
     def log(self, text: str, stream: LogStream.ValueType = LOG_STREAM_STDOUT, *, time_ns: int = 0) -> None:
         """Adds lines to the attempt's log; never waits. Lines over 16 KiB are split.

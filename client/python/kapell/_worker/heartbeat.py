@@ -59,7 +59,7 @@ class Heartbeat:
         request = HeartbeatRequest(agent_id=self._session.agent_id)
         for lease in self._table:
             if not lease.lost.is_set():
-                request.leases.add(lease_token=lease.token)
+                request.leases.add(lease_token=lease.token, waiting=lease.waiting, program_ended=lease.program_ended)
         return request
 
     async def _apply(self, answer: HeartbeatResponse) -> None:

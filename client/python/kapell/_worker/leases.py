@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from kapell._worker.logs import ROOM_BYTES, LogBuffer, room_for
 from kapell._worker.progress import ProgressSlot
-from kapell.v1.task_pb2 import Task
+from kapell.v1.task_pb2 import AttemptWait, Task
 from kapell.v1.worker_pb2 import (
     LEASE_DIRECTIVE_CANCEL,
     LEASE_DIRECTIVE_LOST,
@@ -41,6 +41,10 @@ class Lease:
         self.phase = Phase.OFFERED
         self.cancelled = asyncio.Event()
         self.lost = asyncio.Event()
+        self.waiting: AttemptWait | None = None
+        """What the work waits for, as the heartbeat is to say."""
+        self.program_ended = False
+        """The program that did the work has ended; its outcome follows."""
         self.interrupted = False
         """The worker is stopping: the outcome, if any comes of it, is not the task's."""
         self.worked = asyncio.Event()

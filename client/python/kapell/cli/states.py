@@ -52,11 +52,23 @@ AGENT_STATES = {
     "AGENT_STATE_LOST": Look("lost", "!", "red"),
 }
 
+ATTEMPT_WAITS = {
+    "ATTEMPT_WAIT_KIND_APPROVAL": "approval",
+    "ATTEMPT_WAIT_KIND_LOCK": "a lock",
+    "ATTEMPT_WAIT_KIND_PROVIDER": "the provider",
+}
+
 AGENT_ACTIVITIES = {
     "AGENT_ACTIVITY_UNSPECIFIED": Look("-", "", "dim"),
     "AGENT_ACTIVITY_IDLE": Look("idle", "", "dim"),
     "AGENT_ACTIVITY_WORKING": Look("working", "", "cyan"),
     "AGENT_ACTIVITY_SILENT": Look("silent", "", "red"),
+    "AGENT_ACTIVITY_WAITING_FOR_APPROVAL": Look("needs approval", "", "yellow"),
+    "AGENT_ACTIVITY_WAITING_FOR_LOCK": Look("waits for lock", "", "yellow"),
+    "AGENT_ACTIVITY_RATE_LIMITED": Look("rate limited", "", "yellow"),
+    "AGENT_ACTIVITY_STALLED": Look("stalled", "", "red"),
+    "AGENT_ACTIVITY_NOT_POLLING": Look("not polling", "", "red"),
+    "AGENT_ACTIVITY_FINISHED_NOT_REPORTED": Look("not reported", "", "red"),
 }
 
 QUEUE_STATES = {
@@ -110,6 +122,13 @@ def activity_look(activity: int) -> Look:
     from kapell.v1.agent_pb2 import AgentActivity
 
     return AGENT_ACTIVITIES.get(_name(AgentActivity, activity), UNKNOWN)
+
+
+def attempt_wait(kind: int) -> str:
+    """What an `AttemptWaitKind` waits for, in words."""
+    from kapell.v1.task_pb2 import AttemptWaitKind
+
+    return ATTEMPT_WAITS.get(_name(AttemptWaitKind, kind), "something else")
 
 
 def event_name(kind: int) -> str:

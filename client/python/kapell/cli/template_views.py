@@ -48,7 +48,12 @@ def _parameter_line(parameter: TemplateParameter) -> str:
 
 def _timeouts(spec: TemplateSpec) -> str:
     limits = spec.timeouts
-    named = (("queue", limits.queue_timeout), ("run", limits.run_timeout), ("total", limits.total_timeout))
+    named = (
+        ("queue", limits.queue_timeout),
+        ("run", limits.run_timeout),
+        ("total", limits.total_timeout),
+        ("stall", limits.stall_timeout),
+    )
     return ", ".join(f"{name} {times.short(limit.seconds)}" for name, limit in named if limit.seconds)
 
 
@@ -129,7 +134,12 @@ def _history_text(history: TemplateHistory) -> str:
 
 def _dry_run_card(run: RenderTemplateResponse) -> list[Line]:
     limits = run.timeouts
-    named = (("queue", limits.queue_timeout), ("run", limits.run_timeout), ("total", limits.total_timeout))
+    named = (
+        ("queue", limits.queue_timeout),
+        ("run", limits.run_timeout),
+        ("total", limits.total_timeout),
+        ("stall", limits.stall_timeout),
+    )
     return [
         Line("Template", f"{run.template_id}@{run.version}"),
         Line("Name", run.display_name),

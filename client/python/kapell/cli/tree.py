@@ -163,6 +163,7 @@ TREE = Node(
             children={
                 "watch": Node("Show every change as it happens, without gap or duplicate.", "event:watch"),
                 "list": Node("List recorded events, the newest first.", "event:list_"),
+                "compact": Node("Drop the oldest events before their time.", "event_compact:compact"),
             },
         ),
         "auth": Node(

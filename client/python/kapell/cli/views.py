@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kapell.v1.agent_pb2 import Agent, AgentEvent, AgentProfile, AgentSpec
     from kapell.v1.event_pb2 import Event
     from kapell.v1.schedule_pb2 import Schedule
-    from kapell.v1.task_pb2 import Task, TaskAttempt, TaskEvent, TaskFailure
+    from kapell.v1.task_pb2 import AttemptWait, Task, TaskAttempt, TaskEvent, TaskFailure
     from kapell.v1.watch_pb2 import Actor
 
     AnyEvent = Event | TaskEvent | AgentEvent
@@ -85,7 +85,16 @@ def _why(task: Task) -> str:
     waits = [f"until {times.local(wait.until_time)}" for wait in task.waiting_on if wait.HasField("until_time")]
     if len(waits) < len(task.waiting_on):
         waits.insert(0, "for other tasks")
+    if task.HasField("waiting"):
+        waits.append(_waiting_text(task.waiting))
     return ", ".join([*said, *waits])
+
+
+def _waiting_text(waiting: AttemptWait) -> str:
+    """What a running attempt waits for: "waits for approval: merge it?, until 14:00"."""
+    detail = f": {waiting.detail}" if waiting.detail else ""
+    until = f", until {times.local(waiting.until_time)}" if waiting.HasField("until_time") else ""
+    return f"waits for {states.attempt_wait(waiting.kind)}{detail}{until}"
 
 
 def _dependencies(task: Task) -> str:

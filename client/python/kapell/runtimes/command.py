@@ -119,6 +119,7 @@ class Command:
                 await self._stop(program, attempt, abandoned)
         finally:
             ending = await program.end()
+            attempt.program_ended()
             await capture.drain()
         _remark(attempt, ending)
         return ending, capture

@@ -41,6 +41,10 @@ class Attempt(Protocol):
         """Says how far the work is, 0 to 1; None where it cannot tell. Only the latest word is sent."""
         ...
 
+    def program_ended(self) -> None:
+        """Says that the program which does the work has ended; its outcome is expected within 60 s."""
+        ...
+
     def log(self, text: str, stream: LogStream.ValueType = LOG_STREAM_STDOUT, *, time_ns: int = 0) -> None:
         """Adds lines to the attempt's log. Never waits; `time_ns` is now when it is 0."""
         ...

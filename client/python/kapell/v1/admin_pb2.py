@@ -22,13 +22,14 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from kapell._third_party.buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from kapell.v1 import common_pb2 as kapell_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15kapell/v1/admin.proto\x12\tkapell.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16kapell/v1/common.proto\"\x16\n\x14GetServerInfoRequest\"\xc7\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06log_id\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x10\n\x08\x64\x61tabase\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12H\n\x0c\x63\x61pabilities\x18\x06 \x03(\x0b\x32\x32.kapell.v1.GetServerInfoResponse.CapabilitiesEntry\x12\'\n\x06limits\x18\x07 \x01(\x0b\x32\x17.kapell.v1.ServerLimits\x12\x11\n\tprincipal\x18\x08 \x01(\t\x1a\x33\n\x11\x43\x61pabilitiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x08:\x02\x38\x01\"\xce\x01\n\x0cServerLimits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x05\x12\x17\n\x0fmax_batch_tasks\x18\x02 \x01(\x05\x12\x15\n\rmax_page_size\x18\x03 \x01(\x05\x12\x13\n\x0bmax_watches\x18\x04 \x01(\x05\x12\x12\n\nmax_agents\x18\x05 \x01(\x05\x12+\n\x08max_wait\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1d\n\x15max_attempt_log_bytes\x18\x07 \x01(\x03\"\x17\n\x15GetDiagnosticsRequest\"\xab\x03\n\x16GetDiagnosticsResponse\x12\x14\n\x0copen_watches\x18\x01 \x01(\x05\x12\x12\n\nopen_polls\x18\x02 \x01(\x05\x12\x15\n\rmailbox_depth\x18\x03 \x01(\x05\x12\x18\n\x10mailbox_capacity\x18\x04 \x01(\x05\x12\x0f\n\x07\x63ommits\x18\x05 \x01(\x03\x12\x10\n\x08\x63ommands\x18\x06 \x01(\x03\x12\x36\n\x13\x63ommit_p50_duration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x36\n\x13\x63ommit_p99_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x46\n\x0bready_tasks\x18\t \x03(\x0b\x32\x31.kapell.v1.GetDiagnosticsResponse.ReadyTasksEntry\x12\x16\n\x0eresident_bytes\x18\n \x01(\x03\x12\x10\n\x08revision\x18\x0b \x01(\x03\x1a\x31\n\x0fReadyTasksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x32\x9a\x02\n\x0c\x41\x64minService\x12|\n\rGetServerInfo\x12\x1f.kapell.v1.GetServerInfoRequest\x1a .kapell.v1.GetServerInfoResponse\"(\xe8\xc7\x18\x01\x82\xd3\xe4\x93\x02\x1e\x12\x1c/api/v1/orchestration/server\x12\x8b\x01\n\x0eGetDiagnostics\x12 .kapell.v1.GetDiagnosticsRequest\x1a!.kapell.v1.GetDiagnosticsResponse\"4\xe8\xc7\x18\x05\x82\xd3\xe4\x93\x02*\x12(/api/v1/orchestration/server/diagnosticsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15kapell/v1/admin.proto\x12\tkapell.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16kapell/v1/common.proto\"\x16\n\x14GetServerInfoRequest\"\xc7\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06log_id\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x10\n\x08\x64\x61tabase\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12H\n\x0c\x63\x61pabilities\x18\x06 \x03(\x0b\x32\x32.kapell.v1.GetServerInfoResponse.CapabilitiesEntry\x12\'\n\x06limits\x18\x07 \x01(\x0b\x32\x17.kapell.v1.ServerLimits\x12\x11\n\tprincipal\x18\x08 \x01(\t\x1a\x33\n\x11\x43\x61pabilitiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x08:\x02\x38\x01\"\xce\x01\n\x0cServerLimits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x05\x12\x17\n\x0fmax_batch_tasks\x18\x02 \x01(\x05\x12\x15\n\rmax_page_size\x18\x03 \x01(\x05\x12\x13\n\x0bmax_watches\x18\x04 \x01(\x05\x12\x12\n\nmax_agents\x18\x05 \x01(\x05\x12+\n\x08max_wait\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1d\n\x15max_attempt_log_bytes\x18\x07 \x01(\x03\"\x17\n\x15GetDiagnosticsRequest\"\xab\x03\n\x16GetDiagnosticsResponse\x12\x14\n\x0copen_watches\x18\x01 \x01(\x05\x12\x12\n\nopen_polls\x18\x02 \x01(\x05\x12\x15\n\rmailbox_depth\x18\x03 \x01(\x05\x12\x18\n\x10mailbox_capacity\x18\x04 \x01(\x05\x12\x0f\n\x07\x63ommits\x18\x05 \x01(\x03\x12\x10\n\x08\x63ommands\x18\x06 \x01(\x03\x12\x36\n\x13\x63ommit_p50_duration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x36\n\x13\x63ommit_p99_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x46\n\x0bready_tasks\x18\t \x03(\x0b\x32\x31.kapell.v1.GetDiagnosticsResponse.ReadyTasksEntry\x12\x16\n\x0eresident_bytes\x18\n \x01(\x03\x12\x10\n\x08revision\x18\x0b \x01(\x03\x1a\x31\n\x0fReadyTasksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\xb6\x01\n\x14\x43ompactEventsRequest\x12\"\n\x0f\x62\x65\x66ore_revision\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01H\x00\x12\x41\n\nolder_than\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n\"\x06\x08\x80\xbc\xe0\xdf\x0b\x32\x00H\x00\x12\'\n\nrequest_id\x18\x03 \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$B\x0e\n\x05which\x12\x05\xbaH\x02\x08\x01\"T\n\x15\x43ompactEventsResponse\x12\x17\n\x0foldest_revision\x18\x01 \x01(\x03\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x10\n\x08replayed\x18\x03 \x01(\x08\x32\xa4\x03\n\x0c\x41\x64minService\x12|\n\rGetServerInfo\x12\x1f.kapell.v1.GetServerInfoRequest\x1a .kapell.v1.GetServerInfoResponse\"(\xe8\xc7\x18\x01\x82\xd3\xe4\x93\x02\x1e\x12\x1c/api/v1/orchestration/server\x12\x8b\x01\n\x0eGetDiagnostics\x12 .kapell.v1.GetDiagnosticsRequest\x1a!.kapell.v1.GetDiagnosticsResponse\"4\xe8\xc7\x18\x05\x82\xd3\xe4\x93\x02*\x12(/api/v1/orchestration/server/diagnostics\x12\x87\x01\n\rCompactEvents\x12\x1f.kapell.v1.CompactEventsRequest\x1a .kapell.v1.CompactEventsResponse\"3\xe8\xc7\x18\x05\x82\xd3\xe4\x93\x02)\"$/api/v1/orchestration/events/compact:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,24 +40,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSERVERINFORESPONSE_CAPABILITIESENTRY']._serialized_options = b'8\001'
   _globals['_GETDIAGNOSTICSRESPONSE_READYTASKSENTRY']._loaded_options = None
   _globals['_GETDIAGNOSTICSRESPONSE_READYTASKSENTRY']._serialized_options = b'8\001'
+  _globals['_COMPACTEVENTSREQUEST'].oneofs_by_name['which']._loaded_options = None
+  _globals['_COMPACTEVENTSREQUEST'].oneofs_by_name['which']._serialized_options = b'\272H\002\010\001'
+  _globals['_COMPACTEVENTSREQUEST'].fields_by_name['before_revision']._loaded_options = None
+  _globals['_COMPACTEVENTSREQUEST'].fields_by_name['before_revision']._serialized_options = b'\272H\004\"\002(\001'
+  _globals['_COMPACTEVENTSREQUEST'].fields_by_name['older_than']._loaded_options = None
+  _globals['_COMPACTEVENTSREQUEST'].fields_by_name['older_than']._serialized_options = b'\272H\r\252\001\n\"\006\010\200\274\340\337\0132\000'
+  _globals['_COMPACTEVENTSREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_COMPACTEVENTSREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\020r\016\030@2\n^[^\\x00]*$'
   _globals['_ADMINSERVICE'].methods_by_name['GetServerInfo']._loaded_options = None
   _globals['_ADMINSERVICE'].methods_by_name['GetServerInfo']._serialized_options = b'\350\307\030\001\202\323\344\223\002\036\022\034/api/v1/orchestration/server'
   _globals['_ADMINSERVICE'].methods_by_name['GetDiagnostics']._loaded_options = None
   _globals['_ADMINSERVICE'].methods_by_name['GetDiagnostics']._serialized_options = b'\350\307\030\005\202\323\344\223\002*\022(/api/v1/orchestration/server/diagnostics'
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=155
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=177
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=180
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=507
-  _globals['_GETSERVERINFORESPONSE_CAPABILITIESENTRY']._serialized_start=456
-  _globals['_GETSERVERINFORESPONSE_CAPABILITIESENTRY']._serialized_end=507
-  _globals['_SERVERLIMITS']._serialized_start=510
-  _globals['_SERVERLIMITS']._serialized_end=716
-  _globals['_GETDIAGNOSTICSREQUEST']._serialized_start=718
-  _globals['_GETDIAGNOSTICSREQUEST']._serialized_end=741
-  _globals['_GETDIAGNOSTICSRESPONSE']._serialized_start=744
-  _globals['_GETDIAGNOSTICSRESPONSE']._serialized_end=1171
-  _globals['_GETDIAGNOSTICSRESPONSE_READYTASKSENTRY']._serialized_start=1122
-  _globals['_GETDIAGNOSTICSRESPONSE_READYTASKSENTRY']._serialized_end=1171
-  _globals['_ADMINSERVICE']._serialized_start=1174
-  _globals['_ADMINSERVICE']._serialized_end=1456
+  _globals['_ADMINSERVICE'].methods_by_name['CompactEvents']._loaded_options = None
+  _globals['_ADMINSERVICE'].methods_by_name['CompactEvents']._serialized_options = b'\350\307\030\005\202\323\344\223\002)\"$/api/v1/orchestration/events/compact:\001*'
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=184
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=206
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=209
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=536
+  _globals['_GETSERVERINFORESPONSE_CAPABILITIESENTRY']._serialized_start=485
+  _globals['_GETSERVERINFORESPONSE_CAPABILITIESENTRY']._serialized_end=536
+  _globals['_SERVERLIMITS']._serialized_start=539
+  _globals['_SERVERLIMITS']._serialized_end=745
+  _globals['_GETDIAGNOSTICSREQUEST']._serialized_start=747
+  _globals['_GETDIAGNOSTICSREQUEST']._serialized_end=770
+  _globals['_GETDIAGNOSTICSRESPONSE']._serialized_start=773
+  _globals['_GETDIAGNOSTICSRESPONSE']._serialized_end=1200
+  _globals['_GETDIAGNOSTICSRESPONSE_READYTASKSENTRY']._serialized_start=1151
+  _globals['_GETDIAGNOSTICSRESPONSE_READYTASKSENTRY']._serialized_end=1200
+  _globals['_COMPACTEVENTSREQUEST']._serialized_start=1203
+  _globals['_COMPACTEVENTSREQUEST']._serialized_end=1385
+  _globals['_COMPACTEVENTSRESPONSE']._serialized_start=1387
+  _globals['_COMPACTEVENTSRESPONSE']._serialized_end=1471
+  _globals['_ADMINSERVICE']._serialized_start=1474
+  _globals['_ADMINSERVICE']._serialized_end=1894
 # @@protoc_insertion_point(module_scope)

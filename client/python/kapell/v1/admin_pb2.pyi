@@ -265,3 +265,67 @@ class GetDiagnosticsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetDiagnosticsResponse: _TypeAlias = GetDiagnosticsResponse  # noqa: Y015
+
+@_typing.final
+class CompactEventsRequest(_message.Message):
+    """Request of CompactEvents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEFORE_REVISION_FIELD_NUMBER: _builtins.int
+    OLDER_THAN_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    before_revision: _builtins.int
+    """Those before this revision, which is at most the newest one."""
+    request_id: _builtins.str
+    """Makes a repeat of this request safe for 24 hours; empty means no protection."""
+    @_builtins.property
+    def older_than(self) -> _duration_pb2.Duration:
+        """Those older than this, by the server's clock; 0 means all but the newest. At most 100 years."""
+
+    def __init__(
+        self,
+        *,
+        before_revision: _builtins.int = ...,
+        older_than: _duration_pb2.Duration | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["before_revision", b"before_revision", "older_than", b"older_than", "which", b"which"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before_revision", b"before_revision", "older_than", b"older_than", "request_id", b"request_id", "which", b"which"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_which: _TypeAlias = _typing.Literal["before_revision", "older_than"]  # noqa: Y015
+    _WhichOneofArgType_which: _TypeAlias = _typing.Literal["which", b"which"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_which) -> _WhichOneofReturnType_which | None: ...
+
+Global___CompactEventsRequest: _TypeAlias = CompactEventsRequest  # noqa: Y015
+
+@_typing.final
+class CompactEventsResponse(_message.Message):
+    """Response of CompactEvents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OLDEST_REVISION_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    oldest_revision: _builtins.int
+    """The oldest revision a watch may start after now; every event after it is kept."""
+    revision: _builtins.int
+    """The newest revision."""
+    replayed: _builtins.bool
+    """True when this is the first answer to a repeated request_id."""
+    def __init__(
+        self,
+        *,
+        oldest_revision: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["oldest_revision", b"oldest_revision", "replayed", b"replayed", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompactEventsResponse: _TypeAlias = CompactEventsResponse  # noqa: Y015

@@ -45,6 +45,11 @@ class AdminServiceStub:
                 request_serializer=kapell_dot_v1_dot_admin__pb2.GetDiagnosticsRequest.SerializeToString,
                 response_deserializer=kapell_dot_v1_dot_admin__pb2.GetDiagnosticsResponse.FromString,
                 _registered_method=True)
+        self.CompactEvents = channel.unary_unary(
+                '/kapell.v1.AdminService/CompactEvents',
+                request_serializer=kapell_dot_v1_dot_admin__pb2.CompactEventsRequest.SerializeToString,
+                response_deserializer=kapell_dot_v1_dot_admin__pb2.CompactEventsResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -65,6 +70,17 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CompactEvents(self, request, context):
+        """Drops the oldest events of the log, before their time: the server does so by itself
+        by age and number. In force when it is answered: watches and lists begin after
+        oldest_revision, and a cursor below it is refused with REVISION_COMPACTED. The
+        space is given back in the background. Resources stay as they are, and so does
+        the newest event. What is compacted already stays so. Errors: REVISION_IN_FUTURE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +93,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetDiagnostics,
                     request_deserializer=kapell_dot_v1_dot_admin__pb2.GetDiagnosticsRequest.FromString,
                     response_serializer=kapell_dot_v1_dot_admin__pb2.GetDiagnosticsResponse.SerializeToString,
+            ),
+            'CompactEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompactEvents,
+                    request_deserializer=kapell_dot_v1_dot_admin__pb2.CompactEventsRequest.FromString,
+                    response_serializer=kapell_dot_v1_dot_admin__pb2.CompactEventsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +155,33 @@ class AdminService:
             '/kapell.v1.AdminService/GetDiagnostics',
             kapell_dot_v1_dot_admin__pb2.GetDiagnosticsRequest.SerializeToString,
             kapell_dot_v1_dot_admin__pb2.GetDiagnosticsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompactEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kapell.v1.AdminService/CompactEvents',
+            kapell_dot_v1_dot_admin__pb2.CompactEventsRequest.SerializeToString,
+            kapell_dot_v1_dot_admin__pb2.CompactEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

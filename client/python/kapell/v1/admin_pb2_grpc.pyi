@@ -37,6 +37,13 @@ class AdminServiceStub:
     """Tells version, limits and capabilities, so that clients can adapt."""
     GetDiagnostics: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetDiagnosticsRequest, _admin_pb2.GetDiagnosticsResponse]
     """Tells what the server is busy with right now."""
+    CompactEvents: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CompactEventsRequest, _admin_pb2.CompactEventsResponse]
+    """Drops the oldest events of the log, before their time: the server does so by itself
+    by age and number. In force when it is answered: watches and lists begin after
+    oldest_revision, and a cursor below it is refused with REVISION_COMPACTED. The
+    space is given back in the background. Resources stay as they are, and so does
+    the newest event. What is compacted already stays so. Errors: REVISION_IN_FUTURE.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -47,6 +54,13 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Tells version, limits and capabilities, so that clients can adapt."""
     GetDiagnostics: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetDiagnosticsRequest, _admin_pb2.GetDiagnosticsResponse]  # type: ignore[assignment]
     """Tells what the server is busy with right now."""
+    CompactEvents: _aio.UnaryUnaryMultiCallable[_admin_pb2.CompactEventsRequest, _admin_pb2.CompactEventsResponse]  # type: ignore[assignment]
+    """Drops the oldest events of the log, before their time: the server does so by itself
+    by age and number. In force when it is answered: watches and lists begin after
+    oldest_revision, and a cursor below it is refused with REVISION_COMPACTED. The
+    space is given back in the background. Resources stay as they are, and so does
+    the newest event. What is compacted already stays so. Errors: REVISION_IN_FUTURE.
+    """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers questions about the server."""
@@ -66,5 +80,18 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.GetDiagnosticsResponse, _abc.Awaitable[_admin_pb2.GetDiagnosticsResponse]]:
         """Tells what the server is busy with right now."""
+
+    @_abc_1.abstractmethod
+    def CompactEvents(
+        self,
+        request: _admin_pb2.CompactEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.CompactEventsResponse, _abc.Awaitable[_admin_pb2.CompactEventsResponse]]:
+        """Drops the oldest events of the log, before their time: the server does so by itself
+        by age and number. In force when it is answered: watches and lists begin after
+        oldest_revision, and a cursor below it is refused with REVISION_COMPACTED. The
+        space is given back in the background. Resources stay as they are, and so does
+        the newest event. What is compacted already stays so. Errors: REVISION_IN_FUTURE.
+        """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

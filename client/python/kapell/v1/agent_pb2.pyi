@@ -86,9 +86,26 @@ class _AgentActivityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AgentAc
     """Works on at least one task."""
     AGENT_ACTIVITY_SILENT: _AgentActivity.ValueType  # 3
     """Missed two heartbeats in a row."""
+    AGENT_ACTIVITY_WAITING_FOR_APPROVAL: _AgentActivity.ValueType  # 4
+    """Its tasks wait, one for a person's decision; see Task.waiting."""
+    AGENT_ACTIVITY_WAITING_FOR_LOCK: _AgentActivity.ValueType  # 5
+    """Its tasks wait, one for a lock."""
+    AGENT_ACTIVITY_RATE_LIMITED: _AgentActivity.ValueType  # 6
+    """Its tasks wait for the provider of their model, which asks for a pause."""
+    AGENT_ACTIVITY_STALLED: _AgentActivity.ValueType  # 7
+    """It sends heartbeats, but for 10 minutes no attempt has reported progress or logged anything.
+    TaskTimeouts.stall_timeout ends such an attempt; without it this is only shown.
+    """
+    AGENT_ACTIVITY_NOT_POLLING: _AgentActivity.ValueType  # 8
+    """It sends heartbeats and has a slot free, but for 2 minutes it has not asked for a task."""
+    AGENT_ACTIVITY_FINISHED_NOT_REPORTED: _AgentActivity.ValueType  # 9
+    """Its programs have ended, but it has not said how. After 60 s such an attempt is LOST with NOT_REPORTED."""
 
 class AgentActivity(_AgentActivity, metaclass=_AgentActivityEnumTypeWrapper):
-    """What an agent is doing."""
+    """What an agent is doing. With several tasks: WORKING while work goes on at one of
+    them, else the first that is true of one: FINISHED_NOT_REPORTED, STALLED,
+    WAITING_FOR_APPROVAL, WAITING_FOR_LOCK, RATE_LIMITED.
+    """
 
 AGENT_ACTIVITY_UNSPECIFIED: AgentActivity.ValueType  # 0
 """Not known: the agent is not ACTIVE or DRAINING."""
@@ -98,6 +115,20 @@ AGENT_ACTIVITY_WORKING: AgentActivity.ValueType  # 2
 """Works on at least one task."""
 AGENT_ACTIVITY_SILENT: AgentActivity.ValueType  # 3
 """Missed two heartbeats in a row."""
+AGENT_ACTIVITY_WAITING_FOR_APPROVAL: AgentActivity.ValueType  # 4
+"""Its tasks wait, one for a person's decision; see Task.waiting."""
+AGENT_ACTIVITY_WAITING_FOR_LOCK: AgentActivity.ValueType  # 5
+"""Its tasks wait, one for a lock."""
+AGENT_ACTIVITY_RATE_LIMITED: AgentActivity.ValueType  # 6
+"""Its tasks wait for the provider of their model, which asks for a pause."""
+AGENT_ACTIVITY_STALLED: AgentActivity.ValueType  # 7
+"""It sends heartbeats, but for 10 minutes no attempt has reported progress or logged anything.
+TaskTimeouts.stall_timeout ends such an attempt; without it this is only shown.
+"""
+AGENT_ACTIVITY_NOT_POLLING: AgentActivity.ValueType  # 8
+"""It sends heartbeats and has a slot free, but for 2 minutes it has not asked for a task."""
+AGENT_ACTIVITY_FINISHED_NOT_REPORTED: AgentActivity.ValueType  # 9
+"""Its programs have ended, but it has not said how. After 60 s such an attempt is LOST with NOT_REPORTED."""
 Global___AgentActivity: _TypeAlias = AgentActivity  # noqa: Y015
 
 class _ResultFormat:

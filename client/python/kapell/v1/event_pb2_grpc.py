@@ -67,8 +67,9 @@ class EventServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListEvents(self, request, context):
-        """Lists recorded events, newest first unless asked otherwise.
-        Errors: PAGE_TOKEN_INVALID.
+        """Lists recorded events, newest first unless asked otherwise. The list ends where
+        the log was compacted; oldest first it begins there, and is refused where the log
+        was compacted beyond the page before. Errors: PAGE_TOKEN_INVALID, REVISION_COMPACTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,8 +40,9 @@ class EventServiceStub:
     Errors: REVISION_COMPACTED, REVISION_IN_FUTURE, TOO_MANY_WATCHES.
     """
     ListEvents: _grpc.UnaryUnaryMultiCallable[_event_pb2.ListEventsRequest, _event_pb2.ListEventsResponse]
-    """Lists recorded events, newest first unless asked otherwise.
-    Errors: PAGE_TOKEN_INVALID.
+    """Lists recorded events, newest first unless asked otherwise. The list ends where
+    the log was compacted; oldest first it begins there, and is refused where the log
+    was compacted beyond the page before. Errors: PAGE_TOKEN_INVALID, REVISION_COMPACTED.
     """
     GetLogInfo: _grpc.UnaryUnaryMultiCallable[_event_pb2.GetLogInfoRequest, _event_pb2.GetLogInfoResponse]
     """Tells which log this is and which revisions it holds."""
@@ -58,8 +59,9 @@ class EventServiceAsyncStub(EventServiceStub):
     Errors: REVISION_COMPACTED, REVISION_IN_FUTURE, TOO_MANY_WATCHES.
     """
     ListEvents: _aio.UnaryUnaryMultiCallable[_event_pb2.ListEventsRequest, _event_pb2.ListEventsResponse]  # type: ignore[assignment]
-    """Lists recorded events, newest first unless asked otherwise.
-    Errors: PAGE_TOKEN_INVALID.
+    """Lists recorded events, newest first unless asked otherwise. The list ends where
+    the log was compacted; oldest first it begins there, and is refused where the log
+    was compacted beyond the page before. Errors: PAGE_TOKEN_INVALID, REVISION_COMPACTED.
     """
     GetLogInfo: _aio.UnaryUnaryMultiCallable[_event_pb2.GetLogInfoRequest, _event_pb2.GetLogInfoResponse]  # type: ignore[assignment]
     """Tells which log this is and which revisions it holds."""
@@ -85,8 +87,9 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _event_pb2.ListEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_event_pb2.ListEventsResponse, _abc.Awaitable[_event_pb2.ListEventsResponse]]:
-        """Lists recorded events, newest first unless asked otherwise.
-        Errors: PAGE_TOKEN_INVALID.
+        """Lists recorded events, newest first unless asked otherwise. The list ends where
+        the log was compacted; oldest first it begins there, and is refused where the log
+        was compacted beyond the page before. Errors: PAGE_TOKEN_INVALID, REVISION_COMPACTED.
         """
 
     @_abc_1.abstractmethod

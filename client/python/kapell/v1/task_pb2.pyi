@@ -139,6 +139,34 @@ WAIT_KIND_AGENT_LETTING_GO: WaitKind.ValueType  # 18
 """For its agent to let go: cancelling, or a timeout, was asked for. ExplainTask only."""
 Global___WaitKind: _TypeAlias = WaitKind  # noqa: Y015
 
+class _AttemptWaitKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AttemptWaitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AttemptWaitKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ATTEMPT_WAIT_KIND_UNSPECIFIED: _AttemptWaitKind.ValueType  # 0
+    """Not set; never sent."""
+    ATTEMPT_WAIT_KIND_APPROVAL: _AttemptWaitKind.ValueType  # 1
+    """For a person's decision."""
+    ATTEMPT_WAIT_KIND_LOCK: _AttemptWaitKind.ValueType  # 2
+    """For a lock that somebody else holds."""
+    ATTEMPT_WAIT_KIND_PROVIDER: _AttemptWaitKind.ValueType  # 3
+    """For the provider of its model, which asks for a pause."""
+
+class AttemptWaitKind(_AttemptWaitKind, metaclass=_AttemptWaitKindEnumTypeWrapper):
+    """What a running attempt may wait for."""
+
+ATTEMPT_WAIT_KIND_UNSPECIFIED: AttemptWaitKind.ValueType  # 0
+"""Not set; never sent."""
+ATTEMPT_WAIT_KIND_APPROVAL: AttemptWaitKind.ValueType  # 1
+"""For a person's decision."""
+ATTEMPT_WAIT_KIND_LOCK: AttemptWaitKind.ValueType  # 2
+"""For a lock that somebody else holds."""
+ATTEMPT_WAIT_KIND_PROVIDER: AttemptWaitKind.ValueType  # 3
+"""For the provider of its model, which asks for a pause."""
+Global___AttemptWaitKind: _TypeAlias = AttemptWaitKind  # noqa: Y015
+
 class _AttemptState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -270,6 +298,7 @@ class TaskTimeouts(_message.Message):
     QUEUE_TIMEOUT_FIELD_NUMBER: _builtins.int
     RUN_TIMEOUT_FIELD_NUMBER: _builtins.int
     TOTAL_TIMEOUT_FIELD_NUMBER: _builtins.int
+    STALL_TIMEOUT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def queue_timeout(self) -> _duration_pb2.Duration:
         """From runnable until an agent has it; then the task fails with QUEUE_TIMEOUT. At most 30 days."""
@@ -282,16 +311,23 @@ class TaskTimeouts(_message.Message):
     def total_timeout(self) -> _duration_pb2.Duration:
         """From creation to the end, all attempts and pauses; then the task fails with TOTAL_TIMEOUT. At most 30 days."""
 
+    @_builtins.property
+    def stall_timeout(self) -> _duration_pb2.Duration:
+        """An attempt without news, which are new progress and logs, though its agent lives; then it is stopped
+        and counts as failed with STALLED. Time in which it says what it waits for does not count. At most 30 days.
+        """
+
     def __init__(
         self,
         *,
         queue_timeout: _duration_pb2.Duration | None = ...,
         run_timeout: _duration_pb2.Duration | None = ...,
         total_timeout: _duration_pb2.Duration | None = ...,
+        stall_timeout: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["queue_timeout", b"queue_timeout", "run_timeout", b"run_timeout", "total_timeout", b"total_timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["queue_timeout", b"queue_timeout", "run_timeout", b"run_timeout", "stall_timeout", b"stall_timeout", "total_timeout", b"total_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["queue_timeout", b"queue_timeout", "run_timeout", b"run_timeout", "total_timeout", b"total_timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["queue_timeout", b"queue_timeout", "run_timeout", b"run_timeout", "stall_timeout", b"stall_timeout", "total_timeout", b"total_timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -476,7 +512,8 @@ class TaskFailure(_message.Message):
     RETRYABLE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """A constant in upper snake case. The server's own: LEASE_EXPIRED, AGENT_LOST,
-    QUEUE_TIMEOUT, RUN_TIMEOUT, TOTAL_TIMEOUT, DEPENDENCY_FAILED, PROMPT_TOO_LARGE. The command runtime's: EXIT_CODE,
+    QUEUE_TIMEOUT, RUN_TIMEOUT, TOTAL_TIMEOUT, STALLED, NOT_REPORTED, DEPENDENCY_FAILED,
+    PROMPT_TOO_LARGE. The command runtime's: EXIT_CODE,
     SIGNAL, PROGRAM_NOT_FOUND, RESULT_INVALID, SETUP_FAILED. Others come from the worker.
     """
     message: _builtins.str
@@ -605,6 +642,7 @@ class Task(_message.Message):
     DEPTH_FIELD_NUMBER: _builtins.int
     SCHEDULE_ID_FIELD_NUMBER: _builtins.int
     SCHEDULE_TIME_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The id; "task_" and a time-sortable part, or the client's choice."""
     display_name: _builtins.str
@@ -745,6 +783,10 @@ class Task(_message.Message):
     def schedule_time(self) -> _timestamp_pb2.Timestamp:
         """The time of the schedule's calendar it was made for, without jitter."""
 
+    @_builtins.property
+    def waiting(self) -> Global___AttemptWait:
+        """What the running attempt waits for, as its agent says; unset while it works."""
+
     def __init__(
         self,
         *,
@@ -794,14 +836,47 @@ class Task(_message.Message):
         depth: _builtins.int = ...,
         schedule_id: _builtins.str = ...,
         schedule_time: _timestamp_pb2.Timestamp | None = ...,
+        waiting: Global___AttemptWait | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "failure", b"failure", "input", b"input", "lease", b"lease", "not_before_time", b"not_before_time", "progress", b"progress", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "schedule_time", b"schedule_time", "start_time", b"start_time", "state_time", b"state_time", "timeouts", b"timeouts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "failure", b"failure", "input", b"input", "lease", b"lease", "not_before_time", b"not_before_time", "progress", b"progress", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "schedule_time", b"schedule_time", "start_time", b"start_time", "state_time", b"state_time", "timeouts", b"timeouts", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "attempt", b"attempt", "attempts_used", b"attempts_used", "concurrency_keys", b"concurrency_keys", "content_bytes", b"content_bytes", "create_time", b"create_time", "creator", b"creator", "dependencies", b"dependencies", "depth", b"depth", "display_name", b"display_name", "edited", b"edited", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "fairness_key", b"fairness_key", "input", b"input", "labels", b"labels", "lease", b"lease", "not_before_time", b"not_before_time", "parent_task_id", b"parent_task_id", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "prompt_parts", b"prompt_parts", "prompt_pending", b"prompt_pending", "queue_rank", b"queue_rank", "queue_time", b"queue_time", "rate_limited_count", b"rate_limited_count", "result", b"result", "retries", b"retries", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "revision", b"revision", "root_task_id", b"root_task_id", "schedule_id", b"schedule_id", "schedule_time", b"schedule_time", "skipped", b"skipped", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "task_id", b"task_id", "template_id", b"template_id", "template_version", b"template_version", "timeouts", b"timeouts", "waiting_on", b"waiting_on"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "attempt", b"attempt", "attempts_used", b"attempts_used", "concurrency_keys", b"concurrency_keys", "content_bytes", b"content_bytes", "create_time", b"create_time", "creator", b"creator", "dependencies", b"dependencies", "depth", b"depth", "display_name", b"display_name", "edited", b"edited", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "fairness_key", b"fairness_key", "input", b"input", "labels", b"labels", "lease", b"lease", "not_before_time", b"not_before_time", "parent_task_id", b"parent_task_id", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "prompt_parts", b"prompt_parts", "prompt_pending", b"prompt_pending", "queue_rank", b"queue_rank", "queue_time", b"queue_time", "rate_limited_count", b"rate_limited_count", "result", b"result", "retries", b"retries", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "revision", b"revision", "root_task_id", b"root_task_id", "schedule_id", b"schedule_id", "schedule_time", b"schedule_time", "skipped", b"skipped", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "task_id", b"task_id", "template_id", b"template_id", "template_version", b"template_version", "timeouts", b"timeouts", "waiting", b"waiting", "waiting_on", b"waiting_on"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Task: _TypeAlias = Task  # noqa: Y015
+
+@_typing.final
+class AttemptWait(_message.Message):
+    """What a running attempt waits for. Time spent so does not count as stalled."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    UNTIL_TIME_FIELD_NUMBER: _builtins.int
+    kind: Global___AttemptWaitKind.ValueType
+    """What it is. Required."""
+    detail: _builtins.str
+    """More about it for people, at most 500 characters."""
+    @_builtins.property
+    def until_time(self) -> _timestamp_pb2.Timestamp:
+        """When it is expected to end; unset where that is not known."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___AttemptWaitKind.ValueType = ...,
+        detail: _builtins.str = ...,
+        until_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["until_time", b"until_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "kind", b"kind", "until_time", b"until_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttemptWait: _TypeAlias = AttemptWait  # noqa: Y015
 
 @_typing.final
 class TaskAttempt(_message.Message):

@@ -318,21 +318,33 @@ class LeaseBeat(_message.Message):
 
     LEASE_TOKEN_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    PROGRAM_ENDED_FIELD_NUMBER: _builtins.int
     lease_token: _builtins.str
     """The lease."""
+    program_ended: _builtins.bool
+    """The attempt's program has ended. Unless CompleteTask, FailTask or ReleaseTask follows within 60 s,
+    the attempt is LOST with NOT_REPORTED.
+    """
     @_builtins.property
     def progress(self) -> _task_pb2.TaskProgress:
         """News of the attempt's progress, if any."""
+
+    @_builtins.property
+    def waiting(self) -> _task_pb2.AttemptWait:
+        """What the attempt waits for, in every heartbeat for as long as it does. Unset: it works."""
 
     def __init__(
         self,
         *,
         lease_token: _builtins.str = ...,
         progress: _task_pb2.TaskProgress | None = ...,
+        waiting: _task_pb2.AttemptWait | None = ...,
+        program_ended: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_token", b"lease_token", "progress", b"progress"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_token", b"lease_token", "program_ended", b"program_ended", "progress", b"progress", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

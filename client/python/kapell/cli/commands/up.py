@@ -13,7 +13,8 @@ from kapell.cli.errors import Done, Exit, Refusal
 from kapell.cli.shape import command
 
 _EPILOG = (
-    "Every option but --demo has an environment variable KAPELL_*, and a key in the [server] table of kapell.toml."
+    "Every option but --demo has an environment variable KAPELL_*, and a key in kapell.toml:"
+    " in the table [retention] where it begins with --keep, else in [server]."
 )
 
 
@@ -40,6 +41,10 @@ _EPILOG = (
 @click.option(
     "--insecure-bind", is_flag=True, help="Allow an address that other machines reach, though nothing is encrypted."
 )
+@click.option("--keep-tasks-for", metavar="DURATION", help="Keep finished tasks so long; 0 for ever. [default: 30d]")
+@click.option("--keep-tasks", metavar="N", help="Keep so many finished tasks; 0 for all. [default: 1000000]")
+@click.option("--keep-events-for", metavar="DURATION", help="Keep events so long; 0 for ever. [default: 7d]")
+@click.option("--keep-events", metavar="N", help="Keep so many events; 0 for all. [default: 2000000]")
 @click.option("--log-format", type=click.Choice(["console", "json"]), help="How the server logs.")
 @click.pass_obj
 def up(app: App, /, demo: bool, no_auth: bool, insecure_bind: bool, **values: str | None) -> None:
