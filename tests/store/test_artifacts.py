@@ -81,7 +81,7 @@ class Shelf:
 
     async def begin(self, task_id: str, **fields: Any) -> Artifact:
         request = CreateArtifactRequest(**{"task_id": task_id, "name": "report.txt", **fields})
-        return (await self.store.create(request, Writer(task_id, 0, ""), USER))[0]
+        return (await self.store.create(request, Writer(task_id, 0, ""), USER)).artifact
 
     async def keep(self, task_id: str, data: bytes, **fields: Any) -> Artifact:
         artifact = await self.begin(task_id, **fields)
@@ -268,14 +268,16 @@ async def test_a_request_id_makes_one_artifact_and_one_deletion(shelf: Shelf) ->
     request = CreateArtifactRequest(task_id=task, name="a", request_id="once")
     writer = Writer(task, 0, "")
 
-    first, was_first = await shelf.store.create(request, writer, USER)
-    again, was_again = await shelf.store.create(request, writer, USER)
-    assert (again, was_first, was_again) == (first, False, True)
+    first = await shelf.store.create(request, writer, USER, revision=7)
+    again = await shelf.store.create(request, writer, USER, revision=8)
+    assert (first.replayed, again.replayed) == (False, True)
+    assert (again.artifact, again.revision) == (first.artifact, 7)
     request.name = "b"
     assert (await refused(shelf.store.create(request, writer, USER))).reason_name == "REQUEST_ID_REUSED"
 
-    deletion = DeleteArtifactRequest(artifact_id=first.artifact_id, request_id="gone")
-    assert [await shelf.store.delete(deletion, USER) for _ in range(2)] == [False, True]
+    deletion = DeleteArtifactRequest(artifact_id=first.artifact.artifact_id, request_id="gone")
+    answers = [await shelf.store.delete(deletion, USER, revision=revision) for revision in (8, 9)]
+    assert [(answer.revision, answer.replayed) for answer in answers] == [(8, False), (8, True)]
 
 
 async def test_lists_are_paged_and_filtered(shelf: Shelf) -> None:

@@ -41,8 +41,7 @@ class ArtifactServicer:
         self, request: artifact_pb2.CreateArtifactRequest, caller: Caller
     ) -> artifact_pb2.CreateArtifactResponse:
         writer = self._writer(request.lease_token, caller, request.task_id)
-        artifact, replayed = await self._artifacts.create(request, writer, caller)
-        return artifact_pb2.CreateArtifactResponse(artifact=artifact, revision=self._engine.revision, replayed=replayed)
+        return await self._artifacts.create(request, writer, caller, revision=self._engine.revision)
 
     async def UploadArtifact(
         self, request: artifact_pb2.UploadArtifactRequest, caller: Caller
@@ -96,8 +95,7 @@ class ArtifactServicer:
     async def DeleteArtifact(
         self, request: artifact_pb2.DeleteArtifactRequest, caller: Caller
     ) -> artifact_pb2.DeleteArtifactResponse:
-        replayed = await self._artifacts.delete(request, caller)
-        return artifact_pb2.DeleteArtifactResponse(revision=self._engine.revision, replayed=replayed)
+        return await self._artifacts.delete(request, caller, revision=self._engine.revision)
 
     async def _readable(self, artifact_id: str, caller: Caller) -> artifact_pb2.Artifact:
         artifact = await self._artifacts.get(artifact_id)

@@ -27,7 +27,9 @@ from kapell.v1.artifact_pb2 import (
     ARTIFACT_STATE_UPLOADING,
     Artifact,
     CreateArtifactRequest,
+    CreateArtifactResponse,
     DeleteArtifactRequest,
+    DeleteArtifactResponse,
     ListArtifactsRequest,
 )
 from sqlalchemy import bindparam
@@ -152,8 +154,10 @@ class ArtifactStore:
 
     # -- uploads -----------------------------------------------------------------------------
 
-    async def create(self, request: CreateArtifactRequest, writer: Writer, caller: Caller) -> tuple[Artifact, bool]:
-        """Begins an upload; the second value tells whether that was done before, by the same request_id.
+    async def create(
+        self, request: CreateArtifactRequest, writer: Writer, caller: Caller, *, revision: int = 0
+    ) -> CreateArtifactResponse:
+        """Begins an upload at this revision of the log; the same request_id gives the first answer again.
 
         Raises KapellError TASK_NOT_FOUND, ARTIFACT_LIMIT, STORAGE_FULL, REQUEST_ID_REUSED.
         """
@@ -175,7 +179,8 @@ class ArtifactStore:
             self._room.open(artifact.artifact_id, task_id, int(ready), announced or 0)
             number = (connection.scalar(_last_number) or 0) + 1
             connection.execute(_insert, _as_row(artifact, number, announced, now_ns))
-            known.remember(connection, artifact.SerializeToString(), now_ns)
+            answer = CreateArtifactResponse(artifact=artifact, revision=revision)
+            known.remember(connection, answer.SerializeToString(), now_ns)
             return None
 
         try:
@@ -184,10 +189,12 @@ class ArtifactStore:
             self._room.close(artifact.artifact_id)
             raise
         if first is not None:
-            return Artifact.FromString(first), True
+            answer = CreateArtifactResponse.FromString(first)
+            answer.replayed = True
+            return answer
         upload = Upload(self._files, artifact.task_id, artifact.artifact_id, announced)
         self._open[artifact.artifact_id] = _Open(artifact, upload)
-        return artifact, False
+        return CreateArtifactResponse(artifact=artifact, revision=revision)
 
     async def write(self, artifact_id: str, offset: int, data: bytes) -> int:
         """Adds a chunk; where the upload goes on. What is below that is on the disk.
@@ -286,26 +293,35 @@ class ArtifactStore:
 
     # -- ends --------------------------------------------------------------------------------
 
-    async def delete(self, request: DeleteArtifactRequest, caller: Caller) -> bool:
-        """Deletes an artifact; whether that was done before, by the same request_id. Raises ARTIFACT_NOT_FOUND."""
+    async def delete(
+        self, request: DeleteArtifactRequest, caller: Caller, *, revision: int = 0
+    ) -> DeleteArtifactResponse:
+        """Deletes an artifact at this revision of the log; the same request_id gives the first answer again.
+
+        Raises ARTIFACT_NOT_FOUND.
+        """
         now_ns = self._clock.now_ns()
         known = Remembered(caller, request, request.request_id)
 
-        def work(connection: Connection) -> tuple[str, int] | None:
-            if known.first_answer(connection) is not None:
-                return None
+        def work(connection: Connection) -> tuple[str, int] | bytes:
+            first = known.first_answer(connection)
+            if first is not None:
+                return first
             row = connection.execute(_row, {"artifact_id": request.artifact_id}).first()
             if row is None:
                 raise artifact_not_found(request.artifact_id)
             connection.execute(_delete, {"id": request.artifact_id})
-            known.remember(connection, b"", now_ns)
+            known.remember(connection, DeleteArtifactResponse(revision=revision).SerializeToString(), now_ns)
             return row[0], row[2] if row[1] == ARTIFACT_STATE_READY else 0
 
-        async def delete() -> bool:
+        async def delete() -> DeleteArtifactResponse:
             deleted = await self._database.write(work)
-            if deleted is not None:
-                await self._let_go(request.artifact_id, *deleted)
-            return deleted is None
+            if isinstance(deleted, bytes):
+                answer = DeleteArtifactResponse.FromString(deleted)
+                answer.replayed = True
+                return answer
+            await self._let_go(request.artifact_id, *deleted)
+            return DeleteArtifactResponse(revision=revision)
 
         return await self._to_the_end(delete())
 
