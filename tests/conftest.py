@@ -6,9 +6,14 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support.postgres import Postgres, running_postgres
 from tests.support.server_process import ServerProcess
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("untimed", settings.default, deadline=None)
+settings.load_profile("untimed")
 
 _servers: pytest.StashKey[list[ServerProcess]] = pytest.StashKey()
 

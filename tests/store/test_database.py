@@ -421,12 +421,12 @@ async def test_a_server_that_lost_its_lock_to_another_writes_nothing(postgresql_
 
 
 async def kill_connections(url: str) -> None:
-    """Ends every connection to the database, as an administrator or a failover does."""
+    """Ends every connection to the database, as an administrator or a failover does, and waits until they are gone."""
     import asyncpg  # type: ignore[import-untyped]
 
     connection = await asyncpg.connect(url)
     await connection.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        "SELECT pg_terminate_backend(pid, 30000) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
     await connection.close()
