@@ -24,7 +24,6 @@ import sqlalchemy as sa
 import structlog
 from kapell.v1.artifact_pb2 import (
     ARTIFACT_STATE_READY,
-    ARTIFACT_STATE_UPLOADING,
     Artifact,
     CreateArtifactRequest,
     CreateArtifactResponse,
@@ -32,7 +31,6 @@ from kapell.v1.artifact_pb2 import (
     DeleteArtifactResponse,
     ListArtifactsRequest,
 )
-from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
 from kapell_server.clock import Clock
@@ -52,12 +50,13 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.domain.ids import IdMinter
 from kapell_server.domain.state import task_not_found
 from kapell_server.domain.times import SECOND
+from kapell_server.store import artifact_rows as sql
 from kapell_server.store.artifact_files import ArtifactFiles, Upload
 from kapell_server.store.database import Database
 from kapell_server.store.listing import Listing, page_of
 from kapell_server.store.pages import Page
 from kapell_server.store.remembered import Remembered
-from kapell_server.store.schema import artifacts, tasks
+from kapell_server.store.schema import artifacts
 from kapell_server.supervise import Supervisor
 
 _log = structlog.get_logger(__name__)
@@ -70,33 +69,6 @@ _SWEEP = 200
 """Rows or files that one step of the housekeeping looks at."""
 _STEP_SECONDS, _SWEEP_SECONDS = 1.0, 60.0
 """Pause after one step, and after all rows were looked at."""
-
-_task = sa.select(tasks.c.task_id).where(tasks.c.task_id == bindparam("task_id"))
-_row = sa.select(artifacts.c.task_id, artifacts.c.state, artifacts.c.size, artifacts.c.data).where(
-    artifacts.c.artifact_id == bindparam("artifact_id")
-)
-_ready_size = sa.case((artifacts.c.state == ARTIFACT_STATE_READY, artifacts.c.size), else_=0)
-_used = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(_ready_size), 0)).where(
-    artifacts.c.task_id == bindparam("task_id")
-)
-_uploads = (
-    sa.select(artifacts.c.artifact_id, artifacts.c.task_id, artifacts.c.size)
-    .where(artifacts.c.state == ARTIFACT_STATE_UPLOADING)
-    .order_by(artifacts.c.number)
-)
-_used_beside_uploads = (
-    sa.select(artifacts.c.task_id, sa.func.sum(_ready_size))
-    .where(artifacts.c.task_id.in_(sa.select(_uploads.subquery().c.task_id)))
-    .group_by(artifacts.c.task_id)
-)
-_last_number = sa.select(sa.func.max(artifacts.c.number))
-_insert = sa.insert(artifacts)
-_make_ready = (
-    sa.update(artifacts)
-    .where(artifacts.c.artifact_id == bindparam("id"))
-    .values(state=ARTIFACT_STATE_READY, size=bindparam("bytes"), data=bindparam("message"))
-)
-_delete = sa.delete(artifacts).where(artifacts.c.artifact_id == bindparam("id"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +109,9 @@ class ArtifactStore:
         """Counts what there is. Uploads that were open are found again when somebody asks for them."""
 
         def load(connection: Connection) -> tuple[int, dict[str, int], list[Any]]:
-            ready = connection.scalar(sa.select(sa.func.coalesce(sa.func.sum(_ready_size), 0)))
-            ready_of = {task_id: int(size) for task_id, size in connection.execute(_used_beside_uploads)}
-            return int(ready or 0), ready_of, list(connection.execute(_uploads))
+            ready = connection.scalar(sa.select(sa.func.coalesce(sa.func.sum(sql.READY_SIZE), 0)))
+            ready_of = {task_id: int(size) for task_id, size in connection.execute(sql.USED_BESIDE_UPLOADS)}
+            return int(ready or 0), ready_of, list(connection.execute(sql.UPLOADS))
 
         def sizes(rows: list[Any]) -> list[int]:
             return [max(announced or 0, self._files.size(task, artifact)) for artifact, task, announced in rows]
@@ -171,14 +143,14 @@ class ArtifactStore:
             if first is not None:
                 return first
             task_id = writer.task_id
-            if connection.scalar(_task, {"task_id": task_id}) is None:
+            if connection.scalar(sql.TASK, {"task_id": task_id}) is None:
                 raise task_not_found(task_id)
-            count, ready = connection.execute(_used, {"task_id": task_id}).one()
+            count, ready = connection.execute(sql.USED, {"task_id": task_id}).one()
             self._room.check_new(task_id, int(ready), count, announced or 0)
             self._files.check_free(announced or 0)
             self._room.open(artifact.artifact_id, task_id, int(ready), announced or 0)
-            number = (connection.scalar(_last_number) or 0) + 1
-            connection.execute(_insert, _as_row(artifact, number, announced, now_ns))
+            number = (connection.scalar(sql.LAST_NUMBER) or 0) + 1
+            connection.execute(sql.INSERT, sql.as_row(artifact, number, announced, now_ns))
             answer = CreateArtifactResponse(artifact=artifact, revision=revision)
             known.remember(connection, answer.SerializeToString(), now_ns)
             return None
@@ -235,7 +207,7 @@ class ArtifactStore:
 
     async def _make_ready(self, ready: Artifact, upload: Upload) -> None:
         values = {"id": ready.artifact_id, "bytes": ready.size, "message": ready.SerializeToString()}
-        if not await self._database.write(lambda connection: connection.execute(_make_ready, values).rowcount):
+        if not await self._database.write(lambda connection: connection.execute(sql.MAKE_READY, values).rowcount):
             raise artifact_not_found(ready.artifact_id)
         self._room.close(ready.artifact_id, ready.size)
         self._open.pop(ready.artifact_id, None)
@@ -247,7 +219,7 @@ class ArtifactStore:
         """What is known of an artifact, with its upload_offset. Raises ARTIFACT_NOT_FOUND."""
         open_ = self._open.get(artifact_id)
         if open_ is None:
-            row = await self._database.read(lambda found: found.execute(_row, {"artifact_id": artifact_id}).first())
+            row = await self._database.read(lambda found: found.execute(sql.ROW, {"artifact_id": artifact_id}).first())
             if row is None:
                 raise artifact_not_found(artifact_id)
             if row[1] == ARTIFACT_STATE_READY:
@@ -276,7 +248,7 @@ class ArtifactStore:
         )
 
         def work(connection: Connection) -> tuple[list[Artifact], str]:
-            if connection.scalar(_task, {"task_id": request.task_id}) is None:
+            if connection.scalar(sql.TASK, {"task_id": request.task_id}) is None:
                 raise task_not_found(request.task_id)
             rows = page_of(connection, listing, page)
             token = "" if rows.next_cursor is None else page.token(rows.next_cursor)
@@ -307,10 +279,10 @@ class ArtifactStore:
             first = known.first_answer(connection)
             if first is not None:
                 return first
-            row = connection.execute(_row, {"artifact_id": request.artifact_id}).first()
+            row = connection.execute(sql.ROW, {"artifact_id": request.artifact_id}).first()
             if row is None:
                 raise artifact_not_found(request.artifact_id)
-            connection.execute(_delete, {"id": request.artifact_id})
+            connection.execute(sql.DELETE, {"id": request.artifact_id})
             known.remember(connection, DeleteArtifactResponse(revision=revision).SerializeToString(), now_ns)
             return row[0], row[2] if row[1] == ARTIFACT_STATE_READY else 0
 
@@ -357,7 +329,7 @@ class ArtifactStore:
         now_ns, limits = self._clock.now_ns(), self._limits
         begun_before = now_ns - int(limits.upload_lifetime * SECOND)
         made_before = now_ns - int(limits.max_age * SECOND) if limits.max_age else 0
-        rows = await self._database.read(partial(_next_rows, cursor=self._cursor))
+        rows = await self._database.read(partial(sql.next_rows, cursor=self._cursor, limit=_SWEEP))
         self._cursor = rows[-1][0] if len(rows) == _SWEEP else 0
         doomed = [
             artifact_id
@@ -421,8 +393,8 @@ class ArtifactStore:
 
     async def _find_upload(self, artifact_id: str) -> _Open | None:
         def load(connection: Connection) -> tuple[Any, int] | None:
-            row = connection.execute(_row, {"artifact_id": artifact_id}).first()
-            return row and (row, int(connection.execute(_used, {"task_id": row[0]}).one()[1]))
+            row = connection.execute(sql.ROW, {"artifact_id": artifact_id}).first()
+            return row and (row, int(connection.execute(sql.USED, {"task_id": row[0]}).one()[1]))
 
         found = await self._database.read(load)
         if found is None:
@@ -482,31 +454,5 @@ def _noticed(job: asyncio.Future[Any]) -> None:
         job.exception()
 
 
-def _next_rows(connection: Connection, cursor: int) -> list[Any]:
-    """What the housekeeping looks at next: number, id, state, creation, and whether the task is gone."""
-    columns = (artifacts.c.number, artifacts.c.artifact_id, artifacts.c.state, artifacts.c.create_ns)
-    statement = (
-        sa.select(*columns, tasks.c.task_id.is_(None))
-        .join(tasks, tasks.c.task_id == artifacts.c.task_id, isouter=True)
-        .where(artifacts.c.number > cursor)
-        .order_by(artifacts.c.number)
-        .limit(_SWEEP)
-    )
-    return list(connection.execute(statement))
-
-
 def _scalars(statement: sa.Select[Any]) -> Callable[[Connection], Iterable[Any]]:
     return lambda connection: connection.scalars(statement).all()
-
-
-def _as_row(artifact: Artifact, number: int, announced: int | None, now_ns: int) -> dict[str, Any]:
-    return {
-        "number": number,
-        "artifact_id": artifact.artifact_id,
-        "task_id": artifact.task_id,
-        "attempt": artifact.attempt,
-        "state": artifact.state,
-        "size": announced,
-        "create_ns": now_ns,
-        "data": artifact.SerializeToString(),
-    }
