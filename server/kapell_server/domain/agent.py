@@ -35,6 +35,7 @@ from kapell.v1.watch_pb2 import (
 )
 
 from kapell_server.domain import attempt, liveness
+from kapell_server.domain.copied import copied
 from kapell_server.domain.deadlines import agent_start_deadline_ns
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.state import State
@@ -105,7 +106,7 @@ def update(state: State, request: UpdateAgentRequest) -> Agent:
     """Sets labels or display name."""
     current = state.agent(request.agent.agent_id)
     check_etag(request.etag, current.etag)
-    agent = _copy(current)
+    agent = copied(current)
     changed = tuple(dict.fromkeys(request.update_mask.paths))
     for path in changed:
         match path:
@@ -165,7 +166,7 @@ def delete(state: State, request: DeleteAgentRequest) -> DeleteAgentResponse:
     current = state.agent(request.agent_id)
     if current.state not in AGENT_FINAL:
         raise agent_state_conflict(current, "deleted", AGENT_FINAL)
-    agent = state.put_agent(_copy(current), EVENT_KIND_AGENT_DELETED, (), deleted=True)
+    agent = state.put_agent(copied(current), EVENT_KIND_AGENT_DELETED, (), deleted=True)
     return DeleteAgentResponse(revision=agent.revision)
 
 
@@ -174,7 +175,7 @@ def process_started(state: State, agent_id: str, pid: int) -> None:
     current = state.find_agent(agent_id)
     if current is None or current.state in AGENT_FINAL or current.pid == pid:
         return
-    agent = _copy(current)
+    agent = copied(current)
     agent.pid = pid
     if agent.state == AGENT_STATE_PENDING:
         agent.state = AGENT_STATE_STARTING
@@ -212,7 +213,7 @@ def end(state: State, current: Agent, final: int, reason: str, exit_: ProcessExi
             continue
         failure = TaskFailure(reason="AGENT_LOST", message=f"its agent {current.agent_id} ended: {reason}")
         attempt.end_failed(state, lease, task, failure, lost=True)
-    agent = _copy(current)
+    agent = copied(current)
     agent.state = final  # type: ignore[assignment]
     agent.state_reason = reason[:1000]
     if exit_ is not None:
@@ -269,7 +270,7 @@ def _show_activity(state: State, current: Agent) -> None:
     """Puts what the agent is doing where time alone has changed it."""
     activity = liveness.activity(state, current)
     if activity != current.activity:
-        agent = _copy(current)
+        agent = copied(current)
         agent.activity = activity
         state.put_agent(agent, EVENT_KIND_AGENT_STATUS, ("activity",))
 
@@ -296,7 +297,7 @@ def describe_busy(state: State) -> None:
         current = state.agents.get(agent_id)
         if current is None or current.state in AGENT_FINAL:
             continue
-        agent = _copy(current)
+        agent = copied(current)
         _describe_work(state, agent)
         if agent != current:
             state.put_agent(agent, EVENT_KIND_AGENT_STATUS, ("slots_used", "current_task_ids", "activity"))
@@ -314,7 +315,7 @@ def _describe_work(state: State, agent: Agent) -> None:
 
 def revive(state: State, current: Agent) -> Agent:
     """A LOST or SILENT agent was heard of again, or one that did not poll does so."""
-    agent = _copy(current)
+    agent = copied(current)
     if agent.state == AGENT_STATE_LOST:
         agent.state = AGENT_STATE_ACTIVE
         agent.state_reason = ""
@@ -326,7 +327,7 @@ def revive(state: State, current: Agent) -> Agent:
 
 def begin(state: State, current: Agent, instance_key: str) -> Agent:
     """A process has registered as this agent: a new instance."""
-    agent = _copy(current)
+    agent = copied(current)
     agent.instance += 1
     if agent.state in (AGENT_STATE_PENDING, AGENT_STATE_STARTING, AGENT_STATE_LOST):
         agent.state = AGENT_STATE_ACTIVE
@@ -341,14 +342,8 @@ def begin(state: State, current: Agent, instance_key: str) -> Agent:
 
 
 def _move(state: State, current: Agent, to: int, reason: str) -> Agent:
-    agent = _copy(current)
+    agent = copied(current)
     agent.state = to  # type: ignore[assignment]
     agent.state_reason = reason
     agent.activity = liveness.activity(state, agent)
     return state.put_agent(agent, EVENT_KIND_AGENT_STATUS, ("state", "state_reason", "activity"))
-
-
-def _copy(agent: Agent) -> Agent:
-    copy = Agent()
-    copy.CopyFrom(agent)
-    return copy

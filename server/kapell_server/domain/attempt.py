@@ -55,6 +55,7 @@ from kapell.v1.worker_pb2 import (
 
 from kapell_server.domain import deadlines, liveness, retry
 from kapell_server.domain.access import Caller, CallerKind
+from kapell_server.domain.copied import copied
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.leases import Lease
 from kapell_server.domain.state import State
@@ -67,7 +68,7 @@ _TIMEOUTS = frozenset({"RUN_TIMEOUT", "TOTAL_TIMEOUT", "STALLED"})
 def grant(state: State, current: Task, agent_id: str, poll_id: str) -> Lease:
     """Leases a QUEUED task to an agent: a new attempt begins."""
     assert current.state == TASK_STATE_QUEUED, "only queued tasks are leased"
-    task = _copy(current)
+    task = copied(current)
     now = state.tick_ns()
     task.attempt += 1
     task.attempts_used += 1
@@ -141,7 +142,7 @@ def note_progress(state: State, lease: Lease, current: Task, progress: TaskProgr
     if current.progress == progress or current.state != TASK_STATE_RUNNING:
         return current
     liveness.note_news(state, lease)
-    task = _copy(current)
+    task = copied(current)
     task.progress.CopyFrom(progress)
     return state.put_task(task, EVENT_KIND_TASK_PROGRESS, ("progress",))
 
@@ -153,7 +154,7 @@ def note_waiting(state: State, lease: Lease, current: Task, waiting: AttemptWait
         return current
     # The lease may not know of a wait from before a restart; the agent's row does.
     state.busy_agents.add(lease.agent_id)
-    task = _copy(current)
+    task = copied(current)
     task.ClearField("waiting")
     if waiting.kind:
         task.waiting.CopyFrom(waiting)
@@ -249,7 +250,7 @@ def _end(
     record.CopyFrom(lease.record)
     record.state = attempt_state
     stamp(record.end_time, state.now_ns)
-    task = _copy(current)
+    task = copied(current)
     task.ClearField("lease")
     task.ClearField("waiting")
     now = state.tick_ns()
@@ -370,7 +371,7 @@ def _state_is_over(state: State, task: Task, lease: Lease | None) -> None:
 
 def wake(state: State, current: Task) -> None:
     """Nothing hinders a PENDING task any more: it is runnable."""
-    task = _copy(current)
+    task = copied(current)
     now = state.tick_ns()
     task.state = TASK_STATE_QUEUED
     task.ClearField("waiting_on")
@@ -386,7 +387,7 @@ def _time_out(state: State, current: Task, lease: Lease | None, reason: str, mes
     if lease is None:
         fail_waiting(state, current, failure)
         return
-    task = _copy(current)
+    task = copied(current)
     task.failure.CopyFrom(failure)
     task.state_reason = message
     stamp(task.state_time, state.tick_ns())
@@ -396,7 +397,7 @@ def _time_out(state: State, current: Task, lease: Lease | None, reason: str, mes
 
 def fail_waiting(state: State, current: Task, failure: TaskFailure) -> Task:
     """Fails a task that no agent has, for good."""
-    task = _copy(current)
+    task = copied(current)
     task.failure.CopyFrom(failure)
     task.state_reason = failure.message
     stamp(task.state_time, state.tick_ns())
@@ -423,9 +424,3 @@ def end_unconfirmed(state: State, lease: Lease, task: Task) -> Task:
     if task.state == TASK_STATE_CANCELLING:
         return end_released(state, lease, task)
     return _end(state, lease, task, ATTEMPT_STATE_RELEASED, None, by_token=False)
-
-
-def _copy(task: Task) -> Task:
-    copy = Task()
-    copy.CopyFrom(task)
-    return copy

@@ -30,6 +30,7 @@ from kapell.v1.task_pb2 import (
 from kapell.v1.watch_pb2 import EVENT_KIND_TASK_CANCELLED, EVENT_KIND_TASK_REQUEUED, EVENT_KIND_TASK_UPDATED
 
 from kapell_server.domain import attempt, dependency_results
+from kapell_server.domain.copied import copied
 from kapell_server.domain.edges import Edge
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.state import State
@@ -207,7 +208,7 @@ def _give_up(state: State, current: Task, wanted: TaskDependency, parent: Task) 
 
 
 def _skip(state: State, current: Task, reason: str) -> Task:
-    task = _copy(current)
+    task = copied(current)
     task.ClearField("waiting_on")
     task.skipped = True
     task.state = TASK_STATE_CANCELLED
@@ -226,7 +227,7 @@ def _release(state: State, task_ids: list[str]) -> int:
     for current in tasks:
         task = current
         if current.prompt_pending:
-            task = _copy(current)
+            task = copied(current)
             failure = results.put_into(task)
             if failure is not None:
                 attempt.fail_waiting(state, current, failure)
@@ -242,7 +243,7 @@ def _let_go(state: State, current: Task) -> None:
     if not later:
         attempt.wake(state, current)
         return
-    task = _copy(current)
+    task = copied(current)
     task.ClearField("waiting_on")
     task.waiting_on.extend(later)
     state.put_task(task, EVENT_KIND_TASK_UPDATED, ("waiting_on",))
@@ -279,9 +280,3 @@ def _retry_first(task: Task, wanted: TaskDependency, parent: Task) -> KapellErro
         f"Retry {parent.task_id} first, then this one.",
         metadata={"task_id": task.task_id, "dependency_id": parent.task_id, "state": state},
     )
-
-
-def _copy(task: Task) -> Task:
-    copy = Task()
-    copy.CopyFrom(task)
-    return copy

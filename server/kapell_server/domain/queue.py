@@ -24,6 +24,7 @@ from kapell.v1.queue_pb2 import (
 )
 from kapell.v1.watch_pb2 import EVENT_KIND_LIMIT_DELETED, EVENT_KIND_LIMIT_UPDATED, EVENT_KIND_QUEUE_UPDATED
 
+from kapell_server.domain.copied import copied
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.queues import ALL
 from kapell_server.domain.state import State
@@ -53,7 +54,7 @@ def _set_state(state: State, agent_type: str, to: QueueState.ValueType, reason: 
     current = find_queue(state, agent_type or ALL)
     if current.state == to and current.state_reason == reason:
         return current
-    queue = _copy(current)
+    queue = copied(current)
     queue.state = to
     queue.state_reason = reason
     return _put(state, queue, ("state", "state_reason"))
@@ -63,7 +64,7 @@ def update(state: State, request: UpdateQueueRequest) -> Queue:
     """Sets or clears the limits of a queue."""
     current = find_queue(state, request.queue.agent_type)
     check_etag(request.etag, current.etag)
-    queue = _copy(current)
+    queue = copied(current)
     changed = tuple(dict.fromkeys(request.update_mask.paths))
     for path in changed:
         match path:
@@ -93,12 +94,6 @@ def find_queue(state: State, agent_type: str) -> Queue:
     """The queue as it was set, or an open one without limits. Not to be altered."""
     found = state.standing.find(Queue, agent_type)
     return found if found is not None else Queue(agent_type=agent_type, state=QUEUE_STATE_OPEN)
-
-
-def _copy(queue: Queue) -> Queue:
-    copy = Queue()
-    copy.CopyFrom(queue)
-    return copy
 
 
 def set_limit(state: State, request: SetConcurrencyLimitRequest) -> ConcurrencyLimit:

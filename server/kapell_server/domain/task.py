@@ -41,6 +41,7 @@ from kapell.v1.watch_pb2 import (
 
 from kapell_server.domain import dependency, family
 from kapell_server.domain.access import Caller
+from kapell_server.domain.copied import copied
 from kapell_server.domain.dependency_graph import Draft, link
 from kapell_server.domain.dependency_results import fill_at_once
 from kapell_server.domain.errors import KapellError
@@ -148,7 +149,7 @@ def _tried(state: State, wanted: Sequence[Prepared]) -> Task:
     """The task as it would be, with its content, and no trace of it."""
     mark = state.mark()
     [created] = _create_related(state, wanted)
-    task = _copy(created)
+    task = copied(created)
     task.MergeFromString(state.content(task.task_id))
     state.rollback(mark)
     for field in ("revision", "etag"):
@@ -253,7 +254,7 @@ def update_task(state: State, request: UpdateTaskRequest) -> Task:
     check_etag(request.etag, current.etag)
     if current.state not in _UPDATABLE:
         raise task_state_conflict(current, "updated", _UPDATABLE)
-    task = _copy(current)
+    task = copied(current)
     wanted = request.task
     changed = list(dict.fromkeys(request.update_mask.paths))
     content = tuple(name for name in ("prompt", "input") if name in changed)
@@ -293,7 +294,7 @@ def reprioritize(state: State, current: Task, priority: int) -> Task:
         raise task_state_conflict(current, "updated", _UPDATABLE)
     if current.priority == priority:
         return current
-    task = _copy(current)
+    task = copied(current)
     task.priority = priority
     return state.put_task(task, EVENT_KIND_TASK_UPDATED, ("priority",))
 
@@ -323,7 +324,7 @@ def cancel(state: State, current: Task, reason: str, *, skipped: bool = False) -
         return current
     if current.state in TASK_FINAL:
         raise task_state_conflict(current, "cancelled", _UPDATABLE)
-    task = _copy(current)
+    task = copied(current)
     task.ClearField("waiting_on")
     task.ClearField("failure")
     task.state_reason = reason or "cancelled on request"
@@ -353,7 +354,7 @@ def retry(state: State, current: Task, request: RetryTaskRequest) -> Task:
     if current.state not in _RETRIABLE:
         raise task_state_conflict(current, "retried", _RETRIABLE)
     dependency.resolve_ended(state, current.task_id)
-    task = _copy(current)
+    task = copied(current)
     for field in ("failure", "progress", "end_time", "state_reason", "waiting_on", "skipped"):
         task.ClearField(field)
     task.attempts_used = 0
@@ -381,12 +382,6 @@ def delete_task(state: State, request: DeleteTaskRequest) -> DeleteTaskResponse:
         task = cancel_tree(state, current, "cancelled by its deletion", request.leave_children)
         return DeleteTaskResponse(deleted=False, revision=task.revision)
     dependency.resolve_ended(state, current.task_id)
-    task = state.put_task(_copy(current), EVENT_KIND_TASK_DELETED, (), deleted=True)
+    task = state.put_task(copied(current), EVENT_KIND_TASK_DELETED, (), deleted=True)
     state.drop_content(task.task_id)
     return DeleteTaskResponse(deleted=True, revision=task.revision)
-
-
-def _copy(task: Task) -> Task:
-    copy = Task()
-    copy.CopyFrom(task)
-    return copy

@@ -31,6 +31,7 @@ from kapell.v1.watch_pb2 import (
 )
 
 from kapell_server.domain import parameters
+from kapell_server.domain.copied import copied
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.parameters import Problem
 from kapell_server.domain.state import State
@@ -123,7 +124,7 @@ def set_alias(state: State, request: SetTemplateAliasRequest) -> Template:
             f"Template {current.template_id} has {_MAX_ALIASES} aliases, its limit. Delete one that is not used.",
             violations=(("alias", f"there are {_MAX_ALIASES} already"),),
         )
-    template = _copy(current)
+    template = copied(current)
     template.aliases[request.alias] = version
     return state.templates.put(template, EVENT_KIND_TEMPLATE_ALIASED, ("aliases",))
 
@@ -133,7 +134,7 @@ def delete_alias(state: State, request: DeleteTemplateAliasRequest) -> Template:
     current = state.templates.get(request.template_id)
     if request.alias not in current.aliases:
         return current
-    template = _copy(current)
+    template = copied(current)
     del template.aliases[request.alias]
     return state.templates.put(template, EVENT_KIND_TEMPLATE_ALIASED, ("aliases",))
 
@@ -150,7 +151,7 @@ def delete_template(state: State, request: DeleteTemplateRequest) -> DeleteTempl
             f"{'has' if live == 1 else 'have'} not ended. Wait for them, or delete it with force; they go on then.",
             metadata={"template_id": current.template_id, "tasks": str(live)},
         )
-    template = state.templates.put(_copy(current), EVENT_KIND_TEMPLATE_DELETED, (), deleted=True)
+    template = state.templates.put(copied(current), EVENT_KIND_TEMPLATE_DELETED, (), deleted=True)
     return DeleteTemplateResponse(revision=template.revision)
 
 
@@ -185,7 +186,7 @@ def _add_version(state: State, current: Template, spec: TemplateSpec) -> Templat
     filled = _with_name(spec, current.template_id)
     if state.templates.version(current.template_id, current.latest_version).spec == filled:
         return current
-    return _put_version(state, _copy(current), filled)
+    return _put_version(state, copied(current), filled)
 
 
 def _put_version(state: State, template: Template, spec: TemplateSpec, *, created: bool = False) -> Template:
@@ -229,9 +230,3 @@ def _refuse_built_in(template: Template, action: str) -> None:
             f"Template {template.template_id} cannot be {action}: it came with Kapell. Clone it and change the clone.",
             metadata={"template_id": template.template_id},
         )
-
-
-def _copy(template: Template) -> Template:
-    copy = Template()
-    copy.CopyFrom(template)
-    return copy
