@@ -327,3 +327,21 @@ def test_a_batch_of_creations_that_is_refused_leaves_no_trace_under_its_keys() -
 
     with world.refuses("ID_TAKEN"):
         world.do(BatchCreateTasksRequest(tasks=[spec("new", "k"), spec("taken", "k")]))
+
+
+def test_a_flood_under_one_key_is_parked_bit_by_bit_and_then_passed_by() -> None:
+    world = World()
+    for first in (0, 2_250):
+        world.do(BatchCreateTasksRequest(tasks=[spec(f"{first + number}", "k") for number in range(2_250)]))
+    add(world, "free")
+    agent_id = world.register(slots=2)
+
+    poll = world.poll(agent_id, max_tasks=1)
+    waiting = world.poll(agent_id, max_tasks=1)
+    parked = [world.state.queues.ready.blocked("shell")]
+    while not waiting.taken:
+        world.advance(0.001)
+        parked.append(world.state.queues.ready.blocked("shell"))
+
+    assert [lease.task_id for lease in (*poll.taken, *waiting.taken)] == ["task_0", "task_free"]
+    assert parked == [2_000, 4_000, 4_499]

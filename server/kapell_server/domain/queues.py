@@ -34,7 +34,7 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.domain.fair_share import FairShare
 from kapell_server.domain.rates import Rate
 from kapell_server.domain.ready import ReadyEntry, ReadyIndex, entry_of
-from kapell_server.domain.times import duration_ns, timestamp_ns
+from kapell_server.domain.times import SECOND, duration_ns, timestamp_ns
 
 if TYPE_CHECKING:
     from kapell_server.domain.state import State
@@ -62,6 +62,8 @@ class Queues:
         self._added: dict[str, Rate] = {}
         self._given: dict[str, Rate] = {}
         self._many_keys = _MANY_KEYS
+        self._parked_now = 0
+        """How many tasks this batch has parked."""
         self.arrivals: list[str] = []
         """Tasks under keys that have just joined."""
 
@@ -143,16 +145,23 @@ class Queues:
         return hungriest or best
 
     def _first_open(self, look: Callable[[str], ReadyEntry | None], agent_type: str) -> ReadyEntry | None:
-        """The next of a type in one of its orders; those that a key holds back are parked on the way."""
+        """The next of a type in one of its orders; those that a key holds back are parked on the way.
+
+        Not all at once: whoever has thousands before the next one is looked at again in a moment.
+        """
         while (entry := look(agent_type)) is not None:
             gate = self.closed_key(entry.keys) if entry.keys else ""
             if not gate:
                 return entry
+            if self._parked_now >= _MOST_PARKED:
+                self._state.schedule(self._state.now_ns + _SOON, f"queue/{agent_type}")
+                return None
             self.park(entry, gate)
         return None
 
     def park(self, entry: ReadyEntry, gate: str) -> None:
         """Sets a task aside until the key lets it go; others may have waited behind it under its other keys."""
+        self._parked_now += 1
         self.ready.add(entry, gate)
         self._watch_rate(gate)
         self._wake_next([key for key in entry.keys if key != gate])
@@ -380,6 +389,7 @@ class Queues:
     def trim(self) -> None:
         """Forgets what no decision needs any more; between batches only."""
         self._note_rates()
+        self._parked_now = 0
         self.arrivals.clear()
         if len(self._queued_of_key) > self._many_keys:
             self._forget_idle_keys()
@@ -419,3 +429,6 @@ def _across_types(entry: ReadyEntry) -> tuple[int, int, str]:
 
 
 _MANY_KEYS = 4096
+_MOST_PARKED = 2_000
+"""Most tasks that one batch parks: a flood of them must not keep everybody else waiting."""
+_SOON = SECOND // 1000

@@ -14,6 +14,7 @@ from kapell.v1.error_pb2 import ERROR_REASON_REVISION_COMPACTED, ERROR_REASON_RE
 from kapell.v1.task_pb2 import Task
 from kapell.v1.watch_pb2 import EVENT_KIND_TASK_DELETED
 
+from kapell_server.domain.copied import copied
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.family import root_of
 from kapell_server.domain.state import State
@@ -62,9 +63,7 @@ def delete_ended(state: State, task_ids: Sequence[str], ended_by_ns: int) -> byt
             continue
         if is_needed(state, current, families):
             continue
-        task = Task()
-        task.CopyFrom(current)
-        state.put_task(task, EVENT_KIND_TASK_DELETED, (), deleted=True)
+        state.put_task(copied(current), EVENT_KIND_TASK_DELETED, (), deleted=True)
         state.drop_content(task_id)
         state.passing_tasks.append(task_id)
         gone.append(task_id)

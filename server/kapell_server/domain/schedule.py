@@ -31,8 +31,9 @@ from kapell.v1.watch_pb2 import (
     EventKind,
 )
 
+from kapell_server.domain.copied import copied
 from kapell_server.domain.errors import KapellError
-from kapell_server.domain.schedule_run import calendar_for, copy_of, look_at_schedule, make_run, plan, wake
+from kapell_server.domain.schedule_run import calendar_for, look_at_schedule, make_run, plan, wake
 from kapell_server.domain.schedule_tasks import without_content
 from kapell_server.domain.schedule_times import CalendarError
 from kapell_server.domain.state import State
@@ -75,7 +76,7 @@ def update_schedule(state: State, request: UpdateScheduleRequest) -> Schedule:
     current = get_schedule(state, request.schedule_id)
     check_etag(request.etag, current.etag)
     paths = frozenset(request.update_mask.paths)
-    schedule = copy_of(current)
+    schedule = copied(current)
     for path in sorted(paths):
         _set(schedule.spec, request.spec, path)
     _fill_in(schedule)
@@ -95,7 +96,7 @@ def pause_schedule(state: State, request: PauseScheduleRequest) -> Schedule:
     current = get_schedule(state, request.schedule_id)
     if current.paused and request.reason in ("", current.pause_reason):
         return current
-    schedule = copy_of(current)
+    schedule = copied(current)
     schedule.paused = True
     schedule.pause_reason = request.reason
     schedule.ClearField("next_run_time")
@@ -108,7 +109,7 @@ def resume_schedule(state: State, request: ResumeScheduleRequest) -> Schedule:
     current = get_schedule(state, request.schedule_id)
     if not current.paused:
         return current
-    schedule = copy_of(current)
+    schedule = copied(current)
     schedule.paused = False
     schedule.pause_reason = ""
     plan(state, schedule, timestamp_ns(current.next_schedule_time))
@@ -122,7 +123,7 @@ def trigger_schedule(state: State, request: TriggerScheduleRequest) -> TriggerSc
     """Makes a run now, besides those of the calendar."""
     current = get_schedule(state, request.schedule_id)
     policy = request.overlap_policy or current.spec.overlap_policy
-    made = make_run(state, copy_of(current), state.now_ns, (), policy, by_hand=True)
+    made = make_run(state, copied(current), state.now_ns, (), policy, by_hand=True)
     schedule = get_schedule(state, request.schedule_id)
     return TriggerScheduleResponse(schedule=schedule, revision=schedule.revision, task=made)
 
@@ -130,7 +131,7 @@ def trigger_schedule(state: State, request: TriggerScheduleRequest) -> TriggerSc
 def delete_schedule(state: State, request: DeleteScheduleRequest) -> DeleteScheduleResponse:
     """Deletes it; the tasks it has made go on."""
     current = get_schedule(state, request.schedule_id)
-    schedule = state.standing.put(copy_of(current), EVENT_KIND_SCHEDULE_DELETED, (), deleted=True)
+    schedule = state.standing.put(copied(current), EVENT_KIND_SCHEDULE_DELETED, (), deleted=True)
     state.schedule_tasks.drop(schedule.schedule_id)
     return DeleteScheduleResponse(revision=schedule.revision)
 

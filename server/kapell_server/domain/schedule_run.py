@@ -30,6 +30,7 @@ from kapell.v1.watch_pb2 import (
 )
 
 from kapell_server.domain import task
+from kapell_server.domain.copied import copied
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.schedule_times import Calendar, calendar_of
 from kapell_server.domain.state import State
@@ -47,13 +48,6 @@ def calendar_for(schedule: Schedule) -> Calendar:
     """The times of a schedule; one without a start begins with its creation, to the second."""
     create_ns = timestamp_ns(schedule.create_time)
     return calendar_of(schedule.spec, create_ns - create_ns % SECOND)
-
-
-def copy_of(schedule: Schedule) -> Schedule:
-    """A copy to be altered and put."""
-    copy = Schedule()
-    copy.CopyFrom(schedule)
-    return copy
 
 
 def plan(state: State, schedule: Schedule, at_ns: int) -> None:
@@ -89,7 +83,7 @@ def look_at_schedule(state: State, schedule_id: str) -> None:
     if schedule is None or schedule.paused:
         return
     if schedule.HasField("queued_schedule_time") and not _last_lives(state, schedule):
-        freed = copy_of(schedule)
+        freed = copied(schedule)
         freed.ClearField("queued_schedule_time")
         _start(state, freed, timestamp_ns(schedule.queued_schedule_time), ("queued_schedule_time",))
         schedule = state.standing.find(Schedule, schedule_id)
@@ -110,7 +104,7 @@ def _run_due(state: State, current: Schedule, run_ns: int) -> None:
     latest_ns = calendar.latest(first_ns, now_ns)
     window_ns = max(duration_ns(current.spec.catch_up_window), IN_TIME_NS)
     passed = calendar.count(first_ns, latest_ns, MOST_COUNTED) if latest_ns > first_ns else 1
-    schedule = copy_of(current)
+    schedule = copied(current)
     plan(state, schedule, calendar.after(latest_ns))
     changed: tuple[str, ...] = ("next_schedule_time", "next_run_time")
     late_ns = now_ns - (run_ns if latest_ns == first_ns else latest_ns)
