@@ -126,6 +126,13 @@ class Oracle:
         pause = task.pause * 2 ** (task.tries - 1) if pause is None else pause
         if not again or task.tries >= task.most:
             task.state = "FAILED"
+        else:
+            self._go_back(task, pause)
+
+    def _go_back(self, task: Task, pause: float = 0) -> None:
+        """What an agent no longer has is tried again, unless its total time is over."""
+        if self.now - task.born >= task.limits["total"]:
+            task.why, task.state, task.holder = "TOTAL", "FAILED", ""
         elif pause:
             task.state, task.wakes = "PENDING", self.now + pause
         else:
@@ -143,7 +150,7 @@ class Oracle:
             self._fail(task, "LOST")
         else:
             task.tries -= 1
-            self._queue(task)
+            self._go_back(task)
 
     def _end_agent(self, agent_id: str, failed: bool = False) -> None:
         """What it held is given up. A death of its own counts as an attempt at all that it was offered."""

@@ -62,6 +62,7 @@ from kapell_server.domain.state import State
 from kapell_server.domain.times import SECOND, duration_ns, stamp, timestamp_ns
 from kapell_server.domain.transitions import TASK_LEASED
 
+_TOTAL_IS_OVER = "it was not done within its total timeout"
 _TIMEOUTS = frozenset({"RUN_TIMEOUT", "TOTAL_TIMEOUT", "STALLED"})
 
 
@@ -301,7 +302,13 @@ def _finish(state: State, task: Task, kind: EventKind.ValueType, changed: tuple[
 
 
 def _requeue(state: State, task: Task, now: int, delay_ns: int) -> Task:
+    """The task goes back to its queue, perhaps after a pause; not where its total time is over already."""
     changed = ("state", "lease", "attempts_used", "failure", "waiting_on")
+    if 0 < deadlines.total_deadline_ns(task) <= state.now_ns:
+        task.failure.CopyFrom(TaskFailure(reason="TOTAL_TIMEOUT", message=_TOTAL_IS_OVER, retryable=False))
+        task.state = TASK_STATE_FAILED
+        task.state_reason = _TOTAL_IS_OVER
+        return _finish(state, task, EVENT_KIND_TASK_FAILED, changed)
     if delay_ns > 0:
         task.state = TASK_STATE_PENDING
         wait = task.waiting_on.add(kind=WAIT_KIND_RETRY_BACKOFF)
@@ -344,7 +351,7 @@ def look_at_task(state: State, task_id: str) -> None:
     total = deadlines.total_deadline_ns(task)
     due = deadlines.state_deadline_ns(task, state.settings)
     if task.state in (TASK_STATE_PENDING, TASK_STATE_QUEUED, TASK_STATE_RUNNING) and 0 < total <= now:
-        _time_out(state, task, lease, "TOTAL_TIMEOUT", "it was not done within its total timeout", final=True)
+        _time_out(state, task, lease, "TOTAL_TIMEOUT", _TOTAL_IS_OVER, final=True)
     elif 0 < due <= now:
         _state_is_over(state, task, lease)
     elif 0 < stalled <= now and task.state == TASK_STATE_RUNNING:
