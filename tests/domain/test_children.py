@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from kapell.v1.dependency_pb2 import TaskDependency
+from kapell.v1.dependency_pb2 import DEPENDENCY_CONDITION_FINISHED, TaskDependency
 from kapell.v1.task_pb2 import (
     TASK_STATE_CANCELLED,
     TASK_STATE_CANCELLING,
@@ -83,10 +83,10 @@ def test_a_child_has_its_parents_priority_unless_something_else_is_said() -> Non
     root = world.running(priority=7)
 
     inherited, said, by_template = children(
-        world, root, TaskSpec(agent_type="shell"), TaskSpec(agent_type="shell", priority=500), TaskSpec(template="t")
+        world, root, TaskSpec(agent_type="shell"), TaskSpec(agent_type="shell", priority=5), TaskSpec(template="t")
     )
 
-    assert [task.priority for task in (inherited, said, by_template)] == [7, 500, 3]
+    assert [task.priority for task in (inherited, said, by_template)] == [7, 5, 3]
 
 
 def test_a_child_is_in_its_parents_share() -> None:
@@ -99,14 +99,15 @@ def test_a_child_is_in_its_parents_share() -> None:
     assert [world.task(task_id).fairness_key for task_id in (inherited, own)] == ["team-a", "team-b"]
 
 
-def test_children_may_depend_on_each_other_and_on_others() -> None:
+def test_children_may_depend_on_each_other_and_on_elder_ones() -> None:
     world = World()
-    other, root = world.create("other"), world.running()
+    root = world.running()
+    [other] = children(world, root)
 
     first, second = children(
         world,
         root,
-        TaskSpec(agent_type="shell", client_key="first", dependencies=[TaskDependency(task_id=other)]),
+        TaskSpec(agent_type="shell", client_key="first", dependencies=[TaskDependency(task_id=other.task_id)]),
         TaskSpec(agent_type="shell", dependencies=[TaskDependency(client_key="first")]),
     )
 
@@ -319,3 +320,59 @@ def test_the_end_of_a_parent_leaves_its_children() -> None:
     world.fail(root, retryable=False)
 
     assert states(world, child.task_id) == [TASK_STATE_QUEUED]
+
+
+# -- what an agent may not take through its children -------------------------------------------------
+
+
+def test_a_child_takes_no_more_than_its_parent_has() -> None:
+    world = World()
+    parent = world.running(priority=100, fairness_key="us", concurrency_keys=["deploy"])
+
+    for spec in (
+        {"priority": 101},
+        {"fairness_key": "them"},
+        {"concurrency_keys": ["release"]},
+    ):
+        with world.refuses("REQUEST_INVALID"):
+            world.do(CreateChildTasksRequest(lease_token=world.token(parent), tasks=[TaskSpec(agent_type="x", **spec)]))
+    modest = TaskSpec(agent_type="x", priority=100, fairness_key="us", concurrency_keys=["deploy"])
+    [child] = world.do(CreateChildTasksRequest(lease_token=world.token(parent), tasks=[modest]))
+    assert (child.priority, child.fairness_key, list(child.concurrency_keys)) == (100, "us", ["deploy"])
+
+
+def test_a_child_depends_on_its_own_family_only() -> None:
+    world = World()
+    foreign, needed = world.create("other"), world.create("other")
+    agent_id = world.register("shell")
+    wanted = [TaskDependency(task_id=needed, condition=DEPENDENCY_CONDITION_FINISHED, name="n")]
+    parent = world.create(dependencies=wanted)
+    world.cancel(needed)
+    assert world.lease(agent_id) == parent
+
+    with world.refuses("NOT_OWNER"):
+        _child_after(world, parent, foreign)
+    sibling = _child_after(world, parent, needed)
+    assert _child_after(world, parent, sibling)
+    with world.refuses("TASK_NOT_FOUND"):
+        _child_after(world, parent, "task_unknown")
+
+
+def _child_after(world: World, parent: str, task_id: str) -> str:
+    wanted = TaskDependency(task_id=task_id, condition=DEPENDENCY_CONDITION_FINISHED)
+    spec = TaskSpec(agent_type="x", dependencies=[wanted])
+    [child] = world.do(CreateChildTasksRequest(lease_token=world.token(parent), tasks=[spec]))
+    found: str = child.task_id
+    return found
+
+
+def test_what_is_left_below_an_ended_task_can_be_cancelled() -> None:
+    world = World()
+    parent = world.running()
+    child = _child_after(world, parent, parent)
+    world.complete(parent)
+
+    assert world.cancel(parent).state == TASK_STATE_SUCCEEDED
+    assert world.task(child).state == TASK_STATE_CANCELLED
+    with world.refuses("TASK_STATE_CONFLICT"):
+        world.cancel(parent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 from kapell.v1.dependency_pb2 import DEPENDENCY_CONDITION_FINISHED, TaskDependency
@@ -21,9 +22,10 @@ from kapell.v1.task_pb2 import (
     RetryPolicy,
     RetryTaskRequest,
     Task,
+    TaskFailure,
     UpdateTaskRequest,
 )
-from kapell.v1.worker_pb2 import LeaseTasksRequest
+from kapell.v1.worker_pb2 import CreateChildTasksRequest, FailTaskRequest, LeaseTasksRequest, ProviderRateLimit
 from kapell_server.domain.times import SECOND, stamp
 
 from tests.domain.test_concurrency import add, seconds, spec, states, take
@@ -227,3 +229,33 @@ def test_a_limit_of_none_lets_nobody_wait_who_shall_not() -> None:
 
     assert states(world, "a") == ["CANCELLED"]
     assert "limit of 0" in world.task("task_a").state_reason
+
+
+def test_who_comes_back_from_a_providers_limit_is_not_new() -> None:
+    world, agent_id = limited(IN_PROGRESS)
+    add(world, "old", "k")
+    assert take(world, agent_id) == ["old"]
+    failure = TaskFailure(reason="LIMITED", message="later")
+    limit = ProviderRateLimit(provider="p", reset_after=Duration(seconds=30))
+    world.do(FailTaskRequest(lease_token=world.token("task_old"), failure=failure, rate_limited=limit))
+    add(world, "new", "k")
+    assert take(world, agent_id) == ["new"]
+    world.beat(agent_id, "task_new")
+
+    for _ in range(4):
+        world.advance(8)
+        world.beat(agent_id, "task_new")
+
+    assert states(world, "old", "new") == ["QUEUED", "RUNNING"]
+
+
+def test_what_is_superseded_takes_its_children_along() -> None:
+    world, agent_id = limited(IN_PROGRESS)
+    add(world, "old", "k")
+    assert take(world, agent_id) == ["old"]
+    children = CreateChildTasksRequest(lease_token=world.token("task_old"), tasks=[spec("child", agent_type="x")])
+    world.do(children)
+
+    add(world, "new", "k")
+
+    assert states(world, "old", "child", "new") == ["CANCELLING", "CANCELLED", "QUEUED"]

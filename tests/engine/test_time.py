@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from kapell.v1.schedule_pb2 import Schedule, ScheduleSpec
 from kapell.v1.task_pb2 import (
     TASK_STATE_FAILED,
     TASK_STATE_PENDING,
     TASK_STATE_QUEUED,
+    CancelTaskRequest,
     CountTasksRequest,
     Task,
     TaskTimeouts,
@@ -135,3 +137,31 @@ async def test_a_clock_that_jumps_back_loses_nothing(on_sqlite: LiveEngine) -> N
 
     assert (await live.task(task.task_id)).state == TASK_STATE_FAILED
     assert (await live.task(pending.task_id)).state == TASK_STATE_QUEUED
+
+
+async def test_a_look_that_fails_stops_no_other(on_sqlite: LiveEngine) -> None:
+    """As when a schedule's time zone is no longer on the machine."""
+    broken = Schedule(schedule_id="schedule_broken", spec=ScheduleSpec(cron="* * * * *", time_zone="No/Where"))
+    stamp(broken.next_run_time, on_sqlite.clock.now_ns())
+    stamp(broken.create_time, on_sqlite.clock.now_ns())
+    state = on_sqlite.engine._state
+    state.standing.load([broken])
+    state.schedule(on_sqlite.clock.now_ns() + SECOND, broken.schedule_id)
+    task = await on_sqlite.create("nobody", not_before_time=after(on_sqlite, 5))
+
+    on_sqlite.clock.advance(6)
+    on_sqlite.engine.wake()
+
+    record = await on_sqlite.engine.ring.wait_resource(task.task_id, task.revision, 30)
+    assert record is not None
+    assert isinstance(record.resource, Task)
+    assert record.resource.state == TASK_STATE_QUEUED
+
+
+async def test_what_has_ended_is_not_looked_at_any_more(on_sqlite: LiveEngine) -> None:
+    patient = TaskTimeouts(total_timeout=Duration(seconds=86400))
+    for _ in range(3):
+        task = await on_sqlite.create("nobody", timeouts=patient)
+        await on_sqlite.call(CancelTaskRequest(task_id=task.task_id))
+
+    assert not any(subject.startswith("task_") for subject in on_sqlite.engine._state._scheduled)

@@ -10,7 +10,7 @@ from kapell.v1.queue_pb2 import (
 from kapell.v1.task_pb2 import TASK_STATE_CANCELLING, TASK_STATE_QUEUED, Task
 
 from kapell_server.domain.state import State
-from kapell_server.domain.task import cancel
+from kapell_server.domain.task import cancel_tree
 
 _IMPATIENT = (CONCURRENCY_STRATEGY_CANCEL_IN_PROGRESS, CONCURRENCY_STRATEGY_CANCEL_NEWEST, CONCURRENCY_STRATEGY_SKIP)
 
@@ -48,7 +48,7 @@ def _settle(state: State, task: Task, key: str, place: dict[str, int]) -> None:
             skipped = strategy == CONCURRENCY_STRATEGY_SKIP
             verb = "skipped" if skipped else "cancelled"
             by = f"by {others[0]}" if others else "by its limit of 0"
-            cancel(state, task, f"{verb}: concurrency key {key} is taken {by}", skipped=skipped)
+            cancel_tree(state, task, f"{verb}: concurrency key {key} is taken {by}", skipped=skipped)
         case strategy if strategy == CONCURRENCY_STRATEGY_CANCEL_IN_PROGRESS:
             for task_id in others[:excess]:
-                cancel(state, state.task(task_id), f"superseded by {task.task_id} under concurrency key {key}")
+                cancel_tree(state, state.task(task_id), f"superseded by {task.task_id} under concurrency key {key}")

@@ -121,11 +121,12 @@ def is_waiting(task: Task) -> bool:
 def resolve(state: State, most: int = MOST_AT_ONCE) -> int:
     """Closes the edges of tasks that have started or ended, in waves, until nothing moves or `most` are closed.
 
-    Returns how many were closed. What is left stays stirred.
+    Returns how many were closed, `most` too where prompts have filled the batch. What is left stays stirred.
     """
     closed = 0
     while state.edges.stirred and closed < most:
-        closed += _wave(state, state.edges.take_stirred(), most - closed)
+        done, is_full = _wave(state, state.edges.take_stirred(), most - closed)
+        closed = most if is_full else closed + done
     return closed
 
 
@@ -136,8 +137,11 @@ def resolve_ended(state: State, task_id: str) -> None:
         _wave(state, [task_id], _EVERYTHING, _EVERYTHING)
 
 
-def _wave(state: State, parent_ids: list[str], most: int, most_bytes: int = _MOST_BYTES) -> int:
-    """Judges the edges of these tasks. Whoever was not got at is stirred again."""
+def _wave(state: State, parent_ids: list[str], most: int, most_bytes: int = _MOST_BYTES) -> tuple[int, bool]:
+    """Judges the edges of these tasks. Whoever was not got at is stirred again.
+
+    Returns how many were closed, and whether their prompts have used `most_bytes` up.
+    """
     decided = _decided(state, parent_ids, most)
     room = most_bytes
     for start in range(0, len(decided), _CHUNK):
@@ -145,10 +149,10 @@ def _wave(state: State, parent_ids: list[str], most: int, most_bytes: int = _MOS
         if room <= 0:
             for parent, _, _ in decided[start:]:
                 state.assign(state.edges.stirred, parent.task_id, None)
-            return start
+            return start, True
         state.prefetch_tasks([child_id for _, child_id, _ in chunk])
         room -= _close(state, chunk)
-    return len(decided)
+    return len(decided), room <= 0
 
 
 _Decided = tuple[Task, str, Verdict]

@@ -109,7 +109,9 @@ def adopt(state: State, task: Task, parent: Task, *, at_any_depth: bool = False)
 def check_room(state: State, roots: Iterable[str]) -> None:
     """Refuses more tasks below a root than there may be; `roots` are those of the tasks about to be put."""
     most = state.settings.max_tasks_per_root
-    for root_id, fresh in Counter(roots).items():
+    wanted = Counter(roots)
+    state.families.prefetch(wanted)
+    for root_id, fresh in wanted.items():
         have = len(state.families.of(root_id))
         if have + fresh > most:
             why = f"there are {have} tasks below it and {fresh} more were asked for"

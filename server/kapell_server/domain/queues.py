@@ -67,6 +67,10 @@ class Queues:
         self.arrivals: list[str] = []
         """Tasks under keys that have just joined."""
 
+    def begin(self) -> None:
+        """A batch begins."""
+        self._parked_now = 0
+
     # -- tasks that come and go ---------------------------------------------------------------
 
     def join(self, task: Task, *, arrives: bool) -> None:
@@ -389,7 +393,6 @@ class Queues:
     def trim(self) -> None:
         """Forgets what no decision needs any more; between batches only."""
         self._note_rates()
-        self._parked_now = 0
         self.arrivals.clear()
         if len(self._queued_of_key) > self._many_keys:
             self._forget_idle_keys()

@@ -16,7 +16,14 @@ from typing import Any
 
 from kapell.v1.agent_pb2 import Agent, AgentSpec
 from kapell.v1.error_pb2 import ERROR_REASON_AGENT_NOT_FOUND, ERROR_REASON_TASK_NOT_FOUND
-from kapell.v1.task_pb2 import TASK_STATE_QUEUED, Task, TaskAttempt, TaskEdit
+from kapell.v1.task_pb2 import (
+    TASK_STATE_QUEUED,
+    WAIT_KIND_PROVIDER_RATE_LIMIT,
+    WAIT_KIND_RETRY_BACKOFF,
+    Task,
+    TaskAttempt,
+    TaskEdit,
+)
 from kapell.v1.watch_pb2 import EventKind
 
 from kapell_server.domain.access import Caller, Keyring, system
@@ -36,6 +43,9 @@ from kapell_server.domain.standing import StandingShelf
 from kapell_server.domain.template_shelf import TemplateShelf
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL, TASK_LEASED
 
+_BETWEEN_ATTEMPTS = frozenset({WAIT_KIND_RETRY_BACKOFF, WAIT_KIND_PROVIDER_RATE_LIMIT})
+"""What a task waits for that was begun already: it is not new to its queue."""
+_SLACK = 1024
 _TASK_CACHE = 20_000
 _CONTENT_CACHE_BYTES = 32 * 1024 * 1024
 
@@ -93,6 +103,7 @@ class State:
         self.pending = Pending()
         self._undo.clear()
         self.passing_tasks.clear()
+        self.queues.begin()
         self._ticks = 0
 
     def mark(self) -> int:
@@ -110,6 +121,9 @@ class State:
         """The batch is committed: it cannot be undone any more, even if the next one fails before it begins."""
         self._undo.clear()
         self.queues.trim()
+        if len(self._due) > 2 * len(self._scheduled) + _SLACK:
+            self._due = [(due_ns, subject_id) for subject_id, due_ns in self._scheduled.items()]
+            heapq.heapify(self._due)
         self._trim()
         self._forget_ended_agents()
 
@@ -212,6 +226,8 @@ class State:
             self._queue(previous, task)
         if due_ns and (not self.due_horizon_ns or due_ns < self.due_horizon_ns):
             self.schedule(due_ns, task_id)
+        elif deleted or state in TASK_FINAL:
+            self._forget_due(task_id)
         if task.schedule_id and state in TASK_FINAL:
             self.schedule(self.now_ns, task.schedule_id)  # A run may wait for this end.
         return task
@@ -225,7 +241,9 @@ class State:
         if (before in TASK_LEASED) != (after in TASK_LEASED):
             self.queues.occupy(task, 1 if after in TASK_LEASED else -1)
         if after == TASK_STATE_QUEUED:
+            waits = previous.waiting_on if previous is not None and before not in TASK_FINAL else ()
             tried = before in TASK_LEASED or (before not in TASK_FINAL and task.attempts_used > 0)
+            tried = tried or any(wait.kind in _BETWEEN_ATTEMPTS for wait in waits)
             self.queues.join(task, arrives=before != after and not tried)
 
     def _unput_task(self, task_id: str, previous: Task | None) -> None:
@@ -246,6 +264,12 @@ class State:
         if scheduled is None or due_ns < scheduled:
             self._scheduled[subject_id] = due_ns
             heapq.heappush(self._due, (due_ns, subject_id))
+
+    def _forget_due(self, task_id: str) -> None:
+        """A task that has ended needs no look."""
+        due_ns = self._scheduled.pop(task_id, 0)
+        if due_ns:
+            self._undo.append((self.schedule, due_ns, task_id))
 
     def next_due_ns(self) -> int:
         """When to look next; 0 for never. Beyond the horizon the database knows more."""

@@ -17,6 +17,7 @@ from kapell.v1.task_pb2 import (
     TASK_STATE_PENDING,
     TASK_STATE_QUEUED,
     TASK_STATE_RUNNING,
+    TASK_STATE_SUCCEEDED,
     WAIT_KIND_DEPENDENCY,
     WAIT_KIND_NOT_BEFORE,
     BatchCreateTasksRequest,
@@ -304,18 +305,24 @@ def cancel_task(state: State, request: CancelTaskRequest) -> Task:
     return cancel_tree(state, state.task(request.task_id), request.reason, request.leave_children)
 
 
-def cancel_tree(state: State, top: Task, reason: str, leave_children: bool = False) -> Task:
-    """Cancels a task and, unless they are left, all below it."""
-    task = cancel(state, top, reason)
-    if leave_children:
-        return task
-    descendants = family.below(state, top)
-    state.prefetch_tasks(descendants)
-    for task_id in descendants:
-        child = state.find_task(task_id)
-        if child is not None and child.state not in TASK_FINAL:
+def cancel_tree(state: State, top: Task, reason: str, leave_children: bool = False, *, skipped: bool = False) -> Task:
+    """Cancels a task and, unless they are left, all below it; of one that has ended, what is left below it."""
+    alive = [] if leave_children else _alive_below(state, top)
+    ended = top.state in (TASK_STATE_SUCCEEDED, TASK_STATE_FAILED)
+    task = top if ended and alive else cancel(state, top, reason, skipped=skipped)
+    for task_id in alive:
+        child = state.task(task_id)
+        if child.state not in TASK_FINAL:
             cancel(state, child, f"{top.task_id}, which it is part of, was cancelled")
     return task
+
+
+def _alive_below(state: State, top: Task) -> list[str]:
+    """The tasks below one that have not ended."""
+    descendants = family.below(state, top)
+    state.prefetch_tasks(descendants)
+    below = [(task_id, state.find_task(task_id)) for task_id in descendants]
+    return [task_id for task_id, child in below if child is not None and child.state not in TASK_FINAL]
 
 
 def cancel(state: State, current: Task, reason: str, *, skipped: bool = False) -> Task:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
 from google.protobuf.message import Message
 from kapell.v1.worker_pb2 import LeaseTasksRequest
 
@@ -21,6 +22,7 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.domain.pending import Resource
 from kapell_server.domain.polls import Poll
 from kapell_server.domain.state import State
+from kapell_server.domain.times import SECOND
 from kapell_server.engine.commands import DECIDERS, QUESTIONS, content_ids_of, look, task_ids_of, tasks_to_look_at
 from kapell_server.engine.offers import encode_offers
 from kapell_server.store.database import Connection
@@ -31,10 +33,13 @@ from kapell_server.store.writes import Answer, Written, encode_changes, write_ba
 from kapell_server.wire import field as wire_field
 from kapell_server.wire import int_field
 
+_log = structlog.get_logger(__name__)
+
 _REPLAYED = int_field(3, 1)
 """`replayed` has this number in every response that has it; a test holds the protos to it."""
 _DUE_AT_ONCE = 500
 _DUE_CHUNK = 10_000
+_LOOK_AGAIN = 60 * SECOND
 _SCHEDULER = system("scheduler")
 _TIMER = system("timer")
 
@@ -167,7 +172,14 @@ class Batcher:
         state.caller = _TIMER
         state.prefetch_tasks(tasks_to_look_at(state, self._due))
         for subject_id in self._due:
-            look(state, subject_id)
+            mark = state.mark()
+            try:
+                look(state, subject_id)
+            except Exception as error:
+                # A defect in the look at one must not stop the time of all others.
+                state.rollback(mark)
+                _log.error("what is due could not be done", subject=subject_id, exc_info=error)
+                state.schedule(state.now_ns + _LOOK_AGAIN, subject_id)
 
 
 def load_deadlines(connection: Connection, state: State, after_ns: int) -> None:
