@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -176,6 +177,28 @@ def test_the_banner_fits_a_terminal(tmp_path: Path) -> None:
 
     assert len(lines) <= 20
     assert sum("kapell" in line and re.search(r"status|task run|event watch", line) is not None for line in lines) == 3
+
+
+def test_the_first_commands_of_the_banner_work_as_they_stand(up: Shell) -> None:
+    with running(up) as process:
+        said = read_until(process, "Ctrl-C")
+        spawn, run = (
+            re.sub(r"^ *\S*kapell (.*?)(  .*)?$", r"\1", line)
+            for line in said.splitlines()
+            if re.search("agent spawn|task run", line)
+        )
+
+        done = subprocess.run(
+            ["sh", "-euc", f'"$0" -m kapell.cli.main {spawn}; "$0" -m kapell.cli.main {run}', sys.executable],
+            env=dict(up.environment),
+            cwd=Path(up.environment["HOME"]) / "files",
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    assert done.returncode == 0, done.stderr
+    assert "1 notes.md" in done.stdout
 
 
 def test_the_command_for_any_shell_works(up: Shell) -> None:

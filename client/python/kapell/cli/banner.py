@@ -24,8 +24,13 @@ def banner(
         " with a demo: four agents run real commands, no model." if is_demo else "."
     )
     program = _program()
+    first = (
+        (f"{program} status", "what waits for you")
+        if is_demo
+        else (f'{program} agent spawn shell --cwd "$PWD"', "start an agent that works here")
+    )
     tries = [
-        (f"{program} status", "what waits for you"),
+        first,
         (f'{program} task run --type shell "wc -l *.md"', "run a command in an agent"),
         (f"{program} event watch", "see everything happen"),
     ]

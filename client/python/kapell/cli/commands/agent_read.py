@@ -53,7 +53,7 @@ def list_(app: App, /, everything: bool, limit: int, **query: Any) -> None:
         return await options.take(client.agents.iterate(page_size=min(limit + 1, 1000), **query), limit + 1)
 
     agents = app.run(work)
-    empty = "No agent matches. Start one with: kapell agent spawn shell"
+    empty = 'No agent matches. Start one with: kapell agent spawn shell --cwd "$PWD"'
     write_list(agents[:limit], AGENTS, app.terminal, app.output, empty=empty)
     options.say_more(app, "agents", shown=limit, found=len(agents))
 

@@ -30,7 +30,7 @@ def _complete_profile(ctx: click.Context, _param: click.Parameter, incomplete: s
     "spawn",
     "Start an agent from a profile or a command; the command is run once for each task.",
     examples="""
-        kapell agent spawn shell
+        kapell agent spawn shell --cwd "$PWD"
         kapell agent spawn shell --name builder --label team=web
         kapell agent spawn --type greet --command 'echo "Hello, {prompt}!"'
         kapell agent spawn --type review --slots 2 --command 'codex exec {prompt}' --cwd /srv/shop
@@ -81,11 +81,18 @@ def spawn(
     **command_options: Any,
 ) -> None:
     spec = _spec(profile, **command_options)
+    if profile and command_options["cwd"]:
+        spec = app.run(lambda client: _moved(client, profile, command_options["cwd"]))
     if dry_run:
         return _show_only(app, profile, spec)
     agent = app.run(
         lambda client: client.agents.spawn(
-            profile or "", spec=spec, agent_id=agent_id, display_name=name, labels=labels, wait=wait or None
+            "" if spec else profile or "",
+            spec=spec,
+            agent_id=agent_id,
+            display_name=name,
+            labels=labels,
+            wait=wait or None,
         )
     )
     write_changed([agent], AGENTS, app.terminal, app.output)
@@ -116,23 +123,34 @@ def _spec(
     if (profile is None) == (program is None):
         raise click.UsageError("Name a profile, or give --command (and --type); one of the two.")
     if program is None:
-        if agent_types or slots or cwd or env or stdin or result:
-            raise click.UsageError("--type, --slots, --cwd, --env, --stdin and --result go with --command only.")
+        if agent_types or slots or env or stdin or result:
+            raise click.UsageError("--type, --slots, --env, --stdin and --result go with --command only.")
         return None
     if not agent_types:
         raise click.UsageError("--command needs --type: which tasks the agent takes.")
-    from pathlib import Path
-
     from kapell.v1.agent_pb2 import AgentSpec, CommandRuntime, ResultFormat
 
     command = CommandRuntime(
         argv=_argv(program),
         stdin=stdin or "",
         env=options.pairs(env, "--env"),
-        working_directory=str(Path(cwd).expanduser().absolute()) if cwd else "",
+        working_directory=_directory(cwd) if cwd else "",
         result_format=ResultFormat.Value(f"RESULT_FORMAT_{result.upper()}" if result else "RESULT_FORMAT_UNSPECIFIED"),
     )
     return AgentSpec(agent_types=agent_types, slots=slots or 0, command=command)
+
+
+async def _moved(client: Client, profile: str, cwd: str) -> AgentSpec:
+    """What the profile makes, at work in another directory."""
+    spec = (await _profile(client, profile)).spec
+    spec.command.working_directory = _directory(cwd)
+    return spec
+
+
+def _directory(cwd: str) -> str:
+    from pathlib import Path
+
+    return str(Path(cwd).expanduser().absolute())
 
 
 def _argv(program: str) -> list[str]:

@@ -109,7 +109,7 @@ def _screen(picture: Picture, terminal: Terminal) -> list[str]:
     if picture.running:
         lines += ["", *_running(picture.running, terminal)]
     if not picture.agents:
-        lines += ["", terminal.out("No agents yet. Start one with: kapell agent spawn shell", "dim")]
+        lines += ["", terminal.out('No agents yet. Start one with: kapell agent spawn shell --cwd "$PWD"', "dim")]
     return lines
 
 
