@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from kapell.v1.dependency_pb2 import TaskDependency
 from kapell.v1.error_pb2 import ERROR_REASON_TASK_NOT_FOUND, ERROR_REASON_TASK_STATE_CONFLICT
 from kapell.v1.task_pb2 import (
     TASK_STATE_CANCELLED,
@@ -291,3 +292,18 @@ def test_who_was_cancelled_with_its_parent_is_as_was_asked_for() -> None:
     answer = change(world, CancelTasksRequest(filter=TaskFilter(states=[TASK_STATE_QUEUED])))
 
     assert outcomes(answer) == {top: (TASK_STATE_CANCELLED, 0, ""), child: (TASK_STATE_CANCELLED, 0, "")}
+
+
+def test_a_retry_takes_dependants_that_come_before_what_they_wait_for() -> None:
+    world = World()
+    first = world.running()
+    last = world.create(task_id="task_a", dependencies=[TaskDependency(task_id=first)])
+    end = world.create(task_id="task_b", dependencies=[TaskDependency(task_id=last)])
+    world.fail(first, retryable=False)
+
+    request = RetryTasksRequest(filter=TaskFilter(task_ids=[end, last, first]))
+    command = BulkCommand(request, Selection(world.state.revision, [end, last, first], 3))
+    answer = world.do(command)
+
+    assert [item.reason for item in answer.items] == [0, 0, 0]
+    assert answer.affected == 3

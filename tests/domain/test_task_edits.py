@@ -405,3 +405,14 @@ def test_a_task_that_waits_for_others_is_not_woken_by_another_start() -> None:
     world.advance(5)
 
     assert world.task(waiting).state == TASK_STATE_QUEUED
+
+
+def test_other_parameters_bring_their_keys_and_their_name() -> None:
+    world = World()
+    task_id = greeting(world, concurrency_keys=["repo/{name}"], task_name="Greet {name}")
+    assert list(world.task(task_id).concurrency_keys) == ["repo/Ada"]
+
+    world.retry(task_id, parameters=struct(name="Grace"))
+
+    task = world.task(task_id)
+    assert (list(task.concurrency_keys), task.display_name) == (["repo/Grace"], "Greet Grace")

@@ -11,6 +11,7 @@ the tasks change one step after the other; no task is seen half changed.
 from __future__ import annotations
 
 from kapell.v1.error_pb2 import (
+    ERROR_REASON_DEPENDENCY_FAILED,
     ERROR_REASON_QUEUE_FULL,
     ERROR_REASON_TASK_NOT_FOUND,
     ERROR_REASON_TASK_STATE_CONFLICT,
@@ -136,10 +137,26 @@ def _do(state: State, job: BulkJob) -> None:
         done += 1
         if state.revision >= last_revision:
             break
+    if isinstance(job.request, RetryTasksRequest):
+        _retry_dependants(state, job.request, response, test)
     state.on_rollback(_rewind, job, job.next, job.affected, len(job.parts))
     job.next += done
     job.affected += response.affected
     job.parts.append(response.SerializeToString())
+
+
+def _retry_dependants(state: State, request: BulkRequest, response: BulkResponse, test: TaskTest) -> None:
+    """Tries those again whose dependencies were retried after them, until nothing moves any more."""
+    moved = True
+    while moved:
+        moved = False
+        for item in response.items:
+            if item.reason == ERROR_REASON_DEPENDENCY_FAILED:
+                outcome, changed = _one(state, request, item.task_id, test)
+                if changed:
+                    item.CopyFrom(outcome)
+                    response.affected += 1
+                    moved = True
 
 
 def _rewind(job: BulkJob, done: int, affected: int, parts: int) -> None:

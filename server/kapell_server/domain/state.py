@@ -279,6 +279,10 @@ class State:
         horizon = self.due_horizon_ns
         return min(first, horizon) if first and horizon else first or horizon
 
+    def has_due(self) -> bool:
+        """Whether there is anything in memory to look at now."""
+        return bool(self._due) and self._due[0][0] <= self.now_ns
+
     def take_due(self, limit: int) -> list[str]:
         """Up to `limit` subjects whose time has come, earliest first."""
         subjects: list[str] = []

@@ -97,14 +97,16 @@ def edit_for_retry(state: State, task: Task, request: RetryTaskRequest) -> tuple
     given = tuple(name for name in _CONTENT if request.HasField(name))  # type: ignore[arg-type]
     edit = change_content(state, task, request, given) if given else None
     if request.HasField("parameters"):
-        edit = _render_anew(state, task, request.parameters)
+        edit, also = _render_anew(state, task, request.parameters)
+        names += also
     return edit, (*names, *(edit.changed_fields if edit is not None else ()))
 
 
-def _render_anew(state: State, task: Task, parameters: Struct) -> TaskEdit | None:
-    """Prompt and input from other parameters, by the version of the template that the task was made from.
+def _render_anew(state: State, task: Task, parameters: Struct) -> tuple[TaskEdit | None, list[str]]:
+    """Prompt, input, keys and name from other parameters, by the version of the template that made the task.
 
-    Its steps stay as they are: each is a task that can be retried with another prompt.
+    Keys and name that were said for the task itself stay. So do its steps: each is a task that can be retried
+    with another prompt. The second value names what was changed besides the content.
     """
     if not task.template_id:
         raise _of_a_template("parameters", "is for tasks that were made from a template; for this one use input")
@@ -113,9 +115,20 @@ def _render_anew(state: State, task: Task, parameters: Struct) -> TaskEdit | Non
     made = {entry.name for entry in task.dependencies}
     compiled = state.templates.version(task.template_id, number)
     rendered = compiled.render_again(plain_struct(parameters), "parameters", made)
+    content = Task.FromString(state.content(task.task_id))
+    before = compiled.render_again(plain_struct(content.input), "parameters", made)
+    names = []
+    own = [key for key in task.concurrency_keys if key not in before.concurrency_keys]
+    keys = list(dict.fromkeys([*rendered.concurrency_keys, *own]))
+    if keys != list(task.concurrency_keys):
+        task.concurrency_keys[:] = keys
+        names.append("concurrency_keys")
+    if task.display_name == before.display_name != rendered.display_name:
+        task.display_name = rendered.display_name
+        names.append("display_name")
     after = Task(prompt=rendered.prompt)
     after.input.CopyFrom(as_struct(rendered.values))
-    return _put_content(state, task, after, _CONTENT, rendered.parts)
+    return _put_content(state, task, after, _CONTENT, rendered.parts), names
 
 
 def set_not_before(state: State, task: Task, wanted: Task) -> tuple[str, ...]:

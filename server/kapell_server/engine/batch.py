@@ -163,7 +163,7 @@ class Batcher:
     def _load_horizon(self, connection: Connection) -> None:
         """Deadlines far away stay in the database; the next ones come when their time is near."""
         state = self._state
-        if state.due_horizon_ns and state.due_horizon_ns <= state.now_ns:
+        if state.due_horizon_ns and state.due_horizon_ns <= state.now_ns and not state.has_due():
             load_deadlines(connection, state, state.due_horizon_ns)
 
     def _look_at_due(self) -> None:

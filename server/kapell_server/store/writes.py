@@ -100,7 +100,11 @@ def _delete(table: sa.Table, key: str) -> Bulk:
     return Bulk(sa.delete(table).where(table.c[key] == bindparam("key")), "key")
 
 
-_update_tasks = _update(tasks, "task_id", "state", "priority", "queue_ns", "queue_rank", "due_ns", "end_ns", "data")
+_update_tasks = _update(
+    tasks,
+    "task_id",
+    *("state", "priority", "queue_ns", "queue_rank", "concurrency_keys", "due_ns", "end_ns", "data"),
+)
 _update_contents = _update(task_contents, "task_id", "data")
 _update_agents = _update(agents, "agent_id", "state", "data")
 _update_seen = _update(agents, "agent_id", "seen_ns")
@@ -218,13 +222,14 @@ def _write_tasks(connection: Connection, changes: list[Change], pending: Pending
         queue_ns = timestamp_ns(task.queue_time)
         due_ns = change.due_ns or None
         end_ns = timestamp_ns(task.end_time) if task.state in TASK_FINAL else None
+        keys = " ".join(found) if (found := task.concurrency_keys) else None
         create_revision = created.get(task_id)
         if create_revision is None:
-            updates.append((task.state, task.priority, queue_ns, task.queue_rank, due_ns, end_ns, data, task_id))
+            place = (task.state, task.priority, queue_ns, task.queue_rank, keys, due_ns, end_ns)
+            updates.append((*place, data, task_id))
         else:
             create_ns = timestamp_ns(task.create_time)
             row = (create_revision, task_id, task.state, task.agent_type, task.priority, create_ns, queue_ns, due_ns)
-            keys = " ".join(found) if (found := task.concurrency_keys) else None
             more = (task.template_id or None, task.queue_rank, task.fairness_key or None, keys)
             kin = (task.parent_task_id or None, task.root_task_id or None)
             inserts.append((*row, *more, *kin, end_ns, data))
