@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from kapell import Client, Connection, SyncClient, errors
 from kapell._worker.values import from_value
 from kapell.dependencies import dependencies
@@ -137,6 +138,58 @@ async def test_children_are_created_and_waited_for(server: TestServer, client: C
     assert tree.nodes[-1].task.state == TASK_STATE_FAILED
     assert {node.task.priority for node in tree.nodes} == {700}
     assert tree.nodes[1].task.creator.id == worker.agent_id
+
+
+@pytest.mark.parametrize("most", [0, 1, 150_000, 1024 * 1024])
+async def test_no_result_of_a_child_is_missing(
+    server: TestServer, client: Client, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """Whatever has room in the server's answer: nothing, a few, or all."""
+    monkeypatch.setattr("kapell_server.rpc.children._MOST_BYTES", most)
+    worker = worker_of(server, slots=4)
+    given: list[int] = []
+
+    @worker.task("parent")
+    async def parent(ctx: TaskContext, task: Task) -> object:
+        sizes = (100_000, 100_000, 0, 10)
+        created = await ctx.create_children([task_spec("child", str(size), display_name="c") for size in sizes])
+        ended = await ctx.wait_children()
+        assert [child.task_id for child in ended] == [child.task_id for child in created]
+        assert {(child.prompt, child.display_name, child.state) for child in ended} == {("", "c", TASK_STATE_SUCCEEDED)}
+        given.extend(len(child.result.string_value) for child in ended)
+        return None
+
+    @worker.task("child")
+    async def child(ctx: TaskContext, task: Task) -> object:
+        return "x" * int(task.prompt)
+
+    async with working(worker):
+        done = await client.tasks.run("parent")
+
+    assert (done.state, given) == (TASK_STATE_SUCCEEDED, [100_000, 100_000, 0, 10])
+
+
+async def test_the_answer_names_the_children_it_has_no_room_for(
+    server: TestServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = Connection(Endpoint(address=server.address, token=server.admin_token))
+    call, stub = connection.call, connection.stub(WorkerServiceStub)
+    registration = worker_pb2.RegisterWorkerRequest(instance_key="a-process", agent_types=["parent"])
+    agent_id = (await call(stub.RegisterWorker, registration)).agent.agent_id
+    await client.tasks.create("parent")
+    [offer] = (await call(stub.LeaseTasks, worker_pb2.LeaseTasksRequest(agent_id=agent_id))).offers
+    request = worker_pb2.CreateChildTasksRequest(lease_token=offer.lease_token, tasks=[task_spec("nobody")] * 3)
+    made = (await call(stub.CreateChildTasks, request)).tasks
+    monkeypatch.setattr("kapell_server.rpc.children._MOST_BYTES", made[0].ByteSize() + 10)
+
+    ask = worker_pb2.WaitChildTasksRequest(lease_token=offer.lease_token, wait=Duration())
+    answer = await call(stub.WaitChildTasks, ask)
+    await connection.close()
+
+    assert [task.task_id for task in answer.tasks] == [task.task_id for task in made]
+    assert list(answer.left_out_task_ids) == [task.task_id for task in made[1:]]
+    assert answer.tasks[0].agent_type == "nobody"
+    assert answer.tasks[1] == Task(task_id=made[1].task_id, state=TASK_STATE_QUEUED)
 
 
 async def test_a_wait_for_children_ends_with_its_time(server: TestServer, client: Client) -> None:

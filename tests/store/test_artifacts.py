@@ -79,9 +79,9 @@ class Shelf:
         await self.live.create(task_id=task_id)
         return task_id
 
-    async def begin(self, task_id: str, **fields: Any) -> Artifact:
+    async def begin(self, task_id: str, writer: Writer | None = None, **fields: Any) -> Artifact:
         request = CreateArtifactRequest(**{"task_id": task_id, "name": "report.txt", **fields})
-        return (await self.store.create(request, Writer(task_id, 0, ""), USER)).artifact
+        return (await self.store.create(request, writer or Writer(task_id, 0, ""), USER)).artifact
 
     async def keep(self, task_id: str, data: bytes, **fields: Any) -> Artifact:
         artifact = await self.begin(task_id, **fields)
@@ -92,6 +92,10 @@ class Shelf:
     async def names(self, task_id: str, **fields: Any) -> list[str]:
         found, _ = await self.store.list(ListArtifactsRequest(task_id=task_id, **fields))
         return [artifact.name for artifact in found]
+
+    async def ids(self, task_id: str) -> set[str]:
+        found, _ = await self.store.list(ListArtifactsRequest(task_id=task_id))
+        return {artifact.artifact_id for artifact in found}
 
     async def delete(self, artifact_id: str) -> None:
         await self.store.delete(DeleteArtifactRequest(artifact_id=artifact_id), USER)
@@ -339,6 +343,69 @@ async def test_deleting_a_task_deletes_its_artifacts_and_uploads(shelf: Shelf) -
     assert await shelf.names(one) == []
     assert shelf.on_disk() == [kept.artifact_id]
     assert (await refused(shelf.store.write(begun.artifact_id, 0, b"x"))).reason_name == "ARTIFACT_NOT_FOUND"
+
+
+async def test_uploads_that_earlier_attempts_left_make_room_for_the_next(shelf: Shelf) -> None:
+    one, two = await shelf.task("task_a"), await shelf.task("task_b")
+    kept = [
+        await shelf.keep(one, b"ready", writer=Writer(one, 1, "agent_a")),
+        await shelf.begin(one, writer=Writer(one, 0, "")),
+        await shelf.begin(two, writer=Writer(two, 1, "agent_a")),
+    ]
+    begun = await shelf.begin(one, writer=Writer(one, 1, "agent_a"), size=100)
+    await shelf.store.write(begun.artifact_id, 0, b"half")
+    await shelf.restart()
+    other = await shelf.begin(one, writer=Writer(one, 2, "agent_a"), size=100)
+    await shelf.store.write(other.artifact_id, 0, b"half")
+
+    last = await shelf.begin(one, writer=Writer(one, 3, "agent_a"), size=100)
+    more = await shelf.begin(one, writer=Writer(one, 3, "agent_a"), size=100)
+
+    assert await shelf.ids(one) == {kept[0].artifact_id, kept[1].artifact_id, last.artifact_id, more.artifact_id}
+    assert await shelf.ids(two) == {kept[2].artifact_id}
+    assert not {begun.artifact_id, other.artifact_id} & set(shelf.on_disk())
+    assert not {begun.artifact_id, other.artifact_id} & shelf.store._room.uploads.keys()
+    assert (await refused(shelf.store.write(other.artifact_id, 4, b"!"))).reason_name == "ARTIFACT_NOT_FOUND"
+
+
+async def test_a_full_task_is_not_locked_by_uploads_of_dead_attempts(shelf: Shelf) -> None:
+    one = await shelf.task("task_a")
+    for _ in range(5):
+        await shelf.begin(one, writer=Writer(one, 1, "agent_a"))
+    found = await refused(shelf.begin(one, writer=Writer(one, 1, "agent_a")))
+    assert found.metadata["setting"] == "task_artifacts"
+
+    assert await shelf.begin(one, writer=Writer(one, 2, "agent_a"))
+
+
+async def test_uploads_of_attempts_that_are_over_are_swept(shelf: Shelf) -> None:
+    agent_id = await shelf.live.register(slots=2)
+    await shelf.task("task_a")
+    await shelf.task("task_b")
+    over, live = await shelf.live.lease(agent_id, max_tasks=2)
+    for offer in (over, live):
+        writer = Writer(offer.task.task_id, offer.attempt, agent_id)
+        await shelf.keep(offer.task.task_id, b"whole", name="whole", writer=writer)
+        await shelf.begin(offer.task.task_id, name="begun", writer=writer)
+    await shelf.begin(over.task.task_id, name="of a user")
+    await shelf.live.complete(over)
+
+    await shelf.store.sweep()
+
+    assert await shelf.names(over.task.task_id) == ["of a user", "whole"]
+    assert await shelf.names(live.task.task_id) == ["begun", "whole"]
+
+
+@pytest.mark.parametrize(("size", "setting"), [(51, "max_task_artifacts_mib"), (101, "max_artifact_mib")])
+async def test_nobody_is_told_to_delete_what_they_may_not(shelf: Shelf, size: int, setting: str) -> None:
+    one = await shelf.task("task_a")
+    await shelf.begin(one, size=100)
+    await shelf.begin(one, size=100)
+
+    found = await refused(shelf.begin(one, size=size, writer=Writer(one, 1, "agent_a")))
+
+    assert found.metadata["setting"] == setting
+    assert "delete" not in str(found).lower()
 
 
 async def test_artifacts_whose_task_is_gone_are_swept(shelf: Shelf) -> None:

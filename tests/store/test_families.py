@@ -7,6 +7,7 @@ from kapell.v1.error_pb2 import ERROR_REASON_TASK_NOT_FOUND
 from kapell.v1.task_pb2 import (
     TASK_STATE_CANCELLED,
     TASK_STATE_QUEUED,
+    BatchCreateTasksRequest,
     CancelTaskRequest,
     CountTasksRequest,
     DeleteTaskRequest,
@@ -17,7 +18,7 @@ from kapell.v1.task_pb2 import (
 from kapell_server.domain.errors import KapellError
 from kapell_server.store import family_reads
 
-from tests.support.live_engine import LiveEngine
+from tests.support.live_engine import LiveEngine, new_task
 
 
 async def family(live: LiveEngine) -> None:
@@ -74,6 +75,29 @@ async def test_a_tree_has_a_cap(live: LiveEngine, monkeypatch: pytest.MonkeyPatc
     assert (len(answer.nodes), answer.truncated) == (3, True)
 
 
+async def test_a_tree_of_long_tasks_is_cut(live: LiveEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    await family(live)
+    whole = await live.engine.reads.families.tree("task_a")
+    three = sum(node.task.ByteSize() for node in whole.nodes[:3])
+    cut = []
+    for most in (1, three, 1024 * 1024):
+        monkeypatch.setattr(family_reads, "ANSWER_BYTES", most)
+        answer = await live.engine.reads.families.tree("task_a")
+        cut.append((len(answer.nodes), answer.truncated))
+
+    assert cut == [(1, True), (3, True), (5, False)]
+
+
+async def test_a_root_with_all_it_may_have_below_it_is_one_tree(live: LiveEngine) -> None:
+    await live.create(task_id="task_a", display_name="a")
+    below = [new_task(task_id=f"task_{n}", parent_task_id="task_a").task for n in range(1000)]
+    await live.call(BatchCreateTasksRequest(tasks=below))
+
+    answer = await live.engine.reads.families.tree("task_a")
+
+    assert (len(answer.nodes), answer.truncated) == (1001, False)
+
+
 async def test_filters_by_parent_and_root(live: LiveEngine) -> None:
     await family(live)
 
@@ -105,8 +129,9 @@ async def test_results_of_children_are_added_up_to_a_size(live: LiveEngine) -> N
         await live.complete(offer, "x" * 100)
 
     children, revision = await live.engine.reads.families.children("task_a")
-    await live.engine.reads.families.add_results(children, 150)
+    left_out = await live.engine.reads.families.add_results(children, 150)
 
     assert [task.display_name for task in children] == ["b", "c"]
     assert [len(task.result.string_value) for task in children] == [100, 0]
+    assert left_out == ["task_c"]
     assert revision == live.engine.revision

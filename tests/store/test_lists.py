@@ -183,6 +183,23 @@ async def test_what_no_index_serves_is_looked_for_in_windows(
         assert (await page(seven, filter=wanted)).next_page_token == ""
 
 
+@pytest.mark.parametrize(
+    "filters", [{}, {"states": [TASK_STATE_QUEUED, TASK_STATE_CANCELLED]}, {"labels": {"even": "no"}}]
+)
+async def test_a_page_ends_where_its_rows_are_long(
+    seven: LiveEngine, monkeypatch: pytest.MonkeyPatch, filters: dict[str, Any]
+) -> None:
+    wanted = TaskFilter(**filters)
+    everything = (await page(seven, filter=wanted)).tasks
+    two = max(task.ByteSize() for task in everything) * 2
+
+    for most, count in ((1, 1), (two, 2), (1024 * 1024, len(everything))):
+        monkeypatch.setattr("kapell_server.store.listing.ANSWER_BYTES", most)
+        assert len((await page(seven, filter=wanted)).tasks) == count
+        assert await names(seven, filter=wanted) == [task.display_name for task in everything]
+        assert await names(seven, filter=wanted, page_size=1) == [task.display_name for task in everything]
+
+
 async def test_a_token_belongs_to_one_filter_and_order(seven: LiveEngine) -> None:
     token = (await page(seven, order=OLDEST, page_size=2)).next_page_token
     others: list[dict[str, Any]] = [
@@ -308,6 +325,18 @@ async def revisions(live: LiveEngine, **request: Any) -> list[int]:
 async def test_events_are_listed_by_filter(seven: LiveEngine) -> None:
     for size in (1, 2, 3, 50):
         await check_events(seven, size)
+
+
+async def test_a_page_of_events_ends_where_they_are_long(seven: LiveEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    for most in (1, 700):
+        monkeypatch.setattr("kapell_server.store.listing.ANSWER_BYTES", most)
+        monkeypatch.setattr("kapell_server.store.queries.ANSWER_BYTES", most)
+        await check_events(seven, 50)
+    for wanted in (EventFilter(), EventFilter(task_ids=["task_c"])):
+        monkeypatch.setattr("kapell_server.store.listing.ANSWER_BYTES", 1)
+        monkeypatch.setattr("kapell_server.store.queries.ANSWER_BYTES", 1)
+        encoded = await seven.engine.reads.list_events(ListEventsRequest(filter=wanted))
+        assert len(ListEventsResponse.FromString(encoded).events) == 1
 
 
 async def check_events(seven: LiveEngine, size: int) -> None:

@@ -136,6 +136,24 @@ async def test_attempts_are_listed_from_the_first(live: LiveEngine) -> None:
     assert found.revision == live.engine.revision
 
 
+async def test_only_the_newest_attempts_are_listed_where_all_are_too_long(
+    live: LiveEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent_id = await live.register()
+    task = await live.create(retry_policy=RetryPolicy(max_attempts=9, initial_backoff=Duration()))
+    for _ in range(3):
+        offer = await live.offer(agent_id)
+        failure = TaskFailure(reason="EXIT_CODE", message="x" * 1000)
+        await live.call(FailTaskRequest(lease_token=offer.lease_token, failure=failure))
+
+    listed = []
+    for most in (1, 2600, 9000):
+        monkeypatch.setattr("kapell_server.store.reads.ANSWER_BYTES", most)
+        listed.append([one.attempt for one in (await live.engine.reads.list_attempts(task.task_id)).attempts])
+
+    assert listed == [[3], [2, 3], [1, 2, 3]]
+
+
 async def test_events_tell_who_did_what_when(live: LiveEngine) -> None:
     agent_id = await live.register()
     task = await live.create()

@@ -115,7 +115,7 @@ async def test_edits_are_read_page_by_page(live: LiveEngine) -> None:
 
 
 async def test_a_page_of_long_edits_ends_early(live: LiveEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queries, "_EDITS_BYTES", 1000)
+    monkeypatch.setattr(queries, "ANSWER_BYTES", 1000)
     task_id = await edited(live, ["a" * 700, "b" * 700, "c" * 2000, "d"])
 
     found, token = [], ""

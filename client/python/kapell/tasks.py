@@ -340,7 +340,7 @@ class Tasks:
         return await self._connection.call(self._stub.DeleteTask, request)
 
     async def tree(self, task_id: str) -> pb.GetTaskTreeResponse:
-        """A task with its children and theirs, depth-first; at most 1,000."""
+        """A task with its children and theirs, depth-first; at most 1,001, and about 1 MiB."""
         return await self._connection.call(self._stub.GetTaskTree, pb.GetTaskTreeRequest(task_id=task_id))
 
     async def attempts(self, task_id: str) -> pb.ListTaskAttemptsResponse:

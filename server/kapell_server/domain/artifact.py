@@ -31,6 +31,7 @@ from kapell.v1.task_pb2 import Task
 from kapell_server.domain.access import Caller
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.times import stamp
+from kapell_server.domain.transitions import TASK_LEASED
 
 MIB = 1024 * 1024
 DEFAULT_MEDIA_TYPE = "application/octet-stream"
@@ -93,6 +94,11 @@ def check_writer(writer: Writer, artifact: Artifact) -> None:
         )
 
 
+def may_go_on(attempt: int, task: Task) -> bool:
+    """Whether this attempt of the task has its lease still, and with it its uploads."""
+    return task.state in TASK_LEASED and task.attempt == attempt
+
+
 def may_read(held: Task, wanted: Task) -> bool:
     """Whether a lease on `held` opens the artifacts of `wanted`: its own, of what it waited for, of what it made."""
     return (
@@ -141,7 +147,7 @@ class Room:
         """Whether another artifact of `size` bytes has room; 0 where it is not known. Raises ARTIFACT_LIMIT."""
         limits = self.limits
         if len(self.uploads) >= limits.open_uploads:
-            text = f"{limits.open_uploads} uploads are open. Complete or delete some of them first."
+            text = f"{limits.open_uploads} uploads are open, of all tasks. Try again when some of them are complete."
             raise _limit("open_uploads", limits.open_uploads, text)
         if artifacts_of_task >= limits.task_artifacts:
             text = f"Task {task_id} has {artifacts_of_task} artifacts, as many as it may. Pack several files into one."
@@ -192,10 +198,16 @@ class Room:
             text = f"An artifact may have {_bytes(limits.artifact_bytes)}. Split the file, or pack it tighter."
             raise _limit("max_artifact_mib", limits.artifact_bytes, text)
         if ready_of_task + self._uploading_of[task_id] - had + size > limits.task_bytes:
-            text = f"The artifacts of a task may have {_bytes(limits.task_bytes)}. Delete some of task {task_id}."
+            text = (
+                f"The artifacts of a task may have {_bytes(limits.task_bytes)}, and task {task_id} has no room for this"
+                " one. Upload less, pack it tighter, or have a user make room."
+            )
             raise _limit("max_task_artifacts_mib", limits.task_bytes, text)
         if self.ready + self._uploading - had + size > limits.total_bytes:
-            text = f"All artifacts may have {_bytes(limits.total_bytes)}. Delete old ones, or raise max_artifacts_mib."
+            text = (
+                f"All artifacts may have {_bytes(limits.total_bytes)}. Upload less, or have whoever runs the server"
+                " make room or raise max_artifacts_mib."
+            )
             raise _limit("max_artifacts_mib", limits.total_bytes, text)
 
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 _RECHECK = 2.0
 """So often the lease is looked at, and a hint that was lost made good, seconds."""
-_MOST_RESULTS = 16 * 1024 * 1024
+_MOST_BYTES = 1024 * 1024
+"""About what the children in one answer may have, results included."""
 
 
 class ChildWaits:
@@ -40,10 +41,15 @@ class ChildWaits:
             if not waiting or directive == LEASE_DIRECTIVE_CANCEL or now() >= until:
                 break
             await self._until_ended(waiting, token, caller, lambda: until - now())
-        if not waiting:
-            await engine.reads.families.add_results(children, _MOST_RESULTS)
+        left_out, room = _shorten(children, _MOST_BYTES)
+        if not waiting and not left_out:
+            left_out = await engine.reads.families.add_results(children, room)
         return WaitChildTasksResponse(
-            tasks=children, revision=revision, ended=not waiting, directive=LeaseDirective.ValueType(directive)
+            tasks=children,
+            revision=revision,
+            ended=not waiting,
+            directive=LeaseDirective.ValueType(directive),
+            left_out_task_ids=left_out,
         )
 
     async def _until_ended(
@@ -63,3 +69,15 @@ class ChildWaits:
                     return
                 assert isinstance(record.resource, Task)
                 task = record.resource
+
+
+def _shorten(children: list[Task], room: int) -> tuple[list[str], int]:
+    """Leaves id and state alone of those that have no room; their ids, and the bytes that are left."""
+    for index, child in enumerate(children):
+        size = child.ByteSize()
+        if size > room:
+            rest = children[index:]
+            children[index:] = [Task(task_id=left_out.task_id, state=left_out.state) for left_out in rest]
+            return [left_out.task_id for left_out in rest], 0
+        room -= size
+    return [], room

@@ -6,9 +6,11 @@ from typing import Any
 
 import sqlalchemy as sa
 from kapell.v1.artifact_pb2 import ARTIFACT_STATE_READY, ARTIFACT_STATE_UPLOADING, Artifact
+from kapell.v1.task_pb2 import Task
 from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
+from kapell_server.domain.artifact import may_go_on
 from kapell_server.store.schema import artifacts, tasks
 
 TASK = sa.select(tasks.c.task_id).where(tasks.c.task_id == bindparam("task_id"))
@@ -39,17 +41,32 @@ MAKE_READY = (
 DELETE = sa.delete(artifacts).where(artifacts.c.artifact_id == bindparam("id"))
 
 
+UPLOADING = artifacts.c.state == ARTIFACT_STATE_UPLOADING
+
+
+def superseded(task_id: str, attempt: int) -> sa.ColumnElement[bool]:
+    """Uploads that attempts of the task before this one have left."""
+    of_attempts = artifacts.c.attempt > 0, artifacts.c.attempt < attempt
+    return sa.and_(artifacts.c.task_id == task_id, UPLOADING, *of_attempts)
+
+
 def next_rows(connection: Connection, cursor: int, limit: int) -> list[Any]:
-    """What the housekeeping looks at next: number, id, state, creation, and whether the task is gone."""
+    """What the housekeeping looks at next: number, id, state, creation, whether the task is gone, and whether it is the
+    upload of an attempt that is over.
+    """
     columns = (artifacts.c.number, artifacts.c.artifact_id, artifacts.c.state, artifacts.c.create_ns)
+    task_of_upload = sa.case((UPLOADING & (artifacts.c.attempt > 0), tasks.c.data))
     statement = (
-        sa.select(*columns, tasks.c.task_id.is_(None))
+        sa.select(*columns, tasks.c.task_id.is_(None), artifacts.c.attempt, task_of_upload)
         .join(tasks, tasks.c.task_id == artifacts.c.task_id, isouter=True)
         .where(artifacts.c.number > cursor)
         .order_by(artifacts.c.number)
         .limit(limit)
     )
-    return list(connection.execute(statement))
+    return [
+        (*row, task is not None and not may_go_on(attempt, Task.FromString(task)))
+        for *row, attempt, task in connection.execute(statement)
+    ]
 
 
 def as_row(artifact: Artifact, number: int, announced: int | None, now_ns: int) -> dict[str, Any]:

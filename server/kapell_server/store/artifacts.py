@@ -131,8 +131,11 @@ class ArtifactStore:
     ) -> CreateArtifactResponse:
         """Begins an upload at this revision of the log; the same request_id gives the first answer again.
 
+        What earlier attempts have not completed goes first: nobody can go on with it, and it takes room.
         Raises KapellError TASK_NOT_FOUND, ARTIFACT_LIMIT, STORAGE_FULL, REQUEST_ID_REUSED.
         """
+        if writer.attempt > 1:
+            await self._to_the_end(self._delete_all(sql.superseded(writer.task_id, writer.attempt)))
         now_ns = self._clock.now_ns()
         artifact = new_artifact(self._minter.mint("artifact", now_ns), request, writer, now_ns)
         announced = request.size if request.HasField("size") else None
@@ -304,8 +307,7 @@ class ArtifactStore:
             return
 
         async def delete() -> None:
-            while await self._delete_rows(artifacts.c.task_id == task_id):
-                pass
+            await self._delete_all(artifacts.c.task_id == task_id)
             await self._run(self._files.remove_task, task_id)
 
         await self._to_the_end(delete())
@@ -333,11 +335,14 @@ class ArtifactStore:
         self._cursor = rows[-1][0] if len(rows) == _SWEEP else 0
         doomed = [
             artifact_id
-            for _, artifact_id, state, create_ns, is_orphan in rows
+            for _, artifact_id, state, create_ns, is_orphan, _ in rows
             if is_orphan or create_ns < (made_before if state == ARTIFACT_STATE_READY else begun_before)
         ]
         if doomed:
             await self._delete_rows(artifacts.c.artifact_id.in_(doomed))
+        left = [artifact_id for _, artifact_id, *_, is_left in rows if is_left]
+        if left:
+            await self._delete_rows(artifacts.c.artifact_id.in_(left) & sql.UPLOADING)
         return self._cursor > 0
 
     async def _sweep_files(self) -> None:
@@ -351,6 +356,10 @@ class ArtifactStore:
             for task_id, artifact_id in chunk:
                 if artifact_id not in known:
                     await self._run(self._files.remove, task_id, artifact_id)
+
+    async def _delete_all(self, which: sa.ColumnElement[bool]) -> None:
+        while await self._delete_rows(which):
+            pass
 
     async def _delete_rows(self, which: sa.ColumnElement[bool]) -> bool:
         """Deletes up to a step's worth of rows with their files; whether there were any."""

@@ -14,9 +14,11 @@ from kapell_server.domain.state import task_not_found
 from kapell_server.store.bulk import Lookup
 from kapell_server.store.database import Database
 from kapell_server.store.loads import head
+from kapell_server.store.pages import ANSWER_BYTES
 from kapell_server.store.schema import task_contents, tasks
 
-MOST_NODES = 1000
+MOST_NODES = 1001
+"""A root and all that may be below it."""
 _CHUNK = 64
 
 _task = sa.select(tasks.c.data).where(tasks.c.task_id == bindparam("task_id"))
@@ -55,19 +57,20 @@ class FamilyReads:
 
         return await self._database.read(work)
 
-    async def add_results(self, found: Sequence[Task], most_bytes: int) -> None:
-        """Writes the results into these tasks, in order, as far as they are not more than so many bytes in all."""
+    async def add_results(self, found: Sequence[Task], most_bytes: int) -> list[str]:
+        """Writes the results into these tasks, in order, until they are so many bytes; the ids of those left out."""
         room = most_bytes
         for start in range(0, len(found), _CHUNK):
             chunk = found[start : start + _CHUNK]
             contents = await self._contents([task.task_id for task in chunk])
-            for task in chunk:
+            for index, task in enumerate(chunk, start):
                 content = Task.FromString(contents.get(task.task_id, b""))
                 room -= content.result.ByteSize()
                 if room < 0:
-                    return
+                    return [left_out.task_id for left_out in found[index:]]
                 if content.HasField("result"):
                     task.result.CopyFrom(content.result)
+        return []
 
     async def _contents(self, task_ids: Sequence[str]) -> dict[str, bytes]:
         return dict(await self._database.read(lambda connection: list(_contents.rows(connection, task_ids))))
@@ -82,9 +85,11 @@ def _tree(top: Task, family: list[Task]) -> GetTaskTreeResponse:
         children.setdefault(parent_id, []).append(task)
     response = GetTaskTreeResponse()
     pending = [(top, 0)]
+    size = 0
     while pending:
         task, depth = pending.pop()
-        if len(response.nodes) == MOST_NODES:
+        size += task.ByteSize()
+        if len(response.nodes) == MOST_NODES or (response.nodes and size > ANSWER_BYTES):
             response.truncated = True
             break
         response.nodes.add(task=task, depth=depth)

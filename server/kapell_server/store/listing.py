@@ -3,6 +3,7 @@
 What an index serves in the order of the list is asked of it, one part for each value (a state, a
 template), and the parts are merged. What no index serves is looked for in windows, small ones
 first; when a page has looked at its share, it comes back short, even empty, with a token to go on.
+So it does, after one row at least, before its rows are more than about 1 MiB.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from kapell_server.store.pages import Page
+from kapell_server.store.pages import ANSWER_BYTES, Page
 
 SCAN_ROWS = 20_000
 """Rows one page may look at for a filter without an index."""
@@ -65,10 +66,21 @@ def page_of(connection: Connection, listing: Listing, page: Page) -> Rows:
         # Beyond the first edge a part may have rows that nobody has looked at.
         edge = min(edges) if page.oldest_first else max(edges)
         found = [row for row in found if (row[0] <= edge if page.oldest_first else row[0] >= edge)]
-    data = [bytes(data) for _, data in found[: page.size]]
-    if len(found) > page.size:
-        return Rows(data, found[page.size - 1][0])
+    count = _fitting(found, page.size)
+    data = [bytes(data) for _, data in found[:count]]
+    if len(found) > count:
+        return Rows(data, found[count - 1][0])
     return Rows(data, edge if edges else None)
+
+
+def _fitting(found: Sequence[tuple[int, Any]], most: int) -> int:
+    """How many of these rows one page takes: `most`, or fewer where they are long, but one if there is any."""
+    size = 0
+    for index, (_, data) in enumerate(found[:most]):
+        size += len(data)
+        if index and size > ANSWER_BYTES:
+            return index
+    return min(most, len(found))
 
 
 class _Part:

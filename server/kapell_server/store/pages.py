@@ -14,6 +14,8 @@ from kapell.v1.error_pb2 import ERROR_REASON_PAGE_TOKEN_INVALID
 from kapell_server.domain.errors import KapellError
 
 DEFAULT_SIZE = 50
+ANSWER_BYTES = 1024 * 1024
+"""About what one answer may hold: a client of gRPC reads 4 MiB unless it is told otherwise."""
 _BINDING_BYTES = 8
 
 

@@ -19,12 +19,11 @@ from kapell_server.domain.state import task_not_found
 from kapell_server.domain.task_filter import has_labels, task_test
 from kapell_server.domain.times import timestamp_ns
 from kapell_server.store.listing import Conditions, Listing, Rows, page_of
-from kapell_server.store.pages import Page
+from kapell_server.store.pages import ANSWER_BYTES, Page
 from kapell_server.store.schema import agents, events, standing, task_edits, tasks, templates
 
 _CHAIN_STEPS = 2_000
 """Events of one resource that one page may look at."""
-_EDITS_BYTES = 1024 * 1024
 
 
 def list_tasks(connection: Connection, wanted: TaskFilter, page: Page) -> Rows:
@@ -114,7 +113,7 @@ def list_edits(connection: Connection, task_id: str, page: Page) -> ListTaskEdit
     with connection.execute(statement.execution_options(yield_per=8)) as rows:
         for _, data in rows:
             size += len(data)
-            if len(response.edits) == page.size or (response.edits and size > _EDITS_BYTES):
+            if len(response.edits) == page.size or (response.edits and size > ANSWER_BYTES):
                 response.next_page_token = page.token(response.edits[-1].revision)
                 break
             response.edits.append(TaskEdit.FromString(data))
@@ -220,14 +219,15 @@ def _history(connection: Connection, revision: int, wanted: EventFilter, page: P
     """The events of one resource from `revision` back, following previous_revision."""
     matches = _event_labels(wanted.labels)
     found: list[bytes] = []
-    last = 0
+    size = last = 0
     for _ in range(_CHAIN_STEPS):
         row = connection.execute(_event_by_revision, {"revision": revision}).first() if revision > oldest else None
         if row is None:
             return Rows(found, None)
         kept = (not wanted.kinds or row.kind in wanted.kinds) and (matches is None or matches(row.data))
         if kept:
-            if len(found) == page.size:
+            size += len(row.data)
+            if len(found) == page.size or (found and size > ANSWER_BYTES):
                 return Rows(found, last)
             found.append(bytes(row.data))
         last = revision

@@ -39,7 +39,7 @@ from kapell_server.store.database import Database
 from kapell_server.store.family_reads import FamilyReads
 from kapell_server.store.listing import Rows
 from kapell_server.store.loads import head
-from kapell_server.store.pages import Page
+from kapell_server.store.pages import ANSWER_BYTES, Page
 from kapell_server.store.record import Record
 from kapell_server.store.retention import oldest_revision
 from kapell_server.store.schedule_reads import ScheduleReads
@@ -147,7 +147,7 @@ class Reads:
         )
 
     async def list_attempts(self, task_id: str) -> ListTaskAttemptsResponse:
-        """All attempts of a task, the first one first. Raises TASK_NOT_FOUND."""
+        """The attempts of a task, the first one first; the newest if they are many. Raises TASK_NOT_FOUND."""
         newest = (
             sa.select(attempts.c.data)
             .where(attempts.c.task_id == task_id)
@@ -158,10 +158,15 @@ class Reads:
         def work(connection: Connection) -> ListTaskAttemptsResponse:
             if connection.scalar(_task_row, {"task_id": task_id}) is None:
                 raise task_not_found(task_id)
-            rows = connection.scalars(newest).all()
-            return ListTaskAttemptsResponse(
-                attempts=[TaskAttempt.FromString(data) for data in reversed(rows)], revision=head(connection)
-            )
+            found: list[TaskAttempt] = []
+            size = 0
+            with connection.scalars(newest.execution_options(yield_per=8)) as rows:
+                for data in rows:
+                    size += len(data)
+                    if found and size > ANSWER_BYTES:
+                        break
+                    found.append(TaskAttempt.FromString(data))
+            return ListTaskAttemptsResponse(attempts=reversed(found), revision=head(connection))
 
         return await self._database.read(work)
 

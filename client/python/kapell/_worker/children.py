@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 from kapell._worker.leases import Lease
 from kapell._worker.session import CALL_TIMEOUT, Session
-from kapell.errors import LeaseLost
+from kapell.errors import LeaseLost, NotFound
 from kapell.messages import Seconds, duration, new_request_id, seconds
-from kapell.v1.task_pb2 import Task, TaskSpec
+from kapell.v1.task_pb2 import GetTaskRequest, Task, TaskSpec
 from kapell.v1.worker_pb2 import (
     LEASE_DIRECTIVE_CANCEL,
     CreateChildTasksRequest,
@@ -41,7 +41,24 @@ async def wait(session: Session, lease: Lease, timeout: Seconds | None) -> list[
         lease.follow(answer.directive)
         is_over = until is not None and now() >= until
         if answer.ended or is_over or answer.directive == LEASE_DIRECTIVE_CANCEL:
-            return list(answer.tasks)
+            return await _completed(session, answer)
+
+
+async def _completed(session: Session, answer: WaitChildTasksResponse) -> list[Task]:
+    """The children, with what had no room in the answer; one that was deleted meanwhile stays as it is there."""
+    left_out = set(answer.left_out_task_ids)
+    return [await _whole(session, task) if task.task_id in left_out else task for task in answer.tasks]
+
+
+async def _whole(session: Session, task: Task) -> Task:
+    request = GetTaskRequest(task_id=task.task_id)
+    try:
+        whole = (await session.insist(session.tasks.GetTask, lambda: request)).task
+    except NotFound:
+        return task
+    whole.ClearField("prompt")
+    whole.ClearField("input")
+    return whole
 
 
 async def _ask(session: Session, lease: Lease, patience: float) -> WaitChildTasksResponse:

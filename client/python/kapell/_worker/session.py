@@ -20,6 +20,7 @@ from kapell.discovery import Endpoint
 from kapell.errors import DeadlineExceeded, Exhausted, Internal, KapellError, Unauthenticated, Unavailable
 from kapell.messages import seconds
 from kapell.v1.artifact_pb2_grpc import ArtifactServiceStub
+from kapell.v1.task_pb2_grpc import TaskServiceStub
 from kapell.v1.worker_pb2 import RegisterWorkerRequest, WatchDirectivesRequest, WatchDirectivesResponse
 from kapell.v1.worker_pb2_grpc import WorkerServiceStub
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from grpc import aio
 
     from kapell.v1.artifact_pb2_grpc import ArtifactServiceAsyncStub
+    from kapell.v1.task_pb2_grpc import TaskServiceAsyncStub
     from kapell.v1.worker_pb2_grpc import WorkerServiceAsyncStub
 
 _log = logging.getLogger("kapell.worker")
@@ -67,6 +69,10 @@ class Session:
     @property
     def artifacts(self) -> ArtifactServiceAsyncStub:
         return self._connection.stub(ArtifactServiceStub)
+
+    @property
+    def tasks(self) -> TaskServiceAsyncStub:
+        return self._connection.stub(TaskServiceStub)
 
     async def register(self) -> None:
         """Makes this process an agent. Waits for a server that is away; raises KapellError when refused."""

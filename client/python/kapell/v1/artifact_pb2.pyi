@@ -101,7 +101,7 @@ class Artifact(_message.Message):
     task_id: _builtins.str
     """The task it belongs to."""
     attempt: _builtins.int
-    """The attempt that wrote it; 0 where a user did."""
+    """The attempt that wrote it; 0 where a user did. What an attempt has not completed is dropped once it is over."""
     name: _builtins.str
     """A relative path with forward slashes, as in "report/index.html"."""
     media_type: _builtins.str

@@ -2152,7 +2152,7 @@ class GetTaskTreeResponse(_message.Message):
     revision: _builtins.int
     """The revision it was read at."""
     truncated: _builtins.bool
-    """True when there are more than 1,000 tasks, of which these are the first."""
+    """True when there are more than 1,001 tasks, or more than about 1 MiB of them, of which these are the first."""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskTreeNode]:
         """The tree depth-first: after each task its children, the eldest first, each followed by its own."""
@@ -2314,7 +2314,7 @@ class ListTaskAttemptsResponse(_message.Message):
     """The revision they were read at."""
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskAttempt]:
-        """All attempts, the first one first; at most the latest 1000."""
+        """All attempts, the first one first; at most the newest 1,000, and of these the newest up to about 1 MiB."""
 
     def __init__(
         self,

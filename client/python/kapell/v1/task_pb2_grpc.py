@@ -268,8 +268,8 @@ class TaskServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetTaskTree(self, request, context):
-        """Reads a task with its children and theirs, at most 1,000 tasks, the task itself first and
-        every other one after its parent and elder siblings.
+        """Reads a task with its children and theirs, at most 1,001 tasks (a root with all it may have
+        below it) and about 1 MiB, the task itself first and every other one after its parent and elder siblings.
         Errors: TASK_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -277,7 +277,7 @@ class TaskServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListTaskAttempts(self, request, context):
-        """Lists all attempts of a task, the first one first.
+        """Lists the attempts of a task, the first one first; the newest ones where they are too many for one answer.
         Errors: TASK_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

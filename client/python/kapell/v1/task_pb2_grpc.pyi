@@ -104,12 +104,12 @@ class TaskServiceStub:
     Errors: TASK_NOT_FOUND.
     """
     GetTaskTree: _grpc.UnaryUnaryMultiCallable[_task_pb2.GetTaskTreeRequest, _task_pb2.GetTaskTreeResponse]
-    """Reads a task with its children and theirs, at most 1,000 tasks, the task itself first and
-    every other one after its parent and elder siblings.
+    """Reads a task with its children and theirs, at most 1,001 tasks (a root with all it may have
+    below it) and about 1 MiB, the task itself first and every other one after its parent and elder siblings.
     Errors: TASK_NOT_FOUND.
     """
     ListTaskAttempts: _grpc.UnaryUnaryMultiCallable[_task_pb2.ListTaskAttemptsRequest, _task_pb2.ListTaskAttemptsResponse]
-    """Lists all attempts of a task, the first one first.
+    """Lists the attempts of a task, the first one first; the newest ones where they are too many for one answer.
     Errors: TASK_NOT_FOUND.
     """
     StreamTaskLogs: _grpc.UnaryStreamMultiCallable[_task_pb2.StreamTaskLogsRequest, _task_pb2.StreamTaskLogsResponse]
@@ -198,12 +198,12 @@ class TaskServiceAsyncStub(TaskServiceStub):
     Errors: TASK_NOT_FOUND.
     """
     GetTaskTree: _aio.UnaryUnaryMultiCallable[_task_pb2.GetTaskTreeRequest, _task_pb2.GetTaskTreeResponse]  # type: ignore[assignment]
-    """Reads a task with its children and theirs, at most 1,000 tasks, the task itself first and
-    every other one after its parent and elder siblings.
+    """Reads a task with its children and theirs, at most 1,001 tasks (a root with all it may have
+    below it) and about 1 MiB, the task itself first and every other one after its parent and elder siblings.
     Errors: TASK_NOT_FOUND.
     """
     ListTaskAttempts: _aio.UnaryUnaryMultiCallable[_task_pb2.ListTaskAttemptsRequest, _task_pb2.ListTaskAttemptsResponse]  # type: ignore[assignment]
-    """Lists all attempts of a task, the first one first.
+    """Lists the attempts of a task, the first one first; the newest ones where they are too many for one answer.
     Errors: TASK_NOT_FOUND.
     """
     StreamTaskLogs: _aio.UnaryStreamMultiCallable[_task_pb2.StreamTaskLogsRequest, _task_pb2.StreamTaskLogsResponse]  # type: ignore[assignment]
@@ -385,8 +385,8 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _task_pb2.GetTaskTreeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_task_pb2.GetTaskTreeResponse, _abc.Awaitable[_task_pb2.GetTaskTreeResponse]]:
-        """Reads a task with its children and theirs, at most 1,000 tasks, the task itself first and
-        every other one after its parent and elder siblings.
+        """Reads a task with its children and theirs, at most 1,001 tasks (a root with all it may have
+        below it) and about 1 MiB, the task itself first and every other one after its parent and elder siblings.
         Errors: TASK_NOT_FOUND.
         """
 
@@ -396,7 +396,7 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _task_pb2.ListTaskAttemptsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_task_pb2.ListTaskAttemptsResponse, _abc.Awaitable[_task_pb2.ListTaskAttemptsResponse]]:
-        """Lists all attempts of a task, the first one first.
+        """Lists the attempts of a task, the first one first; the newest ones where they are too many for one answer.
         Errors: TASK_NOT_FOUND.
         """
 

@@ -945,6 +945,7 @@ class WaitChildTasksResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
     DIRECTIVE_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_TASK_IDS_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The newest revision when they were read."""
     ended: _builtins.bool
@@ -954,7 +955,13 @@ class WaitChildTasksResponse(_message.Message):
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.Task]:
         """All children of the task, whichever attempt made them, the eldest first, without prompt and input.
-        Once all have ended with their results, as far as these are 16 MiB in all; GetTask has the others.
+        Once all have ended with their results. At most about 1 MiB in all: see left_out_task_ids.
+        """
+
+    @_builtins.property
+    def left_out_task_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Children that had no room in this answer, in its order: their results are not in `tasks`, and where even
+        the tasks without results are too much, only id and state are. Read each with GetTask.
         """
 
     def __init__(
@@ -964,10 +971,11 @@ class WaitChildTasksResponse(_message.Message):
         revision: _builtins.int = ...,
         ended: _builtins.bool = ...,
         directive: Global___LeaseDirective.ValueType = ...,
+        left_out_task_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["directive", b"directive", "ended", b"ended", "revision", b"revision", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directive", b"directive", "ended", b"ended", "left_out_task_ids", b"left_out_task_ids", "revision", b"revision", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -188,6 +188,9 @@ class WorkerServiceServicer:
     def CreateChildTasks(self, request, context):
         """Creates tasks as children of the leased one, all or none. They outlive the attempt: a later attempt
         finds them with WaitChildTasks, and they are cancelled when the task is. See TaskSpec.parent_task_id.
+        A child takes no more of what tasks share than its parent has: its priority is at most the parent's, its
+        fairness_key and concurrency_keys are the parent's (or a template's), and it may depend on tasks of the
+        same request, of the same root, and on what the parent depends on; on others NOT_OWNER.
         Errors: LEASE_LOST, NOT_OWNER, CHILD_LIMIT, TASK_STATE_CONFLICT (the task is being cancelled), and as BatchCreateTasks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -85,6 +85,9 @@ class WorkerServiceStub:
     CreateChildTasks: _grpc.UnaryUnaryMultiCallable[_worker_pb2.CreateChildTasksRequest, _worker_pb2.CreateChildTasksResponse]
     """Creates tasks as children of the leased one, all or none. They outlive the attempt: a later attempt
     finds them with WaitChildTasks, and they are cancelled when the task is. See TaskSpec.parent_task_id.
+    A child takes no more of what tasks share than its parent has: its priority is at most the parent's, its
+    fairness_key and concurrency_keys are the parent's (or a template's), and it may depend on tasks of the
+    same request, of the same root, and on what the parent depends on; on others NOT_OWNER.
     Errors: LEASE_LOST, NOT_OWNER, CHILD_LIMIT, TASK_STATE_CONFLICT (the task is being cancelled), and as BatchCreateTasks.
     """
     WaitChildTasks: _grpc.UnaryUnaryMultiCallable[_worker_pb2.WaitChildTasksRequest, _worker_pb2.WaitChildTasksResponse]
@@ -152,6 +155,9 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     CreateChildTasks: _aio.UnaryUnaryMultiCallable[_worker_pb2.CreateChildTasksRequest, _worker_pb2.CreateChildTasksResponse]  # type: ignore[assignment]
     """Creates tasks as children of the leased one, all or none. They outlive the attempt: a later attempt
     finds them with WaitChildTasks, and they are cancelled when the task is. See TaskSpec.parent_task_id.
+    A child takes no more of what tasks share than its parent has: its priority is at most the parent's, its
+    fairness_key and concurrency_keys are the parent's (or a template's), and it may depend on tasks of the
+    same request, of the same root, and on what the parent depends on; on others NOT_OWNER.
     Errors: LEASE_LOST, NOT_OWNER, CHILD_LIMIT, TASK_STATE_CONFLICT (the task is being cancelled), and as BatchCreateTasks.
     """
     WaitChildTasks: _aio.UnaryUnaryMultiCallable[_worker_pb2.WaitChildTasksRequest, _worker_pb2.WaitChildTasksResponse]  # type: ignore[assignment]
@@ -276,6 +282,9 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_worker_pb2.CreateChildTasksResponse, _abc.Awaitable[_worker_pb2.CreateChildTasksResponse]]:
         """Creates tasks as children of the leased one, all or none. They outlive the attempt: a later attempt
         finds them with WaitChildTasks, and they are cancelled when the task is. See TaskSpec.parent_task_id.
+        A child takes no more of what tasks share than its parent has: its priority is at most the parent's, its
+        fairness_key and concurrency_keys are the parent's (or a template's), and it may depend on tasks of the
+        same request, of the same root, and on what the parent depends on; on others NOT_OWNER.
         Errors: LEASE_LOST, NOT_OWNER, CHILD_LIMIT, TASK_STATE_CONFLICT (the task is being cancelled), and as BatchCreateTasks.
         """
 
