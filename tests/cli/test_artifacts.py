@@ -34,6 +34,40 @@ def test_a_file_goes_up_is_listed_shown_and_comes_back(cast: Shell, uploaded: st
     assert (tmp_path / "back").read_text() == "all is well\n"
 
 
+def test_a_download_replaces_a_file_only_when_told_to(
+    cast: Shell, uploaded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = tmp_path / "report.txt"
+    there.write_text("mine\n")
+    monkeypatch.chdir(tmp_path)
+
+    for place in ((), ("-O", str(tmp_path))):
+        refused = cast.pipe("artifact", "download", uploaded, *place)
+        assert refused.code == 5
+        assert "report.txt exists already" in refused.err
+        assert "--force" in refused.err
+        assert there.read_text() == "mine\n"
+    assert list(tmp_path.glob(".*")) == []
+
+    assert cast.pipe("artifact", "download", uploaded, "--force").code == 0
+    assert there.read_text() == "all is well\n"
+    there.write_text("mine\n")
+    assert cast.pipe("artifact", "download", uploaded, "-O", "report.txt").code == 0
+    assert there.read_text() == "all is well\n"
+
+
+def test_a_download_goes_to_stdout(cast: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/bytes.bin").write_text("no\nnewline")
+    monkeypatch.chdir(tmp_path / "in")
+    id = cast.pipe("artifact", "upload", "task_waiting", "bytes.bin", "-o", "id").out.strip()
+
+    result = cast.pipe("artifact", "download", id, "-O", "-")
+
+    assert (result.code, result.out, result.err) == (0, "no\nnewline", "")
+    assert [file.name for file in (tmp_path / "in").iterdir()] == ["bytes.bin"]
+
+
 def test_upload_says_on_a_terminal_what_was_kept(cast: Shell, tmp_path: Path) -> None:
     (tmp_path / "big.bin").write_bytes(b"x" * 1536 * 1024)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -64,18 +65,22 @@ class Artifacts:
         artifact_id: str,
         path: str | os.PathLike[str] = ".",
         *,
+        replace: bool = True,
         connect_timeout: float | None = CONNECT_TIMEOUT,
     ) -> Path:
         """Downloads a READY artifact to `path`, or, where that is a directory, under its own name into it.
 
-        The file appears whole and checked, or not at all; one that was there is replaced. What was
-        downloaded of it before, in a run that was broken off, is not asked for again. Raises OSError
-        for a place that cannot be written, and Conflict where the bytes are not those of the checksum.
+        The file appears whole and checked, or not at all; one that was there is replaced, or without
+        `replace` is kept, and FileExistsError raised. What was downloaded of it before, in a run that was
+        broken off, is not asked for again. Raises OSError for a place that cannot be written, and Conflict
+        where the bytes are not those of the checksum.
         """
         patience = _Patience(self._connection, connect_timeout)
         request = pb.GetArtifactRequest(artifact_id=artifact_id)
         artifact: pb.Artifact = (await patience(self._stub.GetArtifact, lambda: request)).artifact
         target = await asyncio.to_thread(_target, Path(path), artifact.name)
+        if not replace:
+            await asyncio.to_thread(_refuse_existing, target)
         part = target.parent / f".{artifact_id}.part"
         file = await asyncio.to_thread(_open_part, part)
         try:
@@ -89,6 +94,8 @@ class Artifacts:
                     reason="ARTIFACT_CHECKSUM_MISMATCH",
                     metadata={"artifact_id": artifact_id, "expected": artifact.sha256, "actual": digest.hexdigest()},
                 )
+            if not replace:
+                await asyncio.to_thread(_refuse_existing, target)
             await asyncio.to_thread(_put_in_place, file, part, target)
         finally:
             await asyncio.to_thread(file.close)
@@ -184,6 +191,11 @@ class _Patience:
 def _target(place: Path, name: str) -> Path:
     """Where a download goes: of the name, which is the uploader's word, only the last part counts."""
     return place / PurePosixPath(name).name if place.is_dir() else place
+
+
+def _refuse_existing(target: Path) -> None:
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
 
 
 def _open_part(part: Path) -> IO[bytes]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +14,7 @@ import click
 from kapell.cli import bulk, options
 from kapell.cli.app import App
 from kapell.cli.artifact_views import ARTIFACTS
+from kapell.cli.errors import Exit, Refusal
 from kapell.cli.output import note, write, write_changed, write_list, write_one
 from kapell.cli.shape import command
 
@@ -79,6 +84,7 @@ def upload(
     examples="""
         kapell artifact download artifact_01kabc
         kapell artifact download artifact_01kabc -O report.html
+        kapell artifact download artifact_01kabc -O - | tar xz
     """,
 )
 @options.artifact_id
@@ -86,16 +92,43 @@ def upload(
     "-O",
     "--to",
     "place",
-    type=click.Path(path_type=Path),
-    default=Path(),
+    default=".",
     metavar="PATH",
-    help="A file, or a directory to put it into. [default: here]",
+    help="A file, which is replaced; a directory to put it into; or - for stdout. [default: here]",
 )
+@click.option("--force", is_flag=True, help="Replace a file of that name in the directory.")
 @options.server
 @click.pass_obj
-def download(app: App, /, artifact_id: str, place: Path) -> None:
-    app.reattach = f"What was downloaded is kept. Go on with: kapell artifact download {artifact_id}"
-    write(str(app.run(lambda client: client.artifacts.download(artifact_id, place))))
+def download(app: App, /, artifact_id: str, place: str, force: bool) -> None:
+    if place == "-":
+        _download_to_stdout(app, artifact_id)
+        return
+    again = f"kapell artifact download {artifact_id}" + ("" if place == "." else f" -O {shlex.quote(place)}")
+    app.reattach = f"What was downloaded is kept. Go on with: {again}"
+    replace = force or not Path(place).is_dir()
+
+    async def work(client: Client) -> Path:
+        try:
+            return await client.artifacts.download(artifact_id, place, replace=replace)
+        except FileExistsError as error:
+            raise Refusal(
+                f"{error.filename} exists already",
+                why="a download replaces a file only when told to",
+                next=f"{again} --force, or choose another place with -O PATH",
+                exit=Exit.CONFLICT,
+            ) from None
+
+    write(str(app.run(work)))
+
+
+def _download_to_stdout(app: App, artifact_id: str) -> None:
+    """Writes the bytes once all of them are there and checked."""
+    with tempfile.TemporaryDirectory(prefix="kapell-") as directory:
+        found = app.run(lambda client: client.artifacts.download(artifact_id, Path(directory) / "artifact"))
+        sys.stdout.flush()
+        with found.open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
 
 
 @command(
