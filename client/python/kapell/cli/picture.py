@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kapell.cli.output import as_data
-from kapell.cli.states import agent_look
+from kapell.cli.states import agent_look, queue_look
 from kapell.cli.terminal import cut
 from kapell.cli.views import spawn_command
 
@@ -24,7 +24,7 @@ MOST_COUNTED = 100
 class Picture:
     """What the server looked like at one moment. `unserved` counts waiting tasks of types no agent takes.
 
-    `paused` are queues in which tasks wait.
+    `stopped` are queues that are paused or draining.
     """
 
     info: GetServerInfoResponse
@@ -35,7 +35,7 @@ class Picture:
     failed_lately: int
     unserved: dict[str, int]
     profiles: list[AgentProfile]
-    paused: list[QueueStats] = field(default_factory=list)
+    stopped: list[QueueStats] = field(default_factory=list)
 
     def as_data(self) -> dict[str, Any]:
         """The picture for `-o json`: messages in proto JSON form."""
@@ -45,6 +45,7 @@ class Picture:
             "taskCounts": self.counts,
             "agents": [as_data(agent) for agent in self.agents],
             "runningTasks": [as_data(task) for task in self.running],
+            "stoppedQueues": [as_data(entry) | {"resumeCommand": _stopped(entry).command} for entry in self.stopped],
         }
 
 
@@ -58,14 +59,14 @@ class Wait:
 
 def waits_for_you(picture: Picture) -> list[Wait]:
     """What a person should look at, the most urgent first."""
-    found = [
+    found = [_stopped(entry) for entry in picture.stopped]
+    found += [
         Wait(
             f"{many(count, 'task')} of type {agent_type!r}: no agent serves it",
             spawn_command(agent_type, picture.profiles),
         )
         for agent_type, count in picture.unserved.items()
     ]
-    found += [_paused(entry) for entry in picture.paused]
     if lost := _lost(picture):
         found.append(Wait(f"{many(lost, 'agent')} not heard of", "kapell agent list"))
     if failed := picture.failed_lately:
@@ -78,8 +79,9 @@ def headline(picture: Picture) -> str:
     parts = []
     if unserved := sum(picture.unserved.values()):
         parts.append(f"{many(unserved, 'task')} without an agent")
-    if picture.paused:
-        parts.append(many(len(picture.paused), "paused queue"))
+    for word in ("paused", "draining"):
+        if count := sum(queue_look(entry.queue.state).word == word for entry in picture.stopped):
+            parts.append(many(count, f"{word} queue"))
     if lost := _lost(picture):
         parts.append(many(lost, "lost agent"))
     if failed := picture.failed_lately:
@@ -87,12 +89,14 @@ def headline(picture: Picture) -> str:
     return f"Waits for you: {', '.join(parts)}." if parts else "Nothing waits for you."
 
 
-def _paused(entry: QueueStats) -> Wait:
+def _stopped(entry: QueueStats) -> Wait:
     queue, is_all = entry.queue, entry.queue.agent_type == "*"
+    word = queue_look(queue.state).word
     which = "All queues are" if is_all else f"Queue {queue.agent_type!r} is"
     why = f": {cut(queue.state_reason, 40)}" if queue.state_reason else ""
     resume = "kapell queue resume" if is_all else f"kapell queue resume {queue.agent_type}"
-    return Wait(f"{which} paused{why} ({many(entry.depth, 'task')})", resume)
+    waiting = f" ({many(entry.depth, 'task')})" if entry.depth else ""
+    return Wait(f"{which} {word}{why}{waiting}", resume)
 
 
 def _lost(picture: Picture) -> int:

@@ -9,7 +9,7 @@ import click
 from kapell.cli import options
 from kapell.cli.app import App
 from kapell.cli.output import View, write, write_one
-from kapell.cli.picture import MOST_COUNTED, Picture, headline, waits_for_you
+from kapell.cli.picture import MOST_COUNTED, Picture, Wait, headline, waits_for_you
 from kapell.cli.shape import command
 from kapell.cli.states import AGENT_STATES, TASK_STATES, activity_look, queue_look, state_name
 from kapell.cli.table import Cell, Column, rows_for_terminal
@@ -20,6 +20,7 @@ from kapell.cli.views import agent_state, percent, task_state
 if TYPE_CHECKING:
     from kapell import Client
     from kapell.v1.agent_pb2 import Agent
+    from kapell.v1.queue_pb2 import QueueStats
     from kapell.v1.task_pb2 import Task
 
 _MOST_AGENTS = 6
@@ -77,7 +78,7 @@ async def _look(client: Client, address: str) -> Picture:
         failed_lately=len(failed.tasks),
         unserved=_unserved(waiting.tasks, agents.agents),
         profiles=list(profiles.profiles),
-        paused=[entry for entry in queues.queues if entry.depth and queue_look(entry.queue.state).word == "paused"],
+        stopped=_stopped(queues.queues),
     )
 
 
@@ -85,6 +86,12 @@ def _an_hour_ago() -> Any:
     from datetime import UTC, datetime, timedelta
 
     return datetime.now(UTC) - timedelta(hours=1)
+
+
+def _stopped(queues: Any) -> list[QueueStats]:
+    """Those that are paused or draining, the ones in which most waits first."""
+    stopped = [entry for entry in queues if queue_look(entry.queue.state).word in ("paused", "draining")]
+    return sorted(stopped, key=lambda entry: -entry.depth)
 
 
 def _unserved(waiting: Any, agents: Any) -> dict[str, int]:
@@ -100,8 +107,11 @@ def _screen(picture: Picture, terminal: Terminal) -> list[str]:
     """At most 24 lines."""
     waits = waits_for_you(picture)
     lines = [terminal.out(cut(headline(picture), terminal.width), "yellow" if waits else "green")]
+    if len(waits) > _MOST_WAITS:
+        more = len(waits) - _MOST_WAITS + 1
+        waits = [*waits[: _MOST_WAITS - 1], Wait(f"… and {more} more", "kapell status -o json")]
     width = max((cells(wait.text) for wait in waits), default=0)
-    for wait in waits[:_MOST_WAITS]:
+    for wait in waits:
         lines.append(f"  {visible(wait.text).ljust(width)}  {terminal.out(wait.command, 'dim')}")
     lines += ["", *_facts(picture, terminal)]
     if picture.agents:
