@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kapell.v1.queue_pb2 import Queue
 
 _REASON = click.option("--reason", default="", metavar="TEXT", help="Why, for the record and for those who wonder.")
+_ALL = click.option("--all", "everything", is_flag=True, help="All queues.")
 
 
 @command(
@@ -26,15 +27,18 @@ _REASON = click.option("--reason", default="", metavar="TEXT", help="Why, for th
     "Stop giving out tasks; those that run go on, and new ones may still be created.",
     examples="""
         kapell queue pause build --reason "the runner is being moved"
-        kapell queue pause
+        kapell queue pause --all
     """,
 )
 @options.queue(required=False)
 @_REASON
+@_ALL
+@options.yes
 @options.dry_run
 @options.output
 @click.pass_obj
-def pause(app: App, /, agent_type: str | None, reason: str, dry_run: bool) -> None:
+def pause(app: App, /, agent_type: str | None, reason: str, everything: bool, yes: bool, dry_run: bool) -> None:
+    _confirm(app, "Pause", agent_type, everything=everything, yes=yes or dry_run)
     _change(app, "pause", agent_type, lambda client: client.queues.pause(agent_type, reason=reason), dry_run=dry_run)
 
 
@@ -59,15 +63,18 @@ def resume(app: App, /, agent_type: str | None, dry_run: bool) -> None:
     "Refuse new tasks; those that are in the queue run to their end.",
     examples="""
         kapell queue drain build --reason "replaced by build-2"
-        kapell queue drain
+        kapell queue drain --all
     """,
 )
 @options.queue(required=False)
 @_REASON
+@_ALL
+@options.yes
 @options.dry_run
 @options.output
 @click.pass_obj
-def drain(app: App, /, agent_type: str | None, reason: str, dry_run: bool) -> None:
+def drain(app: App, /, agent_type: str | None, reason: str, everything: bool, yes: bool, dry_run: bool) -> None:
+    _confirm(app, "Drain", agent_type, everything=everything, yes=yes or dry_run)
     _change(app, "drain", agent_type, lambda client: client.queues.drain(agent_type, reason=reason), dry_run=dry_run)
 
 
@@ -99,6 +106,14 @@ def set_(app: App, /, agent_type: str, max_running: Given | None, rate: Given | 
         lambda client: client.queues.update(agent_type, etag=etag, **changes),
         dry_run=dry_run,
     )
+
+
+def _confirm(app: App, verb: str, agent_type: str | None, *, everything: bool, yes: bool) -> None:
+    """Asks before all queues are stopped because no type was named."""
+    if agent_type and everything:
+        raise click.UsageError("Name one queue or say --all, not both.")
+    if not agent_type:
+        options.confirm(app, f"{verb} all queues", (), yes=yes or everything)
 
 
 def _change(
