@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+from kapell.cli.template_views import DRY_RUNS
+from kapell.v1.template_pb2 import RenderTemplateResponse, StartBlocker
 
 from tests.cli.shell import Shell
 
@@ -87,6 +90,26 @@ def test_a_dry_run_of_run_makes_no_task(shell: Shell, greet: Path) -> None:
     assert json.loads(result.out)["displayName"] == "greet"
     assert "Nothing was changed" in result.err
     assert shell.pipe("task", "list", "--template", "greet", "-o", "id").out == before
+
+
+def test_a_dry_run_says_what_is_in_the_way(shell: Shell, greet: Path) -> None:
+    shell.pipe("queue", "pause", "shell", "--reason", "a flood")
+    try:
+        result = shell.pipe("template", "render", "greet", "-P", "name=Ada")
+    finally:
+        shell.pipe("queue", "resume", "shell")
+
+    assert "The queue shell is paused: a flood. Nothing starts until it is resumed." in result.out
+
+
+def test_a_limit_that_ends_by_itself_is_shown_with_its_time() -> None:
+    blocker = StartBlocker(message="At its limit of starts.", until_time=Timestamp(seconds=86400))
+    run = RenderTemplateResponse(template_id="greet", blockers=[blocker])
+
+    assert DRY_RUNS.card is not None
+    shown = {line.label: line.value for line in DRY_RUNS.card(run)}
+
+    assert "At its limit of starts. Until 1970-01-0" in str(shown["Blocked by"])
 
 
 def test_applying_again_changes_nothing_and_a_change_is_a_version(shell: Shell, tmp_path: Path) -> None:

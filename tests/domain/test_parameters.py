@@ -132,6 +132,18 @@ def test_a_declaration_that_cannot_be_is_refused(declared: list[TemplateParamete
     assert says in what
 
 
+@pytest.mark.parametrize("pattern", [r"\p{L}{38}", r"\p{L}{100}"])
+def test_all_patterns_of_a_template_share_one_cap_of_size(pattern: str) -> None:
+    few = [parameter(name=f"p{number}", type="text", pattern=r"\p{L}{5}" + "x" * number) for number in range(3)]
+    many = [parameter(name=f"p{number}", type="text", pattern=pattern + "x" * number) for number in range(64)]
+
+    problems = check_declarations(many, "parameters")
+
+    assert check_declarations(few, "parameters") == []
+    assert "are too much together" in problems[-1][1]
+    assert len(problems) < 10
+
+
 def test_a_pattern_takes_linear_time_whatever_it_is_matched_against() -> None:
     declared = parameter(type="text", pattern="(a+)+b")
     began = time.process_time()

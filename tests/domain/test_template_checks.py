@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from kapell.v1.template_pb2 import CreateTemplateRequest, TemplateStep
+from kapell.v1.template_pb2 import CreateTemplateRequest, TemplateStep, UpdateTemplateRequest
+from kapell_server.domain.template_check import check_spec
 
 from tests.domain.workshop import Workshop, spec, step
 
@@ -82,6 +83,31 @@ def test_all_prompts_of_a_template_share_one_cap(workshop: Workshop) -> None:
 
     assert refusals[0].violations[0][0] == "spec.steps"
     assert "320013 bytes together, at most 262144" in refusals[0].message
+
+
+def test_all_texts_of_a_template_share_one_cap_of_tags(workshop: Workshop) -> None:
+    most = [step("a", prompt="{what}" * 2_499, task_name="{what}" * 50), step("b", prompt="{{" * 2_450)]
+
+    workshop.add(*most, prompt="{what}")
+    with workshop.refuses("REQUEST_INVALID") as refusals:
+        workshop.do(UpdateTemplateRequest(template_id="t", spec=spec(*most, prompt="{what}", task_name="{what}")))
+    with workshop.refuses("REQUEST_INVALID") as of_keys:
+        workshop.do(
+            CreateTemplateRequest(
+                template_id="u", spec=spec(*most, step("c", concurrency_keys=["{what}"]), prompt="{what}")
+            )
+        )
+
+    [(path, what)] = refusals[0].violations
+    assert path == "spec.steps[1].prompt"
+    assert "more than 5,000 tags in all its texts" in what
+    assert [path for path, _ in of_keys[0].violations] == ["spec.steps[2].concurrency_keys"]
+
+
+def test_a_template_of_too_many_tags_is_not_parsed() -> None:
+    crowded = spec(*[step(f"s{number}", prompt="{wrong}" * 9_000) for number in range(4)], prompt="{wrong")
+
+    assert [path for path, _ in check_spec(crowded)] == ["spec.steps[0].prompt"]
 
 
 def test_lists_and_events_carry_no_prompt_of_a_step(workshop: Workshop) -> None:

@@ -112,6 +112,17 @@ def test_the_time_is_capped_however_little_is_written() -> None:
     assert time.process_time() - began < 2, "a cap of steps is a cap of time"
 
 
+@pytest.mark.parametrize(
+    ("form", "value"), [("fence", "\n" * 60_000), ("fence", [""] * 1_000), ("quote", " " * 60_000)]
+)
+def test_what_is_read_counts_where_less_is_written(form: str, value: str | list[str]) -> None:
+    text = parse(f"{{x|{form}}}")
+
+    assert len(render(text, {"x": value})) < 1_100
+    with pytest.raises(TextError, match="longer than"):
+        render(text * 300, {"x": value})
+
+
 def test_bytes_are_what_is_capped_not_characters() -> None:
     with pytest.raises(TextError, match="longer than 10 bytes"):
         render(parse("{x}"), {"x": "äöüäöü"}, limit=10)

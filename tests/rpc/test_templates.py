@@ -7,12 +7,15 @@ from typing import Any
 
 import grpc
 import pytest
-from kapell.v1 import event_pb2, task_pb2, template_pb2, template_pb2_grpc
+from kapell.v1 import event_pb2, queue_pb2, queue_pb2_grpc, task_pb2, template_pb2, template_pb2_grpc
 from kapell.v1.dependency_pb2 import DEPENDENCY_FAILURE_ACTION_RUN
 from kapell.v1.template_pb2 import (
     START_BLOCKER_KIND_AGENTS_BUSY,
+    START_BLOCKER_KIND_LIMIT,
     START_BLOCKER_KIND_NO_AGENT,
     START_BLOCKER_KIND_QUEUE,
+    START_BLOCKER_KIND_QUEUE_DRAINING,
+    START_BLOCKER_KIND_QUEUE_PAUSED,
 )
 from kapell.v1.watch_pb2 import EVENT_KIND_TEMPLATE_CREATED, WatchOptions
 
@@ -146,6 +149,115 @@ async def test_a_dry_run_tells_what_would_block_the_first_steps(
         "No agent serves 'test'",
     ]
     assert [blocker.message.split(".")[0] for blocker in half.blockers] == ["No agent serves 'planner'"]
+
+
+@pytest.fixture
+def queues(channel: grpc.aio.Channel) -> Any:
+    return queue_pb2_grpc.QueueServiceStub(channel)
+
+
+def told(rendered: template_pb2.RenderTemplateResponse) -> list[tuple[int, str]]:
+    return [(blocker.kind, blocker.message) for blocker in rendered.blockers]
+
+
+async def limit_queue(owner: Services, queues: Any, agent_type: str = "test", **limits: Any) -> None:
+    queue = queue_pb2.Queue(agent_type=agent_type, **limits)
+    request = queue_pb2.UpdateQueueRequest(queue=queue, update_mask={"paths": ["max_running", "start_rate"]})
+    await owner(queues.UpdateQueue, request)
+
+
+async def test_a_dry_run_tells_of_queues_that_are_paused_or_draining(
+    owner: Services, templates: Any, queues: Any, channel: grpc.aio.Channel
+) -> None:
+    await greet(owner, templates)
+    await register(owner, channel)
+
+    await owner(queues.PauseQueue, queue_pb2.PauseQueueRequest(agent_type="test", reason="a flood"))
+    paused = await render(owner, templates)
+    await owner(queues.DrainQueue, queue_pb2.DrainQueueRequest(reason="the move"))
+    both = await render(owner, templates)
+    await owner(queues.ResumeQueue, queue_pb2.ResumeQueueRequest())
+    await owner(queues.ResumeQueue, queue_pb2.ResumeQueueRequest(agent_type="test"))
+    free = await render(owner, templates)
+
+    pause = (
+        START_BLOCKER_KIND_QUEUE_PAUSED,
+        "The queue test is paused: a flood. Nothing starts until it is resumed.",
+    )
+    drain = (
+        START_BLOCKER_KIND_QUEUE_DRAINING,
+        "All queues are draining: the move. New tasks are refused until it is resumed.",
+    )
+    assert told(paused) == [pause]
+    assert told(both) == [drain, pause]
+    assert told(free) == []
+
+
+async def test_a_dry_run_tells_of_limits_that_are_reached(
+    owner: Services, templates: Any, queues: Any, channel: grpc.aio.Channel
+) -> None:
+    await greet(owner, templates, concurrency_keys=["for:{name}"])
+    worker = await register(owner, channel, slots=5)
+    await make(owner)
+    offer = await worker.lease()
+
+    of_key = await render(owner, templates)
+    await worker.complete(offer)
+    free = await render(owner, templates)
+    await limit_queue(owner, queues, max_running=0)
+    full = await render(owner, templates)
+    await limit_queue(owner, queues, start_rate={"count": 1, "period": {"seconds": 3600}})
+    await make(owner)
+    await worker.complete(await worker.lease())
+    used_up = await render(owner, templates)
+
+    [(kind, message)] = told(of_key)
+    assert kind == START_BLOCKER_KIND_LIMIT
+    assert message.startswith("Concurrency key for:Ada lets 1 task at a time run; task_")
+    assert told(free) == []
+    at_a_time = "The queue test is limited to 0 tasks at a time. Wait, or raise the limit of the queue."
+    assert told(full) == [(START_BLOCKER_KIND_LIMIT, at_a_time)]
+    [blocker] = used_up.blockers
+    assert (blocker.kind, "at its limit of starts" in blocker.message) == (START_BLOCKER_KIND_LIMIT, True)
+    assert blocker.until_time.ToNanoseconds() > offer.task.create_time.ToNanoseconds()
+
+
+async def test_a_dry_run_tells_what_becomes_of_a_task_whose_key_is_taken(
+    owner: Services, templates: Any, queues: Any, channel: grpc.aio.Channel
+) -> None:
+    limit = queue_pb2.ConcurrencyLimit(key="one", strategy=queue_pb2.CONCURRENCY_STRATEGY_SKIP)
+    await owner(queues.SetConcurrencyLimit, queue_pb2.SetConcurrencyLimitRequest(limit=limit))
+    steps = [{"name": "a", "prompt": "a", "concurrency_keys": ["one"]}]
+    await greet(owner, templates, prompt="{name}", steps=steps, concurrency_keys=["two"])
+    worker = await register(owner, channel, slots=5)
+    for key in ("one", "two"):
+        spec_of = task_pb2.TaskSpec(agent_type="test", prompt="x", concurrency_keys=[key])
+        await owner(owner.tasks.CreateTask, task_pb2.CreateTaskRequest(task=spec_of))
+        await worker.lease()
+
+    [(kind, message)] = told(await render(owner, templates))
+
+    assert (kind, message.rpartition(". ")[2]) == (START_BLOCKER_KIND_LIMIT, "A new task is skipped.")
+
+
+async def test_validating_is_for_those_who_may_write(
+    owner: Services, templates: Any, channel: grpc.aio.Channel
+) -> None:
+    worker = await register(owner, channel)
+    request = template_pb2.ValidateTemplateRequest(spec=spec())
+
+    found = await failure(worker.call(templates.ValidateTemplate, request))
+
+    assert (found.code, found.info.reason) == (grpc.StatusCode.PERMISSION_DENIED, "SCOPE_MISSING")
+
+
+async def test_validating_refuses_too_many_tags_as_an_answer(owner: Services, templates: Any) -> None:
+    request = template_pb2.ValidateTemplateRequest(spec=spec(prompt="{name}" * 5_001), parameters={"name": "Ada"})
+
+    answer = await owner(templates.ValidateTemplate, request)
+
+    assert [problem.field for problem in answer.problems] == ["spec.prompt"]
+    assert "more than 5,000 tags" in answer.problems[0].description
 
 
 async def test_validating_renders_the_steps_or_names_what_is_wrong_with_them(owner: Services, templates: Any) -> None:

@@ -95,7 +95,7 @@ def _waits(wait: WaitingOn) -> Blocker:
 
 
 def _explain_queued(state: State, task: Task, response: ExplainTaskResponse) -> None:
-    blockers = [*_queue(state, task.agent_type), *_keys(state, task.concurrency_keys)]
+    blockers = [*held_by_queue(state, task.agent_type), *held_by_keys(state, task.concurrency_keys)]
     place = state.queues.ready.place_of(task.task_id)
     assert place is not None, "a QUEUED task has a place"
     agents = list(_agents(state, task.agent_type))
@@ -109,7 +109,7 @@ def _explain_queued(state: State, task: Task, response: ExplainTaskResponse) -> 
             response.blockers.append(Blocker(kind=WAIT_KIND_TURN, message=message))
 
 
-def _queue(state: State, agent_type: str) -> Iterator[Blocker]:
+def held_by_queue(state: State, agent_type: str) -> Iterator[Blocker]:
     """What keeps the queue of a type, or all queues, from giving out tasks."""
     for name in (agent_type, ALL):
         queue = state.standing.find(Queue, name)
@@ -130,7 +130,7 @@ def _queue(state: State, agent_type: str) -> Iterator[Blocker]:
                 yield _rate(f"{which} at its limit of starts", name, queue.start_rate.count, free_ns)
 
 
-def _keys(state: State, keys: Iterable[str]) -> Iterator[Blocker]:
+def held_by_keys(state: State, keys: Iterable[str]) -> Iterator[Blocker]:
     """The concurrency keys that let nothing start now."""
     queues = state.queues
     for key in keys:

@@ -38,6 +38,7 @@ Problem = tuple[str, str]
 _LONGEST_TEXT = 65_536
 _LONGEST_PATH = 1_024
 _MOST_ENTRIES = 1_000
+_MOST_PATTERN_SIZE = 20_000
 _WHOLE = 2**53
 _NUMBERS = (PARAMETER_TYPE_INT, PARAMETER_TYPE_NUMBER)
 _TEXTS = (PARAMETER_TYPE_STRING, PARAMETER_TYPE_TEXT, PARAMETER_TYPE_PATH)
@@ -167,6 +168,7 @@ def check_declarations(declared: Sequence[TemplateParameter], path: str) -> list
     """All that is wrong with the declared parameters themselves."""
     problems: list[Problem] = []
     seen: set[str] = set()
+    size = 0
     for index, parameter in enumerate(declared):
         here = f"{path}[{index}]"
         if parameter.name in RESERVED:
@@ -178,6 +180,11 @@ def check_declarations(declared: Sequence[TemplateParameter], path: str) -> list
         problems += _wrong_items(parameter, here)
         if parameter.HasField("default_value") and not problems:
             problems += _wrong_default(parameter, here)
+        size += _pattern_size(parameter.rules.pattern) + _pattern_size(parameter.items.pattern)
+        if size > _MOST_PATTERN_SIZE:
+            what = f"the patterns of the template are too much together, more than {_MOST_PATTERN_SIZE:,} instructions"
+            problems.append((f"{here}.rules.pattern", f"{what}; repeat less, or use smaller classes of characters"))
+            break
     return problems
 
 
@@ -244,6 +251,14 @@ def _pattern_error(pattern: str) -> str:
         why = error.args[0] if error.args else ""
         return why.decode(errors="replace") if isinstance(why, bytes) else str(why)
     return ""
+
+
+def _pattern_size(pattern: str) -> int:
+    """What compiling it costs, in instructions of RE2; one that is too large has cost as much as many."""
+    try:
+        return _pattern(pattern).programsize if pattern else 0
+    except re2.error as error:
+        return _MOST_PATTERN_SIZE // 4 if "too large" in str(error) else 0
 
 
 # -- values ----------------------------------------------------------------------------------------

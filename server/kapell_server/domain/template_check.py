@@ -16,13 +16,27 @@ from kapell_server.domain import parameters
 from kapell_server.domain.cycles import find_cycle
 from kapell_server.domain.parameters import Problem
 from kapell_server.domain.template_steps import wrong_key
-from kapell_server.domain.template_text import MAX_RENDERED, If, Node, TextError, Use, condition, parse, places, uses
+from kapell_server.domain.template_text import (
+    MAX_RENDERED,
+    MAX_TAGS,
+    If,
+    Node,
+    TextError,
+    Use,
+    condition,
+    count_tags,
+    parse,
+    places,
+    uses,
+)
 
 _Declared = Mapping[str, TemplateParameter]
 
 
 def check_spec(spec: TemplateSpec, path: str = "spec") -> list[Problem]:
     """All that is wrong with a template, beyond the shape of its message."""
+    if crowded := _too_many_tags(spec, path):
+        return [crowded]
     problems = parameters.check_declarations(spec.parameters, f"{path}.parameters")
     declared = {parameter.name: parameter for parameter in spec.parameters}
     named = [step.name for step in spec.steps] or None
@@ -37,6 +51,27 @@ def check_spec(spec: TemplateSpec, path: str = "spec") -> list[Problem]:
         what = f"the prompts of the template are {size} bytes together, at most {MAX_RENDERED} are allowed"
         problems.append((f"{path}.steps", what))
     return problems
+
+
+def _too_many_tags(spec: TemplateSpec, path: str) -> Problem | None:
+    """Names the text with which a template gets more tags than it may have: then nothing of it is parsed."""
+    left = MAX_TAGS
+    for here, texts in _texts(spec, path):
+        left -= count_tags(texts, left)
+        if left < 0:
+            what = f"the template has more than {MAX_TAGS:,} tags in all its texts, doubled braces counted"
+            return here, f"{what}; put long lists into parameters, or make it several templates"
+    return None
+
+
+def _texts(spec: TemplateSpec, path: str) -> Iterator[tuple[str, Sequence[str]]]:
+    """Every text that may have tags, with its path; the keys of a task or step together."""
+    said: list[tuple[str, TemplateSpec | TemplateStep]] = [(path, spec)]
+    said += [(f"{path}.steps[{index}]", step) for index, step in enumerate(spec.steps)]
+    for here, one in said:
+        yield f"{here}.prompt", (one.prompt,)
+        yield f"{here}.task_name", (one.task_name,)
+        yield f"{here}.concurrency_keys", one.concurrency_keys
 
 
 def _check_step(step: TemplateStep, index: int, path: str, declared: _Declared, names: list[str]) -> Iterator[Problem]:

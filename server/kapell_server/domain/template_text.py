@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from kapell_server.domain.prompt import Part, Place, joined, place_of
@@ -23,6 +24,8 @@ MAX_STEPS = 20_000
 """Most tags that rendering may visit, each turn of a loop counted."""
 MAX_DEPTH = 16
 """Most blocks within each other."""
+MAX_TAGS = 5_000
+"""Most tags of all texts of a template: what checking it, and holding it parsed, costs at most."""
 
 RESERVED = frozenset({"if", "else", "each", "end", "item", "index", "not", "is", "deps"})
 """Words of the language, which no parameter may be named."""
@@ -90,6 +93,12 @@ class _Open:
 
     node: If | Each
     in_else: bool = False
+
+
+def count_tags(texts: Iterable[str], limit: int) -> int:
+    """How many tags, doubled and stray braces the texts have together; counts no further than one beyond `limit`."""
+    found = (part for text in texts for part in _PART.finditer(text))
+    return sum(1 for _ in islice(found, limit + 1))
 
 
 def parse(text: str) -> list[Node]:
@@ -305,11 +314,18 @@ class _Rendering:
                     left_out = node.dependency in self.left_out
                     self._write(f"(step {node.dependency} was left out)" if left_out else node)
                 case Put():
-                    self._write(FORMS[node.form](_existing(node.name, values, node.line)))
+                    self._put(node, _existing(node.name, values, node.line))
                 case If():
                     self.run(node.then if holds(node, values) else node.otherwise, values)
                 case Each():
                     self._each(node, values)
+
+    def _put(self, node: Put, value: Any) -> None:
+        text = FORMS[node.form](value)
+        if node.form in _SHRINKING:
+            # What is read counts where less of it is written, or a blank text could be read for ever.
+            self.length += max(0, _bulk(value) - len(text))
+        self._write(text)
 
     def _each(self, node: Each, values: Mapping[str, Any]) -> None:
         entries = _find(node.name, values)
@@ -405,6 +421,17 @@ FORMS: dict[str, Callable[[Any], str]] = {
     "shell": lambda value: " ".join(map(shlex.quote, _entries(value))),
 }
 """How a value is written, by the word behind the bar."""
+
+
+_SHRINKING = frozenset({"fence", "quote"})
+"""The forms that leave out blanks."""
+
+
+def _bulk(value: Any) -> int:
+    """How many characters of text a value has, a break for each entry counted."""
+    return sum(
+        len(entry) + 1 if isinstance(entry, str) else 1 for entry in (value if isinstance(value, list) else [value])
+    )
 
 
 # -- what a text asks for --------------------------------------------------------------------------

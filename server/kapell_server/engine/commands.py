@@ -17,6 +17,7 @@ from kapell_server.domain import (
     retention,
     schedule,
     schedule_run,
+    start_blockers,
     task,
     template,
     worker,
@@ -90,6 +91,7 @@ DECIDERS: dict[type, Decide] = {
 QUESTIONS: dict[type, Decide] = {
     task_pb2.ExplainTaskRequest: explain.explain,
     queue_pb2.GetQueueStatsRequest: queue.stats,
+    start_blockers.StartQuestion: start_blockers.held_up,
 }
 """Asked after dispatch, and changing nothing: the answer is true at the end of the batch."""
 

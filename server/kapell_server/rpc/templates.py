@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from google.protobuf.duration_pb2 import Duration
@@ -13,6 +14,7 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.domain.parameters import as_struct, plain_struct
 from kapell_server.domain.retry import with_defaults
 from kapell_server.domain.settings import Settings
+from kapell_server.domain.start_blockers import StartQuestion
 from kapell_server.domain.task import DEFAULT_PRIORITY
 from kapell_server.domain.template_check import check_spec
 from kapell_server.domain.template_version import compile_version, split_reference
@@ -95,23 +97,32 @@ class TemplateServicer:
             retry_policy=with_defaults(spec.retry_policy),
             timeouts=spec.timeouts if spec.HasField("timeouts") else None,
             history=_history(await self._reads.templates.history(template.template_id)),
-            blockers=await self._blockers(agent_type, steps),
+            blockers=await self._blockers(agent_type, steps, rendered.concurrency_keys, caller),
             revision=revision,
             steps=steps,
             concurrency_keys=rendered.concurrency_keys,
         )
 
     async def _blockers(
-        self, agent_type: str, steps: list[template_pb2.RenderedStep]
+        self,
+        agent_type: str,
+        steps: list[template_pb2.RenderedStep],
+        keys: Sequence[str],
+        caller: Caller,
     ) -> list[template_pb2.StartBlocker]:
         """What would keep the first steps, or the task itself, from starting now; and types that nobody serves."""
         ahead = [step for step in steps if not step.left_out]
-        first = {step.agent_type for step in ahead if not step.depends_on} or {agent_type}
+        beginning = [step for step in ahead if not step.depends_on]
+        first = dict.fromkeys(step.agent_type for step in beginning) or {agent_type: None}
+        needed = dict.fromkeys([*(step.agent_type for step in ahead), agent_type])
         blockers: list[template_pb2.StartBlocker] = []
-        for wanted in dict.fromkeys([*(step.agent_type for step in ahead), agent_type]):
+        for wanted in needed:
             found = await self._blockers_of(wanted)
             blockers += found if wanted in first else found[:1] if _nobody(found) else []
-        return blockers
+        taken = dict.fromkeys(key for step in beginning for key in step.concurrency_keys) if beginning else keys
+        question = StartQuestion(tuple(needed), tuple(first), tuple(taken))
+        held_up = template_pb2.RenderTemplateResponse.FromString(await self._engine.submit(question, caller))
+        return [*held_up.blockers, *blockers]
 
     async def _blockers_of(self, agent_type: str) -> list[template_pb2.StartBlocker]:
         """What would keep a task of this type from starting now."""

@@ -15,6 +15,7 @@ from kapell.cli.views import labels_text
 if TYPE_CHECKING:
     from kapell.v1.template_pb2 import (
         RenderTemplateResponse,
+        StartBlocker,
         Template,
         TemplateHistory,
         TemplateParameter,
@@ -150,10 +151,15 @@ def _dry_run_card(run: RenderTemplateResponse) -> list[Line]:
         Line("Concurrency", ", ".join(run.concurrency_keys)),
         Line("Parameters", json.dumps(as_data(run.parameters), ensure_ascii=False, indent=2, sort_keys=True)),
         Line("History", _history_text(run.history)),
-        Line("Blocked by", Cell("\n".join(blocker.message for blocker in run.blockers), "yellow")),
+        Line("Blocked by", Cell("\n".join(map(_blocker_text, run.blockers)), "yellow")),
         *rendered_step_lines(run.steps),
         Line("Prompt", run.prompt.rstrip("\n")),
     ]
+
+
+def _blocker_text(blocker: StartBlocker) -> str:
+    until = f" Until {times.local(blocker.until_time)}." if blocker.HasField("until_time") else ""
+    return blocker.message + until
 
 
 DRY_RUNS = View(

@@ -21,7 +21,8 @@ special, and nothing is evaluated:
                                see dependency.proto. Only as a text, not in if or each
   {{ and }}                    a brace
 
-A line that holds nothing but one if, else, each or end disappears whole.
+A line that holds nothing but one if, else, each or end disappears whole. All prompts, task names and
+keys of a template together have at most 5,000 tags, each doubled brace counted as one.
 A tag that names a parameter the template does not declare is refused when the
 template is written; a parameter that may be absent must be asked for with if.
 
@@ -129,6 +130,12 @@ class _StartBlockerKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Star
     """Agents that serve the type are there, but none has a free slot."""
     START_BLOCKER_KIND_QUEUE: _StartBlockerKind.ValueType  # 3
     """Other tasks of the type are waiting."""
+    START_BLOCKER_KIND_QUEUE_PAUSED: _StartBlockerKind.ValueType  # 4
+    """The queue of the type, or "*", is PAUSED: it takes the task in, but does not give it out."""
+    START_BLOCKER_KIND_QUEUE_DRAINING: _StartBlockerKind.ValueType  # 5
+    """The queue of the type, or "*", is DRAINING: the task would be refused with QUEUE_DRAINING."""
+    START_BLOCKER_KIND_LIMIT: _StartBlockerKind.ValueType  # 6
+    """A limit of the queue of the type, of "*" or of a concurrency key is reached: max_running or start_rate."""
 
 class StartBlockerKind(_StartBlockerKind, metaclass=_StartBlockerKindEnumTypeWrapper):
     """What would keep a task from starting at once."""
@@ -141,6 +148,12 @@ START_BLOCKER_KIND_AGENTS_BUSY: StartBlockerKind.ValueType  # 2
 """Agents that serve the type are there, but none has a free slot."""
 START_BLOCKER_KIND_QUEUE: StartBlockerKind.ValueType  # 3
 """Other tasks of the type are waiting."""
+START_BLOCKER_KIND_QUEUE_PAUSED: StartBlockerKind.ValueType  # 4
+"""The queue of the type, or "*", is PAUSED: it takes the task in, but does not give it out."""
+START_BLOCKER_KIND_QUEUE_DRAINING: StartBlockerKind.ValueType  # 5
+"""The queue of the type, or "*", is DRAINING: the task would be refused with QUEUE_DRAINING."""
+START_BLOCKER_KIND_LIMIT: StartBlockerKind.ValueType  # 6
+"""A limit of the queue of the type, of "*" or of a concurrency key is reached: max_running or start_rate."""
 Global___StartBlockerKind: _TypeAlias = StartBlockerKind  # noqa: Y015
 
 @_typing.final
@@ -163,7 +176,9 @@ class ValueRules(_message.Message):
     Unset: 65,536 characters (PATH 1,024), 1,000 entries.
     """
     pattern: _builtins.str
-    """An RE2 expression that the whole text must match (STRING, TEXT and PATH). At most 500 characters."""
+    """An RE2 expression that the whole text must match (STRING, TEXT and PATH). At most 500 characters;
+    all patterns of a template together at most 20,000 instructions of RE2.
+    """
     @_builtins.property
     def options(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The words an ENUM takes; at most 100, each at most 200 characters."""
@@ -1387,22 +1402,28 @@ class StartBlocker(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
+    UNTIL_TIME_FIELD_NUMBER: _builtins.int
     kind: Global___StartBlockerKind.ValueType
     """What it is."""
     message: _builtins.str
     """The same in words, with what would help."""
     count: _builtins.int
     """How many agents are busy, or tasks are waiting."""
+    @_builtins.property
+    def until_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ends by itself: the next start that a start_rate allows. Unset where no time ends it."""
+
     def __init__(
         self,
         *,
         kind: Global___StartBlockerKind.ValueType = ...,
         message: _builtins.str = ...,
         count: _builtins.int = ...,
+        until_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["until_time", b"until_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "kind", b"kind", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "kind", b"kind", "message", b"message", "until_time", b"until_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

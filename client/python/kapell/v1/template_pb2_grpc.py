@@ -173,7 +173,7 @@ class TemplateServiceServicer:
 
     def ValidateTemplate(self, request, context):
         """Checks a spec without storing it, and renders it where parameters are given.
-        What is wrong is the answer, not an error.
+        What is wrong is the answer, not an error. For those who may write templates.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -21,7 +21,8 @@ special, and nothing is evaluated:
                                see dependency.proto. Only as a text, not in if or each
   {{ and }}                    a brace
 
-A line that holds nothing but one if, else, each or end disappears whole.
+A line that holds nothing but one if, else, each or end disappears whole. All prompts, task names and
+keys of a template together have at most 5,000 tags, each doubled brace counted as one.
 A tag that names a parameter the template does not declare is refused when the
 template is written; a parameter that may be absent must be asked for with if.
 
@@ -107,7 +108,7 @@ class TemplateServiceStub:
     """
     ValidateTemplate: _grpc.UnaryUnaryMultiCallable[_template_pb2.ValidateTemplateRequest, _template_pb2.ValidateTemplateResponse]
     """Checks a spec without storing it, and renders it where parameters are given.
-    What is wrong is the answer, not an error.
+    What is wrong is the answer, not an error. For those who may write templates.
     """
     RenderTemplate: _grpc.UnaryUnaryMultiCallable[_template_pb2.RenderTemplateRequest, _template_pb2.RenderTemplateResponse]
     """Dry run: what a task of the template would be, how long such tasks took, and
@@ -165,7 +166,7 @@ class TemplateServiceAsyncStub(TemplateServiceStub):
     """
     ValidateTemplate: _aio.UnaryUnaryMultiCallable[_template_pb2.ValidateTemplateRequest, _template_pb2.ValidateTemplateResponse]  # type: ignore[assignment]
     """Checks a spec without storing it, and renders it where parameters are given.
-    What is wrong is the answer, not an error.
+    What is wrong is the answer, not an error. For those who may write templates.
     """
     RenderTemplate: _aio.UnaryUnaryMultiCallable[_template_pb2.RenderTemplateRequest, _template_pb2.RenderTemplateResponse]  # type: ignore[assignment]
     """Dry run: what a task of the template would be, how long such tasks took, and
@@ -274,7 +275,7 @@ class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_template_pb2.ValidateTemplateResponse, _abc.Awaitable[_template_pb2.ValidateTemplateResponse]]:
         """Checks a spec without storing it, and renders it where parameters are given.
-        What is wrong is the answer, not an error.
+        What is wrong is the answer, not an error. For those who may write templates.
         """
 
     @_abc_1.abstractmethod
