@@ -1,7 +1,7 @@
 """The trial after a storm: what the server says now, held against the log and the clients' journals.
 
-Reads through the public API only and shares no code with the server. Every method is one promise
-of DESIGN and returns what is wrong, so that a failing run shows all of it.
+Reads through the public API only and shares no code with the server. Every method is one promise,
+named as in server/ARCHITECTURE.md, and returns what is wrong, so that a failing run shows all of it.
 """
 
 from __future__ import annotations

@@ -70,6 +70,7 @@ async def test_the_server_tells_what_it_is_and_how_it_feels(owner: Services, cha
     assert (info.database, info.principal) == ("sqlite", "admin")
     assert info.log_id.startswith("log_")
     assert info.limits.max_message_bytes == 1024 * 1024
+    assert info.limits.max_batch_tasks == 2500
     assert seen_by_agent.principal == worker.agent_id
     assert (now.open_watches, dict(now.ready_tasks)) == (1, {"nobody": 1})
     assert now.commits > 0

@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from kapell.v1 import admin_pb2
 
 from kapell_server.domain.access import Caller
+from kapell_server.domain.prepared import MOST_TASKS
 from kapell_server.rpc.pipeline import MAX_MESSAGE_BYTES
 from kapell_server.watch.follow import Watches
 
@@ -63,7 +64,7 @@ class AdminServicer:
             },
             limits=admin_pb2.ServerLimits(
                 max_message_bytes=MAX_MESSAGE_BYTES,
-                max_batch_tasks=500,
+                max_batch_tasks=MOST_TASKS,
                 max_page_size=1000,
                 max_watches=facts.max_watches,
                 max_agents=facts.max_agents,

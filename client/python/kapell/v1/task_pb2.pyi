@@ -96,9 +96,9 @@ class _WaitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitKind.Val
     WAIT_KIND_QUEUE_LIMIT: _WaitKind.ValueType  # 13
     """For another task of its queue to end, of which only so many run at a time. ExplainTask only."""
     WAIT_KIND_NO_AGENT: _WaitKind.ValueType  # 14
-    """For an agent that serves its type. ExplainTask only."""
+    """For an agent that serves its type and is ACTIVE: one that is draining does not count. ExplainTask only."""
     WAIT_KIND_AGENTS_BUSY: _WaitKind.ValueType  # 15
-    """For a free slot: the agents of its type are busy, or draining. ExplainTask only."""
+    """For a free slot: all ACTIVE agents of its type are busy. ExplainTask only."""
     WAIT_KIND_AGENT_NOT_ASKING: _WaitKind.ValueType  # 16
     """For an agent with a free slot to ask for tasks. ExplainTask only."""
     WAIT_KIND_TURN: _WaitKind.ValueType  # 17
@@ -128,9 +128,9 @@ WAIT_KIND_QUEUE_PAUSED: WaitKind.ValueType  # 12
 WAIT_KIND_QUEUE_LIMIT: WaitKind.ValueType  # 13
 """For another task of its queue to end, of which only so many run at a time. ExplainTask only."""
 WAIT_KIND_NO_AGENT: WaitKind.ValueType  # 14
-"""For an agent that serves its type. ExplainTask only."""
+"""For an agent that serves its type and is ACTIVE: one that is draining does not count. ExplainTask only."""
 WAIT_KIND_AGENTS_BUSY: WaitKind.ValueType  # 15
-"""For a free slot: the agents of its type are busy, or draining. ExplainTask only."""
+"""For a free slot: all ACTIVE agents of its type are busy. ExplainTask only."""
 WAIT_KIND_AGENT_NOT_ASKING: WaitKind.ValueType  # 16
 """For an agent with a free slot to ask for tasks. ExplainTask only."""
 WAIT_KIND_TURN: WaitKind.ValueType  # 17
