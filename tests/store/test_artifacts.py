@@ -171,6 +171,19 @@ async def test_uploads_are_found_again_by_whoever_asks(shelf: Shelf) -> None:
     assert shelf.store._room.uploads.keys() == {begun[2].artifact_id}
 
 
+async def test_two_completions_at_once_do_not_take_the_bytes_away(shelf: Shelf) -> None:
+    begun = await shelf.begin(await shelf.task("task_a"))
+    await shelf.store.write(begun.artifact_id, 0, b"hello")
+
+    answers = await asyncio.gather(
+        *(shelf.store.complete(begun.artifact_id, sha256(said)) for said in (b"hello", b"bye")), return_exceptions=True
+    )
+
+    assert isinstance(answers[0], Artifact)
+    assert isinstance(answers[1], KapellError)
+    assert await shelf.store.read(answers[0], 0, 100) == b"hello"
+
+
 async def test_another_checksum_begins_the_upload_again(shelf: Shelf) -> None:
     task = await shelf.task("task_a")
     begun = await shelf.begin(task)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -77,6 +77,7 @@ class _Open:
 
     artifact: Artifact
     upload: Upload
+    completing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class ArtifactStore:
@@ -193,20 +194,30 @@ class ArtifactStore:
         """
         open_ = await self._upload_of(artifact_id)
         if open_ is None:
-            ready = await self.get(artifact_id)
-            if ready.sha256 != sha256:
-                raise state_conflict(artifact_id, ARTIFACT_STATE_READY)
-            return ready
-        upload = open_.upload
-        size, digest = await self._run(upload.seal)
-        try:
-            check_bytes(open_.artifact, sha256, size, digest, size_announced=upload.announced is not None)
-        except KapellError:
-            await self._run(upload.restart)
-            raise
-        ready = completed(open_.artifact, size, digest, self._clock.now_ns())
-        await self._to_the_end(self._make_ready(ready, upload))
+            return await self._known_ready(artifact_id, sha256)
+        return await self._to_the_end(self._complete(open_, sha256))
+
+    async def _known_ready(self, artifact_id: str, sha256: str) -> Artifact:
+        ready = await self.get(artifact_id)
+        if ready.sha256 != sha256:
+            raise state_conflict(artifact_id, ARTIFACT_STATE_READY)
         return ready
+
+    async def _complete(self, open_: _Open, sha256: str) -> Artifact:
+        """One completion at a time: another must not begin the upload again that this one has sealed."""
+        artifact_id, upload = open_.artifact.artifact_id, open_.upload
+        async with open_.completing:
+            if self._open.get(artifact_id) is not open_:
+                return await self._known_ready(artifact_id, sha256)
+            size, digest = await self._run(upload.seal)
+            try:
+                check_bytes(open_.artifact, sha256, size, digest, size_announced=upload.announced is not None)
+            except KapellError:
+                await self._run(upload.restart)
+                raise
+            ready = completed(open_.artifact, size, digest, self._clock.now_ns())
+            await self._make_ready(ready, upload)
+            return ready
 
     async def _make_ready(self, ready: Artifact, upload: Upload) -> None:
         values = {"id": ready.artifact_id, "bytes": ready.size, "message": ready.SerializeToString()}
