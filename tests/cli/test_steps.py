@@ -121,3 +121,52 @@ def test_steps_on_a_terminal(shell: Shell, agent: str, relay: Path) -> None:
 
 def _from_steps(card: str) -> str:
     return "".join(card.splitlines(keepends=True)[["Steps" in line for line in card.splitlines()].index(True) :])
+
+
+CHAIN = """
+template_id: chain
+agent_type: shell
+retry_policy: {max_attempts: 1}
+parameters:
+  marker: {type: string, required: true}
+steps:
+  first: {prompt: "echo looking; test -e {marker|shell}"}
+  last: {depends_on: [first], prompt: "echo last"}
+prompt: echo {deps.last.result}
+"""
+
+
+def again(screen: str) -> list[list[str]]:
+    """The commands after "once more", as arguments."""
+    [line] = re.findall("once more: +(.*)", screen)
+    return [command.split()[1:] for command in line.split(" && ")]
+
+
+def test_the_hints_after_a_failed_step_work(shell: Shell, agent: str, tmp_path: Path) -> None:
+    (tmp_path / "chain.yaml").write_text(CHAIN)
+    assert shell.pipe("template", "apply", "-f", str(tmp_path / "chain.yaml")).code == 0
+
+    screen = shell.terminal("run", "chain", "-P", f"marker={tmp_path / 'marker'}", NO_COLOR="1").out
+    [look] = re.findall("look closer: kapell (.*)", screen)
+    assert "looking" in shell.pipe(*look.split()).out
+
+    (tmp_path / "marker").touch()
+    for command in again(screen):
+        assert shell.pipe(*command, *(["--yes"] if "--root" in command else [])).code == 0, command
+    assert shell.pipe("task", "wait", again(screen)[-1][-1]).code == 0
+
+
+def test_a_run_whose_dependency_has_failed_ends_at_once_and_says_how_to_mend_it(
+    shell: Shell, agent: str, tmp_path: Path
+) -> None:
+    shell.pipe("task", "run", "-t", "shell", "--id", "task_cause", "--max-attempts", "1", f"test -e {tmp_path}/there")
+    line = ("-t", "shell", "--after", "task_cause", "--id", "task_after_it", "echo after")
+
+    screen = shell.terminal("task", "run", *line, NO_COLOR="1").out
+
+    assert "look closer: kapell task logs task_cause" in screen
+    assert again(screen) == [["task", "retry", "task_cause"], ["task", "retry", "task_after_it"]]
+    (tmp_path / "there").touch()
+    for command in again(screen):
+        assert shell.pipe(*command).code == 0
+    assert shell.pipe("task", "wait", "task_after_it").code == 0

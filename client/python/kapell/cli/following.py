@@ -67,6 +67,8 @@ class Following:
 
     async def _watch_state(self) -> None:
         id = self._task.task_id
+        if task_look(self._task.state).final:  # It failed as it was created; no event will come.
+            return
         start = self._task.revision
         # The steps come last: a task lists them after what it was asked to wait for.
         ids = [id, *list(self._names)[-(_MOST_WATCHED - 1) :]]

@@ -9,6 +9,7 @@ import click
 
 from kapell.cli import options
 from kapell.cli.app import App
+from kapell.cli.causes import causes, hints
 from kapell.cli.commands.task_fields import new_task, task_fields
 from kapell.cli.errors import Done, Exit
 from kapell.cli.output import note, write_one
@@ -69,19 +70,20 @@ def run_to_end(
     """Creates a task, follows it, and ends the command with the exit code of its outcome."""
     from kapell.cli.following import Following
 
-    async def work(client: Client) -> Task:
+    async def work(client: Client) -> tuple[Task, list[Task]]:
         task = await create(client)
         app.reattach = (
             f"The task goes on. Re-attach with: kapell task logs --follow {task.task_id}\n"
             f"Stop it with: kapell task cancel {task.task_id}"
         )
-        return await Following(app, client, task, times=times).until_end(timeout)
+        task = await Following(app, client, task, times=times).until_end(timeout)
+        return task, await causes(client, task) if app.terminal.is_tty else []
 
-    task = app.run(work)
-    raise Done(_outcome(app, task))
+    task, because = app.run(work)
+    raise Done(_outcome(app, task, because))
 
 
-def _outcome(app: App, /, task: Task) -> Exit:
+def _outcome(app: App, /, task: Task, because: list[Task]) -> Exit:
     """Says how the task ended, and gives the exit code."""
     from kapell.v1.task_pb2 import TASK_STATE_SUCCEEDED
 
@@ -98,8 +100,8 @@ def _outcome(app: App, /, task: Task) -> Exit:
         note(f"{head}  {task.task_id}  {_took(task)}{tries}{'' if is_good else failure}")
         exit = Exit.DONE if is_good else Exit.TASK_FAILED
         if not is_good and terminal.is_tty:
-            note(terminal.err(f"  look closer: kapell task attempts {task.task_id}", "dim"))
-            note(terminal.err(f"  once more:   kapell task retry {task.task_id}", "dim"))
+            for hint in hints(task, because):
+                note(terminal.err(hint, "dim"))
     if not app.is_table:
         write_one(task, TASKS, terminal, app.output)
     return exit

@@ -1,0 +1,46 @@
+"""Why a task failed that never ran: the tasks it waited for, and the commands that mend it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kapell.cli.states import task_look
+
+if TYPE_CHECKING:
+    from kapell import Client
+    from kapell.v1.task_pb2 import Task
+
+_MOST_LINKS = 8
+
+
+async def causes(client: Client, task: Task) -> list[Task]:
+    """The dependency that made it fail, the one that made that fail, and so on; empty where it failed by itself."""
+    from kapell.errors import NotFound
+
+    found: list[Task] = []
+    while task.failure.reason == "DEPENDENCY_FAILED" and len(found) < _MOST_LINKS:
+        id = task.failure.details.fields["task_id"].string_value
+        if not id:
+            break
+        try:
+            task = await client.tasks.get(id)
+        except NotFound:
+            break
+        found.append(task)
+    return found
+
+
+def hints(task: Task, because: list[Task]) -> list[str]:
+    """What to type next, for a task that did not succeed: where to look, and how to run it once more."""
+    id = task.task_id
+    if not because:
+        return [f"  look closer: kapell task attempts {id}", f"  once more:   kapell task retry {id}"]
+    first = because[-1]
+    are_steps = all(one.parent_task_id == id and task_look(one.state).word == "failed" for one in because)
+    # A task can be retried once those it waits for have been.
+    before = [f"--root {id} --failed"] if are_steps else [one.task_id for one in reversed(because)]
+    again = " && ".join(f"kapell task retry {which}" for which in (*before, id))
+    return [
+        f"  look closer: kapell task {'logs' if first.attempt else 'get'} {first.task_id}",
+        f"  once more:   {again}",
+    ]
