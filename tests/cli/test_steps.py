@@ -170,3 +170,17 @@ def test_a_run_whose_dependency_has_failed_ends_at_once_and_says_how_to_mend_it(
     for command in again(screen):
         assert shell.pipe(*command).code == 0
     assert shell.pipe("task", "wait", "task_after_it").code == 0
+
+
+def test_a_task_that_fails_as_it_is_created_says_why(shell: Shell, agent: str) -> None:
+    shell.pipe("task", "run", "-t", "shell", "--id", "task_broken", "--max-attempts", "1", "exit 3")
+    line = ("task", "create", "-t", "nobody-serves", "--after", "task_broken", "x")
+
+    screen = shell.terminal(*line, NO_COLOR="1").out
+    piped = shell.pipe(*line, "-o", "id")
+
+    assert "failed: DEPENDENCY_FAILED: its dependency task_broken has failed" in screen
+    assert again(screen)[0] == ["task", "retry", "task_broken"]
+    assert "No agent serves" not in screen
+    assert "Follow it" not in screen
+    assert (piped.code, len(piped.out.splitlines()), "DEPENDENCY_FAILED" in piped.err) == (0, 1, True)

@@ -9,12 +9,15 @@ import click
 
 from kapell.cli import options
 from kapell.cli.app import App
+from kapell.cli.causes import causes, hints
 from kapell.cli.commands.task_fields import new_task, task_fields
 from kapell.cli.commands.task_steer import read_prompt
 from kapell.cli.output import note, write_changed
 from kapell.cli.shape import command
+from kapell.cli.states import task_look
+from kapell.cli.terminal import visible
 from kapell.cli.times import DURATION, MOMENT
-from kapell.cli.views import TASKS, spawn_command
+from kapell.cli.views import TASKS, failure_text, spawn_command
 
 if TYPE_CHECKING:
     from kapell import Client
@@ -39,18 +42,34 @@ if TYPE_CHECKING:
 def create(app: App, /, dry_run: bool, **values: Any) -> None:
     wanted = new_task(**values)
 
-    async def work(client: Client) -> tuple[Task, str]:
+    async def work(client: Client) -> tuple[Task, list[Task], str]:
         task = await client.tasks.create(wanted.agent_type, wanted.prompt, validate_only=dry_run, **wanted.fields)
-        return task, await unserved(client, wanted.agent_type) if app.terminal.is_tty else ""
+        if task_look(task.state).final:
+            return task, await causes(client, task), ""
+        return task, [], await unserved(client, wanted.agent_type) if app.terminal.is_tty else ""
 
-    task, warning = app.run(work)
+    task, because, warning = app.run(work)
     if dry_run:
         note("Dry run: the server would create this task. Nothing was changed.")
     write_changed([task], TASKS, app.terminal, app.output)
-    if app.terminal.is_tty and app.is_table and not dry_run:
+    if task_look(task.state).final and not dry_run:
+        _say_why(app, task, because)
+    elif app.terminal.is_tty and app.is_table and not dry_run:
         note(app.terminal.err(f"Follow it with: kapell task logs --follow {task.task_id}", "dim"))
         if warning:
             note(app.terminal.err(warning, "yellow"))
+
+
+def _say_why(app: App, task: Task, because: list[Task]) -> None:
+    """What to say of a task that ended as it was created, or that a repeated request has created before."""
+    look, terminal = task_look(task.state), app.terminal
+    if look.word == "succeeded":
+        return
+    why = failure_text(task.failure) if task.HasField("failure") else task.state_reason
+    note(terminal.err(f"{task.task_id} {look.word}: {visible(why)}", look.colour))
+    if terminal.is_tty:
+        for hint in hints(task, because):
+            note(terminal.err(hint, "dim"))
 
 
 async def unserved(client: Client, agent_type: str) -> str:
