@@ -117,7 +117,9 @@ def test_priorities_are_set_by_id_and_by_filter(shell: Shell) -> None:
     by_id = shell.pipe("task", "reprioritize", one, "900", "-o", "id")
     by_filter = shell.pipe("task", "reprioritize", "--state", "queued", "--label", "many=j", "--to", "800", "--yes")
 
-    assert by_id.out == f"{one}\n"
+    by_option = shell.pipe("task", "reprioritize", one, "-p", "800", "-o", "id")
+
+    assert by_id.out == by_option.out == f"{one}\n"
     assert by_filter.out.split("\n")[0].split("\t") == [one, "queued", "-"]
     assert [task(shell, id)["priority"] for id in (one, two)] == [800, 800]
 

@@ -123,14 +123,16 @@ async def _parameters(client: Client, task_id: str, params: tuple[str, ...], doc
 
 @command(
     "reprioritize",
-    "Give tasks another priority: the last argument, or --to.",
+    "Give tasks another priority: the last argument, or --priority.",
     examples="""
         kapell task reprioritize task_01kabc task_01kdef 900
-        kapell task reprioritize --state queued --type code --to 800
+        kapell task reprioritize --state queued --type code -p 800
     """,
 )
 @click.argument("arguments", nargs=-1, metavar="[TASK_ID]... [PRIORITY]", shell_complete=options.complete_tasks)
-@click.option("--to", "priority", type=click.IntRange(0, 1000), metavar="0-1000", help="The priority.")
+@click.option(
+    "-p", "--priority", "--to", "priority", type=click.IntRange(0, 1000), metavar="0-1000", help="The priority."
+)
 @which_live_tasks
 @many.caps
 @options.yes
@@ -177,11 +179,11 @@ def reprioritize(
 
 
 def _priority(arguments: tuple[str, ...], option: int | None) -> tuple[int, tuple[str, ...]]:
-    """The priority, from --to or the last argument, and the arguments that are ids."""
+    """The priority, from --priority or the last argument, and the arguments that are ids."""
     if option is not None:
         return option, arguments
     if not arguments:
-        raise click.UsageError("Which priority? Give it as the last argument, or by --to.")
+        raise click.UsageError("Which priority? Give it as the last argument, or by --priority.")
     last = arguments[-1]
     if not last.isdecimal() or int(last) > 1000:
         raise click.UsageError(f"{last!r} is no priority: it must be 0 to 1000.")
