@@ -246,8 +246,8 @@ class ArtifactStore:
         """A page of a task's artifacts and the token of the next. Raises TASK_NOT_FOUND, PAGE_TOKEN_INVALID."""
         bound_to = ListArtifactsRequest()
         bound_to.CopyFrom(request)
-        for field in ("page_size", "page_token", "order"):
-            bound_to.ClearField(field)
+        for name in ("page_size", "page_token", "order"):
+            bound_to.ClearField(name)
         page = Page(size=request.page_size, token=request.page_token, order=request.order, bound_to=bound_to)
 
         def named(data: bytes) -> bool:
