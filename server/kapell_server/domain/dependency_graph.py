@@ -114,7 +114,7 @@ def _target(
     if said.task_id not in by_id and state.find_task(said.task_id) is None:
         raise KapellError(
             ERROR_REASON_TASK_NOT_FOUND,
-            f"{path}.task_id: task {said.task_id} was not found. Create it first, or in the same request.",
+            f"Task {said.task_id} was not found: {path} names it. Create it first, or in the same request.",
             metadata={"task_id": said.task_id},
             violations=((f"{path}.task_id", "no task has this id"),),
         )

@@ -132,7 +132,7 @@ def _parent(state: State, spec: TaskSpec, drafts: dict[str, Draft], path: str) -
     if parent is None:
         raise KapellError(
             ERROR_REASON_TASK_NOT_FOUND,
-            f"{path}.parent_task_id: task {spec.parent_task_id} was not found. Name a task that exists.",
+            f"Task {spec.parent_task_id} was not found: {path}.parent_task_id names it. Name a task that exists.",
             metadata={"task_id": spec.parent_task_id},
             violations=((f"{path}.parent_task_id", "no task has this id"),),
         )

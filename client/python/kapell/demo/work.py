@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PACE = 0.25
+PACE = 0.1
 """Seconds a script pauses between two files."""
 
 # At most 60 files a run: tracked ones where there is git, otherwise what lies near.
@@ -27,7 +27,7 @@ each() {
     "$1" "$file"; sleep "$pace"
   done < "$list"
 }
-set -u; list=$(mktemp); trap 'rm -f "$list"' EXIT INT TERM; pace=${KAPELL_DEMO_PACE:-0.25}
+set -u; list=$(mktemp); trap 'rm -f "$list"' EXIT INT TERM; pace=${KAPELL_DEMO_PACE:-0.1}
 """.strip()
 
 
