@@ -18,9 +18,9 @@ from kapell._version import __version__
 from kapell_server.clock import SystemClock
 from kapell_server.config import Config
 from kapell_server.data_dir import DataDirectory, StartRefusedError, explain
-from kapell_server.domain.artifact import MIB, ArtifactLimits
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.settings import Settings
+from kapell_server.domain.tasks.artifact import MIB, ArtifactLimits
 from kapell_server.engine.engine import Engine
 from kapell_server.engine.retention import Retention
 from kapell_server.rpc.admin import AdminServicer, ServerFacts

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from kapell.v1.artifact_pb2 import Artifact, CreateArtifactRequest
 from kapell.v1.common_pb2 import SCOPE_READ, SCOPE_WORKER, SCOPE_WRITE
 from kapell_server.domain.access import AGENT_SCOPES, Caller, CallerKind, user
-from kapell_server.domain.artifact import (
+from kapell_server.domain.errors import KapellError
+from kapell_server.domain.tasks.artifact import (
     ArtifactLimits,
     Room,
     Writer,
@@ -22,7 +23,6 @@ from kapell_server.domain.artifact import (
     completed,
     new_artifact,
 )
-from kapell_server.domain.errors import KapellError
 
 READER = Caller(kind=CallerKind.USER, name="reader", scopes=frozenset({SCOPE_READ}))
 AGENT = Caller(kind=CallerKind.AGENT, name="agent_1", scopes=AGENT_SCOPES, agent_id="agent_1", instance=1)

@@ -21,9 +21,9 @@ from kapell.v1.task_pb2 import (
     RetryTasksRequest,
     TaskFilter,
 )
-from kapell_server.domain import bulk
-from kapell_server.domain.bulk_job import BulkCommand, BulkJob, BulkRequest, BulkStep, Selection, resume_part
-from kapell_server.domain.task_filter import task_test
+from kapell_server.domain.tasks import bulk
+from kapell_server.domain.tasks.bulk_job import BulkCommand, BulkJob, BulkRequest, BulkStep, Selection, resume_part
+from kapell_server.domain.tasks.task_filter import task_test
 
 from tests.domain.test_rollback import fail_commit
 from tests.domain.world import USER, World

@@ -22,7 +22,7 @@ from kapell.v1.task_pb2 import (
     TaskTimeouts,
 )
 from kapell.v1.worker_pb2 import HeartbeatRequest, LeaseBeat
-from kapell_server.domain import retry
+from kapell_server.domain.tasks import retry
 from kapell_server.domain.times import SECOND, duration_ns, set_duration, stamp, timestamp_ns
 
 from tests.domain.world import START_NS, World

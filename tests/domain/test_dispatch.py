@@ -9,9 +9,9 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from kapell.v1.agent_pb2 import AGENT_ACTIVITY_IDLE, AGENT_ACTIVITY_WORKING, DrainAgentRequest, ResumeAgentRequest
 from kapell.v1.task_pb2 import TASK_STATE_QUEUED, CreateTaskRequest, RetryPolicy, Task, TaskSpec, UpdateTaskRequest
-from kapell_server.domain import dispatch
-from kapell_server.domain.polls import Poll, PollBoard
-from kapell_server.domain.ready import ReadyEntry, ReadyIndex
+from kapell_server.domain.queueing import dispatch
+from kapell_server.domain.queueing.polls import Poll, PollBoard
+from kapell_server.domain.queueing.ready import ReadyEntry, ReadyIndex
 
 from tests.domain.world import World
 

@@ -6,7 +6,7 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from kapell.v1.queue_pb2 import ConcurrencyLimit
 from kapell.v1.task_pb2 import TASK_STATE_QUEUED, CreateTaskRequest, Task, TaskSpec, UpdateTaskRequest
-from kapell_server.domain.ready import entry_of
+from kapell_server.domain.queueing.ready import entry_of
 
 from tests.domain.world import World
 

@@ -12,7 +12,7 @@ from google.protobuf.struct_pb2 import Struct
 from hypothesis import given
 from hypothesis import strategies as st
 from kapell.v1.template_pb2 import ParameterType, TemplateParameter
-from kapell_server.domain.parameters import as_struct, check, check_declarations, plain_struct, resolve
+from kapell_server.domain.templates.parameters import as_struct, check, check_declarations, plain_struct, resolve
 
 
 def parameter(name: str = "p", type: str = "string", **said: Any) -> TemplateParameter:

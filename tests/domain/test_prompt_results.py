@@ -17,7 +17,7 @@ from kapell.v1.dependency_pb2 import (
 from kapell.v1.task_pb2 import TASK_STATE_FAILED, TASK_STATE_PENDING, TASK_STATE_QUEUED, CreateTaskRequest, TaskSpec
 from kapell.v1.template_pb2 import PARAMETER_TYPE_STRING, CreateTemplateRequest, TemplateSpec
 from kapell.v1.worker_pb2 import CompleteTaskRequest
-from kapell_server.domain.prompt import Place, as_messages, from_messages, joined, split
+from kapell_server.domain.tasks.prompt import Place, as_messages, from_messages, joined, split
 
 from tests.domain.world import World
 

@@ -20,7 +20,7 @@ from kapell.v1.task_pb2 import (
     TaskTimeouts,
 )
 from kapell.v1.worker_pb2 import FailTaskRequest, ProviderRateLimit
-from kapell_server.domain.explain import explain
+from kapell_server.domain.queueing.explain import explain
 from kapell_server.domain.times import SECOND, timestamp_ns
 
 from tests.domain.world import World

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from kapell.v1.task_pb2 import RetryPolicy
-from kapell_server.domain.retry import DEFAULT_POLICY, backoff_ns, with_defaults
+from kapell_server.domain.tasks.retry import DEFAULT_POLICY, backoff_ns, with_defaults
 from kapell_server.domain.times import SECOND
 
 STEADY = RetryPolicy(

@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import example, given
 from hypothesis import strategies as st
 from kapell.v1.schedule_pb2 import ScheduleSpec
-from kapell_server.domain.schedule_times import Calendar, CalendarError, Cron, Interval, calendar_of, checked
+from kapell_server.domain.schedules.schedule_times import Calendar, CalendarError, Cron, Interval, calendar_of, checked
 from kapell_server.domain.times import SECOND
 
 # A day on which the clocks of the zone are set, and what is odd there.

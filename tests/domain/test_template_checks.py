@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from kapell.v1.template_pb2 import CreateTemplateRequest, TemplateStep, UpdateTemplateRequest
-from kapell_server.domain.template_check import check_spec
+from kapell_server.domain.templates.template_check import check_spec
 
 from tests.domain.workshop import Workshop, spec, step
 

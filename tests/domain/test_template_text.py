@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kapell_server.domain.template_text import MAX_DEPTH, TextError, parse, render, uses
+from kapell_server.domain.templates.template_text import MAX_DEPTH, TextError, parse, render, uses
 
 VALUES: dict[str, Any] = {
     "name": "Ada",

@@ -48,18 +48,20 @@ from kapell.v1.worker_pb2 import (
     RegisterWorkerResponse,
     ReleaseTaskRequest,
 )
-from kapell_server.domain import agent, closing, dispatch
+from kapell_server.domain import closing
 from kapell_server.domain.access import Caller, Keyring, system, user
-from kapell_server.domain.bulk_job import BulkJob
-from kapell_server.domain.edges import Edge, EdgeKey
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.pending import Resource
-from kapell_server.domain.polls import Poll
+from kapell_server.domain.queueing import dispatch
+from kapell_server.domain.queueing.polls import Poll
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.standing import KINDS, Standing, standing_id
 from kapell_server.domain.state import State
+from kapell_server.domain.tasks.bulk_job import BulkJob
+from kapell_server.domain.tasks.edges import Edge, EdgeKey
 from kapell_server.domain.times import SECOND, timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL
+from kapell_server.domain.workers import agent
 from kapell_server.engine.commands import DECIDERS, QUESTIONS, look
 from kapell_server.engine.facts import SpawnCommand
 

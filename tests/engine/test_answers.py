@@ -24,7 +24,7 @@ from kapell.v1.task_pb2 import (
     UpdateTaskRequest,
 )
 from kapell_server.domain.access import user
-from kapell_server.domain.bulk_job import RESPONSES
+from kapell_server.domain.tasks.bulk_job import RESPONSES
 from kapell_server.engine.commands import DECIDERS
 from kapell_server.engine.facts import AgentProcessExited, SpawnCommand
 

@@ -21,8 +21,8 @@ from kapell.v1.task_pb2 import (
     TaskSpec,
 )
 from kapell.v1.watch_pb2 import EVENT_KIND_TASK_CANCELLED
-from kapell_server.domain import bulk
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.tasks import bulk
 from kapell_server.engine.batch import Outcome
 from kapell_server.store.schema import bulk_jobs, bulk_steps
 

@@ -32,8 +32,8 @@ from kapell.v1.task_pb2 import (
     TaskTimeouts,
 )
 from kapell.v1.worker_pb2 import CreateChildTasksRequest
-from kapell_server.domain import dependency
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.tasks import dependency
 from kapell_server.domain.times import SECOND, stamp
 from kapell_server.store.schema import task_edges
 

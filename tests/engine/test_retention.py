@@ -130,7 +130,7 @@ async def test_a_task_that_is_needed_stays_and_holds_up_nobody(
     await finished(live, "task_a", "task_b")
     live.clock.advance(DAY)
     monkeypatch.setattr(
-        "kapell_server.domain.retention.is_needed", lambda state, task, families: "needed" in task.task_id
+        "kapell_server.domain.tasks.retention.is_needed", lambda state, task, families: "needed" in task.task_id
     )
 
     live.keep(keep_tasks_for=DAY)

@@ -21,8 +21,8 @@ from kapell.v1.artifact_pb2 import (
 )
 from kapell.v1.common_pb2 import LIST_ORDER_OLDEST_FIRST
 from kapell.v1.task_pb2 import CancelTaskRequest, DeleteTaskRequest
-from kapell_server.domain.artifact import ArtifactLimits, Writer
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.tasks.artifact import ArtifactLimits, Writer
 from kapell_server.store.artifacts import ArtifactStore
 from kapell_server.store.schema import artifacts as table
 from kapell_server.supervise import Supervisor

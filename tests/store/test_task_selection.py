@@ -20,7 +20,7 @@ from kapell.v1.task_pb2 import (
 )
 from kapell.v1.worker_pb2 import FailTaskRequest
 from kapell_server.domain.errors import KapellError
-from kapell_server.domain.task_filter import task_test
+from kapell_server.domain.tasks.task_filter import task_test
 from kapell_server.store import queries, task_selection
 from kapell_server.store.schema import task_edits
 

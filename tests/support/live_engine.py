@@ -31,9 +31,9 @@ from kapell.v1.worker_pb2 import (
 )
 from kapell_server.clock import ManualClock
 from kapell_server.domain.access import Caller, Keyring, user
-from kapell_server.domain.bulk_job import RESPONSES
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.settings import Settings
+from kapell_server.domain.tasks.bulk_job import RESPONSES
 from kapell_server.engine.engine import Engine
 from kapell_server.engine.facts import SpawnCommand
 from kapell_server.engine.retention import Retention

@@ -13,9 +13,9 @@ import pytest
 from kapell.template_files import read_template, write_template
 from kapell.v1.template_pb2 import Template, TemplateSpec, TemplateVersion
 from kapell_server import shipped_templates
-from kapell_server.domain.parameters import plain
-from kapell_server.domain.template_check import check_spec
-from kapell_server.domain.template_version import Compiled, compile_version
+from kapell_server.domain.templates.parameters import plain
+from kapell_server.domain.templates.template_check import check_spec
+from kapell_server.domain.templates.template_version import Compiled, compile_version
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "templates"
 

@@ -6,9 +6,10 @@ dependency of another task, so they take turns until nothing is left.
 
 from __future__ import annotations
 
-from kapell_server.domain import concurrency, dependency, dispatch
-from kapell_server.domain.polls import Poll
+from kapell_server.domain.queueing import concurrency, dispatch
+from kapell_server.domain.queueing.polls import Poll
 from kapell_server.domain.state import State
+from kapell_server.domain.tasks import dependency
 
 
 def close(state: State) -> list[Poll]:

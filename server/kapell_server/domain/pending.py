@@ -12,9 +12,9 @@ from kapell.v1.template_pb2 import Template, TemplateVersion
 from kapell.v1.watch_pb2 import EventKind
 
 from kapell_server.domain.access import Caller
-from kapell_server.domain.bulk_job import BulkWrites
-from kapell_server.domain.edges import Edge, EdgeKey
 from kapell_server.domain.standing import Standing
+from kapell_server.domain.tasks.bulk_job import BulkWrites
+from kapell_server.domain.tasks.edges import Edge, EdgeKey
 
 Resource = Task | Agent | Template | Standing
 """What a change puts; each kind has its own table, and all share the log."""

@@ -27,21 +27,21 @@ from kapell.v1.task_pb2 import (
 from kapell.v1.watch_pb2 import EventKind
 
 from kapell_server.domain.access import Caller, Keyring, system
-from kapell_server.domain.bulk_job import BulkJob
-from kapell_server.domain.deadlines import next_deadline_ns
-from kapell_server.domain.edges import Edges
 from kapell_server.domain.errors import KapellError
-from kapell_server.domain.family import Families
 from kapell_server.domain.ids import IdMinter
-from kapell_server.domain.leases import Lease, LeaseTable
 from kapell_server.domain.pending import Change, Loader, Pending, Resource
-from kapell_server.domain.polls import PollBoard
-from kapell_server.domain.queues import Queues
-from kapell_server.domain.schedule_tasks import ScheduleTasks
+from kapell_server.domain.queueing.polls import PollBoard
+from kapell_server.domain.queueing.queues import Queues
+from kapell_server.domain.schedules.schedule_tasks import ScheduleTasks
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.standing import StandingShelf
-from kapell_server.domain.template_shelf import TemplateShelf
+from kapell_server.domain.tasks.bulk_job import BulkJob
+from kapell_server.domain.tasks.deadlines import next_deadline_ns
+from kapell_server.domain.tasks.edges import Edges
+from kapell_server.domain.tasks.family import Families
+from kapell_server.domain.templates.template_shelf import TemplateShelf
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL, TASK_LEASED
+from kapell_server.domain.workers.leases import Lease, LeaseTable
 
 _BETWEEN_ATTEMPTS = frozenset({WAIT_KIND_RETRY_BACKOFF, WAIT_KIND_PROVIDER_RATE_LIMIT})
 """What a task waits for that was begun already: it is not new to its queue."""

@@ -15,14 +15,16 @@ import structlog
 from google.protobuf.message import Message
 from kapell.v1.worker_pb2 import LeaseTasksRequest
 
-from kapell_server.domain import agent, closing, dispatch
+from kapell_server.domain import closing
 from kapell_server.domain.access import Caller, system
-from kapell_server.domain.bulk_job import BulkCommand, BulkJob, BulkStep
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.pending import Resource
-from kapell_server.domain.polls import Poll
+from kapell_server.domain.queueing import dispatch
+from kapell_server.domain.queueing.polls import Poll
 from kapell_server.domain.state import State
+from kapell_server.domain.tasks.bulk_job import BulkCommand, BulkJob, BulkStep
 from kapell_server.domain.times import SECOND
+from kapell_server.domain.workers import agent
 from kapell_server.engine.commands import DECIDERS, QUESTIONS, content_ids_of, look, task_ids_of, tasks_to_look_at
 from kapell_server.engine.offers import encode_offers
 from kapell_server.store.database import Connection

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kapell_server.domain.bulk_job import BulkJob, BulkStep
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.state import State
+from kapell_server.domain.tasks.bulk_job import BulkJob, BulkStep
 
 
 class BulkLine:

@@ -7,23 +7,13 @@ from typing import Any
 
 from kapell.v1 import admin_pb2, agent_pb2, queue_pb2, schedule_pb2, task_pb2, template_pb2, worker_pb2
 
-from kapell_server.domain import (
-    agent,
-    attempt,
-    bulk,
-    child,
-    explain,
-    queue,
-    retention,
-    schedule,
-    schedule_run,
-    start_blockers,
-    task,
-    template,
-    worker,
-)
-from kapell_server.domain.bulk_job import BulkCommand, BulkStep
+from kapell_server.domain.queueing import explain, queue, start_blockers
+from kapell_server.domain.schedules import schedule, schedule_run
 from kapell_server.domain.state import State
+from kapell_server.domain.tasks import bulk, child, retention, task
+from kapell_server.domain.tasks.bulk_job import BulkCommand, BulkStep
+from kapell_server.domain.templates import template
+from kapell_server.domain.workers import agent, attempt, worker
 from kapell_server.engine.facts import (
     AgentProcessExited,
     AgentProcessStarted,

@@ -20,15 +20,15 @@ from kapell.v1.task_pb2 import TASK_STATE_CANCELLING
 from kapell.v1.worker_pb2 import LEASE_DIRECTIVE_CANCEL, LEASE_DIRECTIVE_CONTINUE, LeaseTasksRequest
 
 from kapell_server.clock import Clock, SystemClock
-from kapell_server.domain import attempt
 from kapell_server.domain.access import Caller, Keyring
-from kapell_server.domain.bulk import DEFAULT_AFFECTED
-from kapell_server.domain.bulk_job import RESPONSES, BulkCommand, BulkRequest, BulkStep
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.state import State
+from kapell_server.domain.tasks.bulk import DEFAULT_AFFECTED
+from kapell_server.domain.tasks.bulk_job import RESPONSES, BulkCommand, BulkRequest, BulkStep
 from kapell_server.domain.times import SECOND, duration_ns
 from kapell_server.domain.transitions import AGENT_FINAL
+from kapell_server.domain.workers import attempt
 from kapell_server.engine.batch import Batcher, Command, Outcome, PollOver, StaleMemoryError
 from kapell_server.engine.bulk import BulkLine
 from kapell_server.engine.facts import Termination

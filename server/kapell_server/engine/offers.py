@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kapell.v1.worker_pb2 import Offer
 
-from kapell_server.domain.polls import Poll
+from kapell_server.domain.queueing.polls import Poll
 from kapell_server.domain.state import State
 from kapell_server.domain.times import set_duration, stamp
 from kapell_server.store.writes import Written

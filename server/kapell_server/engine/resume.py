@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from kapell.v1.schedule_pb2 import Schedule
 
-from kapell_server.domain import agent, schedule_run
-from kapell_server.domain.deadlines import agent_start_deadline_ns
-from kapell_server.domain.leases import Lease
+from kapell_server.domain.schedules import schedule_run
 from kapell_server.domain.state import State
+from kapell_server.domain.tasks.deadlines import agent_start_deadline_ns
 from kapell_server.domain.times import SECOND
+from kapell_server.domain.workers import agent
+from kapell_server.domain.workers.leases import Lease
 from kapell_server.engine.batch import load_deadlines
 from kapell_server.store.bulk_jobs import load_bulk_jobs
 from kapell_server.store.database import Connection

@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from kapell.v1 import admin_pb2
 
 from kapell_server.domain.access import Caller
-from kapell_server.domain.prepared import MOST_TASKS
+from kapell_server.domain.tasks.prepared import MOST_TASKS
 from kapell_server.rpc.pipeline import MAX_MESSAGE_BYTES
 from kapell_server.watch.follow import Watches
 

@@ -10,9 +10,9 @@ from kapell.v1 import agent_pb2
 from kapell.v1.error_pb2 import ERROR_REASON_DEADLINE_EXCEEDED, ERROR_REASON_PROFILE_NOT_FOUND
 
 from kapell_server.domain.access import Caller
-from kapell_server.domain.agent import without_secrets
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.transitions import AGENT_FINAL
+from kapell_server.domain.workers.agent import without_secrets
 from kapell_server.engine.facts import SpawnCommand
 from kapell_server.rpc.durations import seconds
 from kapell_server.rpc.pipeline import waits

@@ -9,7 +9,7 @@ from kapell.v1 import artifact_pb2
 from kapell.v1.artifact_pb2 import ARTIFACT_STATE_READY
 
 from kapell_server.domain.access import Caller, CallerKind
-from kapell_server.domain.artifact import (
+from kapell_server.domain.tasks.artifact import (
     Writer,
     check_user,
     check_worker,

@@ -30,7 +30,7 @@ from kapell.v1.error_pb2 import (
 
 from kapell_server.domain.access import Caller
 from kapell_server.domain.errors import KapellError
-from kapell_server.domain.worker import token_of_the_past
+from kapell_server.domain.workers.worker import token_of_the_past
 from kapell_server.rpc import auth, validation
 from kapell_server.rpc.auth import Authenticator
 from kapell_server.rpc.calls import Context, LongCall, OpenCalls

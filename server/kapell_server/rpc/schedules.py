@@ -9,8 +9,8 @@ from kapell.v1 import schedule_pb2
 
 from kapell_server.clock import Clock
 from kapell_server.domain.access import Caller
-from kapell_server.domain.schedule import calendar_invalid
-from kapell_server.domain.schedule_times import CalendarError, calendar_of
+from kapell_server.domain.schedules.schedule import calendar_invalid
+from kapell_server.domain.schedules.schedule_times import CalendarError, calendar_of
 from kapell_server.domain.times import SECOND, stamp, timestamp_ns
 
 if TYPE_CHECKING:

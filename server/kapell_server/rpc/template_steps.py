@@ -6,11 +6,11 @@ from kapell.v1.dependency_pb2 import DEPENDENCY_FAILURE_ACTION_FAIL
 from kapell.v1.task_pb2 import RetryPolicy, TaskTimeouts
 from kapell.v1.template_pb2 import RenderedStep, TemplateSpec
 
-from kapell_server.domain.overlay import overlay
-from kapell_server.domain.retry import with_defaults
-from kapell_server.domain.task import DEFAULT_PRIORITY
-from kapell_server.domain.template_steps import Step
-from kapell_server.domain.template_version import Rendered
+from kapell_server.domain.tasks.retry import with_defaults
+from kapell_server.domain.tasks.task import DEFAULT_PRIORITY
+from kapell_server.domain.templates.overlay import overlay
+from kapell_server.domain.templates.template_steps import Step
+from kapell_server.domain.templates.template_version import Rendered
 
 
 def rendered_steps(spec: TemplateSpec, rendered: Rendered, agent_type: str) -> list[RenderedStep]:

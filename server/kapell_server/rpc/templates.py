@@ -11,13 +11,13 @@ from kapell.v1.error_pb2 import ERROR_REASON_REQUEST_INVALID
 
 from kapell_server.domain.access import Caller
 from kapell_server.domain.errors import KapellError
-from kapell_server.domain.parameters import as_struct, plain_struct
-from kapell_server.domain.retry import with_defaults
+from kapell_server.domain.queueing.start_blockers import StartQuestion
 from kapell_server.domain.settings import Settings
-from kapell_server.domain.start_blockers import StartQuestion
-from kapell_server.domain.task import DEFAULT_PRIORITY
-from kapell_server.domain.template_check import check_spec
-from kapell_server.domain.template_version import compile_version, split_reference
+from kapell_server.domain.tasks.retry import with_defaults
+from kapell_server.domain.tasks.task import DEFAULT_PRIORITY
+from kapell_server.domain.templates.parameters import as_struct, plain_struct
+from kapell_server.domain.templates.template_check import check_spec
+from kapell_server.domain.templates.template_version import compile_version, split_reference
 from kapell_server.rpc.template_steps import rendered_steps
 
 if TYPE_CHECKING:

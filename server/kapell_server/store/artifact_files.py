@@ -25,8 +25,8 @@ from pathlib import Path
 from kapell.v1.artifact_pb2 import ARTIFACT_STATE_READY
 from kapell.v1.error_pb2 import ERROR_REASON_STORAGE_FULL
 
-from kapell_server.domain.artifact import artifact_not_found, offset_gap, state_conflict
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.tasks.artifact import artifact_not_found, offset_gap, state_conflict
 
 _PART = struct.Struct(">QII")
 """End of the chunk, its length, its CRC."""

@@ -10,7 +10,7 @@ from kapell.v1.task_pb2 import Task
 from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
-from kapell_server.domain.artifact import may_go_on
+from kapell_server.domain.tasks.artifact import may_go_on
 from kapell_server.store.schema import artifacts, tasks
 
 TASK = sa.select(tasks.c.task_id).where(tasks.c.task_id == bindparam("task_id"))

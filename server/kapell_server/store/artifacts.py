@@ -35,7 +35,10 @@ from sqlalchemy.engine import Connection
 
 from kapell_server.clock import Clock
 from kapell_server.domain.access import Caller
-from kapell_server.domain.artifact import (
+from kapell_server.domain.errors import KapellError
+from kapell_server.domain.ids import IdMinter
+from kapell_server.domain.state import task_not_found
+from kapell_server.domain.tasks.artifact import (
     ArtifactLimits,
     Room,
     Writer,
@@ -46,9 +49,6 @@ from kapell_server.domain.artifact import (
     offset_gap,
     state_conflict,
 )
-from kapell_server.domain.errors import KapellError
-from kapell_server.domain.ids import IdMinter
-from kapell_server.domain.state import task_not_found
 from kapell_server.domain.times import SECOND
 from kapell_server.store import artifact_rows as sql
 from kapell_server.store.artifact_files import ArtifactFiles, Upload

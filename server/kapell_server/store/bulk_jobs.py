@@ -9,7 +9,7 @@ from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
 from kapell_server.domain.access import Caller, CallerKind
-from kapell_server.domain.bulk_job import RESPONSES, BulkJob, BulkWrites, resume_part
+from kapell_server.domain.tasks.bulk_job import RESPONSES, BulkJob, BulkWrites, resume_part
 from kapell_server.store.bulk import Bulk
 from kapell_server.store.schema import bulk_jobs, bulk_steps
 

@@ -21,9 +21,9 @@ from kapell.v1.template_pb2 import Template, TemplateVersion
 from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
-from kapell_server.domain.edges import Edge
-from kapell_server.domain.ready import ReadyEntry
+from kapell_server.domain.queueing.ready import ReadyEntry
 from kapell_server.domain.standing import Standing
+from kapell_server.domain.tasks.edges import Edge
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL
 from kapell_server.store.bulk import Bulk, Lookup
 from kapell_server.store.retention import newest_event_before, oldest_revision

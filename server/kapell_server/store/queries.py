@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 from kapell_server.domain.pending import Resource
 from kapell_server.domain.standing import KINDS
 from kapell_server.domain.state import task_not_found
-from kapell_server.domain.task_filter import has_labels, task_test
+from kapell_server.domain.tasks.task_filter import has_labels, task_test
 from kapell_server.domain.times import timestamp_ns
 from kapell_server.store.listing import Conditions, Listing, Rows, page_of
 from kapell_server.store.pages import ANSWER_BYTES, Page

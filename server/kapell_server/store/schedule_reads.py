@@ -10,9 +10,9 @@ from kapell.v1.task_pb2 import TaskSpec
 from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
-from kapell_server.domain.schedule import schedule_not_found
+from kapell_server.domain.schedules.schedule import schedule_not_found
 from kapell_server.domain.standing import KINDS
-from kapell_server.domain.template_version import split_reference
+from kapell_server.domain.templates.template_version import split_reference
 from kapell_server.store.database import Database
 from kapell_server.store.listing import Listing, page_of
 from kapell_server.store.loads import head

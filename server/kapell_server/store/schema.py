@@ -153,7 +153,7 @@ bulk_jobs = Table(
     Column("matched", Integer, nullable=False),
     sqlite_with_rowid=False,
 )
-"""Changes of many tasks that are not done yet, each with the tasks it has found; see domain/bulk.py."""
+"""Changes of many tasks that are not done yet, each with the tasks it has found; see domain/tasks/bulk.py."""
 
 bulk_steps = Table(
     "bulk_steps",

@@ -6,8 +6,8 @@ import sqlalchemy as sa
 from kapell.v1.task_pb2 import Task, TaskFilter
 from sqlalchemy.engine import Connection
 
-from kapell_server.domain.bulk_job import Selection
-from kapell_server.domain.task_filter import task_test
+from kapell_server.domain.tasks.bulk_job import Selection
+from kapell_server.domain.tasks.task_filter import task_test
 from kapell_server.store.database import Database
 from kapell_server.store.loads import head
 from kapell_server.store.queries import in_bytes_only, task_conditions

@@ -20,7 +20,7 @@ from kapell.v1.template_pb2 import (
 from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
-from kapell_server.domain.template_version import clear_prompts, template_not_found, version_number
+from kapell_server.domain.templates.template_version import clear_prompts, template_not_found, version_number
 from kapell_server.domain.times import timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL
 from kapell_server.store.database import Database

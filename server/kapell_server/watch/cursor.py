@@ -15,7 +15,7 @@ from kapell.v1.event_pb2 import GetLogInfoResponse, WatchResponse
 from kapell.v1.watch_pb2 import Bookmark, WatchOptions
 
 from kapell_server.domain.errors import KapellError
-from kapell_server.domain.retention import compacted
+from kapell_server.domain.tasks.retention import compacted
 from kapell_server.store.record import Record
 from kapell_server.watch.batches import Batches, split
 from kapell_server.watch.filters import Filter, ResourceKind

@@ -17,7 +17,7 @@ from kapell.v1.task_pb2 import Task, TaskFilter
 from kapell.v1.template_pb2 import Template
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
 
-from kapell_server.domain.task_filter import task_test
+from kapell_server.domain.tasks.task_filter import task_test
 from kapell_server.store.record import Record
 
 ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule"]

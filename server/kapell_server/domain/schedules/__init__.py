@@ -1,0 +1,1 @@
+"""Schedules: calendars, and the tasks that they make."""

@@ -1,0 +1,1 @@
+"""Templates: parameters, the language of prompts, versions and steps."""

@@ -1,0 +1,1 @@
+"""Agents and their attempts: registered, leased, heard of, ended."""

@@ -1,0 +1,434 @@
+"""The life of an attempt: leased, reported on, ended - by its agent, by a timeout or by silence.
+
+Every entry point that comes from an agent goes through `held`, which is the fence (T5): a token
+of a superseded attempt is refused before anything is looked at.
+"""
+
+from __future__ import annotations
+
+from kapell.v1.error_pb2 import (
+    ERROR_REASON_LEASE_LOST,
+    ERROR_REASON_NOT_OWNER,
+    ERROR_REASON_REQUEST_INVALID,
+)
+from kapell.v1.task_pb2 import (
+    ATTEMPT_STATE_CANCELLED,
+    ATTEMPT_STATE_FAILED,
+    ATTEMPT_STATE_LOST,
+    ATTEMPT_STATE_RELEASED,
+    ATTEMPT_STATE_RUNNING,
+    ATTEMPT_STATE_SUCCEEDED,
+    TASK_STATE_CANCELLED,
+    TASK_STATE_CANCELLING,
+    TASK_STATE_FAILED,
+    TASK_STATE_PENDING,
+    TASK_STATE_QUEUED,
+    TASK_STATE_RUNNING,
+    TASK_STATE_SUCCEEDED,
+    WAIT_KIND_PROVIDER_RATE_LIMIT,
+    WAIT_KIND_RETRY_BACKOFF,
+    AttemptState,
+    AttemptWait,
+    Task,
+    TaskAttempt,
+    TaskFailure,
+    TaskProgress,
+)
+from kapell.v1.watch_pb2 import (
+    EVENT_KIND_TASK_CANCELLED,
+    EVENT_KIND_TASK_CANCELLING,
+    EVENT_KIND_TASK_COMPLETED,
+    EVENT_KIND_TASK_FAILED,
+    EVENT_KIND_TASK_PROGRESS,
+    EVENT_KIND_TASK_QUEUED,
+    EVENT_KIND_TASK_REQUEUED,
+    EVENT_KIND_TASK_STARTED,
+    EventKind,
+)
+from kapell.v1.worker_pb2 import (
+    CompleteTaskRequest,
+    FailTaskRequest,
+    ProviderRateLimit,
+    ReleaseTaskRequest,
+    ReportProgressRequest,
+)
+
+from kapell_server.domain.access import Caller, CallerKind
+from kapell_server.domain.copied import copied
+from kapell_server.domain.errors import KapellError
+from kapell_server.domain.state import State
+from kapell_server.domain.tasks import deadlines, retry
+from kapell_server.domain.times import SECOND, duration_ns, stamp, timestamp_ns
+from kapell_server.domain.transitions import TASK_LEASED
+from kapell_server.domain.workers import liveness
+from kapell_server.domain.workers.leases import Lease
+
+_TOTAL_IS_OVER = "it was not done within its total timeout"
+_TIMEOUTS = frozenset({"RUN_TIMEOUT", "TOTAL_TIMEOUT", "STALLED"})
+
+
+def grant(state: State, current: Task, agent_id: str, poll_id: str) -> Lease:
+    """Leases a QUEUED task to an agent: a new attempt begins."""
+    assert current.state == TASK_STATE_QUEUED, "only queued tasks are leased"
+    task = copied(current)
+    now = state.tick_ns()
+    task.attempt += 1
+    task.attempts_used += 1
+    task.state = TASK_STATE_RUNNING
+    task.lease.agent_id = agent_id
+    task.ClearField("progress")
+    task.ClearField("state_reason")
+    stamp(task.state_time, now)
+    stamp(task.lease.start_time, now)
+    if not task.HasField("start_time"):
+        stamp(task.start_time, now)
+    record = TaskAttempt(task_id=task.task_id, attempt=task.attempt, agent_id=agent_id, state=ATTEMPT_STATE_RUNNING)
+    record.retry = task.retries
+    stamp(record.start_time, now)
+    settings = state.settings
+    expire = state.now_ns + int(min(settings.lease_duration, settings.offer_confirm) * SECOND)
+    lease = Lease(record=record, expire_ns=expire, poll_id=poll_id, news_ns=state.now_ns)
+    state.put_task(task, EVENT_KIND_TASK_STARTED, ("state", "attempt", "attempts_used", "lease"))
+    state.open_lease(lease)
+    state.schedule(liveness.stall_deadline_ns(lease, task), task.task_id)
+    return lease
+
+
+def held(state: State, token: str) -> tuple[Lease, Task]:
+    """The lease and task a genuine, current token speaks of, confirmed by being spoken of. The fence."""
+    lease = check_token(state, token, state.caller)
+    renew(state, lease, state.now_ns)
+    return lease, state.task(lease.task_id)
+
+
+def check_token(state: State, token: str, caller: Caller) -> Lease:
+    """The live lease that the token proves; LEASE_LOST or NOT_OWNER otherwise. Reads memory only."""
+    lease_id = state.keyring.parse_lease_token(token)
+    if lease_id is None:
+        raise lease_lost("", 0, "its token is damaged or was not minted by this server")
+    lease = state.leases.by_task.get(lease_id.task_id)
+    if lease is None or not lease.is_meant_by(lease_id):
+        raise lease_lost(lease_id.task_id, lease_id.attempt, "the attempt has ended or was given to another agent")
+    if caller.kind is CallerKind.AGENT and caller.agent_id != lease.agent_id:
+        raise KapellError(
+            ERROR_REASON_NOT_OWNER,
+            f"The lease belongs to agent {lease.agent_id}, not to {caller.agent_id}. Use the token of its holder.",
+            metadata={"agent_id": lease.agent_id},
+        )
+    return lease
+
+
+def renew(state: State, lease: Lease, now_ns: int) -> None:
+    """A sign of life: the lease lives for another full duration."""
+    lease.confirmed = True
+    lease.expire_ns = now_ns + int(state.settings.lease_duration * SECOND)
+
+
+def lease_lost(task_id: str, attempt: int, why: str) -> KapellError:
+    """The refusal that tells a worker to stop and forget the task."""
+    return KapellError(
+        ERROR_REASON_LEASE_LOST,
+        f"The lease is lost: {why}. Stop working on the task and discard its result.",
+        metadata={"task_id": task_id, "attempt": str(attempt)} if task_id else None,
+    )
+
+
+def report_progress(state: State, request: ReportProgressRequest) -> Task:
+    """Records what the attempt says of itself."""
+    lease, task = held(state, request.lease_token)
+    return note_progress(state, lease, task, request.progress)
+
+
+def note_progress(state: State, lease: Lease, current: Task, progress: TaskProgress) -> Task:
+    """Puts new progress; the same again changes nothing and is no news."""
+    if current.progress == progress or current.state != TASK_STATE_RUNNING:
+        return current
+    liveness.note_news(state, lease)
+    task = copied(current)
+    task.progress.CopyFrom(progress)
+    return state.put_task(task, EVENT_KIND_TASK_PROGRESS, ("progress",))
+
+
+def note_waiting(state: State, lease: Lease, current: Task, waiting: AttemptWait) -> Task:
+    """Puts what the attempt waits for, nothing where that is empty; the same again changes nothing."""
+    liveness.note_waiting(state, lease, waiting.kind)
+    if current.waiting == waiting:
+        return current
+    # The lease may not know of a wait from before a restart; the agent's row does.
+    state.busy_agents.add(lease.agent_id)
+    task = copied(current)
+    task.ClearField("waiting")
+    if waiting.kind:
+        task.waiting.CopyFrom(waiting)
+    return state.put_task(task, EVENT_KIND_TASK_PROGRESS, ("waiting",))
+
+
+def complete(state: State, request: CompleteTaskRequest) -> Task:
+    """The attempt succeeded; a cancel that came first wins, a timeout that came first loses."""
+    done = _ended_by(state, request.lease_token)
+    if done is not None and done.state in (TASK_STATE_SUCCEEDED, TASK_STATE_CANCELLED):
+        return done
+    lease, current = held(state, request.lease_token)
+    if request.result.ByteSize() > state.settings.max_content_bytes:
+        limit = state.settings.max_content_bytes
+        raise KapellError(
+            ERROR_REASON_REQUEST_INVALID,
+            f"result is too large: {request.result.ByteSize()} bytes, at most {limit} are allowed. "
+            "Write it to a file and return its path.",
+            violations=(("result", f"must be at most {limit} bytes"),),
+        )
+    if current.state == TASK_STATE_CANCELLING and not current.HasField("failure"):
+        return _end(state, lease, current, ATTEMPT_STATE_CANCELLED, None)
+    content = b""
+    if request.HasField("result"):
+        content = Task(result=request.result).SerializeToString()
+    return _end(state, lease, current, ATTEMPT_STATE_SUCCEEDED, None, result=content)
+
+
+def fail(state: State, request: FailTaskRequest) -> Task:
+    """The attempt failed: tried again, failed for good, or, where cancelling was asked for, cancelled."""
+    done = _ended_by(state, request.lease_token)
+    if done is not None and done.HasField("failure") and done.failure == request.failure:
+        return done
+    lease, current = held(state, request.lease_token)
+    if request.HasField("rate_limited") and current.state == TASK_STATE_RUNNING:
+        limit = request.rate_limited
+        return _end(state, lease, current, ATTEMPT_STATE_RELEASED, request.failure, limit=limit)
+    return end_failed(state, lease, current, request.failure, delay_ns=duration_ns(request.retry_delay))
+
+
+def release(state: State, request: ReleaseTaskRequest) -> Task:
+    """Hands an untouched task back; the attempt does not count."""
+    lease, current = held(state, request.lease_token)
+    return end_released(state, lease, current)
+
+
+def _ended_by(state: State, token: str) -> Task | None:
+    """The task whose latest attempt this genuine token is of, where that attempt has ended."""
+    lease_id = state.keyring.parse_lease_token(token)
+    if lease_id is None or lease_id.task_id in state.leases.by_task:
+        return None
+    task = state.find_task(lease_id.task_id)
+    if task is None or task.attempt != lease_id.attempt or timestamp_ns(task.create_time) > lease_id.start_ns:
+        return None
+    return task
+
+
+def end_failed(
+    state: State, lease: Lease, current: Task, failure: TaskFailure, *, delay_ns: int = 0, lost: bool = False
+) -> Task:
+    """Ends the attempt by a failure; `lost` where the agent did not say so itself."""
+    if current.state == TASK_STATE_CANCELLING:
+        if not current.HasField("failure"):
+            return _end(state, lease, current, ATTEMPT_STATE_CANCELLED, None, by_token=not lost)
+        failure = current.failure
+    attempt_state = ATTEMPT_STATE_LOST if lost else ATTEMPT_STATE_FAILED
+    return _end(state, lease, current, attempt_state, failure, delay_ns=delay_ns, by_token=not lost)
+
+
+def end_released(state: State, lease: Lease, current: Task) -> Task:
+    """Takes back an attempt that was never worked on."""
+    if current.state == TASK_STATE_CANCELLING and not current.HasField("failure"):
+        return _end(state, lease, current, ATTEMPT_STATE_CANCELLED, None)
+    if current.state == TASK_STATE_CANCELLING:
+        return _end(state, lease, current, ATTEMPT_STATE_FAILED, current.failure)
+    return _end(state, lease, current, ATTEMPT_STATE_RELEASED, None)
+
+
+def _end(
+    state: State,
+    lease: Lease,
+    current: Task,
+    attempt_state: AttemptState.ValueType,
+    failure: TaskFailure | None,
+    *,
+    result: bytes = b"",
+    delay_ns: int = 0,
+    limit: ProviderRateLimit | None = None,
+    by_token: bool = True,
+) -> Task:
+    """Closes the lease and moves the task on. The one place where an attempt ends."""
+    record = TaskAttempt()
+    record.CopyFrom(lease.record)
+    record.state = attempt_state
+    stamp(record.end_time, state.now_ns)
+    task = copied(current)
+    task.ClearField("lease")
+    task.ClearField("waiting")
+    now = state.tick_ns()
+    stamp(task.state_time, now)
+    if failure is not None:
+        record.failure.CopyFrom(failure)
+        task.failure.CopyFrom(failure)
+    state.close_lease(lease, record)
+    if attempt_state == ATTEMPT_STATE_SUCCEEDED:
+        return _finish_succeeded(state, task, result)
+    if attempt_state == ATTEMPT_STATE_CANCELLED:
+        task.state = TASK_STATE_CANCELLED
+        return _finish(state, task, EVENT_KIND_TASK_CANCELLED, ("state", "lease"))
+    if attempt_state == ATTEMPT_STATE_RELEASED:
+        task.attempts_used -= 1
+        if limit is not None:
+            return _park_for_provider(state, task, limit)
+        task.state_reason = "handed back by its agent" if by_token else "the offer was not taken up"
+        return _requeue(state, task, now, 0)
+    assert failure is not None, "a failed or lost attempt has a failure"
+    if not retry.may_retry(task, failure):
+        task.state = TASK_STATE_FAILED
+        task.state_reason = failure.message
+        return _finish(state, task, EVENT_KIND_TASK_FAILED, ("state", "lease", "failure"))
+    task.state_reason = failure.message
+    if attempt_state != ATTEMPT_STATE_LOST:
+        delay_ns = max(delay_ns, retry.backoff_ns(task.retry_policy, task.attempts_used, state.random))
+    return _requeue(state, task, now, delay_ns)
+
+
+def _finish_succeeded(state: State, task: Task, result: bytes) -> Task:
+    task.state = TASK_STATE_SUCCEEDED
+    task.ClearField("failure")
+    task.ClearField("state_reason")
+    task.progress.fraction = 1.0
+    if result:
+        content = state.content(task.task_id) + result
+        task.content_bytes = len(content)
+        state.put_content(task.task_id, content)
+    return _finish(state, task, EVENT_KIND_TASK_COMPLETED, ("state", "lease", "progress"))
+
+
+def _finish(state: State, task: Task, kind: EventKind.ValueType, changed: tuple[str, ...]) -> Task:
+    stamp(task.end_time, state.now_ns)
+    state.put_task(task, kind, changed)
+    state.drop_content(task.task_id)
+    return task
+
+
+def _requeue(state: State, task: Task, now: int, delay_ns: int) -> Task:
+    """The task goes back to its queue, perhaps after a pause; not where its total time is over already."""
+    changed = ("state", "lease", "attempts_used", "failure", "waiting_on")
+    if 0 < deadlines.total_deadline_ns(task) <= state.now_ns:
+        task.failure.CopyFrom(TaskFailure(reason="TOTAL_TIMEOUT", message=_TOTAL_IS_OVER, retryable=False))
+        task.state = TASK_STATE_FAILED
+        task.state_reason = _TOTAL_IS_OVER
+        return _finish(state, task, EVENT_KIND_TASK_FAILED, changed)
+    if delay_ns > 0:
+        task.state = TASK_STATE_PENDING
+        wait = task.waiting_on.add(kind=WAIT_KIND_RETRY_BACKOFF)
+        stamp(wait.until_time, state.now_ns + delay_ns)
+    else:
+        task.state = TASK_STATE_QUEUED
+        stamp(task.queue_time, now)
+    state.put_task(task, EVENT_KIND_TASK_REQUEUED, changed)
+    return task
+
+
+def _park_for_provider(state: State, task: Task, limit: ProviderRateLimit) -> Task:
+    """The task waits until its provider takes calls again; only its total timeout bounds how often."""
+    reset_ns = state.now_ns + duration_ns(limit.reset_after)
+    task.state = TASK_STATE_PENDING
+    task.state_reason = f"{limit.provider} has limited its calls"
+    task.rate_limited_count += 1
+    wait = task.waiting_on.add(kind=WAIT_KIND_PROVIDER_RATE_LIMIT, provider=limit.provider)
+    stamp(wait.until_time, reset_ns)
+    changed = ("state", "lease", "attempts_used", "failure", "waiting_on", "rate_limited_count")
+    return state.put_task(task, EVENT_KIND_TASK_REQUEUED, changed)
+
+
+def look_at_task(state: State, task_id: str) -> None:
+    """Does what the time asks for: wakes, times out, or takes away from a silent agent."""
+    task = state.find_task(task_id)
+    if task is None:
+        return
+    now = state.now_ns
+    lease = state.leases.by_task.get(task_id)
+    if lease is not None and lease.expire_ns <= now:
+        _expire(state, lease, task)
+        return
+    if lease is not None and 0 < liveness.report_deadline_ns(lease, state.settings) <= now:
+        within = f"{state.settings.report_within:g} s"
+        message = f"its program ended, but agent {lease.agent_id} did not say how within {within}"
+        end_failed(state, lease, task, TaskFailure(reason="NOT_REPORTED", message=message), lost=True)
+        return
+    stalled = liveness.stall_deadline_ns(lease, task) if lease is not None else 0
+    total = deadlines.total_deadline_ns(task)
+    due = deadlines.state_deadline_ns(task, state.settings)
+    if task.state in (TASK_STATE_PENDING, TASK_STATE_QUEUED, TASK_STATE_RUNNING) and 0 < total <= now:
+        _time_out(state, task, lease, "TOTAL_TIMEOUT", _TOTAL_IS_OVER, final=True)
+    elif 0 < due <= now:
+        _state_is_over(state, task, lease)
+    elif 0 < stalled <= now and task.state == TASK_STATE_RUNNING:
+        _time_out(state, task, lease, "STALLED", "the attempt had no news for its stall timeout", final=False)
+    else:
+        state.schedule(deadlines.next_deadline_ns(task, state.settings), task_id)
+    if lease is not None and state.leases.by_task.get(task_id) is lease:
+        deadlines_ns = (lease.expire_ns, stalled, liveness.report_deadline_ns(lease, state.settings))
+        state.schedule(min(deadline for deadline in deadlines_ns if deadline > now), task_id)
+
+
+def _state_is_over(state: State, task: Task, lease: Lease | None) -> None:
+    if task.state == TASK_STATE_PENDING:
+        wake(state, task)
+    elif task.state == TASK_STATE_QUEUED:
+        _time_out(state, task, None, "QUEUE_TIMEOUT", "no agent took it within its queue timeout", final=True)
+    elif task.state == TASK_STATE_RUNNING:
+        _time_out(state, task, lease, "RUN_TIMEOUT", "the attempt took longer than its run timeout", final=False)
+    elif task.state == TASK_STATE_CANCELLING:
+        assert lease is not None, "a cancelling task is leased"
+        failure = TaskFailure(reason="AGENT_LOST", message="the agent did not let go of the cancelled task")
+        end_failed(state, lease, task, failure, lost=True)
+
+
+def wake(state: State, current: Task) -> None:
+    """Nothing hinders a PENDING task any more: it is runnable."""
+    task = copied(current)
+    now = state.tick_ns()
+    task.state = TASK_STATE_QUEUED
+    task.ClearField("waiting_on")
+    stamp(task.queue_time, now)
+    stamp(task.state_time, now)
+    state.put_task(task, EVENT_KIND_TASK_QUEUED, ("state", "waiting_on"))
+
+
+def _time_out(state: State, current: Task, lease: Lease | None, reason: str, message: str, *, final: bool) -> None:
+    """Fails a waiting task; tells the agent of a running one to stop, and fails it when it has."""
+    assert lease is None or reason in _TIMEOUTS
+    failure = TaskFailure(reason=reason, message=message, retryable=not final)
+    if lease is None:
+        fail_waiting(state, current, failure)
+        return
+    task = copied(current)
+    task.failure.CopyFrom(failure)
+    task.state_reason = message
+    stamp(task.state_time, state.tick_ns())
+    task.state = TASK_STATE_CANCELLING
+    state.put_task(task, EVENT_KIND_TASK_CANCELLING, ("state", "failure"))
+
+
+def fail_waiting(state: State, current: Task, failure: TaskFailure) -> Task:
+    """Fails a task that no agent has, for good."""
+    task = copied(current)
+    task.failure.CopyFrom(failure)
+    task.state_reason = failure.message
+    stamp(task.state_time, state.tick_ns())
+    task.state = TASK_STATE_FAILED
+    task.ClearField("waiting_on")
+    return _finish(state, task, EVENT_KIND_TASK_FAILED, ("state", "failure"))
+
+
+def _expire(state: State, lease: Lease, task: Task) -> None:
+    """The lease ran out: an offer that never arrived costs nothing, silence costs an attempt."""
+    assert task.state in TASK_LEASED, "a lease belongs to a running task"
+    if not lease.confirmed:
+        end_unconfirmed(state, lease, task)
+        return
+    failure = TaskFailure(
+        reason="LEASE_EXPIRED",
+        message=f"agent {lease.agent_id} was not heard of for {state.settings.lease_duration:g} s",
+    )
+    end_failed(state, lease, task, failure, lost=True)
+
+
+def end_unconfirmed(state: State, lease: Lease, task: Task) -> Task:
+    """Takes back an offer of which the agent has never spoken."""
+    if task.state == TASK_STATE_CANCELLING:
+        return end_released(state, lease, task)
+    return _end(state, lease, task, ATTEMPT_STATE_RELEASED, None, by_token=False)

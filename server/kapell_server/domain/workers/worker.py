@@ -1,0 +1,266 @@
+"""What workers say: here I am, I still live, I am leaving - and who may say it for whom."""
+
+from __future__ import annotations
+
+from kapell.v1.agent_pb2 import (
+    AGENT_ACTIVITY_NOT_POLLING,
+    AGENT_ACTIVITY_SILENT,
+    AGENT_STATE_DRAINING,
+    AGENT_STATE_LOST,
+    AGENT_STATE_PENDING,
+    AGENT_STATE_TERMINATED,
+    AGENT_STATE_TERMINATING,
+    Agent,
+)
+from kapell.v1.error_pb2 import (
+    ERROR_REASON_NOT_OWNER,
+    ERROR_REASON_REQUEST_INVALID,
+    ERROR_REASON_TOKEN_INVALID,
+)
+from kapell.v1.task_pb2 import TASK_STATE_CANCELLING
+from kapell.v1.watch_pb2 import EVENT_KIND_AGENT_SPAWNED
+from kapell.v1.worker_pb2 import (
+    AGENT_DIRECTIVE_DRAIN,
+    AGENT_DIRECTIVE_NONE,
+    AGENT_DIRECTIVE_STOP,
+    LEASE_DIRECTIVE_CANCEL,
+    LEASE_DIRECTIVE_CONTINUE,
+    LEASE_DIRECTIVE_LOST,
+    AgentDirective,
+    BatchCompleteTasksRequest,
+    BatchCompleteTasksResponse,
+    CompleteTaskRequest,
+    CompleteTaskResponse,
+    DeregisterRequest,
+    DeregisterResponse,
+    FailTaskRequest,
+    FailTaskResponse,
+    HeartbeatRequest,
+    HeartbeatResponse,
+    LeaseBeat,
+    LeaseDirective,
+    RegisterWorkerRequest,
+    RegisterWorkerResponse,
+    ReleaseTaskRequest,
+    ReleaseTaskResponse,
+    ReportProgressRequest,
+    ReportProgressResponse,
+)
+
+from kapell_server.domain.access import CallerKind
+from kapell_server.domain.errors import KapellError
+from kapell_server.domain.state import State
+from kapell_server.domain.times import SECOND, set_duration, stamp
+from kapell_server.domain.transitions import AGENT_FINAL, agent_state_conflict
+from kapell_server.domain.workers import agent as agents
+from kapell_server.domain.workers import attempt, liveness
+
+
+def register(state: State, request: RegisterWorkerRequest) -> RegisterWorkerResponse:
+    """Makes the calling process an agent; the same process gets the same answer again."""
+    caller = state.caller
+    if caller.kind in (CallerKind.TICKET, CallerKind.AGENT):
+        registered = _register_spawned(state, caller.agent_id, request.instance_key)
+    else:
+        registered = _register_external(state, request)
+    settings = state.settings
+    response = RegisterWorkerResponse(
+        agent=registered,
+        agent_token=state.keyring.agent_token(registered.agent_id, registered.instance),
+        log_id=state.log_id,
+        revision=registered.revision,
+    )
+    set_duration(response.heartbeat_interval, int(settings.heartbeat_interval * SECOND))
+    set_duration(response.lease_duration, int(settings.lease_duration * SECOND))
+    return response
+
+
+def _register_spawned(state: State, agent_id: str, instance_key: str) -> Agent:
+    current = state.find_agent(agent_id)
+    if current is None or current.state in AGENT_FINAL:
+        raise token_of_the_past(agent_id)
+    if current.instance:
+        if state.instance_keys.get(agent_id) != instance_key:
+            raise KapellError(
+                ERROR_REASON_TOKEN_INVALID,
+                f"Agent {agent_id} was registered by another process. Spawn a new agent to get a new ticket.",
+            )
+        state.see_agent(agent_id)
+        return current
+    return agents.begin(state, current, instance_key)
+
+
+def _register_external(state: State, request: RegisterWorkerRequest) -> Agent:
+    for agent_id, key in state.instance_keys.items():
+        known = state.agents.get(agent_id)
+        if key == request.instance_key and known is not None and known.state not in AGENT_FINAL:
+            state.see_agent(agent_id)
+            return agents.revive(state, known) if known.state == AGENT_STATE_LOST else known
+    if not request.agent_types:
+        raise KapellError(
+            ERROR_REASON_REQUEST_INVALID,
+            "agent_types is empty. Name at least one type of task that the worker serves.",
+            violations=(("agent_types", "must have at least one entry"),),
+        )
+    agents.check_room(state)
+    fresh = Agent(
+        agent_id=state.new_id("agent"),
+        display_name=request.display_name or request.agent_types[0],
+        agent_types=request.agent_types,
+        runtime="external",
+        state=AGENT_STATE_PENDING,
+        slots_total=request.slots or 1,
+        labels=request.labels,
+        creator=state.caller.actor(),
+    )
+    stamp(fresh.create_time, state.tick_ns())
+    state.put_agent(fresh, EVENT_KIND_AGENT_SPAWNED, (), created=True)
+    return agents.begin(state, fresh, request.instance_key)
+
+
+def speaking(state: State, agent_id: str) -> Agent:
+    """The agent a worker's call is about, after checking that the caller may speak for it."""
+    caller = state.caller
+    if caller.kind is CallerKind.AGENT:
+        if caller.agent_id != agent_id:
+            raise KapellError(
+                ERROR_REASON_NOT_OWNER,
+                f"This token speaks for agent {caller.agent_id}, not for {agent_id}. Use that agent's own token.",
+                metadata={"agent_id": agent_id},
+            )
+        current = state.find_agent(agent_id)
+        if current is None or current.instance != caller.instance:
+            raise token_of_the_past(agent_id)
+        return current
+    return state.agent(agent_id)
+
+
+def token_of_the_past(agent_id: str) -> KapellError:
+    """The refusal of a genuine token whose agent, or instance of it, is no more."""
+    return KapellError(
+        ERROR_REASON_TOKEN_INVALID,
+        f"The token is of an agent that has ended ({agent_id}). Register again, or spawn a new agent.",
+    )
+
+
+def heartbeat(state: State, request: HeartbeatRequest) -> HeartbeatResponse:
+    """Renews every lease named, and says what to do about each and about the agent."""
+    current = speaking(state, request.agent_id)
+    settings = state.settings
+    response = HeartbeatResponse(directive=agent_directive(current))
+    set_duration(response.heartbeat_interval, int(settings.heartbeat_interval * SECOND))
+    set_duration(response.ttl_remaining, int(settings.lease_duration * SECOND))
+    if current.state in AGENT_FINAL:
+        for beat in request.leases:
+            response.leases.add(lease_token=beat.lease_token, directive=LEASE_DIRECTIVE_LOST)
+        response.revision = state.revision
+        return response
+    current = hear(state, current)
+    for beat in request.leases:
+        directive = _beat(state, current.agent_id, beat)
+        response.leases.add(lease_token=beat.lease_token, directive=directive)
+    response.revision = state.revision
+    return response
+
+
+def hear(state: State, current: Agent) -> Agent:
+    """Notes a sign of life of a live agent; one that was LOST or SILENT is back."""
+    state.see_agent(current.agent_id)
+    if current.state == AGENT_STATE_LOST or current.activity == AGENT_ACTIVITY_SILENT:
+        current = agents.revive(state, current)
+    # Whatever was to be looked at next, a silence from now on comes sooner.
+    agents.watch_silence(state, current.agent_id)
+    return current
+
+
+def _beat(state: State, agent_id: str, beat: LeaseBeat) -> LeaseDirective.ValueType:
+    lease_id = state.keyring.parse_lease_token(beat.lease_token)
+    lease = state.leases.by_task.get(lease_id.task_id) if lease_id is not None else None
+    if lease is None or lease.agent_id != agent_id or lease_id is None or not lease.is_meant_by(lease_id):
+        return LEASE_DIRECTIVE_LOST
+    attempt.renew(state, lease, state.now_ns)
+    task = state.task(lease.task_id)
+    if beat.HasField("progress"):
+        task = attempt.note_progress(state, lease, task, beat.progress)
+    if beat.HasField("waiting") or task.HasField("waiting") or lease.waiting:
+        task = attempt.note_waiting(state, lease, task, beat.waiting)
+    if beat.program_ended:
+        liveness.note_ended(state, lease)
+    return LEASE_DIRECTIVE_CANCEL if task.state == TASK_STATE_CANCELLING else LEASE_DIRECTIVE_CONTINUE
+
+
+def agent_directive(current: Agent) -> AgentDirective.ValueType:
+    """What an agent in this state is to do."""
+    if current.state in AGENT_FINAL or current.state == AGENT_STATE_TERMINATING:
+        return AGENT_DIRECTIVE_STOP
+    if current.state == AGENT_STATE_DRAINING:
+        return AGENT_DIRECTIVE_DRAIN
+    return AGENT_DIRECTIVE_NONE
+
+
+def report_progress(state: State, request: ReportProgressRequest) -> ReportProgressResponse:
+    """Records the progress of one attempt."""
+    task = attempt.report_progress(state, request)
+    cancelling = task.state == TASK_STATE_CANCELLING
+    directive = LEASE_DIRECTIVE_CANCEL if cancelling else LEASE_DIRECTIVE_CONTINUE
+    return ReportProgressResponse(directive=directive, revision=task.revision)
+
+
+def complete_task(state: State, request: CompleteTaskRequest) -> CompleteTaskResponse:
+    """Ends one attempt with a result."""
+    task = attempt.complete(state, request)
+    return CompleteTaskResponse(state=task.state, revision=task.revision)
+
+
+def complete_tasks(state: State, request: BatchCompleteTasksRequest) -> BatchCompleteTasksResponse:
+    """Ends many attempts; each stands for itself, so a lost lease does not hinder the others."""
+    response = BatchCompleteTasksResponse()
+    for completion in request.completions:
+        mark = state.mark()
+        try:
+            task = attempt.complete(state, completion)
+        except KapellError as error:
+            state.rollback(mark)
+            if error.reason_name not in ("LEASE_LOST", "NOT_OWNER"):
+                raise
+            response.outcomes.add(lease_lost=True)
+        else:
+            response.outcomes.add(state=task.state)
+    response.revision = state.revision
+    return response
+
+
+def fail_task(state: State, request: FailTaskRequest) -> FailTaskResponse:
+    """Ends one attempt with a failure."""
+    task = attempt.fail(state, request)
+    return FailTaskResponse(state=task.state, revision=task.revision)
+
+
+def release_task(state: State, request: ReleaseTaskRequest) -> ReleaseTaskResponse:
+    """Hands one task back."""
+    task = attempt.release(state, request)
+    return ReleaseTaskResponse(state=task.state, revision=task.revision)
+
+
+def deregister(state: State, request: DeregisterRequest) -> DeregisterResponse:
+    """Ends the agent, or, for a spawned one, begins its end, which its process's exit completes."""
+    current = speaking(state, request.agent_id)
+    reason = request.reason or "deregistered"
+    if current.state in AGENT_FINAL:
+        return DeregisterResponse(revision=current.revision)
+    if current.runtime == "external":
+        ended = agents.end(state, current, AGENT_STATE_TERMINATED, reason, None)
+        return DeregisterResponse(revision=ended.revision)
+    return DeregisterResponse(revision=agents.leave(state, current, reason).revision)
+
+
+def may_poll(state: State, agent_id: str) -> Agent:
+    """The agent, where it may ask for tasks."""
+    current = speaking(state, agent_id)
+    if current.state not in agents.POLLING:
+        raise agent_state_conflict(current, "given tasks", agents.POLLING)
+    state.agent_polled_ns[agent_id] = state.now_ns
+    if current.activity == AGENT_ACTIVITY_NOT_POLLING:
+        state.see_agent(agent_id)
+        current = agents.revive(state, current)
+    return current
