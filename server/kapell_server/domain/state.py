@@ -90,6 +90,9 @@ class State:
         self.bulk_jobs: dict[str, BulkJob] = {}
         self.standing = StandingShelf(self)
         self.schedule_tasks = ScheduleTasks(self)
+        self.token_digests: dict[str, bytes] = {}
+        """What proves each token, by its id."""
+        self.audit_number = 0
         self._undo: list[tuple[Any, ...]] = []
         self.queues = Queues(self)
         self.turns: dict[str, int] = {}

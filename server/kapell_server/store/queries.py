@@ -200,6 +200,8 @@ def resource_of(event: Event) -> Resource:
             return event.limit
         case "schedule":
             return event.schedule
+        case "token":
+            return event.token
         case _:
             return event.task
 

@@ -38,6 +38,7 @@ from kapell_server.store.schema import (
     templates,
 )
 from kapell_server.store.standing_rows import write_standing
+from kapell_server.store.token_rows import write_audit, write_token_digests
 
 Row = tuple[Any, ...]
 
@@ -165,6 +166,10 @@ def write_batch(connection: Connection, pending: Pending, written: Written, give
             write_standing(connection, standing_changes, written.encoded)
     if pending.schedule_tasks:
         write_schedule_tasks(connection, pending.schedule_tasks)
+    if pending.token_digests:
+        write_token_digests(connection, pending.token_digests)
+    if pending.audit:
+        write_audit(connection, pending.audit)
     if pending.attempts:
         _write_attempts(connection, pending)
     _delete_edges.execute(connection, list(pending.dropped_edges))
