@@ -65,6 +65,8 @@ class Pending:
     oldest_revision: int = 0
     schedule_tasks: dict[str, TaskSpec | None] = field(default_factory=dict)
     """The whole task of schedules; None of those that were deleted."""
+    schedule_runs: dict[str, str] = field(default_factory=dict)
+    """Runs of schedules that live now, each with its schedule; empty for those that do no more."""
     starts: dict[tuple[str, int], int] = field(default_factory=dict)
     """Starts under a rate, as (limit id, time), each with the time before which earlier ones are forgotten."""
     forgotten_starts: dict[str, bool] = field(default_factory=dict)

@@ -32,6 +32,7 @@ from kapell_server.domain.ids import IdMinter
 from kapell_server.domain.pending import Change, Loader, Pending, Resource
 from kapell_server.domain.queueing.polls import PollBoard
 from kapell_server.domain.queueing.queues import Queues
+from kapell_server.domain.schedules.schedule_lives import ScheduleLives
 from kapell_server.domain.schedules.schedule_tasks import ScheduleTasks
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.standing import StandingShelf
@@ -90,6 +91,7 @@ class State:
         self.bulk_jobs: dict[str, BulkJob] = {}
         self.standing = StandingShelf(self)
         self.schedule_tasks = ScheduleTasks(self)
+        self.schedule_lives = ScheduleLives(self)
         self._undo: list[tuple[Any, ...]] = []
         self.queues = Queues(self)
         self.turns: dict[str, int] = {}
@@ -218,18 +220,17 @@ class State:
         )
         self._tasks[task_id] = None if deleted else task
         self._undo.append((self._unput_task, task_id, previous))
-        if task_id in self.edges.unmet or task_id in self.edges.dependants:
+        if self.edges.concern(task_id):
             self.edges.notice(task, previous, deleted)
         if task.root_task_id and (created or deleted):
             self.families.notice(task, deleted)
         if previous is None or previous_state or previous.priority != task.priority:
             self._queue(previous, task)
+            self.schedule_lives.notice(task, previous)
         if due_ns and (not self.due_horizon_ns or due_ns < self.due_horizon_ns):
             self.schedule(due_ns, task_id)
         elif deleted or state in TASK_FINAL:
             self._forget_due(task_id)
-        if task.schedule_id and state in TASK_FINAL:
-            self.schedule(self.now_ns, task.schedule_id)  # A run may wait for this end.
         return task
 
     def _queue(self, previous: Task | None, task: Task) -> None:

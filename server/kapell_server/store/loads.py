@@ -23,11 +23,11 @@ from sqlalchemy.engine import Connection
 
 from kapell_server.domain.queueing.ready import ReadyEntry
 from kapell_server.domain.standing import Standing
-from kapell_server.domain.tasks.edges import Edge
+from kapell_server.domain.tasks.edges import KEPT, Edge
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL
 from kapell_server.store.bulk import Bulk, Lookup
 from kapell_server.store.retention import newest_event_before, oldest_revision
-from kapell_server.store.schedule_rows import load_schedule_task
+from kapell_server.store.schedule_rows import load_schedule_runs, load_schedule_task
 from kapell_server.store.schema import (
     agents,
     answers,
@@ -147,8 +147,10 @@ class Resumption:
     """Tasks that agents have: id, agent type, time they were queued at, concurrency keys."""
     starts: list[tuple[str, int]]
     """When tasks under a start rate began: limit id and time, in order of time."""
+    schedule_runs: list[tuple[str, str, int]]
+    """Runs of schedules that live: schedule, first task, and how many tasks of the run have not ended."""
     edges: list[tuple[str, str, Edge]]
-    """Open dependencies: (dependency, dependant, edge)."""
+    """Open dependencies and kept results: (dependency, dependant, edge)."""
     stirred: list[str]
     """Tasks whose edges a batch may have left for the next one."""
 
@@ -168,6 +170,7 @@ def load_resumption(connection: Connection) -> Resumption:
         queued=_load_queued(connection),
         leased=_load_leased(connection),
         starts=[(limit_id, ns) for limit_id, ns in connection.execute(_starts_in_order)],
+        schedule_runs=load_schedule_runs(connection),
         edges=edges,
         stirred=stirred,
     )
@@ -231,7 +234,10 @@ def _load_edges(connection: Connection) -> tuple[list[tuple[str, str, Edge]], li
     edges: list[tuple[str, str, Edge]] = []
     stirred: dict[str, None] = {}
     for dependency_id, dependant_id, condition, on_failure, state in connection.execute(statement):
-        edges.append((dependency_id, dependant_id, Edge(condition, on_failure)))
+        edge = Edge(condition, on_failure)
+        edges.append((dependency_id, dependant_id, edge))
+        if edge == KEPT:
+            continue
         if state in TASK_FINAL or condition == DEPENDENCY_CONDITION_STARTED:
             stirred[dependency_id] = None
     return edges, list(stirred)

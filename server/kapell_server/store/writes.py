@@ -20,7 +20,7 @@ from kapell_server.store.bulk import Bulk
 from kapell_server.store.bulk_jobs import write_bulk_jobs
 from kapell_server.store.encode import encode_event, encode_time
 from kapell_server.store.record import Record
-from kapell_server.store.schedule_rows import write_schedule_tasks
+from kapell_server.store.schedule_rows import write_schedule_runs, write_schedule_tasks
 from kapell_server.store.schema import (
     OLDEST_REVISION,
     SHIPPED_DIGEST,
@@ -165,6 +165,8 @@ def write_batch(connection: Connection, pending: Pending, written: Written, give
             write_standing(connection, standing_changes, written.encoded)
     if pending.schedule_tasks:
         write_schedule_tasks(connection, pending.schedule_tasks)
+    if pending.schedule_runs:
+        write_schedule_runs(connection, pending.schedule_runs)
     if pending.attempts:
         _write_attempts(connection, pending)
     _delete_edges.execute(connection, list(pending.dropped_edges))

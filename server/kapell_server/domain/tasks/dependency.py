@@ -104,11 +104,22 @@ def begin(state: State, judgements: Mapping[str, Judgement]) -> None:
         if judgement.failed is None:
             for wanted in judgement.open:
                 state.edges.add(wanted.task_id, task_id, Edge(wanted.condition, wanted.on_failure))
+            keep_results(state, state.task(task_id))
     for task_id, judgement in judgements.items():
         if judgement.failed is not None:
             _give_up(state, state.task(task_id), *judgement.failed)
         elif not judgement.open:
             _release(state, [task_id])
+
+
+def keep_results(state: State, task: Task) -> None:
+    """Keeps what is met already of a task that waits on, for the prompt that is filled when it waits no more."""
+    unmet = state.edges.unmet.get(task.task_id)
+    if not unmet or not task.prompt_pending:
+        return
+    for entry in task.dependencies:
+        if entry.task_id not in unmet and state.find_task(entry.task_id) is not None:
+            state.edges.keep(entry.task_id, task.task_id)
 
 
 def is_waiting(task: Task) -> bool:
@@ -195,6 +206,8 @@ def _close(state: State, decided: list[_Decided]) -> int:
         edges.drop(parent.task_id, child_id)
         if child_id not in edges.unmet:
             ready.append(child_id)
+        elif state.task(child_id).prompt_pending:
+            edges.keep(parent.task_id, child_id)
     return _release(state, ready)
 
 

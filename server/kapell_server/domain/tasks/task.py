@@ -286,6 +286,7 @@ def update_task(state: State, request: UpdateTaskRequest) -> Task:
     put = state.put_task(task, kind, tuple(changed))
     if edit is not None:
         state.keep_edit(put, edit)
+        dependency.keep_results(state, put)
     return put
 
 
