@@ -268,7 +268,7 @@ class World:
         """Places, ranks, what runs and waits under each key, starts, whose turn it is. What is empty is not there."""
         state, queues = self.state, self.state.queues
         fair = queues._fair._classes
-        keys = {*queues.keys._running, *queues.keys._queued}
+        keys = {*queues.keys._running, *queues.keys._queued, *queues.keys._resting}
         return (
             dict(queues.ready._places),
             queues.ready.depths(),
@@ -276,9 +276,9 @@ class World:
             {of: (one.now, dict(one.stamps)) for of, one in fair.items() if one.now or one.stamps},
             {name: count for name, count in queues._running.items() if count},
             {
-                key: (queues.keys.holders(key), queues.keys.queued(key))
+                key: (queues.keys.holders(key), queues.keys.queued(key), queues.keys.begun_or_queued(key))
                 for key in keys
-                if queues.keys.holders(key) + queues.keys.queued(key)
+                if queues.keys.begun_or_queued(key)
             },
             {limit_id: list(starts) for limit_id, starts in queues.starts._starts.items() if starts},
             list(queues.arrivals),

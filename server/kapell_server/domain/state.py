@@ -30,6 +30,7 @@ from kapell_server.domain.access import Caller, Keyring, system
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.ids import IdMinter
 from kapell_server.domain.pending import Change, Loader, Pending, Resource
+from kapell_server.domain.queueing.keys import rests
 from kapell_server.domain.queueing.polls import PollBoard
 from kapell_server.domain.queueing.queues import Queues
 from kapell_server.domain.schedules.schedule_lives import ScheduleLives
@@ -237,6 +238,11 @@ class State:
         """Tells the queues of a task that has joined or left one, or an agent."""
         before = previous.state if previous is not None else 0
         after = task.state
+        if task.concurrency_keys and before != after:
+            if previous is not None and rests(previous):
+                self.queues.keys.stir(previous)
+            if rests(task):
+                self.queues.keys.rest(task)
         if previous is not None and before == TASK_STATE_QUEUED:
             self.queues.leave(previous, starts=after in TASK_LEASED)
         if (before in TASK_LEASED) != (after in TASK_LEASED):
@@ -274,7 +280,7 @@ class State:
 
     def next_due_ns(self) -> int:
         """When to look next; 0 for never. Beyond the horizon the database knows more."""
-        if self.edges.stirred:
+        if self.edges.stirred or self.queues.unsettled:
             return self.now_ns
         first = self._due[0][0] if self._due else 0
         horizon = self.due_horizon_ns

@@ -9,8 +9,8 @@ from kapell.v1.task_pb2 import TaskSpec
 from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
-from kapell_server.store.bulk import Bulk
 from kapell_server.domain.transitions import TASK_FINAL
+from kapell_server.store.bulk import Bulk
 from kapell_server.store.schema import schedule_runs, schedule_tasks, tasks
 
 _by_id = sa.select(schedule_tasks.c.data).where(schedule_tasks.c.schedule_id == bindparam("schedule_id"))

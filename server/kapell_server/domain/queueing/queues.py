@@ -55,6 +55,8 @@ class Queues:
         """How many tasks this batch has parked."""
         self.arrivals: list[str] = []
         """Tasks under keys that have just joined."""
+        self.unsettled: dict[str, str] = {}
+        """Keys of which more tasks are to be cancelled than a batch does, each with the task that came last."""
 
     def begin(self) -> None:
         """A batch begins."""
@@ -275,14 +277,17 @@ class Queues:
         self,
         queued: Iterable[tuple[ReadyEntry, str]],
         leased: Iterable[tuple[str, str, int, tuple[str, ...]]],
+        resting: Iterable[tuple[str, int, tuple[str, ...]]],
         starts: Iterable[tuple[str, int]],
     ) -> None:
         """Takes over what the database has: queued entries with their fairness key, leased tasks as
-        (id, type, time it was queued at, keys), starts as (limit id, time) in order of time."""
-        for task_id, agent_type, queue_ns, keys in leased:
+        (id, type, time it first joined, keys), those that wait for their next attempt likewise, starts as (limit id, time) in order of time."""
+        for task_id, agent_type, arrival_ns, keys in leased:
             for name in (agent_type, ALL):
                 self._running[name] = self._running.get(name, 0) + 1
-            self.keys.load_running(task_id, queue_ns, keys)
+            self.keys.load_running(task_id, arrival_ns, keys)
+        for task_id, arrival_ns, keys in resting:
+            self.keys.load_resting(task_id, arrival_ns, keys)
         for limit_id, start_ns in starts:
             self.starts.load(limit_id, start_ns)
         queued = list(queued)

@@ -31,6 +31,8 @@ class ReadyEntry(NamedTuple):
     task_id: str
     agent_type: str
     keys: tuple[str, ...] = ()
+    arrival_ns: int = 0
+    """When it first joined; 0 for `queue_ns`."""
 
 
 _Place = tuple[ReadyEntry, str]
@@ -41,7 +43,8 @@ def entry_of(task: Task) -> ReadyEntry:
     """The place of a QUEUED task."""
     queue_ns = timestamp_ns(task.queue_time)
     keys = tuple(task.concurrency_keys)
-    return ReadyEntry(-task.priority, task.queue_rank, queue_ns, task.task_id, task.agent_type, keys)
+    first_ns = timestamp_ns(task.first_queue_time) if keys else 0
+    return ReadyEntry(-task.priority, task.queue_rank, queue_ns, task.task_id, task.agent_type, keys, first_ns)
 
 
 class _Line:

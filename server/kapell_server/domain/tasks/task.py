@@ -363,7 +363,7 @@ def retry(state: State, current: Task, request: RetryTaskRequest) -> Task:
         raise task_state_conflict(current, "retried", _RETRIABLE)
     dependency.resolve_ended(state, current.task_id)
     task = copied(current)
-    for field in ("failure", "progress", "end_time", "state_reason", "waiting_on", "skipped"):
+    for field in ("failure", "progress", "end_time", "state_reason", "waiting_on", "skipped", "first_queue_time"):
         task.ClearField(field)
     task.attempts_used = 0
     task.retries += 1

@@ -261,6 +261,8 @@ def _end(
         record.failure.CopyFrom(failure)
         task.failure.CopyFrom(failure)
     state.close_lease(lease, record)
+    if task.concurrency_keys and not task.HasField("first_queue_time"):
+        task.first_queue_time.CopyFrom(task.queue_time)
     if attempt_state == ATTEMPT_STATE_SUCCEEDED:
         return _finish_succeeded(state, task, result)
     if attempt_state == ATTEMPT_STATE_CANCELLED:

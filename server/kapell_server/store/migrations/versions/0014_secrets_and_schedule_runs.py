@@ -1,4 +1,4 @@
-"""Values of secrets, and the live runs of schedules"""
+"""Values of secrets, live runs of schedules, and when tasks under keys first joined"""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("task_id", name=op.f("pk_task_secrets")),
         sqlite_with_rowid=False,
     )
+    with op.batch_alter_table("tasks", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("arrival_ns", sa.BigInteger(), nullable=True))
     _fill()
 
 
@@ -59,6 +61,8 @@ def _fill() -> None:
 
 
 def downgrade() -> None:
+    with op.batch_alter_table("tasks", schema=None) as batch_op:
+        batch_op.drop_column("arrival_ns")
     op.drop_table("task_secrets")
     op.drop_table("secret_values")
     op.drop_table("schedule_runs")
