@@ -63,7 +63,17 @@ _insert_events = Bulk(sa.insert(events), "revision", "kind", "resource_id", "pre
 _insert_tasks = Bulk(
     sa.insert(tasks),
     *("create_revision", "task_id", "state", "agent_type", "priority", "create_ns", "queue_ns", "due_ns"),
-    *("template_id", "queue_rank", "fairness_key", "concurrency_keys", "parent_id", "root_id", "end_ns", "arrival_ns", "data"),
+    *(
+        "template_id",
+        "queue_rank",
+        "fairness_key",
+        "concurrency_keys",
+        "parent_id",
+        "root_id",
+        "end_ns",
+        "arrival_ns",
+        "data",
+    ),
 )
 _insert_edits = Bulk(sa.insert(task_edits), "task_id", "revision", "data")
 _insert_contents = Bulk(sa.insert(task_contents), "task_id", "data")

@@ -2257,12 +2257,17 @@ class ExplainTaskResponse(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    POSITION_AT_LEAST_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """Its place among the tasks of its type that could run, 1 for the next; 0 where it is not among them."""
     summary: _builtins.str
     """The answer in one sentence."""
     revision: _builtins.int
     """The revision at which this was so."""
+    position_at_least: _builtins.bool
+    """True where more tasks may come before it than were counted: position is then the least that it can be. Counting
+    ends after some hundreds, since it holds up everybody else.
+    """
     @_builtins.property
     def task(self) -> Global___Task:
         """The task, without prompt, input and result."""
@@ -2279,10 +2284,11 @@ class ExplainTaskResponse(_message.Message):
         position: _builtins.int = ...,
         summary: _builtins.str = ...,
         revision: _builtins.int = ...,
+        position_at_least: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blockers", b"blockers", "position", b"position", "revision", b"revision", "summary", b"summary", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blockers", b"blockers", "position", b"position", "position_at_least", b"position_at_least", "revision", b"revision", "summary", b"summary", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

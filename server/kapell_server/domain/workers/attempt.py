@@ -416,6 +416,20 @@ def fail_waiting(state: State, current: Task, failure: TaskFailure) -> Task:
     return _finish(state, task, EVENT_KIND_TASK_FAILED, ("state", "failure"))
 
 
+def cancel_waiting(state: State, current: Task, reason: str, *, skipped: bool = False) -> Task:
+    """Cancels a task that no agent has; `skipped` marks one that was not needed."""
+    task = copied(current)
+    task.ClearField("failure")
+    task.ClearField("waiting_on")
+    task.state = TASK_STATE_CANCELLED
+    task.state_reason = reason
+    task.skipped = skipped
+    stamp(task.state_time, state.tick_ns())
+    changed = ["state", "state_reason"]
+    changed += [name for name in ("failure", "waiting_on", "skipped") if getattr(current, name) != getattr(task, name)]
+    return _finish(state, task, EVENT_KIND_TASK_CANCELLED, tuple(changed))
+
+
 def _expire(state: State, lease: Lease, task: Task) -> None:
     """The lease ran out: an offer that never arrived costs nothing, silence costs an attempt."""
     assert task.state in TASK_LEASED, "a lease belongs to a running task"
