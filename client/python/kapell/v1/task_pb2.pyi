@@ -299,6 +299,9 @@ class TaskTimeouts(_message.Message):
     RUN_TIMEOUT_FIELD_NUMBER: _builtins.int
     TOTAL_TIMEOUT_FIELD_NUMBER: _builtins.int
     STALL_TIMEOUT_FIELD_NUMBER: _builtins.int
+    APPROVAL_WAIT_TIMEOUT_FIELD_NUMBER: _builtins.int
+    LOCK_WAIT_TIMEOUT_FIELD_NUMBER: _builtins.int
+    PROVIDER_WAIT_TIMEOUT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def queue_timeout(self) -> _duration_pb2.Duration:
         """From runnable until an agent has it; then the task fails with QUEUE_TIMEOUT. At most 30 days."""
@@ -317,6 +320,24 @@ class TaskTimeouts(_message.Message):
         and counts as failed with STALLED. Time in which it says what it waits for does not count. At most 30 days.
         """
 
+    @_builtins.property
+    def approval_wait_timeout(self) -> _duration_pb2.Duration:
+        """An attempt that says that it waits for a person's decision; then it is stopped and the task fails with
+        APPROVAL_WAIT_TIMEOUT, since another attempt would only ask again. At most 30 days.
+        """
+
+    @_builtins.property
+    def lock_wait_timeout(self) -> _duration_pb2.Duration:
+        """An attempt that says that it waits for a lock; then it is stopped and counts as failed with
+        LOCK_WAIT_TIMEOUT. At most 30 days.
+        """
+
+    @_builtins.property
+    def provider_wait_timeout(self) -> _duration_pb2.Duration:
+        """An attempt that says that it waits for its provider; then it is stopped and tried again when the provider
+        is expected to take calls, at the earliest after a minute, which costs no attempt. At most 30 days.
+        """
+
     def __init__(
         self,
         *,
@@ -324,10 +345,13 @@ class TaskTimeouts(_message.Message):
         run_timeout: _duration_pb2.Duration | None = ...,
         total_timeout: _duration_pb2.Duration | None = ...,
         stall_timeout: _duration_pb2.Duration | None = ...,
+        approval_wait_timeout: _duration_pb2.Duration | None = ...,
+        lock_wait_timeout: _duration_pb2.Duration | None = ...,
+        provider_wait_timeout: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["queue_timeout", b"queue_timeout", "run_timeout", b"run_timeout", "stall_timeout", b"stall_timeout", "total_timeout", b"total_timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["approval_wait_timeout", b"approval_wait_timeout", "lock_wait_timeout", b"lock_wait_timeout", "provider_wait_timeout", b"provider_wait_timeout", "queue_timeout", b"queue_timeout", "run_timeout", b"run_timeout", "stall_timeout", b"stall_timeout", "total_timeout", b"total_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["queue_timeout", b"queue_timeout", "run_timeout", b"run_timeout", "stall_timeout", b"stall_timeout", "total_timeout", b"total_timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_wait_timeout", b"approval_wait_timeout", "lock_wait_timeout", b"lock_wait_timeout", "provider_wait_timeout", b"provider_wait_timeout", "queue_timeout", b"queue_timeout", "run_timeout", b"run_timeout", "stall_timeout", b"stall_timeout", "total_timeout", b"total_timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
