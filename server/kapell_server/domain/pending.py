@@ -69,6 +69,8 @@ class Pending:
     token_digests: dict[str, bytes | None] = field(default_factory=dict)
     """What proves new tokens; None of those that were forgotten."""
     audit: list[AuditEntry] = field(default_factory=list)
+    schedule_runs: dict[str, str] = field(default_factory=dict)
+    """Runs of schedules that live now, each with its schedule; empty for those that do no more."""
     starts: dict[tuple[str, int], int] = field(default_factory=dict)
     """Starts under a rate, as (limit id, time), each with the time before which earlier ones are forgotten."""
     forgotten_starts: dict[str, bool] = field(default_factory=dict)

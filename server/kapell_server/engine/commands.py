@@ -161,12 +161,10 @@ def content_ids_of(request: Any) -> Iterable[str]:
 
 
 def tasks_to_look_at(state: State, subject_ids: Iterable[str]) -> Iterable[str]:
-    """The tasks that looks at these subjects will need: themselves, or the last one of a schedule."""
+    """The tasks that looks at these subjects will need: themselves, or the live runs of a schedule."""
     for subject_id in subject_ids:
         if subject_id.startswith("schedule_"):
-            known = state.standing.find(schedule_pb2.Schedule, subject_id)
-            if known is not None and known.last_task_id:
-                yield known.last_task_id
+            yield from state.schedule_lives.of(subject_id)
         elif subject_id.startswith("task_"):
             yield subject_id
 

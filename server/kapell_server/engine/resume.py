@@ -30,6 +30,7 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
     state.oldest_revision = loaded.oldest_revision
     grace = now_ns + int(state.settings.lease_duration * SECOND)
     state.standing.load(loaded.standing)
+    state.schedule_lives.load(loaded.schedule_runs)
     for schedule in state.standing.all(Schedule):
         schedule_run.wake(state, schedule)
     for known, instance_key in loaded.agents:
@@ -46,7 +47,7 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
     for record, poll_id in loaded.attempts:
         state.leases.add(Lease(record=record, expire_ns=grace, poll_id=poll_id, confirmed=True, news_ns=now_ns))
         state.schedule(grace, record.task_id)
-    state.queues.load(loaded.queued, loaded.leased, loaded.starts)
+    state.queues.load(loaded.queued, loaded.leased, loaded.resting, loaded.starts)
     state.edges.load(loaded.edges, loaded.stirred)
     state.token_digests.update(load_token_digests(connection))
     state.audit_number = load_audit_number(connection)
