@@ -11,8 +11,9 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 from hypothesis import given
 from hypothesis import strategies as st
+from kapell.rules.parameters import as_struct, check, plain_struct, resolve
 from kapell.v1.template_pb2 import ParameterType, TemplateParameter
-from kapell_server.domain.templates.parameters import as_struct, check, check_declarations, plain_struct, resolve
+from kapell_server.domain.templates.declarations import check_declarations
 
 
 def parameter(name: str = "p", type: str = "string", **said: Any) -> TemplateParameter:

@@ -32,6 +32,7 @@ class Task:
     keys: tuple[str, ...] = ()
     state: str = "PENDING"
     wakes: float = NEVER
+    earliest: float = 0.0
     since: float = 0.0
     rank: int = 0
     came: int = 0
@@ -170,7 +171,7 @@ class Oracle:
         if self.limits.refuses(spec["kind"]):
             return "QUEUE_DRAINING"
         wakes = spec.pop("wakes")
-        task = self.tasks[task_id] = Task(**spec, born=self.now, wakes=wakes)
+        task = self.tasks[task_id] = Task(**spec, born=self.now, wakes=wakes, earliest=wakes)
         if wakes <= self.now:
             self._queue(task, new=True)
         return None
@@ -206,7 +207,10 @@ class Oracle:
         if task.state not in ("FAILED", "CANCELLED"):
             return "TASK_STATE_CONFLICT"
         task.tries, task.why, task.born, task.skipped = 0, "", self.now, False
-        self._queue(task, new=True)
+        if task.earliest > self.now:
+            task.state, task.wakes = "PENDING", task.earliest
+        else:
+            self._queue(task, new=True)
         return None
 
     def delete(self, task_id: str) -> str | None:

@@ -208,6 +208,7 @@ class SyncTemplates(_Face[Templates]):
     set_alias = blocking(Templates.set_alias)
     delete_alias = blocking(Templates.delete_alias)
     validate = blocking(Templates.validate)
+    check = blocking(Templates.check)
     render = blocking(Templates.render)
     clone = blocking(Templates.clone)
 

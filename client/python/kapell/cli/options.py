@@ -136,6 +136,16 @@ def watch_start(function: _F) -> _F:
     return initial(after(function))
 
 
+def say_link(app: App) -> Callable[[bool], None]:
+    """Says on stderr when the server of a watch is away, and when it is back."""
+
+    def said(is_there: bool) -> None:
+        text = "The server is back; nothing was missed." if is_there else "The server is away; waiting for it."
+        click.echo(app.terminal.err(text, "dim" if is_there else "yellow"), err=True)
+
+    return said
+
+
 def reattach(command: str, revision: int | None) -> str:
     """What to say when a watch was stopped: the command that goes on where it was."""
     return f"Go on from here with: {command} --after {revision}" if revision else ""
@@ -216,9 +226,18 @@ def template_files(function: _F) -> _F:
 
 def texts(files: Sequence[str]) -> list[tuple[str, str]]:
     """Name and text of each file; `-` is stdin."""
-    return [
-        ("stdin", sys.stdin.read()) if name == "-" else (name, Path(name).read_text(encoding="utf-8")) for name in files
-    ]
+    return [("stdin" if name == "-" else name, text_of(name, "--file")) for name in files]
+
+
+def text_of(file: str, option: str) -> str:
+    """The text of a local file, or of stdin for `-`. Raises BadParameter of the option where it cannot be read."""
+    try:
+        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except OSError as error:
+        text = f"{file}: {(error.strerror or str(error)).lower()}"
+        raise click.BadParameter(text, param_hint=option) from None
+    except UnicodeDecodeError:
+        raise click.BadParameter(f"{file} is not text in UTF-8", param_hint=option) from None
 
 
 def queue(*, required: bool) -> Callable[[_F], _F]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kapell.rules.parameters import as_struct, plain_struct
 from kapell.v1.dependency_pb2 import TaskDependency
 from kapell.v1.error_pb2 import ERROR_REASON_ID_TAKEN, ERROR_REASON_REQUEST_INVALID
 from kapell.v1.task_pb2 import TaskSpec
@@ -21,7 +22,6 @@ from kapell_server.domain.tasks.dependency_graph import unknown_place
 from kapell_server.domain.tasks.prompt import Part, Place
 from kapell_server.domain.tasks.task_edit import check_size
 from kapell_server.domain.templates.overlay import overlay
-from kapell_server.domain.templates.parameters import as_struct, plain_struct
 from kapell_server.domain.templates.template_steps import Step
 from kapell_server.domain.templates.template_version import Rendered, split_reference, version_number
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kapell.rules import parameters
+from kapell.rules.parameters import Problem
 from kapell.v1.error_pb2 import (
     ERROR_REASON_REQUEST_INVALID,
     ERROR_REASON_TEMPLATE_NOT_FOUND,
@@ -15,8 +17,6 @@ from kapell.v1.template_pb2 import Template, TemplateSpec, TemplateVersion
 
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.tasks.prompt import Part, joined
-from kapell_server.domain.templates import parameters
-from kapell_server.domain.templates.parameters import Problem
 from kapell_server.domain.templates.template_steps import (
     MAX_NAME,
     CompiledStep,
@@ -131,11 +131,9 @@ def invalid_spec(problems: list[Problem]) -> KapellError:
 
 def parameters_invalid(template_id: str, problems: list[Problem]) -> KapellError:
     """TEMPLATE_PARAMETERS_INVALID with every violation."""
-    field, what = problems[0]
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return KapellError(
         ERROR_REASON_TEMPLATE_PARAMETERS_INVALID,
-        f"Template {template_id} does not take these parameters: {field}: {what}{more}. Correct them and try again.",
+        parameters.refusal_text(template_id, problems),
         metadata={"template_id": template_id},
         violations=tuple(problems),
     )
