@@ -88,7 +88,11 @@ class Oracle:
                 self._end_agent(agent_id, failed=True)
 
     def overdue(self) -> bool:
-        """Whether a task came back into play after its total timeout, which the next look will see."""
+        """Whether a task or agent came back into play after its time, which the next look will see."""
+        for agent in self.agents.values():
+            is_watched = agent.state == "ACTIVE" or (agent.state == "TERMINATING" and agent.external)
+            if is_watched and self.now - agent.seen >= LEASE:
+                return True
         alive = [task for task in self.tasks.values() if task.state in ("PENDING", "QUEUED", "RUNNING")]
         return any(self.now - task.born >= task.limits["total"] for task in alive)
 
