@@ -21,6 +21,8 @@ from kapell.v1.watch_pb2 import (
     EVENT_KIND_LIMIT_DELETED,
     EVENT_KIND_LIMIT_UPDATED,
     EVENT_KIND_QUEUE_UPDATED,
+    EVENT_KIND_SECRET_DELETED,
+    EVENT_KIND_SECRET_UPDATED,
 )
 from kapell_server.domain.access import Keyring
 from kapell_server.rpc.methods import methods
@@ -214,11 +216,15 @@ class Scene:
         return agent
 
 
-_KINDS = {"queue": [EVENT_KIND_QUEUE_UPDATED], "limit": [EVENT_KIND_LIMIT_UPDATED, EVENT_KIND_LIMIT_DELETED]}
+_KINDS = {
+    "queue": [EVENT_KIND_QUEUE_UPDATED],
+    "limit": [EVENT_KIND_LIMIT_UPDATED, EVENT_KIND_LIMIT_DELETED],
+    "secret": [EVENT_KIND_SECRET_UPDATED, EVENT_KIND_SECRET_DELETED],
+}
 
 
 def _names(event: Event, name: str) -> bool:
-    return name in (event.queue.agent_type, event.limit.key)
+    return name in (event.queue.agent_type, event.limit.key, event.secret.name)
 
 
 def unpack(error: Any) -> Refusal:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from random import Random
 from typing import Any
 
@@ -35,6 +35,7 @@ from kapell_server.domain.queueing.polls import PollBoard
 from kapell_server.domain.queueing.queues import Queues
 from kapell_server.domain.schedules.schedule_lives import ScheduleLives
 from kapell_server.domain.schedules.schedule_tasks import ScheduleTasks
+from kapell_server.domain.secrets.vault import NoVault, Vault
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.standing import StandingShelf
 from kapell_server.domain.tasks.bulk_job import BulkJob
@@ -95,6 +96,11 @@ class State:
         self.schedule_lives = ScheduleLives(self)
         self._undo: list[tuple[Any, ...]] = []
         self.queues = Queues(self)
+        self.vault: Vault = NoVault()
+        self.secret_values: dict[str, bytes] = {}
+        """By name, sealed."""
+        self.agent_secrets: dict[str, Mapping[str, str]] = {}
+        """What spawned agents are given besides the secrets of their tasks: the variable, and the secret."""
         self.turns: dict[str, int] = {}
 
     # -- the batch ---------------------------------------------------------------------------
@@ -140,6 +146,7 @@ class State:
                 self.agent_polled_ns.pop(agent_id, None)
                 self.instance_keys.pop(agent_id, None)
                 self.turns.pop(agent_id, None)
+                self.agent_secrets.pop(agent_id, None)
         self._passing_agents.clear()
 
     def _trim(self) -> None:
@@ -419,6 +426,8 @@ class State:
     def keep_spec(self, agent_id: str, spec: AgentSpec) -> None:
         """Stores what a new agent is made of, secrets included, beside its record."""
         self.assign(self.pending.specs, agent_id, spec.SerializeToString())
+        if spec.command.env_from_secret:
+            self.assign(self.agent_secrets, agent_id, dict(spec.command.env_from_secret))
 
     def see_agent(self, agent_id: str) -> None:
         """Notes a sign of life: kept in memory and, with the next commit, in its narrow row."""

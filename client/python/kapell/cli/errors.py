@@ -108,6 +108,8 @@ _REASONS: dict[str, tuple[Exit, str]] = {
     "ARTIFACT_LIMIT": (Exit.FAILURE, ""),
     "SCHEDULE_NOT_FOUND": (Exit.NOT_FOUND, "kapell schedule list"),
     "SCHEDULE_LIMIT": (Exit.FAILURE, "kapell schedule list"),
+    "SECRET_NOT_FOUND": (Exit.NOT_FOUND, "kapell secret set {name}"),
+    "SECRET_LIMIT": (Exit.FAILURE, "kapell secret list"),
     # The client's own.
     "SERVER_UNREACHABLE": (Exit.UNREACHABLE, "kapell up"),
     "SERVER_NOT_FOUND": (Exit.UNREACHABLE, ""),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -259,6 +260,34 @@ def limit_key(function: _F) -> _F:
 def limit_keys(function: _F) -> _F:
     """One or more concurrency keys; `-` reads them from stdin."""
     return _ids("keys", "KEY", _complete_limits, True)(function)
+
+
+def secret_names(function: _F) -> _F:
+    """One or more names of secrets; `-` reads them from stdin."""
+    return _ids("names", "NAME", None, True)(function)
+
+
+def secrets(function: _F) -> _F:
+    """--secret NAME or VARIABLE=NAME, as a mapping; None where there is none."""
+
+    def collected(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str] | None:
+        found = {}
+        for value in values:
+            under, equals, name = value.partition("=")
+            found[under if equals else _VARIABLE.sub("_", value).upper()] = name if equals else value
+        return found or None
+
+    return click.option(
+        "--secret",
+        "secrets",
+        multiple=True,
+        metavar="[VARIABLE=]NAME",
+        callback=collected,
+        help="A secret that its agent is given, see `kapell secret`; may be repeated.",
+    )(function)
+
+
+_VARIABLE = re.compile(r"[^A-Za-z0-9_]")
 
 
 def artifact_id(function: _F) -> _F:

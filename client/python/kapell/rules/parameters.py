@@ -15,6 +15,7 @@ from typing import Any
 import re2
 from google.protobuf.struct_pb2 import Struct, Value
 
+from kapell.rules import secrets
 from kapell.v1.template_pb2 import (
     PARAMETER_TYPE_ARRAY,
     PARAMETER_TYPE_BOOL,
@@ -23,6 +24,7 @@ from kapell.v1.template_pb2 import (
     PARAMETER_TYPE_NUMBER,
     PARAMETER_TYPE_OBJECT,
     PARAMETER_TYPE_PATH,
+    PARAMETER_TYPE_SECRET,
     PARAMETER_TYPE_STRING,
     PARAMETER_TYPE_TEXT,
     ParameterType,
@@ -115,6 +117,9 @@ def _wrongs(rules: ValueRules, value: Any) -> Iterator[str]:
         case t if t == PARAMETER_TYPE_ENUM:
             if value not in rules.options:
                 yield f"must be one of: {', '.join(rules.options)}"
+        case t if t == PARAMETER_TYPE_SECRET:
+            if not secrets.name_of(value):
+                yield secrets.EXPECTED
         case t if t == PARAMETER_TYPE_OBJECT:
             if not isinstance(value, dict):
                 yield f"must be an object, not {_kind(value)}"

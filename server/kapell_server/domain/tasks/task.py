@@ -198,6 +198,8 @@ def _new_task(state: State, prepared: Prepared, parent: Task | None = None) -> t
         stamp(task.schedule_time, schedule_ns)
     if spec.labels:
         task.labels.MergeFrom(spec.labels)
+    if spec.secrets:
+        task.secrets.MergeFrom(spec.secrets)
     if spec.HasField("priority"):
         task.priority = spec.priority
     elif parent is not None:

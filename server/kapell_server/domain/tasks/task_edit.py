@@ -17,6 +17,7 @@ from kapell.v1.task_pb2 import (
 )
 
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.secrets import use
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks.dependency_graph import keep_places
 from kapell_server.domain.tasks.prompt import Part, first_line, from_messages, joined, split
@@ -128,6 +129,13 @@ def _render_anew(state: State, task: Task, parameters: Struct) -> tuple[TaskEdit
     if task.display_name == before.display_name != rendered.display_name:
         task.display_name = rendered.display_name
         names.append("display_name")
+    named = use.named_in(compiled.spec.parameters, rendered.values)
+    if named != use.named_in(compiled.spec.parameters, before.values):
+        use.check(state, named, "parameters")
+        for name in use.named_in(compiled.spec.parameters, before.values):
+            del task.secrets[name]
+        task.secrets.update(named)
+        names.append("secrets")
     after = Task(prompt=rendered.prompt)
     after.input.CopyFrom(as_struct(rendered.values))
     return _put_content(state, task, after, _CONTENT, rendered.parts), names

@@ -49,6 +49,8 @@ def _wrong_items(parameter: TemplateParameter, here: str) -> Iterator[Problem]:
         return
     if parameter.rules.type != PARAMETER_TYPE_ARRAY:
         yield f"{here}.items", "is for arrays only"
+    elif parameter.items.type == PARAMETER_TYPE_SECRET:
+        yield f"{here}.items.type", "must not be a secret; declare a parameter for each"
     elif parameter.items.type == PARAMETER_TYPE_ARRAY:
         yield f"{here}.items.type", "must not be an array; use an object with lists in it"
     else:
@@ -68,12 +70,6 @@ def _wrong_default(parameter: TemplateParameter, here: str) -> Iterator[Problem]
 
 def _wrong_rules(rules: ValueRules, here: str) -> Iterator[Problem]:
     kind = rules.type
-    if kind == PARAMETER_TYPE_SECRET:
-        yield (
-            f"{here}.type",
-            "secrets are not supported yet: a rendered prompt is stored and shown, so a secret in it would leak; "
-            "let the agent read it from its environment",
-        )
     if (kind == PARAMETER_TYPE_ENUM) is not bool(rules.options):
         yield f"{here}.options", "must be given for an enum, and for nothing else"
     if rules.pattern:

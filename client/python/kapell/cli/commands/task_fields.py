@@ -59,6 +59,7 @@ _PARAMETERS = (
     click.option("--max-attempts", type=click.IntRange(1, 100), metavar="N", help="Attempts in all. [default: 3]"),
     *_LIMITS[2:],
     *_SHARES,
+    options.secrets,
 )
 _OF_TEMPLATE = (
     click.option("-t", "--type", "agent_type", default="", metavar="TYPE", help="Other agents than the template says."),
@@ -81,6 +82,7 @@ _OF_TEMPLATE = (
     ),
     *_LIMITS[2:],
     *_SHARES,
+    options.secrets,
 )
 
 
