@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 KEY_BYTES = 32
 _ID_BYTES = 8
 _NONCE_BYTES = 12
-_MOST_BYTES = 65_536
+_MOST_BYTES = 8_192
 
 
 class Vault:

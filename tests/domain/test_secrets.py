@@ -149,6 +149,9 @@ def test_a_child_is_given_no_secret_that_its_parent_has_not(world: World) -> Non
         spec = TaskSpec(agent_type="shell", prompt="x", secrets={"MINE": name})
         return world.do(CreateChildTasksRequest(lease_token=token, tasks=[spec]))
 
+    spec = TaskSpec(agent_type="shell", prompt=f"go on with {VALUE}")
+    [told] = world.do(CreateChildTasksRequest(lease_token=token, tasks=[spec]))
+    assert world.content(told.task_id).prompt == "go on with [secret]"
     assert dict(child("token")[0].secrets) == {"MINE": "token"}
     with world.refuses("NOT_OWNER"):
         child("other")

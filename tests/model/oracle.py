@@ -33,6 +33,7 @@ class Task:
     state: str = "PENDING"
     wakes: float = NEVER
     earliest: float = 0.0
+    provider: str = ""
     since: float = 0.0
     rank: int = 0
     came: int = 0
@@ -116,7 +117,7 @@ class Oracle:
         task.state = "CANCELLING" if task.state == "RUNNING" else "FAILED"
 
     def _queue(self, task: Task, *, new: bool = False) -> None:
-        task.state, task.since, task.holder = "QUEUED", self.now, ""
+        task.state, task.since, task.holder, task.provider = "QUEUED", self.now, "", ""
         self.shares.join(task)
         if new:
             task.arrived = 0
@@ -210,7 +211,7 @@ class Oracle:
             return "TASK_NOT_FOUND"
         if task.state not in ("FAILED", "CANCELLED"):
             return "TASK_STATE_CONFLICT"
-        task.tries, task.why, task.born, task.skipped = 0, "", self.now, False
+        task.tries, task.why, task.born, task.skipped, task.provider = 0, "", self.now, False, ""
         if task.earliest > self.now:
             task.state, task.wakes = "PENDING", task.earliest
         else:
@@ -269,6 +270,8 @@ class Oracle:
         """Why a task does not run, and its place among those that could. `asking` are the agents with an open poll."""
         match task.state:
             case "PENDING":
+                if task.provider:
+                    return [("PROVIDER_RATE_LIMIT", frozenset({task.provider}), task.wakes)], 0
                 return [("RETRY_BACKOFF" if task.number else "NOT_BEFORE", frozenset(), task.wakes)], 0
             case "CANCELLING":
                 return [("AGENT_LETTING_GO", frozenset({task.holder}), NEVER)], 0
@@ -326,6 +329,17 @@ class Oracle:
             return None
         known = self._by_token(token)
         return None if known is not None and known.why == why else "LEASE_LOST"
+
+    def limited(self, token: str, seconds: float) -> str | None:
+        """The provider of its model takes no calls: it waits, and no attempt is lost."""
+        task = self._by_token(token)
+        if task is None or task.state != "RUNNING":
+            return self.fail(token, "LIMITED")
+        self._heard(token)
+        task.tries -= 1
+        task.why, task.holder, task.since = "LIMITED", "", self.now
+        task.state, task.wakes, task.provider = "PENDING", self.now + seconds, "model"
+        return None
 
     def release(self, token: str) -> str | None:
         task = self._heard(token)

@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from kapell.v1 import common_pb2 as kapell_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kapell/v1/secret.proto\x12\tkapell.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16kapell/v1/common.proto\"\xf9\x01\n\x06Secret\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\'\n\x06source\x18\x03 \x01(\x0e\x32\x17.kapell.v1.SecretSource\x12\x10\n\x08location\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x08 \x01(\t\x12\x10\n\x08revision\x18\t \x01(\x03\"\xe2\x02\n\x10SetSecretRequest\x12\x36\n\x04name\x18\x01 \x01(\tB(\xbaH%r#2!^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$\x12(\n\x05value\x18\x02 \x01(\tB\x17\xbaH\x14r\x12 \x04(\x80\x80\x02\x32\n^[^\\x00]*$H\x00\x12\x45\n\x14\x65nvironment_variable\x18\x03 \x01(\tB%\xbaH\"r 2\x1e^[A-Za-z_][A-Za-z0-9_]{0,127}$H\x00\x12)\n\x04\x66ile\x18\x04 \x01(\tB\x19\xbaH\x16r\x14 \x02(\x80 2\n^[^\\x00]*$:\x01/H\x00\x12)\n\x0b\x64\x65scription\x18\x05 \x01(\tB\x14\xbaH\x11r\x0f\x18\xc8\x01\x32\n^[^\\x00]*$\x12\x15\n\x04\x65tag\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\'\n\nrequest_id\x18\x07 \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$B\x0f\n\x06source\x12\x05\xbaH\x02\x08\x01\"Z\n\x11SetSecretResponse\x12!\n\x06secret\x18\x01 \x01(\x0b\x32\x11.kapell.v1.Secret\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"Q\n\x12ListSecretsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"d\n\x13ListSecretsResponse\x12\"\n\x07secrets\x18\x01 \x03(\x0b\x32\x11.kapell.v1.Secret\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"v\n\x13\x44\x65leteSecretRequest\x12\x36\n\x04name\x18\x01 \x01(\tB(\xbaH%r#2!^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$\x12\'\n\nrequest_id\x18\x02 \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$\":\n\x14\x44\x65leteSecretResponse\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"A\n\x16RotateSecretKeyRequest\x12\'\n\nrequest_id\x18\x01 \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$\"N\n\x17RotateSecretKeyResponse\x12\x0f\n\x07secrets\x18\x01 \x01(\x05\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x10\n\x08replayed\x18\x03 \x01(\x08*~\n\x0cSecretSource\x12\x1d\n\x19SECRET_SOURCE_UNSPECIFIED\x10\x00\x12\x18\n\x14SECRET_SOURCE_STORED\x10\x01\x12\x1d\n\x19SECRET_SOURCE_ENVIRONMENT\x10\x02\x12\x16\n\x12SECRET_SOURCE_FILE\x10\x03\x32\xa6\x04\n\rSecretService\x12\x83\x01\n\tSetSecret\x12\x1b.kapell.v1.SetSecretRequest\x1a\x1c.kapell.v1.SetSecretResponse\";\xe8\xc7\x18\x05\x82\xd3\xe4\x93\x02\x31\x1a$/api/v1/orchestration/secrets/{name}:\x01*b\x06secret\x12w\n\x0bListSecrets\x12\x1d.kapell.v1.ListSecretsRequest\x1a\x1e.kapell.v1.ListSecretsResponse\")\xe8\xc7\x18\x02\x82\xd3\xe4\x93\x02\x1f\x12\x1d/api/v1/orchestration/secrets\x12\x81\x01\n\x0c\x44\x65leteSecret\x12\x1e.kapell.v1.DeleteSecretRequest\x1a\x1f.kapell.v1.DeleteSecretResponse\"0\xe8\xc7\x18\x05\x82\xd3\xe4\x93\x02&*$/api/v1/orchestration/secrets/{name}\x12\x91\x01\n\x0fRotateSecretKey\x12!.kapell.v1.RotateSecretKeyRequest\x1a\".kapell.v1.RotateSecretKeyResponse\"7\xe8\xc7\x18\x05\x82\xd3\xe4\x93\x02-\"(/api/v1/orchestration/secrets/rotate-key:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kapell/v1/secret.proto\x12\tkapell.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16kapell/v1/common.proto\"\xf9\x01\n\x06Secret\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\'\n\x06source\x18\x03 \x01(\x0e\x32\x17.kapell.v1.SecretSource\x12\x10\n\x08location\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x08 \x01(\t\x12\x10\n\x08revision\x18\t \x01(\x03\"\xe1\x02\n\x10SetSecretRequest\x12\x36\n\x04name\x18\x01 \x01(\tB(\xbaH%r#2!^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$\x12\'\n\x05value\x18\x02 \x01(\tB\x16\xbaH\x13r\x11 \x04(\x80@2\n^[^\\x00]*$H\x00\x12\x45\n\x14\x65nvironment_variable\x18\x03 \x01(\tB%\xbaH\"r 2\x1e^[A-Za-z_][A-Za-z0-9_]{0,127}$H\x00\x12)\n\x04\x66ile\x18\x04 \x01(\tB\x19\xbaH\x16r\x14 \x02(\x80 2\n^[^\\x00]*$:\x01/H\x00\x12)\n\x0b\x64\x65scription\x18\x05 \x01(\tB\x14\xbaH\x11r\x0f\x18\xc8\x01\x32\n^[^\\x00]*$\x12\x15\n\x04\x65tag\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\'\n\nrequest_id\x18\x07 \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$B\x0f\n\x06source\x12\x05\xbaH\x02\x08\x01\"Z\n\x11SetSecretResponse\x12!\n\x06secret\x18\x01 \x01(\x0b\x32\x11.kapell.v1.Secret\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"Q\n\x12ListSecretsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"d\n\x13ListSecretsResponse\x12\"\n\x07secrets\x18\x01 \x03(\x0b\x32\x11.kapell.v1.Secret\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"v\n\x13\x44\x65leteSecretRequest\x12\x36\n\x04name\x18\x01 \x01(\tB(\xbaH%r#2!^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$\x12\'\n\nrequest_id\x18\x02 \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$\":\n\x14\x44\x65leteSecretResponse\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"A\n\x16RotateSecretKeyRequest\x12\'\n\nrequest_id\x18\x01 \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$\"N\n\x17RotateSecretKeyResponse\x12\x0f\n\x07secrets\x18\x01 \x01(\x05\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x10\n\x08replayed\x18\x03 \x01(\x08*~\n\x0cSecretSource\x12\x1d\n\x19SECRET_SOURCE_UNSPECIFIED\x10\x00\x12\x18\n\x14SECRET_SOURCE_STORED\x10\x01\x12\x1d\n\x19SECRET_SOURCE_ENVIRONMENT\x10\x02\x12\x16\n\x12SECRET_SOURCE_FILE\x10\x03\x32\xa6\x04\n\rSecretService\x12\x83\x01\n\tSetSecret\x12\x1b.kapell.v1.SetSecretRequest\x1a\x1c.kapell.v1.SetSecretResponse\";\xe8\xc7\x18\x05\x82\xd3\xe4\x93\x02\x31\x1a$/api/v1/orchestration/secrets/{name}:\x01*b\x06secret\x12w\n\x0bListSecrets\x12\x1d.kapell.v1.ListSecretsRequest\x1a\x1e.kapell.v1.ListSecretsResponse\")\xe8\xc7\x18\x02\x82\xd3\xe4\x93\x02\x1f\x12\x1d/api/v1/orchestration/secrets\x12\x81\x01\n\x0c\x44\x65leteSecret\x12\x1e.kapell.v1.DeleteSecretRequest\x1a\x1f.kapell.v1.DeleteSecretResponse\"0\xe8\xc7\x18\x05\x82\xd3\xe4\x93\x02&*$/api/v1/orchestration/secrets/{name}\x12\x91\x01\n\x0fRotateSecretKey\x12!.kapell.v1.RotateSecretKeyRequest\x1a\".kapell.v1.RotateSecretKeyResponse\"7\xe8\xc7\x18\x05\x82\xd3\xe4\x93\x02-\"(/api/v1/orchestration/secrets/rotate-key:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,7 +40,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETSECRETREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_SETSECRETREQUEST'].fields_by_name['name']._serialized_options = b'\272H%r#2!^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$'
   _globals['_SETSECRETREQUEST'].fields_by_name['value']._loaded_options = None
-  _globals['_SETSECRETREQUEST'].fields_by_name['value']._serialized_options = b'\272H\024r\022 \004(\200\200\0022\n^[^\\x00]*$'
+  _globals['_SETSECRETREQUEST'].fields_by_name['value']._serialized_options = b'\272H\023r\021 \004(\200@2\n^[^\\x00]*$'
   _globals['_SETSECRETREQUEST'].fields_by_name['environment_variable']._loaded_options = None
   _globals['_SETSECRETREQUEST'].fields_by_name['environment_variable']._serialized_options = b'\272H\"r 2\036^[A-Za-z_][A-Za-z0-9_]{0,127}$'
   _globals['_SETSECRETREQUEST'].fields_by_name['file']._loaded_options = None
@@ -69,26 +69,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SECRETSERVICE'].methods_by_name['DeleteSecret']._serialized_options = b'\350\307\030\005\202\323\344\223\002&*$/api/v1/orchestration/secrets/{name}'
   _globals['_SECRETSERVICE'].methods_by_name['RotateSecretKey']._loaded_options = None
   _globals['_SECRETSERVICE'].methods_by_name['RotateSecretKey']._serialized_options = b'\350\307\030\005\202\323\344\223\002-\"(/api/v1/orchestration/secrets/rotate-key:\001*'
-  _globals['_SECRETSOURCE']._serialized_start=1366
-  _globals['_SECRETSOURCE']._serialized_end=1492
+  _globals['_SECRETSOURCE']._serialized_start=1365
+  _globals['_SECRETSOURCE']._serialized_end=1491
   _globals['_SECRET']._serialized_start=154
   _globals['_SECRET']._serialized_end=403
   _globals['_SETSECRETREQUEST']._serialized_start=406
-  _globals['_SETSECRETREQUEST']._serialized_end=760
-  _globals['_SETSECRETRESPONSE']._serialized_start=762
-  _globals['_SETSECRETRESPONSE']._serialized_end=852
-  _globals['_LISTSECRETSREQUEST']._serialized_start=854
-  _globals['_LISTSECRETSREQUEST']._serialized_end=935
-  _globals['_LISTSECRETSRESPONSE']._serialized_start=937
-  _globals['_LISTSECRETSRESPONSE']._serialized_end=1037
-  _globals['_DELETESECRETREQUEST']._serialized_start=1039
-  _globals['_DELETESECRETREQUEST']._serialized_end=1157
-  _globals['_DELETESECRETRESPONSE']._serialized_start=1159
-  _globals['_DELETESECRETRESPONSE']._serialized_end=1217
-  _globals['_ROTATESECRETKEYREQUEST']._serialized_start=1219
-  _globals['_ROTATESECRETKEYREQUEST']._serialized_end=1284
-  _globals['_ROTATESECRETKEYRESPONSE']._serialized_start=1286
-  _globals['_ROTATESECRETKEYRESPONSE']._serialized_end=1364
-  _globals['_SECRETSERVICE']._serialized_start=1495
-  _globals['_SECRETSERVICE']._serialized_end=2045
+  _globals['_SETSECRETREQUEST']._serialized_end=759
+  _globals['_SETSECRETRESPONSE']._serialized_start=761
+  _globals['_SETSECRETRESPONSE']._serialized_end=851
+  _globals['_LISTSECRETSREQUEST']._serialized_start=853
+  _globals['_LISTSECRETSREQUEST']._serialized_end=934
+  _globals['_LISTSECRETSRESPONSE']._serialized_start=936
+  _globals['_LISTSECRETSRESPONSE']._serialized_end=1036
+  _globals['_DELETESECRETREQUEST']._serialized_start=1038
+  _globals['_DELETESECRETREQUEST']._serialized_end=1156
+  _globals['_DELETESECRETRESPONSE']._serialized_start=1158
+  _globals['_DELETESECRETRESPONSE']._serialized_end=1216
+  _globals['_ROTATESECRETKEYREQUEST']._serialized_start=1218
+  _globals['_ROTATESECRETKEYREQUEST']._serialized_end=1283
+  _globals['_ROTATESECRETKEYRESPONSE']._serialized_start=1285
+  _globals['_ROTATESECRETKEYRESPONSE']._serialized_end=1363
+  _globals['_SECRETSERVICE']._serialized_start=1494
+  _globals['_SECRETSERVICE']._serialized_end=2044
 # @@protoc_insertion_point(module_scope)

@@ -122,7 +122,7 @@ class SetSecretRequest(_message.Message):
     name: _builtins.str
     """The name. Required."""
     value: _builtins.str
-    """The value: 4 to 32,768 bytes of text without NUL."""
+    """The value: 4 to 8,192 bytes of text without NUL."""
     environment_variable: _builtins.str
     """A variable of the server's environment."""
     file: _builtins.str

@@ -16,7 +16,8 @@ from kapell_server.domain.workers import attempt
 
 def create_children(state: State, request: CreateChildTasksRequest) -> list[Task]:
     """Creates children of the leased task, all or none."""
-    _, parent = attempt.held(state, request.lease_token)
+    lease, parent = attempt.held(state, request.lease_token)
+    request = use.redactor(state, parent, lease.agent_id).message(request)
     ours = {spec.task_id for spec in request.tasks if spec.task_id}
     ours.update(entry.task_id for entry in parent.dependencies)
     for index, spec in enumerate(request.tasks):
