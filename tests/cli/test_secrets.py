@@ -67,6 +67,7 @@ def everything_told(shell: Shell, task_ids: list[str]) -> str:
         ("agent", "list", "-o", "json"),
         ("profile", "list", "-o", "json"),
         ("secret", "list", "-o", "json"),
+        ("audit", "list", "-n", "1000", "-o", "json"),
         ("template", "render", "push", "-P", "key=secret:in-file", "-o", "json"),
         ("template", "render", "push", "-P", f"key={STORED}", "-o", "json"),
         ("run", "push", "-P", f"key={STORED}"),

@@ -20,7 +20,7 @@ from kapell.v1 import task_pb2, worker_pb2
 from kapell.v1.common_pb2 import SCOPE_READ, SCOPE_WORKER, Scope
 from kapell_server.rpc.methods import Method
 
-from tests.rpc import rpc_queues, rpc_schedules, rpc_secrets
+from tests.rpc import rpc_queues, rpc_schedules, rpc_secrets, rpc_tokens
 from tests.rpc.rpc_table import CASES, NEVER_REFUSED, SHORT_STREAMS
 from tests.rpc.scene import METHODS, Ask, Scene
 from tests.support.server_process import ServerProcess
@@ -185,8 +185,8 @@ def _changes_by(scene: Scene, ask: Ask, after: int) -> list[Any]:
         for field in ("task_id", "agent_id", "template_id", "schedule_id")
         if field in ask.request.DESCRIPTOR.fields_by_name and getattr(ask.request, field)
     ]
-    subject = rpc_queues.subject_of(ask.request) or rpc_secrets.subject_of(ask.request)
-    ids += [subject] if subject else []
+    parts = (rpc_queues, rpc_secrets, rpc_tokens)
+    ids += [subject for part in parts if (subject := part.subject_of(ask.request))]
     return [event for resource_id in ids for event in scene.changes_of(resource_id) if event.revision > after]
 
 
@@ -229,10 +229,9 @@ def _subject(answer: Any | None, ask: Ask) -> str:
     if hasattr(ask.request, "filter"):
         return str(ask.request.filter.task_ids[0])
     for message in (answer, ask.request):
-        if subject := (
-            rpc_queues.subject_of(message) or rpc_secrets.subject_of(message) or rpc_schedules.subject_of(message)
-        ):
-            return subject
+        for part in (rpc_queues, rpc_secrets, rpc_schedules, rpc_tokens):
+            if subject := part.subject_of(message):
+                return subject
     for message in (answer, ask.request):
         resource = getattr(message, "task", None) or getattr(message, "agent", None) or message
         if hasattr(answer, "template") and message is answer:
@@ -257,7 +256,7 @@ def _comparable(answer: Any) -> Any:
 
 
 def _alter(request: Any) -> None:
-    if rpc_queues.alter(request) or rpc_secrets.alter(request):
+    if rpc_queues.alter(request) or rpc_secrets.alter(request) or rpc_tokens.alter(request):
         return
     if hasattr(request, "tasks"):
         request.tasks[0].prompt = "another"

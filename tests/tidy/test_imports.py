@@ -26,7 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "store": {"domain", "watch", *GROUND},
     "engine": {"domain", "store", "watch", *GROUND},
     "spawner": {"domain", "store", "watch", "engine", *GROUND},
-    "rpc": {"domain", "store", "watch", "engine", "spawner", "config", "profiles", "telemetry", *GROUND},
+    "rpc": {"domain", "store", "watch", "engine", "spawner", "config", "profiles", "telemetry", "vault", *GROUND},
 }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any
 
@@ -30,7 +30,6 @@ from kapell_server.domain.access import Caller, Keyring, system
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.ids import IdMinter
 from kapell_server.domain.pending import Change, Loader, Pending, Resource
-from kapell_server.domain.queueing.keys import rests
 from kapell_server.domain.queueing.polls import PollBoard
 from kapell_server.domain.queueing.queues import Queues
 from kapell_server.domain.schedules.schedule_lives import ScheduleLives
@@ -93,13 +92,15 @@ class State:
         self.bulk_jobs: dict[str, BulkJob] = {}
         self.standing = StandingShelf(self)
         self.schedule_tasks = ScheduleTasks(self)
+        self.token_digests: dict[str, bytes] = {}
+        """What proves each token, by its id."""
+        self.audit_number = 0
         self.schedule_lives = ScheduleLives(self)
         self._undo: list[tuple[Any, ...]] = []
         self.queues = Queues(self)
         self.vault: Vault = NoVault()
-        self.secret_values: dict[str, bytes] = {}
-        """By name, sealed."""
-        self.agent_secrets: dict[str, Mapping[str, str]] = {}
+        self.secret_values: dict[str, bytes] = {}  # by name, sealed
+        self.agent_secrets: dict[str, dict[str, str]] = {}
         """What spawned agents are given besides the secrets of their tasks: the variable, and the secret."""
         self.turns: dict[str, int] = {}
 
@@ -141,12 +142,9 @@ class State:
         for agent_id in self._passing_agents:
             agent = self.agents.get(agent_id)
             if agent is None or agent.state in AGENT_FINAL:
-                self.agents.pop(agent_id, None)
-                self.agent_seen_ns.pop(agent_id, None)
-                self.agent_polled_ns.pop(agent_id, None)
-                self.instance_keys.pop(agent_id, None)
-                self.turns.pop(agent_id, None)
-                self.agent_secrets.pop(agent_id, None)
+                seen, asked = self.agent_seen_ns, self.agent_polled_ns
+                for table in (self.agents, seen, asked, self.instance_keys, self.turns, self.agent_secrets):
+                    table.pop(agent_id, None)
         self._passing_agents.clear()
 
     def _trim(self) -> None:
@@ -246,10 +244,7 @@ class State:
         before = previous.state if previous is not None else 0
         after = task.state
         if task.concurrency_keys and before != after:
-            if previous is not None and rests(previous):
-                self.queues.keys.stir(previous)
-            if rests(task):
-                self.queues.keys.rest(task)
+            self.queues.keys.note_rest(previous, task)
         if previous is not None and before == TASK_STATE_QUEUED:
             self.queues.leave(previous, starts=after in TASK_LEASED)
         if (before in TASK_LEASED) != (after in TASK_LEASED):

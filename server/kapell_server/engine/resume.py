@@ -18,6 +18,7 @@ from kapell_server.engine.batch import load_deadlines
 from kapell_server.store.bulk_jobs import load_bulk_jobs
 from kapell_server.store.database import Connection
 from kapell_server.store.loads import RowLoader, load_resumption
+from kapell_server.store.token_rows import load_audit_number, load_token_digests
 
 
 def resume(connection: Connection, state: State, now_ns: int) -> None:
@@ -50,5 +51,7 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
         state.schedule(grace, record.task_id)
     state.queues.load(loaded.queued, loaded.leased, loaded.resting, loaded.starts)
     state.edges.load(loaded.edges, loaded.stirred)
+    state.token_digests.update(load_token_digests(connection))
+    state.audit_number = load_audit_number(connection)
     load_deadlines(connection, state, 0)
     state.bulk_jobs.update((job.key, job) for job in load_bulk_jobs(connection))

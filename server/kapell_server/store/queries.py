@@ -202,6 +202,8 @@ def resource_of(event: Event) -> Resource:
             return event.schedule
         case "secret":
             return event.secret
+        case "token":
+            return event.token
         case _:
             return event.task
 

@@ -207,6 +207,26 @@ standing = Table(
 )
 """What is small and stays: queues, limits. `kind` as in domain/standing. All of it is loaded at the start."""
 
+token_digests = Table(
+    "token_digests",
+    metadata,
+    Column("token_id", String(64), primary_key=True),
+    Column("digest", LargeBinary, nullable=False),
+    Column("used_ns", BigInteger, nullable=False),
+)
+"""What proves a token, and when it was last used, which is no event; 0 for never. All of it is loaded at the start."""
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("number", _Revision, primary_key=True, autoincrement=False),
+    Column("principal", String(64), nullable=False),
+    Column("method", String(100), nullable=False),
+    Column("audit_ns", BigInteger, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+)
+"""What administrators did, append-only. Few, so that filters need no index."""
+
 schedule_tasks = Table(
     "schedule_tasks",
     metadata,

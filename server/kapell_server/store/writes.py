@@ -39,6 +39,7 @@ from kapell_server.store.schema import (
 )
 from kapell_server.store.secret_rows import write_secret_values
 from kapell_server.store.standing_rows import write_standing
+from kapell_server.store.token_rows import write_audit, write_token_digests
 
 Row = tuple[Any, ...]
 
@@ -176,6 +177,10 @@ def write_batch(connection: Connection, pending: Pending, written: Written, give
             write_standing(connection, standing_changes, written.encoded)
     if pending.schedule_tasks:
         write_schedule_tasks(connection, pending.schedule_tasks)
+    if pending.token_digests:
+        write_token_digests(connection, pending.token_digests)
+    if pending.audit:
+        write_audit(connection, pending.audit)
     if pending.schedule_runs:
         write_schedule_runs(connection, pending.schedule_runs)
     if pending.secret_values:

@@ -54,6 +54,10 @@ class RotateKeyCommand:
         return self.request.request_id
 
 
+SealedCommand = SetSecretCommand | RotateKeyCommand
+"""What stands for a request whose values nobody but the vault may see."""
+
+
 def set_secret(state: State, command: SetSecretCommand) -> Secret:
     """Creates or replaces a secret."""
     request = command.request

@@ -7,7 +7,7 @@ from alembic import op
 from kapell.v1.schedule_pb2 import Schedule
 
 revision = "0014"
-down_revision = "0008"
+down_revision = "0013"
 branch_labels = None
 depends_on = None
 
