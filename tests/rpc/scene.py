@@ -21,6 +21,8 @@ from kapell.v1.watch_pb2 import (
     EVENT_KIND_LIMIT_DELETED,
     EVENT_KIND_LIMIT_UPDATED,
     EVENT_KIND_QUEUE_UPDATED,
+    EVENT_KIND_SECRET_DELETED,
+    EVENT_KIND_SECRET_UPDATED,
     EVENT_KIND_TOKEN_CREATED,
     EVENT_KIND_TOKEN_REVOKED,
 )
@@ -219,12 +221,13 @@ class Scene:
 _KINDS = {
     "queue": [EVENT_KIND_QUEUE_UPDATED],
     "limit": [EVENT_KIND_LIMIT_UPDATED, EVENT_KIND_LIMIT_DELETED],
+    "secret": [EVENT_KIND_SECRET_UPDATED, EVENT_KIND_SECRET_DELETED],
     "token": [EVENT_KIND_TOKEN_CREATED, EVENT_KIND_TOKEN_REVOKED],
 }
 
 
 def _names(event: Event, name: str) -> bool:
-    return name in (event.queue.agent_type, event.limit.key, event.token.token_id)
+    return name in (event.queue.agent_type, event.limit.key, event.secret.name, event.token.token_id)
 
 
 def unpack(error: Any) -> Refusal:

@@ -200,6 +200,8 @@ def resource_of(event: Event) -> Resource:
             return event.limit
         case "schedule":
             return event.schedule
+        case "secret":
+            return event.secret
         case "token":
             return event.token
         case _:

@@ -20,7 +20,7 @@ from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
 from kapell_server.domain.tasks.task_filter import task_test
 from kapell_server.store.record import Record
 
-ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule", "token"]
+ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule", "secret", "token"]
 Test = Callable[[Record], bool]
 
 
@@ -46,7 +46,16 @@ class Filter:
 def for_events(wanted: EventFilter) -> Filter:
     """Events of everything alike. SNAPSHOT records pass whatever `kinds` says."""
     tests: list[Test] = []
-    kinds_of_resource: tuple[ResourceKind, ...] = ("task", "agent", "template", "queue", "limit", "schedule", "token")
+    kinds_of_resource: tuple[ResourceKind, ...] = (
+        "task",
+        "agent",
+        "template",
+        "queue",
+        "limit",
+        "schedule",
+        "secret",
+        "token",
+    )
     if wanted.kinds:
         kinds = frozenset({*wanted.kinds, EVENT_KIND_SNAPSHOT})
         tests.append(lambda record: record.kind in kinds)

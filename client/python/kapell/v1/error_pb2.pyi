@@ -129,6 +129,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the artifact's state does not allow this. Metadata: artifact_id, state."""
     ERROR_REASON_ARTIFACT_LIMIT: _ErrorReason.ValueType  # 74
     """RESOURCE_EXHAUSTED: the artifact, its task or all artifacts would take more than they may. Metadata: setting, limit."""
+    ERROR_REASON_SECRET_NOT_FOUND: _ErrorReason.ValueType  # 105
+    """NOT_FOUND: no secret has this name. Metadata: name."""
+    ERROR_REASON_SECRET_LIMIT: _ErrorReason.ValueType  # 106
+    """RESOURCE_EXHAUSTED: there are as many secrets as there may be. Metadata: limit."""
     ERROR_REASON_TOKEN_EXPIRED: _ErrorReason.ValueType  # 100
     """UNAUTHENTICATED: the token was good until expire_time. Metadata: token_id, expire_time."""
     ERROR_REASON_TOKEN_NOT_FOUND: _ErrorReason.ValueType  # 101
@@ -251,6 +255,10 @@ ERROR_REASON_ARTIFACT_STATE_CONFLICT: ErrorReason.ValueType  # 73
 """FAILED_PRECONDITION: the artifact's state does not allow this. Metadata: artifact_id, state."""
 ERROR_REASON_ARTIFACT_LIMIT: ErrorReason.ValueType  # 74
 """RESOURCE_EXHAUSTED: the artifact, its task or all artifacts would take more than they may. Metadata: setting, limit."""
+ERROR_REASON_SECRET_NOT_FOUND: ErrorReason.ValueType  # 105
+"""NOT_FOUND: no secret has this name. Metadata: name."""
+ERROR_REASON_SECRET_LIMIT: ErrorReason.ValueType  # 106
+"""RESOURCE_EXHAUSTED: there are as many secrets as there may be. Metadata: limit."""
 ERROR_REASON_TOKEN_EXPIRED: ErrorReason.ValueType  # 100
 """UNAUTHENTICATED: the token was good until expire_time. Metadata: token_id, expire_time."""
 ERROR_REASON_TOKEN_NOT_FOUND: ErrorReason.ValueType  # 101
