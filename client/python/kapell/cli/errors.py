@@ -108,6 +108,11 @@ _REASONS: dict[str, tuple[Exit, str]] = {
     "ARTIFACT_LIMIT": (Exit.FAILURE, ""),
     "SCHEDULE_NOT_FOUND": (Exit.NOT_FOUND, "kapell schedule list"),
     "SCHEDULE_LIMIT": (Exit.FAILURE, "kapell schedule list"),
+    "TOKEN_EXPIRED": (Exit.DENIED, _SIGN_IN),
+    "TOKEN_NOT_FOUND": (Exit.NOT_FOUND, "kapell auth token list --all"),
+    "TOKEN_LIMIT": (Exit.FAILURE, "kapell auth token list"),
+    "NOT_FOR_AGENTS": (Exit.DENIED, ""),
+    "RATE_LIMITED": (Exit.FAILURE, ""),
     "SECRET_NOT_FOUND": (Exit.NOT_FOUND, "kapell secret set {name}"),
     "SECRET_LIMIT": (Exit.FAILURE, "kapell secret list"),
     # The client's own.
