@@ -21,6 +21,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from kapell.v1 import agent_pb2 as _agent_pb2
 from kapell.v1 import common_pb2 as _common_pb2
 from kapell.v1 import task_pb2 as _task_pb2
+from kapell.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -320,6 +321,7 @@ class LeaseBeat(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     PROGRAM_ENDED_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
     lease_token: _builtins.str
     """The lease."""
     program_ended: _builtins.bool
@@ -334,6 +336,10 @@ class LeaseBeat(_message.Message):
     def waiting(self) -> _task_pb2.AttemptWait:
         """What the attempt waits for, in every heartbeat for as long as it does. Unset: it works."""
 
+    @_builtins.property
+    def usage(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageRecord]:
+        """What the attempt has used since, at most 20 records; as in ReportUsage. One that cannot be taken is dropped."""
+
     def __init__(
         self,
         *,
@@ -341,10 +347,11 @@ class LeaseBeat(_message.Message):
         progress: _task_pb2.TaskProgress | None = ...,
         waiting: _task_pb2.AttemptWait | None = ...,
         program_ended: _builtins.bool = ...,
+        usage: _abc.Iterable[_usage_pb2.UsageRecord] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_token", b"lease_token", "program_ended", b"program_ended", "progress", b"progress", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_token", b"lease_token", "program_ended", b"program_ended", "progress", b"progress", "usage", b"usage", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -503,6 +510,66 @@ class ReportProgressResponse(_message.Message):
 Global___ReportProgressResponse: _TypeAlias = ReportProgressResponse  # noqa: Y015
 
 @_typing.final
+class ReportUsageRequest(_message.Message):
+    """Request of ReportUsage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_TOKEN_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    lease_token: _builtins.str
+    """The lease. Required."""
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageRecord]:
+        """What the attempt has used, 1 to 100 records. Task, attempt and agent are those of the lease."""
+
+    def __init__(
+        self,
+        *,
+        lease_token: _builtins.str = ...,
+        records: _abc.Iterable[_usage_pb2.UsageRecord] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_token", b"lease_token", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportUsageRequest: _TypeAlias = ReportUsageRequest  # noqa: Y015
+
+@_typing.final
+class ReportUsageResponse(_message.Message):
+    """Response of ReportUsage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIRECTIVE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    directive: Global___LeaseDirective.ValueType
+    """CONTINUE or CANCEL."""
+    revision: _builtins.int
+    """The newest revision."""
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageOutcome]:
+        """One entry a record, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        directive: Global___LeaseDirective.ValueType = ...,
+        revision: _builtins.int = ...,
+        outcomes: _abc.Iterable[_usage_pb2.UsageOutcome] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directive", b"directive", "outcomes", b"outcomes", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportUsageResponse: _TypeAlias = ReportUsageResponse  # noqa: Y015
+
+@_typing.final
 class AppendTaskLogsRequest(_message.Message):
     """Request of AppendTaskLogs."""
 
@@ -572,21 +639,27 @@ class CompleteTaskRequest(_message.Message):
 
     LEASE_TOKEN_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
     lease_token: _builtins.str
     """The lease. Required."""
     @_builtins.property
     def result(self) -> _struct_pb2.Value:
         """The result; any JSON value, at most 256 KiB. Unset: null."""
 
+    @_builtins.property
+    def usage(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageRecord]:
+        """What the attempt has used and not reported yet, at most 100 records. One that cannot be taken is dropped."""
+
     def __init__(
         self,
         *,
         lease_token: _builtins.str = ...,
         result: _struct_pb2.Value | None = ...,
+        usage: _abc.Iterable[_usage_pb2.UsageRecord] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_token", b"lease_token", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_token", b"lease_token", "result", b"result", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -706,6 +779,7 @@ class FailTaskRequest(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     RETRY_DELAY_FIELD_NUMBER: _builtins.int
     RATE_LIMITED_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
     lease_token: _builtins.str
     """The lease. Required."""
     @_builtins.property
@@ -725,6 +799,10 @@ class FailTaskRequest(_message.Message):
         bounds it. retryable, retry_delay and the retry policy have no say.
         """
 
+    @_builtins.property
+    def usage(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageRecord]:
+        """What the attempt has used and not reported yet, at most 100 records. One that cannot be taken is dropped."""
+
     def __init__(
         self,
         *,
@@ -732,10 +810,11 @@ class FailTaskRequest(_message.Message):
         failure: _task_pb2.TaskFailure | None = ...,
         retry_delay: _duration_pb2.Duration | None = ...,
         rate_limited: Global___ProviderRateLimit | None = ...,
+        usage: _abc.Iterable[_usage_pb2.UsageRecord] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "rate_limited", b"rate_limited", "retry_delay", b"retry_delay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "lease_token", b"lease_token", "rate_limited", b"rate_limited", "retry_delay", b"retry_delay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "lease_token", b"lease_token", "rate_limited", b"rate_limited", "retry_delay", b"retry_delay", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
