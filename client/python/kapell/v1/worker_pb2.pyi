@@ -338,7 +338,7 @@ class LeaseBeat(_message.Message):
 
     @_builtins.property
     def usage(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageRecord]:
-        """What the attempt has used since, at most 20 records; as in ReportUsage. One that cannot be taken is dropped."""
+        """What the attempt has used since, at most 20 records; as in ReportUsage; see LeaseStatus.refused_usage."""
 
     def __init__(
         self,
@@ -393,19 +393,25 @@ class LeaseStatus(_message.Message):
 
     LEASE_TOKEN_FIELD_NUMBER: _builtins.int
     DIRECTIVE_FIELD_NUMBER: _builtins.int
+    REFUSED_USAGE_FIELD_NUMBER: _builtins.int
     lease_token: _builtins.str
     """The lease."""
     directive: Global___LeaseDirective.ValueType
     """What to do."""
+    @_builtins.property
+    def refused_usage(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageOutcome]:
+        """Those of LeaseBeat.usage that could not be taken, and why."""
+
     def __init__(
         self,
         *,
         lease_token: _builtins.str = ...,
         directive: Global___LeaseDirective.ValueType = ...,
+        refused_usage: _abc.Iterable[_usage_pb2.UsageOutcome] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["directive", b"directive", "lease_token", b"lease_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directive", b"directive", "lease_token", b"lease_token", "refused_usage", b"refused_usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -648,7 +654,7 @@ class CompleteTaskRequest(_message.Message):
 
     @_builtins.property
     def usage(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageRecord]:
-        """What the attempt has used and not reported yet, at most 100 records. One that cannot be taken is dropped."""
+        """What the attempt has used and not reported yet, at most 100 records; as in ReportUsage."""
 
     def __init__(
         self,
@@ -673,19 +679,25 @@ class CompleteTaskResponse(_message.Message):
 
     STATE_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    REFUSED_USAGE_FIELD_NUMBER: _builtins.int
     state: _task_pb2.TaskState.ValueType
     """The task's state: SUCCEEDED, or CANCELLED where cancelling came first."""
     revision: _builtins.int
     """Revision of the change."""
+    @_builtins.property
+    def refused_usage(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageOutcome]:
+        """Those of the usage that could not be taken, and why."""
+
     def __init__(
         self,
         *,
         state: _task_pb2.TaskState.ValueType = ...,
         revision: _builtins.int = ...,
+        refused_usage: _abc.Iterable[_usage_pb2.UsageOutcome] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refused_usage", b"refused_usage", "revision", b"revision", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -723,19 +735,25 @@ class CompletionOutcome(_message.Message):
 
     STATE_FIELD_NUMBER: _builtins.int
     LEASE_LOST_FIELD_NUMBER: _builtins.int
+    REFUSED_USAGE_FIELD_NUMBER: _builtins.int
     state: _task_pb2.TaskState.ValueType
     """The task's state, as in CompleteTaskResponse; unset when the lease was lost."""
     lease_lost: _builtins.bool
     """True when the lease was lost: nothing was changed."""
+    @_builtins.property
+    def refused_usage(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageOutcome]:
+        """Those of the usage that could not be taken, and why."""
+
     def __init__(
         self,
         *,
         state: _task_pb2.TaskState.ValueType = ...,
         lease_lost: _builtins.bool = ...,
+        refused_usage: _abc.Iterable[_usage_pb2.UsageOutcome] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_lost", b"lease_lost", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_lost", b"lease_lost", "refused_usage", b"refused_usage", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -801,7 +819,7 @@ class FailTaskRequest(_message.Message):
 
     @_builtins.property
     def usage(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageRecord]:
-        """What the attempt has used and not reported yet, at most 100 records. One that cannot be taken is dropped."""
+        """What the attempt has used and not reported yet, at most 100 records; as in ReportUsage."""
 
     def __init__(
         self,
@@ -856,19 +874,25 @@ class FailTaskResponse(_message.Message):
 
     STATE_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    REFUSED_USAGE_FIELD_NUMBER: _builtins.int
     state: _task_pb2.TaskState.ValueType
     """The task's state: PENDING or QUEUED when it is tried again, FAILED, or CANCELLED."""
     revision: _builtins.int
     """Revision of the change."""
+    @_builtins.property
+    def refused_usage(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageOutcome]:
+        """Those of the usage that could not be taken, and why."""
+
     def __init__(
         self,
         *,
         state: _task_pb2.TaskState.ValueType = ...,
         revision: _builtins.int = ...,
+        refused_usage: _abc.Iterable[_usage_pb2.UsageOutcome] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refused_usage", b"refused_usage", "revision", b"revision", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
