@@ -37,7 +37,9 @@ from kapell_server.rpc.server import AddressUnusableError, RpcServer, is_loopbac
 from kapell_server.rpc.task_logs import TaskLogs
 from kapell_server.rpc.tasks import TaskServicer
 from kapell_server.rpc.templates import TemplateServicer
+from kapell_server.rpc.usage import PriceServicer, UsageServicer
 from kapell_server.rpc.workers import WorkerServicer
+from kapell_server.shipped_prices import shipped_prices
 from kapell_server.shipped_templates import install_templates
 from kapell_server.spawner.spawner import Spawner
 from kapell_server.store.artifacts import ArtifactStore
@@ -123,6 +125,7 @@ class App:
             clock=clock,
             settings=_settings(config),
             supervisor=self.supervisor,
+            prices=shipped_prices(),
         )
         await engine.start()
         undo.push_async_callback(engine.stop)
@@ -219,6 +222,8 @@ class App:
             "WorkerService": WorkerServicer(
                 engine, logs=logs, directives=Directives(engine.ring, reads, self.supervisor)
             ),
+            "UsageService": UsageServicer(engine, reads, watches=watches, clock=SystemClock()),
+            "PriceService": PriceServicer(engine),
             "ArtifactService": ArtifactServicer(engine, reads, artifacts),
             "EventService": EventServicer(reads, watches=watches),
             "AdminService": AdminServicer(engine, watches=watches, facts=facts),

@@ -41,6 +41,7 @@ from kapell_server.domain.tasks.edges import Edges
 from kapell_server.domain.tasks.family import Families
 from kapell_server.domain.templates.template_shelf import TemplateShelf
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL, TASK_LEASED
+from kapell_server.domain.usage.shelf import UsageShelf
 from kapell_server.domain.workers.leases import Lease, LeaseTable
 
 _BETWEEN_ATTEMPTS = frozenset({WAIT_KIND_RETRY_BACKOFF, WAIT_KIND_PROVIDER_RATE_LIMIT})
@@ -90,6 +91,7 @@ class State:
         self.bulk_jobs: dict[str, BulkJob] = {}
         self.standing = StandingShelf(self)
         self.schedule_tasks = ScheduleTasks(self)
+        self.usage = UsageShelf(self)
         self._undo: list[tuple[Any, ...]] = []
         self.queues = Queues(self)
         self.turns: dict[str, int] = {}
@@ -104,6 +106,7 @@ class State:
         self._undo.clear()
         self.passing_tasks.clear()
         self.queues.begin()
+        self.usage.begin()
         self._ticks = 0
 
     def mark(self) -> int:
@@ -151,6 +154,7 @@ class State:
         self.templates.trim()
         self.families.trim()
         self.schedule_tasks.trim()
+        self.usage.trim()
         while self._content_bytes > _CONTENT_CACHE_BYTES:
             first = next(iter(self._contents))
             self._content_bytes -= len(self._contents.pop(first))

@@ -18,6 +18,7 @@ from kapell_server.engine.batch import load_deadlines
 from kapell_server.store.bulk_jobs import load_bulk_jobs
 from kapell_server.store.database import Connection
 from kapell_server.store.loads import RowLoader, load_resumption
+from kapell_server.store.usage_rows import load_last_numbers, load_untold
 
 
 def resume(connection: Connection, state: State, now_ns: int) -> None:
@@ -48,4 +49,5 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
     state.queues.load(loaded.queued, loaded.leased, loaded.starts)
     state.edges.load(loaded.edges, loaded.stirred)
     load_deadlines(connection, state, 0)
+    state.usage.resume(*load_last_numbers(connection), load_untold(connection))
     state.bulk_jobs.update((job.key, job) for job in load_bulk_jobs(connection))

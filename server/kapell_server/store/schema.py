@@ -18,7 +18,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = "0008"
+VERSION = "0010"
 """The newest migration; a test holds it against store/migrations."""
 
 metadata = MetaData(
