@@ -24,6 +24,7 @@ from kapell.queues import Limits, Queues
 from kapell.schedules import Schedules
 from kapell.tasks import Tasks
 from kapell.templates import Templates
+from kapell.usage import Prices, Usage
 from kapell.v1.event_pb2 import Event
 from kapell.watch import Watch
 
@@ -59,6 +60,8 @@ class Client:
         self.templates = Templates(server)
         self.artifacts = Artifacts(server)
         self.schedules = Schedules(server)
+        self.usage = Usage(server)
+        self.prices = Prices(server)
         self.events = Events(server)
         self.admin = Admin(server)
         self._emitter = Emitter(self.events)

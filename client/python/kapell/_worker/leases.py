@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 from kapell._worker.logs import ROOM_BYTES, LogBuffer, room_for
 from kapell._worker.progress import ProgressSlot
+from kapell._worker.usage import UsageBuffer
 from kapell.v1.task_pb2 import AttemptWait, Task
 from kapell.v1.worker_pb2 import (
     LEASE_DIRECTIVE_CANCEL,
@@ -52,6 +53,7 @@ class Lease:
         self.carrying_out: asyncio.Task[None] | None = None
         self.log = LogBuffer(log_room_bytes)
         self.progress = ProgressSlot()
+        self.usage = UsageBuffer()
         self._on_stop: Callable[[], None] = _nothing
 
     @property
