@@ -15,14 +15,28 @@ from kapell.v1 import (
     agent_pb2,
     artifact_pb2,
     event_pb2,
+    price_pb2,
     queue_pb2,
     schedule_pb2,
     task_pb2,
     template_pb2,
+    usage_pb2,
     worker_pb2,
 )
 
-FILES = (admin_pb2, agent_pb2, artifact_pb2, event_pb2, queue_pb2, schedule_pb2, task_pb2, template_pb2, worker_pb2)
+FILES = (
+    admin_pb2,
+    agent_pb2,
+    artifact_pb2,
+    event_pb2,
+    price_pb2,
+    queue_pb2,
+    schedule_pb2,
+    task_pb2,
+    template_pb2,
+    usage_pb2,
+    worker_pb2,
+)
 
 
 def methods() -> Iterator[MethodDescriptor]:

@@ -20,7 +20,7 @@ from kapell.v1 import task_pb2, worker_pb2
 from kapell.v1.common_pb2 import SCOPE_READ, SCOPE_WORKER, Scope
 from kapell_server.rpc.methods import Method
 
-from tests.rpc import rpc_queues, rpc_schedules
+from tests.rpc import rpc_queues, rpc_schedules, rpc_usage
 from tests.rpc.rpc_table import CASES, NEVER_REFUSED, SHORT_STREAMS
 from tests.rpc.scene import METHODS, Ask, Scene
 from tests.support.server_process import ServerProcess
@@ -33,8 +33,8 @@ LASTING = [name for name, case in CASES.items() if case.lasts is not None]
 LONG_POLLS = [name for name in LASTING if not METHODS[name].streams]
 REFUSALS = [(name, reason) for name, case in CASES.items() for reason in case.refused]
 # Artifacts are no events; that a repeat makes one artifact only is shown by tests/store/test_artifacts.py. Nor is
-# the beginning of the log, which tests/engine/test_compaction.py moves.
-WITHOUT_EVENTS = {"CompactEvents", "CreateArtifact", "DeleteArtifact"}
+# the beginning of the log, which tests/engine/test_compaction.py moves; of usage only totals are, now and then.
+WITHOUT_EVENTS = {"CompactEvents", "CreateArtifact", "DeleteArtifact", "RecordUsage", "RepriceUsage"}
 MALFORMED = [name for name, case in CASES.items() if case.malformed is not None]
 
 every_rpc = pytest.mark.parametrize("name", METHODS)
@@ -224,9 +224,10 @@ def _subject(answer: Any | None, ask: Ask) -> str:
     if answer is not None and hasattr(answer, "tasks"):
         return str(answer.tasks[0].task_id)
     if hasattr(ask.request, "filter"):
-        return str(ask.request.filter.task_ids[0])
+        return str(ask.request.filter.task_ids[0]) if ask.request.filter.task_ids else ""
     for message in (answer, ask.request):
-        if subject := rpc_queues.subject_of(message) or rpc_schedules.subject_of(message):
+        of_noun = (rpc_queues.subject_of, rpc_schedules.subject_of, rpc_usage.subject_of)
+        if subject := next(filter(None, (find(message) for find in of_noun)), ""):
             return subject
     for message in (answer, ask.request):
         resource = getattr(message, "task", None) or getattr(message, "agent", None) or message
@@ -252,7 +253,7 @@ def _comparable(answer: Any) -> Any:
 
 
 def _alter(request: Any) -> None:
-    if rpc_queues.alter(request):
+    if rpc_queues.alter(request) or rpc_usage.alter(request):
         return
     if hasattr(request, "tasks"):
         request.tasks[0].prompt = "another"

@@ -58,6 +58,8 @@ HERE = {
 ELSEWHERE = {
     "INTERNAL": "tests/rpc/test_pipeline.py",
     "SCHEDULE_LIMIT": "tests/domain/test_schedules.py",  # ten thousand of them
+    "PRICE_LIMIT": "tests/domain/test_prices.py",  # two thousand of them
+    "USAGE_CONFLICT": "tests/domain/test_usage_ledger.py",  # an outcome of one record
 }
 
 

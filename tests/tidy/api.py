@@ -18,10 +18,12 @@ from kapell.v1 import (
     agent_pb2,
     artifact_pb2,
     event_pb2,
+    price_pb2,
     queue_pb2,
     schedule_pb2,
     task_pb2,
     template_pb2,
+    usage_pb2,
     worker_pb2,
 )
 
@@ -48,10 +50,12 @@ def services() -> list[ServiceDescriptor]:
         agent_pb2,
         artifact_pb2,
         event_pb2,
+        price_pb2,
         queue_pb2,
         schedule_pb2,
         task_pb2,
         template_pb2,
+        usage_pb2,
         worker_pb2,
     )
     return [service for module in modules for service in module.DESCRIPTOR.services_by_name.values()]
