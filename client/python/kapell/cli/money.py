@@ -1,6 +1,6 @@
 """Money and tokens as people read them, without a lie: unpriced is said, and so is an estimate.
 
-`exact` is the whole amount; `shown` has two places from a cent on and four digits below, and never
+`exact` is the whole amount; `shown` has two places from a dollar on and more below, and never
 rounds something to nothing.
 """
 
@@ -39,9 +39,20 @@ def shown(amount: Money) -> str:
         return "$0.00"
     if value < _SMALLEST:
         return f"<{sign}$0.000001"
-    if value >= _NANO // 100:
+    if value >= _NANO:
         return f"{sign}${Decimal(value).scaleb(-9):,.2f}"
-    return f"{sign}${Decimal(value).scaleb(-9):.6f}".rstrip("0")
+    return sign + _trimmed(f"${Decimal(value).scaleb(-9):.{4 if value >= _NANO // 100 else 6}f}")
+
+
+def rate(amount: Money) -> str:
+    """A price, with all its digits: "$0.075"."""
+    return _trimmed(f"${Decimal(nanos(amount)).scaleb(-9):,.9f}")
+
+
+def _trimmed(text: str) -> str:
+    """Without zeros at the end beyond the cents."""
+    whole, _, fraction = text.partition(".")
+    return f"{whole}.{fraction.rstrip('0'):0<2}"
 
 
 def cost_of(usage: UsageTotals, *, on_pipe: bool = False) -> str:

@@ -153,8 +153,8 @@ TREE = Node(
             "What agents' work has used, and what it costs.",
             examples="""
                 kapell usage show --by model,day
-                kapell usage export --since 7d > usage.csv
-                kapell usage estimate --model gpt-5 --input 20000 --output 3000 --runs 100
+                kapell usage export --since 7d
+                kapell usage estimate --model gpt-5 --input-tokens 20000 --output-tokens 3000 --runs 100
             """,
             children={
                 "show": Node("Sum usage by time, model, agent, task or label.", "usage:show"),
@@ -166,7 +166,7 @@ TREE = Node(
             "What models cost.",
             examples="""
                 kapell price list --provider anthropic
-                kapell price set mycloud llama-4 --input 0.20 --output 0.60
+                kapell price set mycloud llama-4 --input-price 0.20 --output-price 0.60
                 kapell price reprice --dry-run
             """,
             children={

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
-from kapell.cli.money import cost_of, count, shown
+from kapell.cli.money import cost_of, count, rate
 from kapell.cli.output import View
 from kapell.cli.table import Cell, Column, Line
 
@@ -64,7 +64,7 @@ def _cost(usage: UsageTotals, exact: bool) -> Cell:
 
 
 def _rate(price: Price, name: str) -> str:
-    return next((shown(amount) for field, amount in price.rates.ListFields() if field.name == name), _NONE)
+    return next((rate(amount) for field, amount in price.rates.ListFields() if field.name == name), _NONE)
 
 
 def _since(price: Price) -> str:
@@ -77,12 +77,12 @@ def _origin(price: Price) -> Cell:
 
 
 def _amounts(amounts: Sequence[tuple[str, Money]]) -> str:
-    return "\n".join(f"{name} {shown(amount)}" for name, amount in amounts)
+    return "\n".join(f"{name} {rate(amount)}" for name, amount in amounts)
 
 
 def _long(price: Price) -> str:
     return "\n".join(
-        f"above {count(tier.above_input_tokens)} tokens: {shown(tier.rates.input)} in, {shown(tier.rates.output)} out"
+        f"above {count(tier.above_input_tokens)} tokens: {rate(tier.rates.input)} in, {rate(tier.rates.output)} out"
         for tier in price.long_context
     )
 
@@ -95,10 +95,10 @@ def _price_card(price: Price) -> list[Line]:
         Line("input", f"{_rate(price, 'input')} a million tokens"),
         Line("output", f"{_rate(price, 'output')} a million tokens"),
         Line("cache read", _rate(price, "cache_read")),
-        Line("cache write 5m", _rate(price, "cache_write_5m")),
-        Line("cache write 1h", _rate(price, "cache_write_1h")),
+        Line("written, 5 min", _rate(price, "cache_write_5m")),
+        Line("written, 1 hour", _rate(price, "cache_write_1h")),
         Line("long input", _long(price)),
-        Line("each request", shown(price.per_request) if price.HasField("per_request") else ""),
+        Line("each request", rate(price.per_request) if price.HasField("per_request") else ""),
         Line("units", _amounts(sorted(price.units.items()))),
         Line("tiers", " ".join(f"{name}={part}%" for name, part in sorted(price.service_tier_percent.items()))),
         Line("since", _since(price)),

@@ -56,7 +56,7 @@ def list_(app: App, /, model: str, provider: str, past: bool, limit: int) -> Non
 
 @command(
     "get",
-    "Show the price that a call of a model is costed by.",
+    "Show the price of a model: the one that a call is costed by.",
     examples="""
         kapell price get claude-sonnet-4-5-20250929
         kapell price get gpt-5.6-luna --at 2026-07-15
@@ -76,14 +76,14 @@ def get(app: App, /, model: str, provider: str, at: datetime | None) -> None:
     "set",
     "Set the price of a model, in dollars a million tokens. What was recorded keeps its cost until `reprice`.",
     examples="""
-        kapell price set mycloud llama-4 --input 0.20 --output 0.60
-        kapell price set anthropic claude-sonnet-4-5 --input 2.70 --output 13.50 --from 2026-12-01
+        kapell price set mycloud llama-4 --input-price 0.20 --output-price 0.60
+        kapell price set anthropic claude-sonnet-4-5 --input-price 2.70 --output-price 13.50 --from 2026-12-01
     """,
 )
 @click.argument("provider", metavar="PROVIDER")
 @click.argument("model", metavar="MODEL")
-@click.option("--input", "input_", required=True, metavar="DOLLARS", help="A million tokens of uncached input.")
-@click.option("--output-price", "--output", "output_", required=True, metavar="DOLLARS", help="A million of output.")
+@click.option("--input-price", "input_", required=True, metavar="DOLLARS", help="A million tokens of uncached input.")
+@click.option("--output-price", "output_", required=True, metavar="DOLLARS", help="A million of output.")
 @click.option("--cache-read", metavar="DOLLARS", help="A million read from a cache. [default: as input, an estimate]")
 @click.option("--cache-write", metavar="DOLLARS", help="A million written for 5 min. [default: as input, an estimate]")
 @click.option("--cache-write-1h", metavar="DOLLARS", help="A million written for an hour. [default: as for 5 min]")
@@ -92,7 +92,7 @@ def get(app: App, /, model: str, provider: str, at: datetime | None) -> None:
 @click.option("--from", "valid_from", type=_MOMENT, metavar="TIME|AGE", help="Since when. [default: from ever]")
 @click.option("--source", default="", metavar="TEXT", help="Where the figures are from.")
 @options.dry_run
-@options.server
+@options.output
 @click.pass_obj
 def set_(app: App, /, provider: str, model: str, dry_run: bool, **said: Any) -> None:
     if dry_run:

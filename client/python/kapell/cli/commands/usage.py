@@ -83,7 +83,7 @@ def _groups(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[s
 
 @command(
     "show",
-    "Sum usage by time and by whatever it is grouped by; what has no price is said, and ~ marks estimates.",
+    "Sum usage by time, model, agent, task or label; what has no price is said, and ~ marks estimates.",
     examples="""
         kapell usage show
         kapell usage show --by model,day --since 7d
@@ -122,7 +122,7 @@ def show(app: App, /, by: tuple[str, ...], zone: str, labels: dict[str, str], **
         write(f"Total: {cost_of(answer.total)}")
     for model in answer.unpriced_models:
         name = f"{model.provider}/{model.model}" if model.provider else model.model or "calls without a model"
-        hint = f"No price is known for {name} ({model.records} records). Set one with: kapell price set --help"
+        hint = f"No price is known for {name} (records: {model.records}). Set one with: kapell price set --help"
         note(app.terminal.err(hint, "yellow"))
 
 
@@ -138,7 +138,7 @@ _COLUMNS = (
     "export",
     "Print the records themselves, those recorded first at the top: as CSV, or as JSON, a line each.",
     examples="""
-        kapell usage export > usage.csv
+        kapell usage export --since 30d
         kapell usage export --format jsonl --since 7d --model gpt-5
     """,
 )
@@ -187,7 +187,8 @@ def _csv_row(record: UsageRecord) -> list[object]:
             case "cost_usd":
                 return exact(record.cost) if record.HasField("cost") else UNPRICED
             case "cost_basis" | "basis":
-                return UsageBasis.Name(getattr(record, name)).removeprefix("USAGE_BASIS_").lower()
+                word = UsageBasis.Name(getattr(record, name)).removeprefix("USAGE_BASIS_").lower()
+                return "" if word == "unspecified" else word
             case _ if name.endswith("_tokens"):
                 return getattr(record.tokens, name)
             case _:
@@ -205,17 +206,19 @@ def _safe(value: object) -> object:
     "estimate",
     "Tell what work will cost: runs of a model by its price, or of a template by what its tasks did cost.",
     examples="""
-        kapell usage estimate --model gpt-5 --input 20000 --output 3000 --runs 100
-        kapell usage estimate --model claude-sonnet-4-5 --input 50000 --cache-read 40000 --output 2000
+        kapell usage estimate --model gpt-5 --input-tokens 20000 --output-tokens 3000 --runs 100
+        kapell usage estimate --model claude-sonnet-4-5 --input-tokens 50000 --cache-read 40000 --output-tokens 2000
         kapell usage estimate --template code-review --runs 20
     """,
 )
 @click.option("--model", default="", metavar="MODEL", help="The model of one run.")
 @click.option("--provider", default="", metavar="NAME", help="Its provider, where more than one has it.")
-@click.option("--input", "input_", type=click.IntRange(0), default=0, metavar="N", help="All input tokens of one run.")
+@click.option(
+    "--input-tokens", "input_", type=click.IntRange(0), default=0, metavar="N", help="All input tokens of one run."
+)
 @click.option("--cache-read", type=click.IntRange(0), default=0, metavar="N", help="Those of them read from a cache.")
 @click.option("--cache-write", type=click.IntRange(0), default=0, metavar="N", help="Those written to one for 5 min.")
-@click.option("--output-tokens", "--output", "output_", type=click.IntRange(0), default=0, metavar="N", help="Output.")
+@click.option("--output-tokens", "output_", type=click.IntRange(0), default=0, metavar="N", help="Output.")
 @click.option("--tier", default="", metavar="NAME", help="The tier of service, for example batch.")
 @click.option("--template", "template_id", default="", metavar="TEMPLATE_ID", help="A template instead of a model.")
 @click.option("--runs", type=click.IntRange(1), default=1, metavar="N", help="How many runs. [default: 1]")
