@@ -305,6 +305,15 @@ async def test_deleting_tasks_leaves_their_records(live: LiveEngine) -> None:
     assert summed.total.cost == Money(currency_code="USD", nanos=50_000)
 
 
+async def test_a_label_of_a_task_that_columns_do_not_take_is_left_out(live: LiveEngine) -> None:
+    task = await live.create(labels={"odd": "a\0b", "team": "t"})
+    record = UsageRecord(record_id="a", task_id=task.task_id, tokens=TokenCounts(output_tokens=5))
+
+    await live.call(RecordUsageRequest(records=[record]))
+
+    assert [dict(one.labels) for one in await all_records(live)] == [{"team": "t"}]
+
+
 async def test_too_long_an_answer_is_refused_with_what_to_do(on_sqlite: LiveEngine) -> None:
     times = {"start_time": moment("2026-01-01T00:00:00Z"), "end_time": moment("2027-01-02T00:00:00Z")}
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from kapell_server.store.reads import Reads
     from kapell_server.watch.follow import Watches
 
-CHUNK = 200
+CHUNK = 100
 """Records the writer takes at a time: a few milliseconds, between which it serves everybody else."""
-_AT_ONCE = 2
+_AT_ONCE = 1
 """Chunks that may wait for the writer, whoever sends them: a flood of records queues here, not before dispatch."""
 _PREVIEWED = 20_000
 _LOOK = 500

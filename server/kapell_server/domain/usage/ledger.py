@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from google.protobuf.json_format import MessageToDict
 from kapell.v1.error_pb2 import (
     ERROR_REASON_AGENT_NOT_FOUND,
     ERROR_REASON_NOT_OWNER,
@@ -43,7 +42,7 @@ from kapell_server.domain.usage.entry import Entry, Measure, Series, dims_of, su
 from kapell_server.domain.usage.figures import FIELDS, Figures, money, nanos
 from kapell_server.domain.usage.growth import Growth
 from kapell_server.domain.usage.raw import read_raw
-from kapell_server.domain.usage.reading import RawUsage, RawUsageError
+from kapell_server.domain.usage.reading import RawUsage, RawUsageError, plain
 from kapell_server.domain.workers.leases import Lease
 
 _MOST_RAW = 16_384
@@ -107,7 +106,7 @@ def _read(record: UsageRecord) -> list[_Use] | UsageOutcome:
             return [_Use(_plain(record))]
         if record.raw.ByteSize() > _MOST_RAW:
             raise RawUsageError(f"it has {record.raw.ByteSize()} bytes, at most {_MOST_RAW} are taken")
-        found = read_raw(MessageToDict(record.raw), record.raw_format)
+        found = read_raw(plain(record.raw), record.raw_format)
         if len(found) > 1 and record.series:
             raise RawUsageError(f"it tells of {len(found)} models, which cannot all be one series")
         raw = record.raw.SerializeToString() if record.keep_raw else b""
@@ -303,7 +302,8 @@ def _place(state: State, record: UsageRecord, lease: Lease | None) -> None:
     record.template_id = task.template_id
     record.root_task_id = task.root_task_id or task.task_id
     for name, value in task.labels.items():
-        if name not in record.labels:
+        # A label of a task may hold anything; those of records are in columns, which take no NUL.
+        if name not in record.labels and "\0" not in value:
             record.labels[name] = value
 
 

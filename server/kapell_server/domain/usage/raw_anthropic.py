@@ -107,9 +107,9 @@ def _of_model(run: str, model: str, said: Mapping[str, Any]) -> RawUsage:
         raise RawUsageError(str(error)) from error
     return RawUsage(
         source="claude result",
-        record_id=f"{run}/{model}"[:200],
+        record_id=f"{run}/{text({'model': model}, 'model')}"[:200],
         provider=_PROVIDER,
-        model=model[:200],
+        model=model,
         figures=Figures(
             uncached=count(said, "inputTokens"),
             cache_read=count(said, "cacheReadInputTokens"),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from google.protobuf.struct_pb2 import Struct, Value
 
 from kapell_server.domain.usage.figures import MOST_TOKENS, Figures
 
@@ -31,6 +34,29 @@ class RawUsage:
     series: str = ""
     derived: tuple[str, ...] = ()
     estimated: tuple[str, ...] = ()
+
+
+def plain(payload: Struct) -> dict[str, Any]:
+    """A JSON object as Python's own values. Raises RawUsageError for a number that JSON has not."""
+    return {name: _plain(value) for name, value in payload.fields.items()}
+
+
+def _plain(value: Value) -> Any:
+    match value.WhichOneof("kind"):
+        case "number_value":
+            if not math.isfinite(value.number_value):
+                raise RawUsageError("it has a number that JSON does not know, such as infinity")
+            return value.number_value
+        case "string_value":
+            return value.string_value
+        case "bool_value":
+            return value.bool_value
+        case "struct_value":
+            return plain(value.struct_value)
+        case "list_value":
+            return [_plain(one) for one in value.list_value.values]
+        case _:
+            return None
 
 
 def count(holder: Mapping[str, Any], *names: str) -> int:

@@ -177,6 +177,7 @@ class UsageShelf:
             return
         due = [usage_id for usage_id, _ in zip(self._untold, range(_TOLD_AT_ONCE), strict=False)]
         self.prefetch_totals(due)
+        state.prefetch_tasks(f"task_{usage_id.partition('_')[2]}" for usage_id in due if usage_id.startswith("used_"))
         for usage_id in due:
             self._tell_of(usage_id)
         if self._untold:
