@@ -14,12 +14,14 @@ from kapell.v1 import (
     admin_pb2,
     agent_pb2,
     artifact_pb2,
+    audit_pb2,
     event_pb2,
     price_pb2,
     queue_pb2,
     schedule_pb2,
     task_pb2,
     template_pb2,
+    token_pb2,
     usage_pb2,
     worker_pb2,
 )
@@ -28,6 +30,7 @@ FILES = (
     admin_pb2,
     agent_pb2,
     artifact_pb2,
+    audit_pb2,
     event_pb2,
     price_pb2,
     queue_pb2,
@@ -35,6 +38,7 @@ FILES = (
     task_pb2,
     template_pb2,
     usage_pb2,
+    token_pb2,
     worker_pb2,
 )
 

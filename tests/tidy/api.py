@@ -17,12 +17,14 @@ from kapell.v1 import (
     admin_pb2,
     agent_pb2,
     artifact_pb2,
+    audit_pb2,
     event_pb2,
     price_pb2,
     queue_pb2,
     schedule_pb2,
     task_pb2,
     template_pb2,
+    token_pb2,
     usage_pb2,
     worker_pb2,
 )
@@ -49,6 +51,7 @@ def services() -> list[ServiceDescriptor]:
         admin_pb2,
         agent_pb2,
         artifact_pb2,
+        audit_pb2,
         event_pb2,
         price_pb2,
         queue_pb2,
@@ -56,6 +59,7 @@ def services() -> list[ServiceDescriptor]:
         task_pb2,
         template_pb2,
         usage_pb2,
+        token_pb2,
         worker_pb2,
     )
     return [service for module in modules for service in module.DESCRIPTOR.services_by_name.values()]

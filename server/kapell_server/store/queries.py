@@ -204,6 +204,8 @@ def resource_of(event: Event) -> Resource:
             return event.usage
         case "price":
             return event.price
+        case "token":
+            return event.token
         case _:
             return event.task
 

@@ -25,6 +25,7 @@ from kapell.v1.task_pb2 import (
     TaskStateCount,
 )
 from kapell.v1.template_pb2 import Template
+from kapell.v1.token_pb2 import Token
 from kapell.v1.usage_pb2 import UsageUpdate
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
 from sqlalchemy.engine import Connection
@@ -49,6 +50,7 @@ from kapell_server.store.schema import agents, attempts, events, standing, task_
 from kapell_server.store.standing_reads import StandingReads
 from kapell_server.store.task_selection import select_tasks
 from kapell_server.store.template_reads import TemplateReads
+from kapell_server.store.token_reads import TokenReads
 from kapell_server.store.usage_reads import UsageReads
 from kapell_server.store.usage_tables import usage_totals
 from kapell_server.store.writes import resource_id
@@ -56,7 +58,7 @@ from kapell_server.wire import field, int_field
 
 _MAX_ATTEMPTS = 1000
 
-ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule", "price", "usage"]
+ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule", "price", "usage", "token"]
 
 _task_with_content = (
     sa.select(tasks.c.data, task_contents.c.data)
@@ -90,6 +92,7 @@ class Reads:
         self.standing = StandingReads(database)
         self.schedules = ScheduleReads(database)
         self.usage = UsageReads(database, has_usage)
+        self.tokens = TokenReads(database)
 
     # -- tasks -------------------------------------------------------------------------------
 
@@ -299,6 +302,7 @@ _TABLES: dict[ResourceKind, tuple[sa.Table, type[Resource]]] = {
     "schedule": (standing, Schedule),
     "price": (standing, Price),
     "usage": (usage_totals, UsageUpdate),
+    "token": (standing, Token),
 }
 
 

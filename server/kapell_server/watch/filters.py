@@ -21,8 +21,10 @@ from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
 from kapell_server.domain.tasks.task_filter import task_test
 from kapell_server.store.record import Record
 
-ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule", "price", "usage"]
-_ALL_KINDS: tuple[ResourceKind, ...] = ("task", "agent", "template", "queue", "limit", "schedule", "price", "usage")
+ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule", "price", "usage", "token"]
+_ALL_KINDS: tuple[ResourceKind, ...] = (
+    *("task", "agent", "template", "queue", "limit", "schedule", "price", "usage", "token"),
+)
 Test = Callable[[Record], bool]
 
 

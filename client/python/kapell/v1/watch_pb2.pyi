@@ -104,6 +104,12 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """price.set: the price of a model was set."""
     EVENT_KIND_PRICE_DELETED: _EventKind.ValueType  # 132
     """price.deleted: a price that was set was forgotten or replaced."""
+    EVENT_KIND_TOKEN_CREATED: _EventKind.ValueType  # 160
+    """A token was made."""
+    EVENT_KIND_TOKEN_REVOKED: _EventKind.ValueType  # 161
+    """A token was revoked."""
+    EVENT_KIND_TOKEN_DELETED: _EventKind.ValueType  # 162
+    """A token that had ended was forgotten, to make room."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """What happened to a resource. The event's name in the SDKs, the CLI and over
@@ -189,6 +195,12 @@ EVENT_KIND_PRICE_SET: EventKind.ValueType  # 131
 """price.set: the price of a model was set."""
 EVENT_KIND_PRICE_DELETED: EventKind.ValueType  # 132
 """price.deleted: a price that was set was forgotten or replaced."""
+EVENT_KIND_TOKEN_CREATED: EventKind.ValueType  # 160
+"""A token was made."""
+EVENT_KIND_TOKEN_REVOKED: EventKind.ValueType  # 161
+"""A token was revoked."""
+EVENT_KIND_TOKEN_DELETED: EventKind.ValueType  # 162
+"""A token that had ended was forgotten, to make room."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 class _ActorKind:

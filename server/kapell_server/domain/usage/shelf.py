@@ -58,12 +58,9 @@ class UsageShelf:
             self._state.schedule(self._state.now_ns, SUBJECT)
 
     def begin(self) -> None:
-        """A batch begins: what the one before has looked at may have changed in the database since."""
+        """A batch begins: what the one before has looked at is forgotten, and what is too much of totals and lines."""
         self._versions.clear()
         self._series.clear()
-
-    def trim(self) -> None:
-        """Forgets the longest known totals and lines beyond the caps."""
         while len(self._totals) > _MOST_TOTALS:
             del self._totals[next(iter(self._totals))]
         while len(self._keys) > _MOST_KEYS:
