@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,6 +49,7 @@ def ledger(shell: Shell, cli_server: ServerProcess) -> Iterator[Shell]:
         yield shell
 
 
+GUIDE = Path(__file__).resolve().parents[2] / "server/docs/how-to/know-what-work-costs.md"
 SINCE = ("--since", "2026-03-01", "--until", "2026-04-01T00:00:00Z")
 READING = {
     "usage-show": ("usage", "show", *SINCE),
@@ -117,3 +120,15 @@ def test_money_is_never_rounded_to_nothing() -> None:
     assert cost_of(UsageTotals(records=2, unpriced_records=2)) == "unpriced"
     assert cost_of(UsageTotals(records=2, unpriced_records=1, cost=Money(units=1))) == "$1.00 +1 unpriced"
     assert cost_of(UsageTotals(records=2, estimated_records=1, cost=Money(units=1))) == "~$1.00"
+
+
+def test_the_commands_of_the_guide_work(ledger: Shell) -> None:
+    lines = [line for line in GUIDE.read_text(encoding="utf-8").splitlines() if line.startswith("kapell ")]
+
+    for line in lines:
+        words = shlex.split(line.partition(" > ")[0].replace("TASK_ID", "task_used"), comments=True)[1:]
+        if words[:2] == ["event", "watch"]:
+            continue
+        result = ledger.pipe(*words)
+        assert result.code == 0, (line, result.err)
+    assert len(lines) >= 10

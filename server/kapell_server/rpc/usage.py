@@ -96,7 +96,7 @@ class UsageServicer:
         if not request.template_id:
             return await self._engine.submit(request, caller)
         revision = self._engine.revision
-        await self._reads.templates.get(request.template_id, "")
+        await self._reads.templates.get(request.template_id, "latest")
         history = history_of(await self._reads.usage.history(request.template_id))
         response = usage_pb2.EstimateCostResponse(history=history, revision=revision)
         if history.tasks:
