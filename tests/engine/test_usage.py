@@ -13,7 +13,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.type.money_pb2 import Money
-from kapell.v1.common_pb2 import LIST_ORDER_OLDEST_FIRST
+from kapell.v1.common_pb2 import LIST_ORDER_NEWEST_FIRST, LIST_ORDER_OLDEST_FIRST
 from kapell.v1.event_pb2 import EventFilter, ListEventsRequest, ListEventsResponse
 from kapell.v1.task_pb2 import DeleteTaskRequest, ListTasksRequest, ListTasksResponse, Task
 from kapell.v1.usage_pb2 import (
@@ -34,6 +34,7 @@ from kapell.v1.usage_pb2 import (
 from kapell.v1.watch_pb2 import EVENT_KIND_USAGE_UPDATE
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.usage.figures import Sums
+from kapell_server.store import usage_reads
 
 from tests.domain.usage_corpus import CORPUS
 from tests.support.faulty_database import Fault, FaultyDatabase, busy
@@ -95,7 +96,7 @@ async def history(live: LiveEngine, seed: int, count: int) -> None:
 
 async def all_records(live: LiveEngine, **asked: Any) -> list[UsageRecord]:
     found: list[UsageRecord] = []
-    request = ListUsageRecordsRequest(page_size=90, order=LIST_ORDER_OLDEST_FIRST, **asked)
+    request = ListUsageRecordsRequest(page_size=90, **{"order": LIST_ORDER_OLDEST_FIRST, **asked})
     while True:
         answer = await live.engine.reads.usage.list_records(request)
         found += answer.records
@@ -312,6 +313,29 @@ async def test_a_label_of_a_task_that_columns_do_not_take_is_left_out(live: Live
     await live.call(RecordUsageRequest(records=[record]))
 
     assert [dict(one.labels) for one in await all_records(live)] == [{"team": "t"}]
+
+
+@pytest.mark.parametrize("order", [LIST_ORDER_OLDEST_FIRST, LIST_ORDER_NEWEST_FIRST])
+async def test_a_page_looks_at_a_bounded_number_of_records(
+    live: LiveEngine, order: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await history(live, 2, 100)
+    whole = [record.record_id for record in await all_records(live, filter=UsageFilter(models=["gpt-5"]), order=order)]
+    monkeypatch.setattr(usage_reads, "_WINDOW", 7)
+
+    found: list[str] = []
+    request = ListUsageRecordsRequest(page_size=3, order=order, filter=UsageFilter(models=["gpt-5"]))  # type: ignore[arg-type]
+    pages = 0
+    while True:
+        answer = await live.engine.reads.usage.list_records(request)
+        found += [record.record_id for record in answer.records]
+        pages += 1
+        request.page_token = answer.next_page_token
+        if not request.page_token:
+            break
+
+    assert found == whole
+    assert pages >= 110 // 7
 
 
 async def test_too_long_an_answer_is_refused_with_what_to_do(on_sqlite: LiveEngine) -> None:

@@ -27,6 +27,8 @@ CHUNK = 100
 _AT_ONCE = 1
 """Chunks that may wait for the writer, whoever sends them: a flood of records queues here, not before dispatch."""
 _PREVIEWED = 20_000
+_LOOKED_AT = 100_000
+"""Records that one call looks at: some seconds, past the writer."""
 _LOOK = 500
 """Records that are looked at in one go, to cost them anew."""
 
@@ -79,8 +81,8 @@ class UsageServicer:
             for before, after in self._engine.costed_anew(request, records):
                 comparison.add(before, after)
                 record_ids.append(before.record_id)
-            enough = looked_at >= _PREVIEWED if request.preview else len(record_ids) >= MOST_CHANGED
-            if enough or not following:
+            most = _PREVIEWED if request.preview else _LOOKED_AT
+            if looked_at >= most or not following or (len(record_ids) >= MOST_CHANGED and not request.preview):
                 break
         more = following > 0 or (not request.preview and len(record_ids) > MOST_CHANGED)
         if request.preview:

@@ -44,6 +44,8 @@ _HISTORY = 1_000
 _DAY = 86_400 * SECOND
 _DEFAULT_RANGE = 30 * _DAY
 _SCAN = 20_000
+_WINDOW = 50_000
+"""Records one page of a list looks at, where no index serves its filter."""
 _DIMS = {"agent": 0, "agent_type": 1, "template": 2, "model": 4, "provider": 3}
 """What the lines of the sums can be grouped by: the place in Dims."""
 _totals = Lookup(sa.select(usage_totals.c.usage_id, usage_totals.c.own, usage_totals.c.tree), usage_totals.c.usage_id)
@@ -54,6 +56,7 @@ class UsageReads:
 
     def __init__(self, database: Database, exists: Callable[[], bool]) -> None:
         self._database = database
+        self._keys: dict[int, Dims] = {}
         self.exists = exists
 
     # -- sums --------------------------------------------------------------------------------
@@ -66,11 +69,20 @@ class UsageReads:
             start_ns, end_ns = _range_of(connection, request, now_ns)
             stretches = bounds(start_ns, end_ns, request.bucket, zone) if start_ns < end_ns else [start_ns, start_ns]
             wanted = Range(start_ns, end_ns, stretches)
-            response = _sum_up(_lines(connection, request, wanted), request, wanted, _load_keys(connection))
+            keys = self._load_keys(connection)
+            response = _sum_up(_lines(connection, request, wanted, keys), request, wanted, keys)
             response.revision = head(connection)
             return response
 
         return await self._database.read(work)
+
+    def _load_keys(self, connection: Connection) -> Mapping[int, Dims]:
+        """All lines of the sums. They are numbered in order and never change, so only new ones are read."""
+        last = max(self._keys, default=0)
+        columns = [usage_keys.c[name] for name in Dims._fields]
+        fresh = sa.select(usage_keys.c.key_id, *columns).where(usage_keys.c.key_id > last)
+        self._keys.update((row[0], Dims(*row[1:])) for row in connection.execute(fresh))
+        return dict(self._keys)
 
     # -- records -----------------------------------------------------------------------------
 
@@ -175,12 +187,9 @@ def _range_of(connection: Connection, request: QueryUsageRequest, now_ns: int) -
     return start_ns, end_ns
 
 
-def _load_keys(connection: Connection) -> dict[int, Dims]:
-    columns = [usage_keys.c[name] for name in Dims._fields]
-    return {row[0]: Dims(*row[1:]) for row in connection.execute(sa.select(usage_keys.c.key_id, *columns))}
-
-
-def _lines(connection: Connection, request: QueryUsageRequest, wanted: Range) -> Iterable[Line]:
+def _lines(
+    connection: Connection, request: QueryUsageRequest, wanted: Range, keys: Mapping[int, Dims]
+) -> Iterable[Line]:
     if wanted.start_ns >= wanted.end_ns:
         return ()
     of_records = [name for name in request.group_by if name not in _DIMS]
@@ -188,7 +197,7 @@ def _lines(connection: Connection, request: QueryUsageRequest, wanted: Range) ->
     by_filter = asked.task_ids or asked.root_task_ids or asked.labels or asked.HasField("unpriced")
     odd = any(bound % SLOT_NS for bound in wanted.bounds[1:-1])
     if not (of_records or by_filter or odd or request.bucket == USAGE_BUCKET_MINUTE):
-        return from_sums(connection, wanted, _keys_of(connection, asked))
+        return from_sums(connection, wanted, _keys_of(asked, keys))
     inside = usage_records.c.event_ns >= wanted.start_ns, usage_records.c.event_ns < wanted.end_ns
     source, group = _grouped(of_records)
     return from_records(connection, wanted, (*inside, *_conditions(asked, None)), group=group, source=source)
@@ -220,12 +229,12 @@ _FIELDS = (
 )
 
 
-def _keys_of(connection: Connection, asked: UsageFilter) -> set[int] | None:
+def _keys_of(asked: UsageFilter, keys: Mapping[int, Dims]) -> set[int] | None:
     """The lines of the sums that a filter wants; None for all."""
     wanted = {field: frozenset(values) for name, field in _FIELDS if (values := getattr(asked, name))}
     if not wanted:
         return None
-    return {key_id for key_id, dims in _load_keys(connection).items() if fits(dims, wanted)}
+    return {key_id for key_id, dims in keys.items() if fits(dims, wanted)}
 
 
 def _conditions(
@@ -339,6 +348,10 @@ def _list(connection: Connection, request: ListUsageRecordsRequest, page: Page) 
         conditions.append(table.c.record_id.in_(list(request.record_ids)))
     if not request.include_superseded:
         conditions.append(table.c.superseded_by == 0)
+    served = request.record_ids or request.filter.task_ids or request.filter.root_task_ids
+    edge = None if served else _edge(connection, page)
+    if edge is not None:
+        conditions.append(table.c.number <= edge if page.oldest_first else table.c.number >= edge)
     if page.cursor is not None:
         conditions.append(table.c.number > page.cursor if page.oldest_first else table.c.number < page.cursor)
     columns: list[Any] = [table.c.number, table.c.superseded_by, table.c.data]
@@ -364,4 +377,20 @@ def _list(connection: Connection, request: ListUsageRecordsRequest, page: Page) 
             if raw:
                 record.raw.ParseFromString(raw)
                 record.keep_raw = True
+        else:
+            if edge is not None:
+                response.next_page_token = page.token(edge)
     return response
+
+
+def _edge(connection: Connection, page: Page) -> int | None:
+    """The last record one page looks at for a filter without an index; None where that is the last there is.
+
+    Records are numbered without gaps, so that a window of numbers is a number of rows.
+    """
+    last = connection.scalar(sa.select(sa.func.max(usage_records.c.number))) or 0
+    if page.oldest_first:
+        edge = (page.cursor or 0) + _WINDOW
+        return edge if edge < last else None
+    edge = (page.cursor if page.cursor is not None else last + 1) - _WINDOW
+    return edge if edge > 1 else None

@@ -11,8 +11,6 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.domain.state import State
 from kapell_server.domain.usage.figures import Figures, Sums, money, rounded
 
-_MOST_NANOS = 2**63 - 1
-
 
 def estimate_model(state: State, request: EstimateCostRequest) -> EstimateCostResponse:
     """What runs of a model cost, by the price that counts now."""
@@ -38,9 +36,8 @@ def estimate_model(state: State, request: EstimateCostRequest) -> EstimateCostRe
 
 def put_runs(response: EstimateCostResponse, per_run: int, runs: int) -> None:
     """Sets what one run and all of them cost."""
-    whole = min(per_run * (runs or 1), _MOST_NANOS)
     response.cost_per_run.CopyFrom(money(per_run))
-    response.cost.CopyFrom(money(whole))
+    response.cost.CopyFrom(money(per_run * (runs or 1)))
 
 
 def history_of(totals: Sequence[Sums]) -> CostHistory:

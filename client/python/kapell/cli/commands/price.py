@@ -181,7 +181,7 @@ def reprice(app: App, /, yes: bool, dry_run: bool, **query: Any) -> None:
         for _ in range(_MOST_CALLS):
             answer = await client.usage.reprice(**query)
             changed += answer.changed
-            if not answer.more:
+            if not answer.more or not answer.changed:
                 break
         return changed
 
