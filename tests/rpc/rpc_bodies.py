@@ -8,6 +8,7 @@ from tests.rpc.rpc_artifacts import ARTIFACTS, VALID_OF_ARTIFACTS
 from tests.rpc.rpc_bulk import BULK
 from tests.rpc.rpc_queues import QUEUES, VALID_OF_QUEUES
 from tests.rpc.rpc_schedules import SCHEDULES, VALID_OF_SCHEDULES
+from tests.rpc.rpc_secrets import SECRETS, VALID_OF_SECRETS
 from tests.rpc.rpc_templates import TEMPLATES
 from tests.rpc.rpc_tokens import TOKENS, VALID_OF_TOKENS
 from tests.rpc.rpc_usage import USAGE, VALID_OF_USAGE
@@ -36,7 +37,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "WatchTasks": (BOTH_STARTS, "options"),
     **{
         name: case.malformed
-        for name, case in (TEMPLATES | BULK | QUEUES | ARTIFACTS | SCHEDULES | USAGE | TOKENS).items()
+        for name, case in (TEMPLATES | BULK | QUEUES | ARTIFACTS | SCHEDULES | USAGE | SECRETS | TOKENS).items()
         if case.malformed
     },
     "SpawnAgent": (NO_ID, "source"),
@@ -76,6 +77,7 @@ VALID: dict[str, dict[str, Any]] = {
     **VALID_OF_QUEUES,
     **VALID_OF_SCHEDULES,
     **VALID_OF_USAGE,
+    **VALID_OF_SECRETS,
     **VALID_OF_TOKENS,
     "CreateTemplate": {"templateId": "greet", "spec": TEMPLATE},
     "GetTemplate": {"template": "greet"},

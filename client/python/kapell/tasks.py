@@ -73,6 +73,8 @@ class TaskFields(TypedDict, total=False):
     """Makes it a child of this task."""
     fairness_key: str
     """Whose share of the agents it uses; keys take turns."""
+    secrets: Mapping[str, str]
+    """What the agent is given: what it finds each under, and the secret's name."""
     concurrency_keys: Iterable[str]
     """Of each of these only so many tasks run at a time; see `client.limits`."""
 
@@ -119,6 +121,7 @@ def task_spec(agent_type: str = "", prompt: str = "", **fields: Unpack[TaskField
         parent_task_id=fields.get("parent_task_id", ""),
         fairness_key=fields.get("fairness_key", ""),
         concurrency_keys=fields.get("concurrency_keys", ()),
+        secrets=fields.get("secrets", {}),
     )
 
 

@@ -204,6 +204,8 @@ def resource_of(event: Event) -> Resource:
             return event.usage
         case "price":
             return event.price
+        case "secret":
+            return event.secret
         case "token":
             return event.token
         case _:

@@ -21,9 +21,9 @@ from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
 from kapell_server.domain.tasks.task_filter import task_test
 from kapell_server.store.record import Record
 
-ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule", "price", "usage", "token"]
+ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule", "price", "usage", "secret", "token"]
 _ALL_KINDS: tuple[ResourceKind, ...] = (
-    *("task", "agent", "template", "queue", "limit", "schedule", "price", "usage", "token"),
+    *("task", "agent", "template", "queue", "limit", "schedule", "price", "usage", "secret", "token"),
 )
 Test = Callable[[Record], bool]
 

@@ -139,6 +139,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ALREADY_EXISTS: the record_id is known with other figures, which are not larger. Metadata: record_id.
     In outcomes of records only.
     """
+    ERROR_REASON_SECRET_NOT_FOUND: _ErrorReason.ValueType  # 105
+    """NOT_FOUND: no secret has this name. Metadata: name."""
+    ERROR_REASON_SECRET_LIMIT: _ErrorReason.ValueType  # 106
+    """RESOURCE_EXHAUSTED: there are as many secrets as there may be. Metadata: limit."""
     ERROR_REASON_TOKEN_EXPIRED: _ErrorReason.ValueType  # 100
     """UNAUTHENTICATED: the token was good until expire_time. Metadata: token_id, expire_time."""
     ERROR_REASON_TOKEN_NOT_FOUND: _ErrorReason.ValueType  # 101
@@ -271,6 +275,10 @@ ERROR_REASON_USAGE_CONFLICT: ErrorReason.ValueType  # 88
 """ALREADY_EXISTS: the record_id is known with other figures, which are not larger. Metadata: record_id.
 In outcomes of records only.
 """
+ERROR_REASON_SECRET_NOT_FOUND: ErrorReason.ValueType  # 105
+"""NOT_FOUND: no secret has this name. Metadata: name."""
+ERROR_REASON_SECRET_LIMIT: ErrorReason.ValueType  # 106
+"""RESOURCE_EXHAUSTED: there are as many secrets as there may be. Metadata: limit."""
 ERROR_REASON_TOKEN_EXPIRED: ErrorReason.ValueType  # 100
 """UNAUTHENTICATED: the token was good until expire_time. Metadata: token_id, expire_time."""
 ERROR_REASON_TOKEN_NOT_FOUND: ErrorReason.ValueType  # 101
