@@ -129,6 +129,20 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the artifact's state does not allow this. Metadata: artifact_id, state."""
     ERROR_REASON_ARTIFACT_LIMIT: _ErrorReason.ValueType  # 74
     """RESOURCE_EXHAUSTED: the artifact, its task or all artifacts would take more than they may. Metadata: setting, limit."""
+    ERROR_REASON_APPROVAL_NOT_FOUND: _ErrorReason.ValueType  # 95
+    """NOT_FOUND: no approval, or no rule, has this id. Metadata: approval_id or rule_id."""
+    ERROR_REASON_APPROVAL_ALREADY_DECIDED: _ErrorReason.ValueType  # 96
+    """ALREADY_EXISTS: somebody else was first, its time is over, or it is not needed any more.
+    Metadata: approval_id, state, option, decider, comment.
+    """
+    ERROR_REASON_SELF_APPROVAL: _ErrorReason.ValueType  # 97
+    """PERMISSION_DENIED: nobody decides about what they have asked for. Metadata: approval_id, requester."""
+    ERROR_REASON_APPROVAL_CHANGED: _ErrorReason.ValueType  # 98
+    """ABORTED: what was shown is not what is asked for now; read it again. Metadata: approval_id, content_hash;
+    where another approval has taken its place also superseded_by.
+    """
+    ERROR_REASON_NOT_APPROVER: _ErrorReason.ValueType  # 99
+    """PERMISSION_DENIED: the policy names others. Metadata: approval_id, approvers."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. The comment of each value names its gRPC code and the
@@ -239,4 +253,18 @@ ERROR_REASON_ARTIFACT_STATE_CONFLICT: ErrorReason.ValueType  # 73
 """FAILED_PRECONDITION: the artifact's state does not allow this. Metadata: artifact_id, state."""
 ERROR_REASON_ARTIFACT_LIMIT: ErrorReason.ValueType  # 74
 """RESOURCE_EXHAUSTED: the artifact, its task or all artifacts would take more than they may. Metadata: setting, limit."""
+ERROR_REASON_APPROVAL_NOT_FOUND: ErrorReason.ValueType  # 95
+"""NOT_FOUND: no approval, or no rule, has this id. Metadata: approval_id or rule_id."""
+ERROR_REASON_APPROVAL_ALREADY_DECIDED: ErrorReason.ValueType  # 96
+"""ALREADY_EXISTS: somebody else was first, its time is over, or it is not needed any more.
+Metadata: approval_id, state, option, decider, comment.
+"""
+ERROR_REASON_SELF_APPROVAL: ErrorReason.ValueType  # 97
+"""PERMISSION_DENIED: nobody decides about what they have asked for. Metadata: approval_id, requester."""
+ERROR_REASON_APPROVAL_CHANGED: ErrorReason.ValueType  # 98
+"""ABORTED: what was shown is not what is asked for now; read it again. Metadata: approval_id, content_hash;
+where another approval has taken its place also superseded_by.
+"""
+ERROR_REASON_NOT_APPROVER: ErrorReason.ValueType  # 99
+"""PERMISSION_DENIED: the policy names others. Metadata: approval_id, approvers."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
