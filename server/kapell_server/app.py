@@ -25,6 +25,7 @@ from kapell_server.engine.engine import Engine
 from kapell_server.engine.retention import Retention
 from kapell_server.rpc.admin import AdminServicer, ServerFacts
 from kapell_server.rpc.agents import AgentServicer
+from kapell_server.rpc.approvals import ApprovalServicer
 from kapell_server.rpc.artifacts import ArtifactServicer
 from kapell_server.rpc.auth import Authenticator
 from kapell_server.rpc.calls import OpenCalls
@@ -220,6 +221,7 @@ class App:
                 engine, logs=logs, directives=Directives(engine.ring, reads, self.supervisor)
             ),
             "ArtifactService": ArtifactServicer(engine, reads, artifacts),
+            "ApprovalService": ApprovalServicer(engine, reads, watches=watches),
             "EventService": EventServicer(reads, watches=watches),
             "AdminService": AdminServicer(engine, watches=watches, facts=facts),
         }

@@ -50,6 +50,8 @@ class Caller:
     scopes: frozenset[Scope.ValueType]
     agent_id: str = ""
     instance: int = 0
+    peer: str = ""
+    """From which address, as "ipv4:127.0.0.1:50122"; known for what is audited."""
 
     @lru_cache(maxsize=1024)  # noqa: B019 - callers are few and values
     def actor(self) -> Actor:

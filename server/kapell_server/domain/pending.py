@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from kapell.v1.agent_pb2 import Agent
+from kapell.v1.approval_pb2 import Approval, ApprovalAuditEntry, ApprovalContent
 from kapell.v1.task_pb2 import Task, TaskAttempt, TaskEdit, TaskSpec
 from kapell.v1.template_pb2 import Template, TemplateVersion
 from kapell.v1.watch_pb2 import EventKind
@@ -16,7 +17,7 @@ from kapell_server.domain.standing import Standing
 from kapell_server.domain.tasks.bulk_job import BulkWrites
 from kapell_server.domain.tasks.edges import Edge, EdgeKey
 
-Resource = Task | Agent | Template | Standing
+Resource = Task | Agent | Template | Approval | Standing
 """What a change puts; each kind has its own table, and all share the log."""
 
 
@@ -34,6 +35,9 @@ class Loader(Protocol):
     def load_changed_tasks(self, after_revision: int) -> list[str]: ...
     def has_live_member(self, root_id: str) -> bool: ...
     def newest_event_before(self, time_ns: int) -> int: ...
+    def load_approval(self, approval_id: str) -> Approval | None: ...
+    def load_named_approval(self, task_id: str, request_key: str) -> Approval | None: ...
+    def load_approval_content(self, approval_id: str) -> ApprovalContent: ...
 
 
 @dataclass(slots=True)
@@ -76,3 +80,6 @@ class Pending:
     new_edges: dict[EdgeKey, Edge] = field(default_factory=dict)
     """Opened after those that were dropped."""
     bulk: BulkWrites = field(default_factory=BulkWrites)
+    approval_contents: dict[str, ApprovalContent] = field(default_factory=dict)
+    approval_audit: dict[int, ApprovalAuditEntry] = field(default_factory=dict)
+    """By the revision of the change that is audited."""

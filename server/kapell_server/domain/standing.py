@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from kapell.v1.approval_pb2 import ApprovalRule
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
 from kapell.v1.watch_pb2 import EventKind
@@ -17,8 +18,8 @@ from kapell.v1.watch_pb2 import EventKind
 if TYPE_CHECKING:
     from kapell_server.domain.state import State
 
-Standing = Queue | ConcurrencyLimit | Schedule
-_T = TypeVar("_T", Queue, ConcurrencyLimit, Schedule)
+Standing = Queue | ConcurrencyLimit | Schedule | ApprovalRule
+_T = TypeVar("_T", Queue, ConcurrencyLimit, Schedule, ApprovalRule)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ KINDS: dict[type, StandingKind] = {
         StandingKind(1, "queue", Queue, "agent_type"),
         StandingKind(2, "limit", ConcurrencyLimit, "key"),
         StandingKind(3, "schedule", Schedule, "schedule_id"),
+        StandingKind(13, "approval_rule", ApprovalRule, "rule_id"),
     )
 }
 """Numbers are stored: never used again for another kind."""

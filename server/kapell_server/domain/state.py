@@ -17,6 +17,7 @@ from typing import Any
 from kapell.v1.agent_pb2 import Agent, AgentSpec
 from kapell.v1.error_pb2 import ERROR_REASON_AGENT_NOT_FOUND, ERROR_REASON_TASK_NOT_FOUND
 from kapell.v1.task_pb2 import (
+    TASK_STATE_AWAITING_APPROVAL,
     TASK_STATE_QUEUED,
     WAIT_KIND_PROVIDER_RATE_LIMIT,
     WAIT_KIND_RETRY_BACKOFF,
@@ -24,9 +25,10 @@ from kapell.v1.task_pb2 import (
     TaskAttempt,
     TaskEdit,
 )
-from kapell.v1.watch_pb2 import EventKind
+from kapell.v1.watch_pb2 import EVENT_KIND_TASK_QUEUED, EVENT_KIND_TASK_UPDATED, EventKind
 
 from kapell_server.domain.access import Caller, Keyring, system
+from kapell_server.domain.approvals.shelf import ApprovalShelf
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.ids import IdMinter
 from kapell_server.domain.pending import Change, Loader, Pending, Resource
@@ -90,6 +92,7 @@ class State:
         self.bulk_jobs: dict[str, BulkJob] = {}
         self.standing = StandingShelf(self)
         self.schedule_tasks = ScheduleTasks(self)
+        self.approvals = ApprovalShelf(self)
         self._undo: list[tuple[Any, ...]] = []
         self.queues = Queues(self)
         self.turns: dict[str, int] = {}
@@ -151,6 +154,7 @@ class State:
         self.templates.trim()
         self.families.trim()
         self.schedule_tasks.trim()
+        self.approvals.trim()
         while self._content_bytes > _CONTENT_CACHE_BYTES:
             first = next(iter(self._contents))
             self._content_bytes -= len(self._contents.pop(first))
@@ -205,8 +209,11 @@ class State:
     ) -> Task:
         """Records `task` as the new form, with one event. Takes ownership of the message."""
         task_id = task.task_id
-        state = task.state
         previous = None if created else self._tasks.get(task_id)
+        wish = None if deleted else self.approvals.before_put(task, previous)
+        state = task.state
+        if state == TASK_STATE_AWAITING_APPROVAL and kind == EVENT_KIND_TASK_QUEUED:
+            kind = EVENT_KIND_TASK_UPDATED
         self._number(task)
         since = previous_state = 0
         if previous is not None:
@@ -230,7 +237,8 @@ class State:
             self._forget_due(task_id)
         if task.schedule_id and state in TASK_FINAL:
             self.schedule(self.now_ns, task.schedule_id)  # A run may wait for this end.
-        return task
+        self.approvals.after_put(task, wish, deleted=deleted)
+        return task if wish is None else self._tasks[task_id] or task
 
     def _queue(self, previous: Task | None, task: Task) -> None:
         """Tells the queues of a task that has joined or left one, or an agent."""
@@ -244,6 +252,7 @@ class State:
             waits = previous.waiting_on if previous is not None and before not in TASK_FINAL else ()
             tried = before in TASK_LEASED or (before not in TASK_FINAL and task.attempts_used > 0)
             tried = tried or any(wait.kind in _BETWEEN_ATTEMPTS for wait in waits)
+            tried = tried or (previous is not None and previous.HasField("parked"))
             self.queues.join(task, arrives=before != after and not tried)
 
     def _unput_task(self, task_id: str, previous: Task | None) -> None:

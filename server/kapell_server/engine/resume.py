@@ -29,6 +29,7 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
     state.oldest_revision = loaded.oldest_revision
     grace = now_ns + int(state.settings.lease_duration * SECOND)
     state.standing.load(loaded.standing)
+    state.approvals.load(loaded.approvals)
     for schedule in state.standing.all(Schedule):
         schedule_run.wake(state, schedule)
     for known, instance_key in loaded.agents:

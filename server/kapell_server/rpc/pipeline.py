@@ -15,12 +15,14 @@ from __future__ import annotations
 import asyncio
 from asyncio import current_task
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import replace
 from time import perf_counter
 from typing import Any, TypeVar
 
 import grpc
 import structlog
 from google.protobuf.message import DecodeError, Message
+from kapell.v1.common_pb2 import SCOPE_APPROVE
 from kapell.v1.error_pb2 import (
     ERROR_REASON_DEADLINE_EXCEEDED,
     ERROR_REASON_PAYLOAD_TOO_LARGE,
@@ -45,6 +47,8 @@ MAX_STREAMS = 10_000
 REMEMBERED_CALLERS = 1024  # by each method
 # While draining, agents may still finish and say goodbye.
 WORKER_SERVICE = "kapell.v1.WorkerService"
+# Who calls these is audited with the address the call came from; so is whoever may approve.
+APPROVAL_SERVICE = "kapell.v1.ApprovalService"
 # A long poll answers this much before its client's deadline, seconds, so that the answer arrives.
 ANSWER_MARGIN = 0.25
 
@@ -190,6 +194,7 @@ class Pipeline:
         parse = method.request.FromString
         collect_violations = validation.collect_violations
         for_agents = method.service == WORKER_SERVICE
+        is_audited = method.scope == SCOPE_APPROVE or method.service == APPROVAL_SERVICE
         let_in: dict[str | bytes | None, Caller] = {}
 
         def admit(data: bytes, context: Context) -> tuple[Caller, Any]:
@@ -205,6 +210,8 @@ class Pipeline:
                 caller = self._let_in(method, header, let_in)
             if caller.instance and not for_agents and not self._lives(caller.agent_id, caller.instance):
                 raise token_of_the_past(caller.agent_id)
+            if is_audited:
+                caller = replace(caller, peer=_peer(context))
             if len(data) > MAX_MESSAGE_BYTES:
                 raise _too_large(method, len(data))
             try:
@@ -267,6 +274,11 @@ def _patience(context: Context) -> float:
     if remaining is None:
         return float("inf")
     return max(0.0, remaining - min(ANSWER_MARGIN, remaining / 4))
+
+
+def _peer(context: Context) -> str:
+    """The address a call came from, as "ipv4:127.0.0.1:50122"."""
+    return str(context.peer() or "")[:100]
 
 
 def draining() -> KapellError:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import sqlalchemy as sa
 from kapell.v1.agent_pb2 import Agent, AgentSpec, ListAgentsRequest, ListAgentsResponse
+from kapell.v1.approval_pb2 import Approval, ApprovalRule
 from kapell.v1.common_pb2 import LIST_ORDER_OLDEST_FIRST
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse, ListEventsRequest
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
@@ -34,6 +35,7 @@ from kapell_server.domain.tasks.bulk_job import Selection
 from kapell_server.domain.tasks.retention import compacted
 from kapell_server.domain.times import stamp
 from kapell_server.store import queries
+from kapell_server.store.approval_reads import ApprovalReads
 from kapell_server.store.cache import TaskCache
 from kapell_server.store.database import Database
 from kapell_server.store.family_reads import FamilyReads
@@ -43,7 +45,7 @@ from kapell_server.store.pages import ANSWER_BYTES, Page
 from kapell_server.store.record import Record
 from kapell_server.store.retention import oldest_revision
 from kapell_server.store.schedule_reads import ScheduleReads
-from kapell_server.store.schema import agents, attempts, events, standing, task_contents, tasks, templates
+from kapell_server.store.schema import agents, approvals, attempts, events, standing, task_contents, tasks, templates
 from kapell_server.store.standing_reads import StandingReads
 from kapell_server.store.task_selection import select_tasks
 from kapell_server.store.template_reads import TemplateReads
@@ -52,7 +54,7 @@ from kapell_server.wire import field, int_field
 
 _MAX_ATTEMPTS = 1000
 
-ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule"]
+ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule", "approval", "approval_rule"]
 
 _task_with_content = (
     sa.select(tasks.c.data, task_contents.c.data)
@@ -84,6 +86,7 @@ class Reads:
         self.families = FamilyReads(database)
         self.standing = StandingReads(database)
         self.schedules = ScheduleReads(database)
+        self.approvals = ApprovalReads(database)
 
     # -- tasks -------------------------------------------------------------------------------
 
@@ -282,6 +285,8 @@ _TABLES: dict[ResourceKind, tuple[sa.Table, type[Resource]]] = {
     "queue": (standing, Queue),
     "limit": (standing, ConcurrencyLimit),
     "schedule": (standing, Schedule),
+    "approval": (approvals, Approval),
+    "approval_rule": (standing, ApprovalRule),
 }
 
 

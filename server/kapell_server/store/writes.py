@@ -7,6 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from kapell.v1.agent_pb2 import Agent
+from kapell.v1.approval_pb2 import Approval
 from kapell.v1.task_pb2 import Task
 from kapell.v1.template_pb2 import Template
 from sqlalchemy import bindparam
@@ -16,6 +17,7 @@ from kapell_server.domain.pending import Change, Pending, Resource
 from kapell_server.domain.standing import KINDS, standing_id
 from kapell_server.domain.times import timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL
+from kapell_server.store.approval_rows import write_approvals, write_audit
 from kapell_server.store.bulk import Bulk
 from kapell_server.store.bulk_jobs import write_bulk_jobs
 from kapell_server.store.encode import encode_event, encode_time
@@ -144,6 +146,8 @@ def resource_id(resource: Resource) -> str:
             return resource.agent_id
         case Template():
             return resource.template_id
+        case Approval():
+            return resource.approval_id
         case _:
             return standing_id(resource)
 
@@ -160,9 +164,14 @@ def write_batch(connection: Connection, pending: Pending, written: Written, give
         template_changes = [change for change in pending.changes if type(change.resource) is Template]
         if template_changes:
             _write_templates(connection, template_changes, pending, written)
+        approval_changes = [change for change in pending.changes if type(change.resource) is Approval]
+        if approval_changes:
+            write_approvals(connection, approval_changes, pending, written.encoded)
         standing_changes = [change for change in pending.changes if type(change.resource) in KINDS]
         if standing_changes:
             write_standing(connection, standing_changes, written.encoded)
+    if pending.approval_audit:
+        write_audit(connection, pending)
     if pending.schedule_tasks:
         write_schedule_tasks(connection, pending.schedule_tasks)
     if pending.attempts:

@@ -461,7 +461,9 @@ class Approval(_message.Message):
     free_text: _builtins.bool
     """Whether a text is wanted as the answer; only for QUESTION."""
     content_hash: _builtins.str
-    """SHA-256, in hexadecimal, of kind, title, options and content as canonical JSON."""
+    """SHA-256, in hexadecimal, of {kind, title, options, content} as JSON with sorted names and no spaces; for TASK_START
+    the title, which a new name of the task would change, is left empty.
+    """
     signature: _builtins.str
     """What kind of request this is: the same for those that differ in details only, as in "tool:shell:bash git push"."""
     request_key: _builtins.str

@@ -113,9 +113,10 @@ class ApprovalPolicy(_message.Message):
     quorum: _builtins.int
     """How many different approvers must approve, 1 to 10. Unset: 1. One refusal is enough to refuse."""
     allow_requester: _builtins.bool
-    """Whether users may decide about what they have asked for themselves. Unset: only where they have also demanded
-    the approval themselves, so that a task's creator may approve its start if the policy is of the task, or of
-    a template or rule that the same user wrote or that came with Kapell. Agents never may, whatever is said here.
+    """Whether users may decide about what they have asked for themselves. Unset: not what their token has asked for in
+    the middle of a task; the start of a task they have created only where the demand is their own as well: the policy
+    is of the task, or of a template or rule that they wrote themselves or that came with Kapell. Agents never may,
+    whatever is said here.
     """
     on_expiry: Global___ExpiryAction.ValueType
     """What happens when nobody has decided in time."""
@@ -169,6 +170,7 @@ class TaskApproval(_message.Message):
     DEMANDED_BY_FIELD_NUMBER: _builtins.int
     APPROVAL_ID_FIELD_NUMBER: _builtins.int
     APPROVED_HASH_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
     demanded_by: _builtins.str
     """Who demands it: "task", "parent", "template" or the id of a rule."""
     approval_id: _builtins.str
@@ -179,6 +181,10 @@ class TaskApproval(_message.Message):
     def policy(self) -> Global___ApprovalPolicy:
         """The policy by which its start must be approved."""
 
+    @_builtins.property
+    def author(self) -> _watch_pb2.Actor:
+        """Who wrote the policy; see ApprovalPolicy.allow_requester."""
+
     def __init__(
         self,
         *,
@@ -186,10 +192,11 @@ class TaskApproval(_message.Message):
         demanded_by: _builtins.str = ...,
         approval_id: _builtins.str = ...,
         approved_hash: _builtins.str = ...,
+        author: _watch_pb2.Actor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_id", b"approval_id", "approved_hash", b"approved_hash", "demanded_by", b"demanded_by", "policy", b"policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_id", b"approval_id", "approved_hash", b"approved_hash", "author", b"author", "demanded_by", b"demanded_by", "policy", b"policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
