@@ -72,7 +72,7 @@ def ask_whole(
     world: World, task_id: str, title: str = "Run make", command: str = "make", **said: Any
 ) -> RequestApprovalResponse:
     """As `ask`, with the whole answer."""
-    said.setdefault("content", ApprovalContent(command=command, tool="bash", working_directory="/work/shop"))
+    said.setdefault("content", ApprovalContent(command=command, tool="bash", working_directory="/srv/shop"))
     request = RequestApprovalRequest(lease_token=world.token(task_id), title=title, **said)
     found: RequestApprovalResponse = world.do(request)
     return found

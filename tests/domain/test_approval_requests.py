@@ -45,7 +45,7 @@ def test_what_is_shown_comes_back_with_its_hash_and_its_risk() -> None:
 
     assert approval.content.command == "sudo rm -rf /"
     assert len(approval.content_hash) == 64
-    assert [reason.code for reason in approval.risk.reasons][0] == "destructive-command"
+    assert approval.risk.reasons[0].code == "destructive-command"
     assert not get(world, approval.approval_id).HasField("content"), "lists and events do not carry it"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.rpc.rpc_approvals import APPROVALS, VALID_OF_APPROVALS
 from tests.rpc.rpc_artifacts import ARTIFACTS, VALID_OF_ARTIFACTS
 from tests.rpc.rpc_bulk import BULK
 from tests.rpc.rpc_queues import QUEUES, VALID_OF_QUEUES
@@ -34,7 +35,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "WatchTasks": (BOTH_STARTS, "options"),
     **{
         name: case.malformed
-        for name, case in (TEMPLATES | BULK | QUEUES | ARTIFACTS | SCHEDULES).items()
+        for name, case in (TEMPLATES | BULK | QUEUES | ARTIFACTS | SCHEDULES | APPROVALS).items()
         if case.malformed
     },
     "SpawnAgent": (NO_ID, "source"),
@@ -69,6 +70,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
 }
 TEMPLATE = {"agentType": "shell", "prompt": "echo hello"}
 VALID: dict[str, dict[str, Any]] = {
+    **VALID_OF_APPROVALS,
     **VALID_OF_ARTIFACTS,
     **VALID_OF_QUEUES,
     **VALID_OF_SCHEDULES,

@@ -18,6 +18,8 @@ from kapell.v1.common_pb2 import LIST_ORDER_OLDEST_FIRST
 from kapell.v1.event_pb2 import Event
 from kapell.v1.watch_pb2 import (
     ACTOR_KIND_USER,
+    EVENT_KIND_APPROVAL_RULE_CREATED,
+    EVENT_KIND_APPROVAL_RULE_DELETED,
     EVENT_KIND_LIMIT_DELETED,
     EVENT_KIND_LIMIT_UPDATED,
     EVENT_KIND_QUEUE_UPDATED,
@@ -139,6 +141,8 @@ class Scene:
                 wanted.task_ids.append(resource_id)
             case "agent":
                 wanted.agent_ids.append(resource_id)
+            case "approval":
+                wanted.approval_ids.append(resource_id)
             case "schedule":
                 wanted.schedule_ids.append(resource_id)
             case _:
@@ -214,11 +218,15 @@ class Scene:
         return agent
 
 
-_KINDS = {"queue": [EVENT_KIND_QUEUE_UPDATED], "limit": [EVENT_KIND_LIMIT_UPDATED, EVENT_KIND_LIMIT_DELETED]}
+_KINDS = {
+    "queue": [EVENT_KIND_QUEUE_UPDATED],
+    "limit": [EVENT_KIND_LIMIT_UPDATED, EVENT_KIND_LIMIT_DELETED],
+    "rule": [EVENT_KIND_APPROVAL_RULE_CREATED, EVENT_KIND_APPROVAL_RULE_DELETED],
+}
 
 
 def _names(event: Event, name: str) -> bool:
-    return name in (event.queue.agent_type, event.limit.key)
+    return name in (event.queue.agent_type, event.limit.key, event.approval_rule.rule_id)
 
 
 def unpack(error: Any) -> Refusal:

@@ -20,7 +20,7 @@ from kapell.v1 import task_pb2, worker_pb2
 from kapell.v1.common_pb2 import SCOPE_READ, SCOPE_WORKER, Scope
 from kapell_server.rpc.methods import Method
 
-from tests.rpc import rpc_queues, rpc_schedules
+from tests.rpc import rpc_approvals, rpc_queues, rpc_schedules
 from tests.rpc.rpc_table import CASES, NEVER_REFUSED, SHORT_STREAMS
 from tests.rpc.scene import METHODS, Ask, Scene
 from tests.support.server_process import ServerProcess
@@ -181,7 +181,7 @@ def _changes_by(scene: Scene, ask: Ask, after: int) -> list[Any]:
     """Events since the revision, of whatever resource the request names; new ones where it names none."""
     ids = [
         str(getattr(ask.request, field))
-        for field in ("task_id", "agent_id", "template_id", "schedule_id")
+        for field in ("task_id", "agent_id", "template_id", "schedule_id", "approval_id")
         if field in ask.request.DESCRIPTOR.fields_by_name and getattr(ask.request, field)
     ]
     ids += [subject] if (subject := rpc_queues.subject_of(ask.request)) else []
@@ -226,7 +226,8 @@ def _subject(answer: Any | None, ask: Ask) -> str:
     if hasattr(ask.request, "filter"):
         return str(ask.request.filter.task_ids[0])
     for message in (answer, ask.request):
-        if subject := rpc_queues.subject_of(message) or rpc_schedules.subject_of(message):
+        of_some = (rpc_queues.subject_of, rpc_schedules.subject_of, rpc_approvals.subject_of)
+        if subject := next(filter(None, (subject_of(message) for subject_of in of_some)), ""):
             return subject
     for message in (answer, ask.request):
         resource = getattr(message, "task", None) or getattr(message, "agent", None) or message
@@ -252,7 +253,7 @@ def _comparable(answer: Any) -> Any:
 
 
 def _alter(request: Any) -> None:
-    if rpc_queues.alter(request):
+    if rpc_queues.alter(request) or rpc_approvals.alter(request):
         return
     if hasattr(request, "tasks"):
         request.tasks[0].prompt = "another"

@@ -15,6 +15,7 @@ from typing import Self, TypeVar, Unpack, overload
 
 from kapell.admin import Admin
 from kapell.agents import Agents
+from kapell.approvals import Approvals
 from kapell.artifacts import Artifacts
 from kapell.connection import DEFAULT_TIMEOUT, Connection
 from kapell.discovery import Endpoint, discover
@@ -59,6 +60,7 @@ class Client:
         self.templates = Templates(server)
         self.artifacts = Artifacts(server)
         self.schedules = Schedules(server)
+        self.approvals = Approvals(server)
         self.events = Events(server)
         self.admin = Admin(server)
         self._emitter = Emitter(self.events)
@@ -66,7 +68,8 @@ class Client:
     def watch(self, **keywords: Unpack[EventWatchKeywords]) -> Watch[Event]:
         """Every matching change, once and in order, through lost connections and restarts.
 
-        `kinds`, `task_ids`, `agent_ids`, `template_ids`, `schedule_ids` and `labels` filter. It begins now, or after
+        `kinds`, `task_ids`, `agent_ids`, `template_ids`, `schedule_ids`, `approval_ids` and `labels`
+        filter. It begins now, or after
         `after_revision` (with `log_id`, to be refused by another log), or with `initial_state` by
         everything that is, as SNAPSHOT events. Where the log no longer reaches back to the cursor
         it raises RevisionCompacted, or with `on_compacted="snapshot"` calls `on_reset` and begins

@@ -108,6 +108,11 @@ _REASONS: dict[str, tuple[Exit, str]] = {
     "ARTIFACT_LIMIT": (Exit.FAILURE, ""),
     "SCHEDULE_NOT_FOUND": (Exit.NOT_FOUND, "kapell schedule list"),
     "SCHEDULE_LIMIT": (Exit.FAILURE, "kapell schedule list"),
+    "APPROVAL_NOT_FOUND": (Exit.NOT_FOUND, "kapell approval list"),
+    "APPROVAL_ALREADY_DECIDED": (Exit.CONFLICT, "kapell approval show {approval_id}"),
+    "APPROVAL_CHANGED": (Exit.CONFLICT, "kapell approval list"),
+    "SELF_APPROVAL": (Exit.DENIED, ""),
+    "NOT_APPROVER": (Exit.DENIED, "kapell approval show {approval_id}"),
     # The client's own.
     "SERVER_UNREACHABLE": (Exit.UNREACHABLE, "kapell up"),
     "SERVER_NOT_FOUND": (Exit.UNREACHABLE, ""),

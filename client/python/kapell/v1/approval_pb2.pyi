@@ -1496,7 +1496,9 @@ class ApprovalRuleSpec(_message.Message):
     any number of directories; "?" is one character; all else is itself. A command is taken apart as a shell would:
     each of its parts must match by itself, with its words joined by single spaces; "git *" does not match
     "git status; rm -rf /". What a shell would put together only when it runs, as in $(…), and what goes into files
-    by ">", matches no pattern but the very same text. Paths are made absolute first; each must match.
+    by ">", matches no pattern but the very same text. Paths are made absolute first; each must match. A rule that refuses
+    matches more: any part of a command, and any path, is enough. A rule that approves has no more say than who wrote
+    it: it approves nothing they have asked for themselves, are not named for, or cannot decide alone.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -116,8 +116,8 @@ class ApprovalServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetApproval(self, request, context):
-        """Reads one approval with its content.
-        Errors: APPROVAL_NOT_FOUND.
+        """Reads one approval with its content. Agents read what they have asked for, and what is of the tasks they hold.
+        Errors: APPROVAL_NOT_FOUND, NOT_OWNER.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -158,7 +158,7 @@ class ApprovalServiceServicer:
 
     def WaitApproval(self, request, context):
         """Waits until the approval is not PENDING any more, at most `wait`. Answers with it as it is by then.
-        Errors: APPROVAL_NOT_FOUND.
+        Errors: APPROVAL_NOT_FOUND, NOT_OWNER.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

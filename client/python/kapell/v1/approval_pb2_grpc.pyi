@@ -51,8 +51,8 @@ class ApprovalServiceStub:
     Errors: LEASE_LOST, NOT_OWNER, TASK_STATE_CONFLICT (the task is being cancelled), REQUEST_INVALID.
     """
     GetApproval: _grpc.UnaryUnaryMultiCallable[_approval_pb2.GetApprovalRequest, _approval_pb2.GetApprovalResponse]
-    """Reads one approval with its content.
-    Errors: APPROVAL_NOT_FOUND.
+    """Reads one approval with its content. Agents read what they have asked for, and what is of the tasks they hold.
+    Errors: APPROVAL_NOT_FOUND, NOT_OWNER.
     """
     ListApprovals: _grpc.UnaryUnaryMultiCallable[_approval_pb2.ListApprovalsRequest, _approval_pb2.ListApprovalsResponse]
     """Lists approvals without content: the inbox, or all of them in the order of their creation.
@@ -73,7 +73,7 @@ class ApprovalServiceStub:
     """
     WaitApproval: _grpc.UnaryUnaryMultiCallable[_approval_pb2.WaitApprovalRequest, _approval_pb2.WaitApprovalResponse]
     """Waits until the approval is not PENDING any more, at most `wait`. Answers with it as it is by then.
-    Errors: APPROVAL_NOT_FOUND.
+    Errors: APPROVAL_NOT_FOUND, NOT_OWNER.
     """
     WatchApprovals: _grpc.UnaryStreamMultiCallable[_approval_pb2.WatchApprovalsRequest, _approval_pb2.WatchApprovalsResponse]
     """Streams the changes of matching approvals; see EventService.Watch.
@@ -111,8 +111,8 @@ class ApprovalServiceAsyncStub(ApprovalServiceStub):
     Errors: LEASE_LOST, NOT_OWNER, TASK_STATE_CONFLICT (the task is being cancelled), REQUEST_INVALID.
     """
     GetApproval: _aio.UnaryUnaryMultiCallable[_approval_pb2.GetApprovalRequest, _approval_pb2.GetApprovalResponse]  # type: ignore[assignment]
-    """Reads one approval with its content.
-    Errors: APPROVAL_NOT_FOUND.
+    """Reads one approval with its content. Agents read what they have asked for, and what is of the tasks they hold.
+    Errors: APPROVAL_NOT_FOUND, NOT_OWNER.
     """
     ListApprovals: _aio.UnaryUnaryMultiCallable[_approval_pb2.ListApprovalsRequest, _approval_pb2.ListApprovalsResponse]  # type: ignore[assignment]
     """Lists approvals without content: the inbox, or all of them in the order of their creation.
@@ -133,7 +133,7 @@ class ApprovalServiceAsyncStub(ApprovalServiceStub):
     """
     WaitApproval: _aio.UnaryUnaryMultiCallable[_approval_pb2.WaitApprovalRequest, _approval_pb2.WaitApprovalResponse]  # type: ignore[assignment]
     """Waits until the approval is not PENDING any more, at most `wait`. Answers with it as it is by then.
-    Errors: APPROVAL_NOT_FOUND.
+    Errors: APPROVAL_NOT_FOUND, NOT_OWNER.
     """
     WatchApprovals: _aio.UnaryStreamMultiCallable[_approval_pb2.WatchApprovalsRequest, _approval_pb2.WatchApprovalsResponse]  # type: ignore[assignment]
     """Streams the changes of matching approvals; see EventService.Watch.
@@ -180,8 +180,8 @@ class ApprovalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _approval_pb2.GetApprovalRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_approval_pb2.GetApprovalResponse, _abc.Awaitable[_approval_pb2.GetApprovalResponse]]:
-        """Reads one approval with its content.
-        Errors: APPROVAL_NOT_FOUND.
+        """Reads one approval with its content. Agents read what they have asked for, and what is of the tasks they hold.
+        Errors: APPROVAL_NOT_FOUND, NOT_OWNER.
         """
 
     @_abc_1.abstractmethod
@@ -232,7 +232,7 @@ class ApprovalServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_approval_pb2.WaitApprovalResponse, _abc.Awaitable[_approval_pb2.WaitApprovalResponse]]:
         """Waits until the approval is not PENDING any more, at most `wait`. Answers with it as it is by then.
-        Errors: APPROVAL_NOT_FOUND.
+        Errors: APPROVAL_NOT_FOUND, NOT_OWNER.
         """
 
     @_abc_1.abstractmethod

@@ -50,7 +50,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_PROFILE_NOT_FOUND: _ErrorReason.ValueType  # 11
     """NOT_FOUND: the configuration has no profile of this name. Metadata: profile, known."""
     ERROR_REASON_ID_TAKEN: _ErrorReason.ValueType  # 12
-    """ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id or schedule_id."""
+    """ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id or schedule_id or rule_id."""
     ERROR_REASON_TASK_STATE_CONFLICT: _ErrorReason.ValueType  # 13
     """FAILED_PRECONDITION: the task's state does not allow this. Metadata: task_id, state, allowed."""
     ERROR_REASON_AGENT_STATE_CONFLICT: _ErrorReason.ValueType  # 14
@@ -174,7 +174,7 @@ ERROR_REASON_ATTEMPT_NOT_FOUND: ErrorReason.ValueType  # 10
 ERROR_REASON_PROFILE_NOT_FOUND: ErrorReason.ValueType  # 11
 """NOT_FOUND: the configuration has no profile of this name. Metadata: profile, known."""
 ERROR_REASON_ID_TAKEN: ErrorReason.ValueType  # 12
-"""ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id or schedule_id."""
+"""ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id or schedule_id or rule_id."""
 ERROR_REASON_TASK_STATE_CONFLICT: ErrorReason.ValueType  # 13
 """FAILED_PRECONDITION: the task's state does not allow this. Metadata: task_id, state, allowed."""
 ERROR_REASON_AGENT_STATE_CONFLICT: ErrorReason.ValueType  # 14
