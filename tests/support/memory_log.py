@@ -10,6 +10,7 @@ import copy
 from collections.abc import Collection
 
 from kapell.v1.agent_pb2 import Agent
+from kapell.v1.approval_pb2 import Approval, ApprovalRule
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
@@ -73,6 +74,8 @@ class MemoryLog:
             "queue": Queue,
             "limit": ConcurrencyLimit,
             "schedule": Schedule,
+            "approval": Approval,
+            "approval_rule": ApprovalRule,
         }[kind]
         self.pages_read += 1
         everything = [record for record in self._resources.values() if type(record.resource) is wanted]

@@ -27,7 +27,7 @@ WHEN_DECIDED: dict[ApprovalKind.ValueType, WhenDecided] = {}
 
 
 def carry_out(state: State, approval: Approval, edited: Task | None = None) -> None:
-    """Does what an approval's final state asks for. `edited` is the task as the decision has changed it, not put yet."""
+    """Does what an approval's final state asks for. `edited` is the task as the decision has changed it."""
     if approval.kind in WHEN_DECIDED:
         WHEN_DECIDED[approval.kind](state, approval)
         return

@@ -96,7 +96,7 @@ def watch(app: App, /, task_ids: tuple[str, ...]) -> None:
     examples="""
         kapell approval audit
         kapell approval audit --approval approval_01kabc
-        kapell approval audit --content -n 10000 -o jsonl > audit.jsonl
+        kapell approval audit --content -n 10000 -o jsonl
     """,
 )
 @click.option("--approval", "approval_id", default="", metavar="APPROVAL_ID", help="Of this approval.")

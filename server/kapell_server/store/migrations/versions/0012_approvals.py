@@ -26,9 +26,13 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("approvals", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_approvals_approval_id"), ["approval_id"], unique=True)
-        batch_op.create_index(batch_op.f("ix_approvals_state"), ["state", "create_revision"], unique=False)
-        batch_op.create_index(batch_op.f("ix_approvals_task_id"), ["task_id", "create_revision"], unique=False)
-        batch_op.create_index(batch_op.f("ix_approvals_signature"), ["signature", "state"], unique=False)
+        batch_op.create_index(
+            batch_op.f("ix_approvals_state_create_revision"), ["state", "create_revision"], unique=False
+        )
+        batch_op.create_index(
+            batch_op.f("ix_approvals_task_id_create_revision"), ["task_id", "create_revision"], unique=False
+        )
+        batch_op.create_index(batch_op.f("ix_approvals_signature_state"), ["signature", "state"], unique=False)
     op.create_table(
         "approval_contents",
         sa.Column("approval_id", sa.String(length=64), nullable=False),
@@ -44,7 +48,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("revision", name=op.f("pk_approval_audit")),
     )
     with op.batch_alter_table("approval_audit", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_approval_audit_approval_id"), ["approval_id", "revision"], unique=False)
+        batch_op.create_index(
+            batch_op.f("ix_approval_audit_approval_id_revision"), ["approval_id", "revision"], unique=False
+        )
 
 
 def downgrade() -> None:
