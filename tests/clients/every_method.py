@@ -15,11 +15,13 @@ from kapell.v1 import (
     agent_pb2,
     approval_pb2,
     artifact_pb2,
+    audit_pb2,
     event_pb2,
     queue_pb2,
     schedule_pb2,
     task_pb2,
     template_pb2,
+    token_pb2,
     worker_pb2,
 )
 
@@ -28,11 +30,13 @@ FILES = (
     agent_pb2,
     approval_pb2,
     artifact_pb2,
+    audit_pb2,
     event_pb2,
     queue_pb2,
     schedule_pb2,
     task_pb2,
     template_pb2,
+    token_pb2,
     worker_pb2,
 )
 

@@ -20,7 +20,7 @@ from kapell.v1 import task_pb2, worker_pb2
 from kapell.v1.common_pb2 import SCOPE_READ, SCOPE_WORKER, Scope
 from kapell_server.rpc.methods import Method
 
-from tests.rpc import rpc_approvals, rpc_queues, rpc_schedules
+from tests.rpc import rpc_approvals, rpc_queues, rpc_schedules, rpc_tokens
 from tests.rpc.rpc_table import CASES, NEVER_REFUSED, SHORT_STREAMS
 from tests.rpc.scene import METHODS, Ask, Scene
 from tests.support.server_process import ServerProcess
@@ -184,7 +184,7 @@ def _changes_by(scene: Scene, ask: Ask, after: int) -> list[Any]:
         for field in ("task_id", "agent_id", "template_id", "schedule_id", "approval_id")
         if field in ask.request.DESCRIPTOR.fields_by_name and getattr(ask.request, field)
     ]
-    ids += [subject] if (subject := rpc_queues.subject_of(ask.request)) else []
+    ids += [subject] if (subject := rpc_queues.subject_of(ask.request) or rpc_tokens.subject_of(ask.request)) else []
     return [event for resource_id in ids for event in scene.changes_of(resource_id) if event.revision > after]
 
 
@@ -226,9 +226,9 @@ def _subject(answer: Any | None, ask: Ask) -> str:
     if hasattr(ask.request, "filter"):
         return str(ask.request.filter.task_ids[0])
     for message in (answer, ask.request):
-        of_some = (rpc_queues.subject_of, rpc_schedules.subject_of, rpc_approvals.subject_of)
-        if subject := next(filter(None, (subject_of(message) for subject_of in of_some)), ""):
-            return subject
+        for part in (rpc_queues, rpc_schedules, rpc_approvals, rpc_tokens):
+            if subject := part.subject_of(message):
+                return subject
     for message in (answer, ask.request):
         resource = getattr(message, "task", None) or getattr(message, "agent", None) or message
         if hasattr(answer, "template") and message is answer:
@@ -253,7 +253,7 @@ def _comparable(answer: Any) -> Any:
 
 
 def _alter(request: Any) -> None:
-    if rpc_queues.alter(request) or rpc_approvals.alter(request):
+    if rpc_queues.alter(request) or rpc_approvals.alter(request) or rpc_tokens.alter(request):
         return
     if hasattr(request, "tasks"):
         request.tasks[0].prompt = "another"

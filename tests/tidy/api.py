@@ -18,11 +18,13 @@ from kapell.v1 import (
     agent_pb2,
     approval_pb2,
     artifact_pb2,
+    audit_pb2,
     event_pb2,
     queue_pb2,
     schedule_pb2,
     task_pb2,
     template_pb2,
+    token_pb2,
     worker_pb2,
 )
 
@@ -49,11 +51,13 @@ def services() -> list[ServiceDescriptor]:
         agent_pb2,
         approval_pb2,
         artifact_pb2,
+        audit_pb2,
         event_pb2,
         queue_pb2,
         schedule_pb2,
         task_pb2,
         template_pb2,
+        token_pb2,
         worker_pb2,
     )
     return [service for module in modules for service in module.DESCRIPTOR.services_by_name.values()]

@@ -24,13 +24,14 @@ from kapell.approvals import Approvals
 from kapell.artifacts import Artifacts
 from kapell.client import Client
 from kapell.connection import DEFAULT_TIMEOUT, Connection
-from kapell.discovery import Endpoint
+from kapell.discovery import Endpoint, Tls
 from kapell.emitter import Handler
 from kapell.events import Events
 from kapell.queues import Limits, Queues
 from kapell.schedules import Schedules
 from kapell.tasks import Tasks
 from kapell.templates import Templates
+from kapell.tokens import Audit, Tokens
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -289,6 +290,23 @@ class SyncAdmin(_Face[Admin]):
     compact_events = blocking(Admin.compact_events)
 
 
+class SyncTokens(_Face[Tokens]):
+    """`client.tokens`, blocking."""
+
+    create = blocking(Tokens.create)
+    list = blocking(Tokens.list)
+    iterate = streaming(Tokens.iterate)
+    revoke = blocking(Tokens.revoke)
+    caller = blocking(Tokens.caller)
+
+
+class SyncAudit(_Face[Audit]):
+    """`client.audit`, blocking."""
+
+    list = blocking(Audit.list)
+    iterate = streaming(Audit.iterate)
+
+
 class SyncClient:
     """`Client` without a loop; takes the same arguments. Close it, or use `with`."""
 
@@ -297,10 +315,11 @@ class SyncClient:
         server: str | Endpoint | Connection | None = None,
         *,
         token: str | None = None,
+        tls: Tls | None = None,
         data_dir: str | os.PathLike[str] | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
-        client = Client(server, token=token, data_dir=data_dir, timeout=timeout)
+        client = Client(server, token=token, tls=tls, data_dir=data_dir, timeout=timeout)
         self._client = client
         self._loop = loop = LoopThread()
         self._callbacks = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kapell-callbacks")
@@ -315,6 +334,8 @@ class SyncClient:
         self.approvals = SyncApprovals(loop, client.approvals)
         self.events = SyncEvents(loop, client.events)
         self.admin = SyncAdmin(loop, client.admin)
+        self.tokens = SyncTokens(loop, client.tokens)
+        self.audit = SyncAudit(loop, client.audit)
         self.watch = self.events.watch
         self._closed = False
 

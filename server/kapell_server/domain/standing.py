@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, TypeVar
 from kapell.v1.approval_pb2 import ApprovalRule
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
+from kapell.v1.token_pb2 import Token
 from kapell.v1.watch_pb2 import EventKind
 
 if TYPE_CHECKING:
     from kapell_server.domain.state import State
 
-Standing = Queue | ConcurrencyLimit | Schedule | ApprovalRule
-_T = TypeVar("_T", Queue, ConcurrencyLimit, Schedule, ApprovalRule)
+Standing = Queue | ConcurrencyLimit | Schedule | ApprovalRule | Token
+_T = TypeVar("_T", Queue, ConcurrencyLimit, Schedule, ApprovalRule, Token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ KINDS: dict[type, StandingKind] = {
         StandingKind(2, "limit", ConcurrencyLimit, "key"),
         StandingKind(3, "schedule", Schedule, "schedule_id"),
         StandingKind(13, "approval_rule", ApprovalRule, "rule_id"),
+        StandingKind(14, "token", Token, "token_id"),
     )
 }
 """Numbers are stored: never used again for another kind."""

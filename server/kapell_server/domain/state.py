@@ -17,23 +17,23 @@ from typing import Any
 from kapell.v1.agent_pb2 import Agent, AgentSpec
 from kapell.v1.error_pb2 import ERROR_REASON_AGENT_NOT_FOUND, ERROR_REASON_TASK_NOT_FOUND
 from kapell.v1.task_pb2 import (
-    TASK_STATE_AWAITING_APPROVAL,
     TASK_STATE_QUEUED,
-    WAIT_KIND_PROVIDER_RATE_LIMIT,
-    WAIT_KIND_RETRY_BACKOFF,
     Task,
     TaskAttempt,
     TaskEdit,
 )
-from kapell.v1.watch_pb2 import EVENT_KIND_TASK_QUEUED, EVENT_KIND_TASK_UPDATED, EventKind
+from kapell.v1.watch_pb2 import EventKind
 
 from kapell_server.domain.access import Caller, Keyring, system
 from kapell_server.domain.approvals.shelf import ApprovalShelf
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.ids import IdMinter
 from kapell_server.domain.pending import Change, Loader, Pending, Resource
+from kapell_server.domain.queueing.arrivals import is_new
+from kapell_server.domain.queueing.keys import rests
 from kapell_server.domain.queueing.polls import PollBoard
 from kapell_server.domain.queueing.queues import Queues
+from kapell_server.domain.schedules.schedule_lives import ScheduleLives
 from kapell_server.domain.schedules.schedule_tasks import ScheduleTasks
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.standing import StandingShelf
@@ -45,8 +45,6 @@ from kapell_server.domain.templates.template_shelf import TemplateShelf
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL, TASK_LEASED
 from kapell_server.domain.workers.leases import Lease, LeaseTable
 
-_BETWEEN_ATTEMPTS = frozenset({WAIT_KIND_RETRY_BACKOFF, WAIT_KIND_PROVIDER_RATE_LIMIT})
-"""What a task waits for that was begun already: it is not new to its queue."""
 _SLACK = 1024
 _TASK_CACHE = 20_000
 _CONTENT_CACHE_BYTES = 32 * 1024 * 1024
@@ -93,6 +91,10 @@ class State:
         self.standing = StandingShelf(self)
         self.schedule_tasks = ScheduleTasks(self)
         self.approvals = ApprovalShelf(self)
+        self.token_digests: dict[str, bytes] = {}
+        """What proves each token, by its id."""
+        self.audit_number = 0
+        self.schedule_lives = ScheduleLives(self)
         self._undo: list[tuple[Any, ...]] = []
         self.queues = Queues(self)
         self.turns: dict[str, int] = {}
@@ -212,8 +214,7 @@ class State:
         previous = None if created else self._tasks.get(task_id)
         wish = None if deleted else self.approvals.before_put(task, previous)
         state = task.state
-        if state == TASK_STATE_AWAITING_APPROVAL and kind == EVENT_KIND_TASK_QUEUED:
-            kind = EVENT_KIND_TASK_UPDATED
+        kind = self.approvals.event_of(task, kind)
         self._number(task)
         since = previous_state = 0
         if previous is not None:
@@ -225,18 +226,17 @@ class State:
         )
         self._tasks[task_id] = None if deleted else task
         self._undo.append((self._unput_task, task_id, previous))
-        if task_id in self.edges.unmet or task_id in self.edges.dependants:
+        if self.edges.concern(task_id):
             self.edges.notice(task, previous, deleted)
         if task.root_task_id and (created or deleted):
             self.families.notice(task, deleted)
         if previous is None or previous_state or previous.priority != task.priority:
             self._queue(previous, task)
+            self.schedule_lives.notice(task, previous)
         if due_ns and (not self.due_horizon_ns or due_ns < self.due_horizon_ns):
             self.schedule(due_ns, task_id)
         elif deleted or state in TASK_FINAL:
             self._forget_due(task_id)
-        if task.schedule_id and state in TASK_FINAL:
-            self.schedule(self.now_ns, task.schedule_id)  # A run may wait for this end.
         self.approvals.after_put(task, wish, deleted=deleted)
         return task if wish is None else self._tasks[task_id] or task
 
@@ -244,16 +244,17 @@ class State:
         """Tells the queues of a task that has joined or left one, or an agent."""
         before = previous.state if previous is not None else 0
         after = task.state
+        if task.concurrency_keys and before != after:
+            if previous is not None and rests(previous):
+                self.queues.keys.stir(previous)
+            if rests(task):
+                self.queues.keys.rest(task)
         if previous is not None and before == TASK_STATE_QUEUED:
             self.queues.leave(previous, starts=after in TASK_LEASED)
         if (before in TASK_LEASED) != (after in TASK_LEASED):
             self.queues.occupy(task, 1 if after in TASK_LEASED else -1)
         if after == TASK_STATE_QUEUED:
-            waits = previous.waiting_on if previous is not None and before not in TASK_FINAL else ()
-            tried = before in TASK_LEASED or (before not in TASK_FINAL and task.attempts_used > 0)
-            tried = tried or any(wait.kind in _BETWEEN_ATTEMPTS for wait in waits)
-            tried = tried or (previous is not None and previous.HasField("parked"))
-            self.queues.join(task, arrives=before != after and not tried)
+            self.queues.join(task, arrives=before != after and is_new(previous, task))
 
     def _unput_task(self, task_id: str, previous: Task | None) -> None:
         self.revision -= 1
@@ -282,7 +283,7 @@ class State:
 
     def next_due_ns(self) -> int:
         """When to look next; 0 for never. Beyond the horizon the database knows more."""
-        if self.edges.stirred:
+        if self.edges.stirred or self.queues.unsettled:
             return self.now_ns
         first = self._due[0][0] if self._due else 0
         horizon = self.due_horizon_ns

@@ -88,7 +88,7 @@ def write_approvals(
     _insert_contents.execute(connection, contents)
 
 
-def write_audit(connection: Connection, pending: Pending) -> None:
+def write_approval_audit(connection: Connection, pending: Pending) -> None:
     """Adds what was done."""
     rows = [(revision, one.approval_id, one.SerializeToString()) for revision, one in pending.approval_audit.items()]
     _insert_audit.execute(connection, rows)

@@ -143,6 +143,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_NOT_APPROVER: _ErrorReason.ValueType  # 99
     """PERMISSION_DENIED: the policy names others. Metadata: approval_id, approvers."""
+    ERROR_REASON_TOKEN_EXPIRED: _ErrorReason.ValueType  # 100
+    """UNAUTHENTICATED: the token was good until expire_time. Metadata: token_id, expire_time."""
+    ERROR_REASON_TOKEN_NOT_FOUND: _ErrorReason.ValueType  # 101
+    """NOT_FOUND: no token has this id. Metadata: token_id."""
+    ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 102
+    """RESOURCE_EXHAUSTED: the caller has more calls at work, or makes them faster, than one may.
+    Metadata: limit. RetryInfo says when to try again.
+    """
+    ERROR_REASON_NOT_FOR_AGENTS: _ErrorReason.ValueType  # 103
+    """PERMISSION_DENIED: the method is closed to agents, whatever they name. Metadata: agent_id."""
+    ERROR_REASON_TOKEN_LIMIT: _ErrorReason.ValueType  # 104
+    """RESOURCE_EXHAUSTED: there are as many tokens as there may be. Metadata: limit."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. The comment of each value names its gRPC code and the
@@ -267,4 +279,16 @@ where another approval has taken its place also superseded_by.
 """
 ERROR_REASON_NOT_APPROVER: ErrorReason.ValueType  # 99
 """PERMISSION_DENIED: the policy names others. Metadata: approval_id, approvers."""
+ERROR_REASON_TOKEN_EXPIRED: ErrorReason.ValueType  # 100
+"""UNAUTHENTICATED: the token was good until expire_time. Metadata: token_id, expire_time."""
+ERROR_REASON_TOKEN_NOT_FOUND: ErrorReason.ValueType  # 101
+"""NOT_FOUND: no token has this id. Metadata: token_id."""
+ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 102
+"""RESOURCE_EXHAUSTED: the caller has more calls at work, or makes them faster, than one may.
+Metadata: limit. RetryInfo says when to try again.
+"""
+ERROR_REASON_NOT_FOR_AGENTS: ErrorReason.ValueType  # 103
+"""PERMISSION_DENIED: the method is closed to agents, whatever they name. Metadata: agent_id."""
+ERROR_REASON_TOKEN_LIMIT: ErrorReason.ValueType  # 104
+"""RESOURCE_EXHAUSTED: there are as many tokens as there may be. Metadata: limit."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -15,6 +15,7 @@ from kapell.v1 import queue_pb2 as _queue_pb2
 from kapell.v1 import schedule_pb2 as _schedule_pb2
 from kapell.v1 import task_pb2 as _task_pb2
 from kapell.v1 import template_pb2 as _template_pb2
+from kapell.v1 import token_pb2 as _token_pb2
 from kapell.v1 import watch_pb2 as _watch_pb2
 import builtins as _builtins
 import sys
@@ -48,6 +49,7 @@ class Event(_message.Message):
     SCHEDULE_FIELD_NUMBER: _builtins.int
     APPROVAL_FIELD_NUMBER: _builtins.int
     APPROVAL_RULE_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The event's place in the log; strictly growing in commit order, each used once."""
     kind: _watch_pb2.EventKind.ValueType
@@ -100,6 +102,10 @@ class Event(_message.Message):
     def approval_rule(self) -> _approval_pb2.ApprovalRule:
         """A rule for approvals."""
 
+    @_builtins.property
+    def token(self) -> _token_pb2.Token:
+        """A token, without its secret."""
+
     def __init__(
         self,
         *,
@@ -118,12 +124,13 @@ class Event(_message.Message):
         schedule: _schedule_pb2.Schedule | None = ...,
         approval: _approval_pb2.Approval | None = ...,
         approval_rule: _approval_pb2.ApprovalRule | None = ...,
+        token: _token_pb2.Token | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "approval", b"approval", "approval_rule", b"approval_rule", "event_time", b"event_time", "limit", b"limit", "queue", b"queue", "resource", b"resource", "schedule", b"schedule", "task", b"task", "template", b"template"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "approval", b"approval", "approval_rule", b"approval_rule", "event_time", b"event_time", "limit", b"limit", "queue", b"queue", "resource", b"resource", "schedule", b"schedule", "task", b"task", "template", b"template", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "approval", b"approval", "approval_rule", b"approval_rule", "changed_fields", b"changed_fields", "event_time", b"event_time", "kind", b"kind", "limit", b"limit", "previous_agent_state", b"previous_agent_state", "previous_task_state", b"previous_task_state", "queue", b"queue", "resource", b"resource", "revision", b"revision", "schedule", b"schedule", "task", b"task", "template", b"template"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "approval", b"approval", "approval_rule", b"approval_rule", "changed_fields", b"changed_fields", "event_time", b"event_time", "kind", b"kind", "limit", b"limit", "previous_agent_state", b"previous_agent_state", "previous_task_state", b"previous_task_state", "queue", b"queue", "resource", b"resource", "revision", b"revision", "schedule", b"schedule", "task", b"task", "template", b"template", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["task", "agent", "template", "queue", "limit", "schedule", "approval", "approval_rule"]  # noqa: Y015
+    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["task", "agent", "template", "queue", "limit", "schedule", "approval", "approval_rule", "token"]  # noqa: Y015
     _WhichOneofArgType_resource: _TypeAlias = _typing.Literal["resource", b"resource"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_resource) -> _WhichOneofReturnType_resource | None: ...
 

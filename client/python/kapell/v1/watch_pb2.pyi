@@ -118,6 +118,12 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """approval.rule_used: a rule has decided."""
     EVENT_KIND_APPROVAL_RULE_DELETED: _EventKind.ValueType  # 159
     """approval.rule_deleted: the rule was revoked; the event carries its last form."""
+    EVENT_KIND_TOKEN_CREATED: _EventKind.ValueType  # 160
+    """A token was made."""
+    EVENT_KIND_TOKEN_REVOKED: _EventKind.ValueType  # 161
+    """A token was revoked."""
+    EVENT_KIND_TOKEN_DELETED: _EventKind.ValueType  # 162
+    """A token that had ended was forgotten, to make room."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """What happened to a resource. The event's name in the SDKs, the CLI and over
@@ -217,6 +223,12 @@ EVENT_KIND_APPROVAL_RULE_USED: EventKind.ValueType  # 158
 """approval.rule_used: a rule has decided."""
 EVENT_KIND_APPROVAL_RULE_DELETED: EventKind.ValueType  # 159
 """approval.rule_deleted: the rule was revoked; the event carries its last form."""
+EVENT_KIND_TOKEN_CREATED: EventKind.ValueType  # 160
+"""A token was made."""
+EVENT_KIND_TOKEN_REVOKED: EventKind.ValueType  # 161
+"""A token was revoked."""
+EVENT_KIND_TOKEN_DELETED: EventKind.ValueType  # 162
+"""A token that had ended was forgotten, to make room."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 class _ActorKind:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from kapell.v1.approval_pb2 import Approval, ApprovalAuditEntry, ApprovalContent, ApprovalRule
 from kapell.v1.approval_policy_pb2 import APPROVAL_STATE_PENDING
 from kapell.v1.error_pb2 import ERROR_REASON_APPROVAL_NOT_FOUND
-from kapell.v1.task_pb2 import Task
-from kapell.v1.watch_pb2 import EventKind
+from kapell.v1.task_pb2 import TASK_STATE_AWAITING_APPROVAL, Task
+from kapell.v1.watch_pb2 import EVENT_KIND_TASK_QUEUED, EVENT_KIND_TASK_UPDATED, EventKind
 
 from kapell_server.domain.approvals import start
 from kapell_server.domain.errors import KapellError
@@ -161,6 +161,12 @@ class ApprovalShelf:
     def before_put(self, task: Task, previous: Task | None) -> start.Wish | None:
         """Holds back a task that would become QUEUED, where its start is not approved yet; see `start`."""
         return start.hold(self._state, task, previous)
+
+    @staticmethod
+    def event_of(task: Task, kind: EventKind.ValueType) -> EventKind.ValueType:
+        """What a put is called: a task that was held back is not queued."""
+        is_held = task.state == TASK_STATE_AWAITING_APPROVAL and kind == EVENT_KIND_TASK_QUEUED
+        return EVENT_KIND_TASK_UPDATED if is_held else kind
 
     def after_put(self, task: Task, wish: start.Wish | None, *, deleted: bool) -> None:
         """Asks for what `before_put` has found wanting, and takes back what a task needs no more."""
