@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kapell_server.domain.state import State
 
 MOST_COUNTED = 1_000
-_MOST_RECKONED = 500
+_MOST_RECKONED = 100
 """Of so many approvals it is reckoned what waits behind them; beyond, the order is by expiry alone."""
 
 
