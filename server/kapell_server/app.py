@@ -38,6 +38,7 @@ from kapell_server.rpc.logins import FailedLogins
 from kapell_server.rpc.pipeline import Pipeline
 from kapell_server.rpc.queues import QueueServicer
 from kapell_server.rpc.schedules import ScheduleServicer
+from kapell_server.rpc.secrets import SecretServicer
 from kapell_server.rpc.server import AddressUnusableError, RpcServer, is_loopback
 from kapell_server.rpc.task_logs import TaskLogs
 from kapell_server.rpc.tasks import TaskServicer
@@ -53,6 +54,7 @@ from kapell_server.store.logs import MAX_BYTES, LogStore
 from kapell_server.store.migrate import begin_new_log
 from kapell_server.supervise import Supervisor
 from kapell_server.telemetry import Telemetry
+from kapell_server.vault import Vault
 from kapell_server.watch.follow import Watches
 
 _log = structlog.get_logger(__name__)
@@ -79,6 +81,7 @@ class App:
         self._terminate_agents = False
         self._serves = False
         self.engine: Engine
+        self.vault: Vault
         self.artifacts: ArtifactStore
         self.rpc: RpcServer
 
@@ -108,7 +111,7 @@ class App:
         _refuse_exposure(config)
         self.directory.acquire()
         undo.callback(self.directory.release)
-        keyring = self.directory.keyring()
+        keyring, self.vault = self.directory.keyring(), self.directory.vault()
         self.admin_token = self.directory.admin_token()
 
         undo.push_async_callback(self.supervisor.stop)
@@ -130,6 +133,7 @@ class App:
             clock=clock,
             settings=_settings(config),
             supervisor=self.supervisor,
+            vault=self.vault,
         )
         await engine.start()
         undo.push_async_callback(engine.stop)
@@ -285,6 +289,7 @@ class App:
             "AgentService": AgentServicer(engine, reads, watches=watches, spawner=spawner, profiles=config.profiles),
             "TemplateService": TemplateServicer(engine, reads),
             "QueueService": QueueServicer(engine, reads),
+            "SecretService": SecretServicer(engine, reads, self.vault),
             "ScheduleService": ScheduleServicer(engine, reads, SystemClock()),
             "WorkerService": WorkerServicer(
                 engine, logs=logs, directives=Directives(engine.ring, reads, self.supervisor)

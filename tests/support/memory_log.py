@@ -14,6 +14,7 @@ from kapell.v1.approval_pb2 import Approval, ApprovalRule
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
+from kapell.v1.secret_pb2 import Secret
 from kapell.v1.task_pb2 import Task
 from kapell.v1.template_pb2 import Template
 from kapell.v1.token_pb2 import Token
@@ -77,6 +78,7 @@ class MemoryLog:
             "schedule": Schedule,
             "approval": Approval,
             "approval_rule": ApprovalRule,
+            "secret": Secret,
             "token": Token,
         }[kind]
         self.pages_read += 1

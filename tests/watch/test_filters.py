@@ -135,7 +135,7 @@ def test_the_snapshot_passes_whatever_kinds_are_wanted() -> None:
     [
         (
             EventFilter(),
-            ("task", "agent", "template", "queue", "limit", "schedule", "approval", "approval_rule", "token"),
+            ("task", "agent", "template", "queue", "limit", "schedule", "approval", "approval_rule", "secret", "token"),
         ),
         (EventFilter(schedule_ids=["schedule_a"]), ("schedule",)),
         (EventFilter(schedule_ids=["schedule_a"], template_ids=["review"]), ()),

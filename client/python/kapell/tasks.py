@@ -74,6 +74,8 @@ class TaskFields(TypedDict, total=False):
     """Makes it a child of this task."""
     fairness_key: str
     """Whose share of the agents it uses; keys take turns."""
+    secrets: Mapping[str, str]
+    """What the agent is given: what it finds each under, and the secret's name."""
     concurrency_keys: Iterable[str]
     """Of each of these only so many tasks run at a time; see `client.limits`."""
     approval: ApprovalPolicy
@@ -122,6 +124,7 @@ def task_spec(agent_type: str = "", prompt: str = "", **fields: Unpack[TaskField
         fairness_key=fields.get("fairness_key", ""),
         concurrency_keys=fields.get("concurrency_keys", ()),
         approval=fields.get("approval"),
+        secrets=fields.get("secrets", {}),
     )
 
 
@@ -377,16 +380,9 @@ class Tasks:
         request_id: str = "",
     ) -> pb.Task:
         """Decides about the start of a task, "approve" or "deny", perhaps with other content."""
-        request = pb.ApproveTaskRequest(
-            task_id=task_id,
-            decision=decision,
-            comment=comment,
-            parameters=struct(parameters),
-            prompt=prompt,
-            input=struct(input),
-            shown_hash=shown_hash,
-            request_id=request_id or new_request_id(),
-        )
+        content: dict[str, Any] = {"parameters": struct(parameters), "prompt": prompt, "input": struct(input)}
+        request = pb.ApproveTaskRequest(task_id=task_id, decision=decision, comment=comment, **content)
+        request.shown_hash, request.request_id = shown_hash, request_id or new_request_id()
         return (await self._connection.call(self._stub.ApproveTask, request)).task
 
     async def wait(

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, TypeVar
 from kapell.v1.approval_pb2 import ApprovalRule
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
+from kapell.v1.secret_pb2 import Secret
 from kapell.v1.token_pb2 import Token
 from kapell.v1.watch_pb2 import EventKind
 
 if TYPE_CHECKING:
     from kapell_server.domain.state import State
 
-Standing = Queue | ConcurrencyLimit | Schedule | ApprovalRule | Token
-_T = TypeVar("_T", Queue, ConcurrencyLimit, Schedule, ApprovalRule, Token)
+Standing = Queue | ConcurrencyLimit | Schedule | ApprovalRule | Secret | Token
+_T = TypeVar("_T", Queue, ConcurrencyLimit, Schedule, ApprovalRule, Secret, Token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ KINDS: dict[type, StandingKind] = {
         StandingKind(2, "limit", ConcurrencyLimit, "key"),
         StandingKind(3, "schedule", Schedule, "schedule_id"),
         StandingKind(13, "approval_rule", ApprovalRule, "rule_id"),
+        StandingKind(15, "secret", Secret, "name"),
         StandingKind(14, "token", Token, "token_id"),
     )
 }

@@ -11,6 +11,7 @@ from kapell.v1 import (
     approval_pb2,
     queue_pb2,
     schedule_pb2,
+    secret_pb2,
     task_pb2,
     template_pb2,
     token_pb2,
@@ -20,6 +21,8 @@ from kapell.v1 import (
 from kapell_server.domain.approvals import decision, expiry, inbox, request, rules
 from kapell_server.domain.queueing import explain, queue, start_blockers
 from kapell_server.domain.schedules import schedule, schedule_run
+from kapell_server.domain.secrets import secret
+from kapell_server.domain.secrets.secret import RotateKeyCommand, SetSecretCommand
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks import bulk, child, retention, task
 from kapell_server.domain.tasks.bulk_job import BulkCommand, BulkStep
@@ -74,6 +77,9 @@ DECIDERS: dict[type, Decide] = {
     schedule_pb2.PauseScheduleRequest: schedule.pause_schedule,
     schedule_pb2.ResumeScheduleRequest: schedule.resume_schedule,
     schedule_pb2.TriggerScheduleRequest: schedule.trigger_schedule,
+    SetSecretCommand: secret.set_secret,
+    secret_pb2.DeleteSecretRequest: secret.delete_secret,
+    RotateKeyCommand: secret.seal_anew,
     TemplatesShipped: lambda state, fact: template.install_templates(state, fact.specs, fact.digest),
     SpawnCommand: lambda state, command: agent.spawn(state, command.request, command.profile, command.spec),
     agent_pb2.UpdateAgentRequest: agent.update,

@@ -206,6 +206,8 @@ def resource_of(event: Event) -> Resource:
             return event.approval
         case "approval_rule":
             return event.approval_rule
+        case "secret":
+            return event.secret
         case "token":
             return event.token
         case _:

@@ -12,6 +12,7 @@ from kapell.v1.common_pb2 import LIST_ORDER_OLDEST_FIRST
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse, ListEventsRequest
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
+from kapell.v1.secret_pb2 import Secret
 from kapell.v1.task_pb2 import (
     CountTasksRequest,
     CountTasksResponse,
@@ -56,7 +57,9 @@ from kapell_server.wire import field, int_field
 
 _MAX_ATTEMPTS = 1000
 
-ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule", "approval", "approval_rule", "token"]
+ResourceKind = Literal[
+    "task", "agent", "template", "queue", "limit", "schedule", "approval", "approval_rule", "secret", "token"
+]
 
 _task_with_content = (
     sa.select(tasks.c.data, task_contents.c.data)
@@ -290,6 +293,7 @@ _TABLES: dict[ResourceKind, tuple[sa.Table, type[Resource]]] = {
     "schedule": (standing, Schedule),
     "approval": (approvals, Approval),
     "approval_rule": (standing, ApprovalRule),
+    "secret": (standing, Secret),
     "token": (standing, Token),
 }
 

@@ -252,16 +252,7 @@ secret_values = Table(
     Column("data", LargeBinary, nullable=False),
     sqlite_with_rowid=False,
 )
-"""The value of each stored secret, encrypted."""
-
-task_secrets = Table(
-    "task_secrets",
-    metadata,
-    Column("task_id", String(64), primary_key=True),
-    Column("data", LargeBinary, nullable=False),
-    sqlite_with_rowid=False,
-)
-"""The secret values that a task was created with, encrypted; they go with the task."""
+"""The value of each stored secret, sealed (see vault)."""
 
 starts = Table(
     "starts",

@@ -22,7 +22,9 @@ from kapell_server.domain.approvals.inbox import approval_test
 from kapell_server.domain.tasks.task_filter import task_test
 from kapell_server.store.record import Record
 
-ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule", "approval", "approval_rule", "token"]
+ResourceKind = Literal[
+    "task", "agent", "template", "queue", "limit", "schedule", "approval", "approval_rule", "secret", "token"
+]
 Test = Callable[[Record], bool]
 
 

@@ -143,6 +143,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_NOT_APPROVER: _ErrorReason.ValueType  # 99
     """PERMISSION_DENIED: the policy names others. Metadata: approval_id, approvers."""
+    ERROR_REASON_SECRET_NOT_FOUND: _ErrorReason.ValueType  # 105
+    """NOT_FOUND: no secret has this name. Metadata: name."""
+    ERROR_REASON_SECRET_LIMIT: _ErrorReason.ValueType  # 106
+    """RESOURCE_EXHAUSTED: there are as many secrets as there may be. Metadata: limit."""
     ERROR_REASON_TOKEN_EXPIRED: _ErrorReason.ValueType  # 100
     """UNAUTHENTICATED: the token was good until expire_time. Metadata: token_id, expire_time."""
     ERROR_REASON_TOKEN_NOT_FOUND: _ErrorReason.ValueType  # 101
@@ -279,6 +283,10 @@ where another approval has taken its place also superseded_by.
 """
 ERROR_REASON_NOT_APPROVER: ErrorReason.ValueType  # 99
 """PERMISSION_DENIED: the policy names others. Metadata: approval_id, approvers."""
+ERROR_REASON_SECRET_NOT_FOUND: ErrorReason.ValueType  # 105
+"""NOT_FOUND: no secret has this name. Metadata: name."""
+ERROR_REASON_SECRET_LIMIT: ErrorReason.ValueType  # 106
+"""RESOURCE_EXHAUSTED: there are as many secrets as there may be. Metadata: limit."""
 ERROR_REASON_TOKEN_EXPIRED: ErrorReason.ValueType  # 100
 """UNAUTHENTICATED: the token was good until expire_time. Metadata: token_id, expire_time."""
 ERROR_REASON_TOKEN_NOT_FOUND: ErrorReason.ValueType  # 101

@@ -13,6 +13,7 @@ from kapell.v1 import approval_pb2 as _approval_pb2
 from kapell.v1 import common_pb2 as _common_pb2
 from kapell.v1 import queue_pb2 as _queue_pb2
 from kapell.v1 import schedule_pb2 as _schedule_pb2
+from kapell.v1 import secret_pb2 as _secret_pb2
 from kapell.v1 import task_pb2 as _task_pb2
 from kapell.v1 import template_pb2 as _template_pb2
 from kapell.v1 import token_pb2 as _token_pb2
@@ -49,6 +50,7 @@ class Event(_message.Message):
     SCHEDULE_FIELD_NUMBER: _builtins.int
     APPROVAL_FIELD_NUMBER: _builtins.int
     APPROVAL_RULE_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The event's place in the log; strictly growing in commit order, each used once."""
@@ -103,6 +105,10 @@ class Event(_message.Message):
         """A rule for approvals."""
 
     @_builtins.property
+    def secret(self) -> _secret_pb2.Secret:
+        """A secret, without its value."""
+
+    @_builtins.property
     def token(self) -> _token_pb2.Token:
         """A token, without its secret."""
 
@@ -124,13 +130,14 @@ class Event(_message.Message):
         schedule: _schedule_pb2.Schedule | None = ...,
         approval: _approval_pb2.Approval | None = ...,
         approval_rule: _approval_pb2.ApprovalRule | None = ...,
+        secret: _secret_pb2.Secret | None = ...,
         token: _token_pb2.Token | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "approval", b"approval", "approval_rule", b"approval_rule", "event_time", b"event_time", "limit", b"limit", "queue", b"queue", "resource", b"resource", "schedule", b"schedule", "task", b"task", "template", b"template", "token", b"token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "approval", b"approval", "approval_rule", b"approval_rule", "event_time", b"event_time", "limit", b"limit", "queue", b"queue", "resource", b"resource", "schedule", b"schedule", "secret", b"secret", "task", b"task", "template", b"template", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "approval", b"approval", "approval_rule", b"approval_rule", "changed_fields", b"changed_fields", "event_time", b"event_time", "kind", b"kind", "limit", b"limit", "previous_agent_state", b"previous_agent_state", "previous_task_state", b"previous_task_state", "queue", b"queue", "resource", b"resource", "revision", b"revision", "schedule", b"schedule", "task", b"task", "template", b"template", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "approval", b"approval", "approval_rule", b"approval_rule", "changed_fields", b"changed_fields", "event_time", b"event_time", "kind", b"kind", "limit", b"limit", "previous_agent_state", b"previous_agent_state", "previous_task_state", b"previous_task_state", "queue", b"queue", "resource", b"resource", "revision", b"revision", "schedule", b"schedule", "secret", b"secret", "task", b"task", "template", b"template", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["task", "agent", "template", "queue", "limit", "schedule", "approval", "approval_rule", "token"]  # noqa: Y015
+    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["task", "agent", "template", "queue", "limit", "schedule", "approval", "approval_rule", "secret", "token"]  # noqa: Y015
     _WhichOneofArgType_resource: _TypeAlias = _typing.Literal["resource", b"resource"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_resource) -> _WhichOneofReturnType_resource | None: ...
 

@@ -290,4 +290,4 @@ class ReadyIndex:
             del self._parked[key]
         for agent_type in [agent_type for agent_type, depth in self._depths.items() if not depth]:
             for table in (self._lines, self._depths, self._blocked, self._ages):
-                table.pop(agent_type, None)  # type: ignore[attr-defined]
+                table.pop(agent_type, None)
