@@ -26,6 +26,7 @@ from kapell_server.engine.engine import Engine
 from kapell_server.engine.retention import Retention
 from kapell_server.rpc.admin import AdminServicer, ServerFacts
 from kapell_server.rpc.agents import AgentServicer
+from kapell_server.rpc.approvals import ApprovalServicer
 from kapell_server.rpc.artifacts import ArtifactServicer
 from kapell_server.rpc.auth import Authenticator
 from kapell_server.rpc.calls import OpenCalls
@@ -299,6 +300,7 @@ class App:
             "UsageService": UsageServicer(engine, reads, watches=watches, clock=SystemClock()),
             "PriceService": PriceServicer(engine),
             "ArtifactService": ArtifactServicer(engine, reads, artifacts),
+            "ApprovalService": ApprovalServicer(engine, reads, watches=watches),
             "EventService": EventServicer(reads, watches=watches),
             "AuditService": AuditServicer(reads),
             "AdminService": AdminServicer(engine, watches=watches, facts=facts),

@@ -13,6 +13,7 @@ from grpc import aio
 from kapell.v1 import (
     admin_pb2,
     agent_pb2,
+    approval_pb2,
     artifact_pb2,
     audit_pb2,
     event_pb2,
@@ -30,6 +31,7 @@ from kapell.v1 import (
 FILES = (
     admin_pb2,
     agent_pb2,
+    approval_pb2,
     artifact_pb2,
     event_pb2,
     queue_pb2,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.rpc.rpc_approvals import APPROVALS, VALID_OF_APPROVALS
 from tests.rpc.rpc_artifacts import ARTIFACTS, VALID_OF_ARTIFACTS
 from tests.rpc.rpc_bulk import BULK
 from tests.rpc.rpc_queues import QUEUES, VALID_OF_QUEUES
@@ -37,7 +38,9 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "WatchTasks": (BOTH_STARTS, "options"),
     **{
         name: case.malformed
-        for name, case in (TEMPLATES | BULK | QUEUES | ARTIFACTS | SCHEDULES | USAGE | SECRETS | TOKENS).items()
+        for name, case in (
+            TEMPLATES | BULK | QUEUES | ARTIFACTS | SCHEDULES | USAGE | APPROVALS | SECRETS | TOKENS
+        ).items()
         if case.malformed
     },
     "SpawnAgent": (NO_ID, "source"),
@@ -73,6 +76,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
 }
 TEMPLATE = {"agentType": "shell", "prompt": "echo hello"}
 VALID: dict[str, dict[str, Any]] = {
+    **VALID_OF_APPROVALS,
     **VALID_OF_ARTIFACTS,
     **VALID_OF_QUEUES,
     **VALID_OF_SCHEDULES,

@@ -20,6 +20,7 @@ from kapell.v1.task_pb2 import (
 )
 
 from tests.rpc import rpc_dependencies
+from tests.rpc.rpc_approvals import APPROVALS
 from tests.rpc.rpc_artifacts import ARTIFACTS
 from tests.rpc.rpc_bulk import BULK
 from tests.rpc.rpc_cases import (
@@ -423,6 +424,7 @@ CASES: dict[str, Case] = {
     **AGENTS,
     **WORKERS,
     **ARTIFACTS,
+    **APPROVALS,
     **EVENTS_AND_ADMIN,
     **TOKENS,
 }

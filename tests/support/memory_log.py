@@ -10,6 +10,7 @@ import copy
 from collections.abc import Collection
 
 from kapell.v1.agent_pb2 import Agent
+from kapell.v1.approval_pb2 import Approval, ApprovalRule
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse
 from kapell.v1.price_pb2 import Price
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
@@ -79,6 +80,8 @@ class MemoryLog:
             "schedule": Schedule,
             "price": Price,
             "usage": UsageUpdate,
+            "approval": Approval,
+            "approval_rule": ApprovalRule,
             "secret": Secret,
             "token": Token,
         }[kind]

@@ -16,6 +16,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSe
 from kapell.v1 import (
     admin_pb2,
     agent_pb2,
+    approval_pb2,
     artifact_pb2,
     audit_pb2,
     event_pb2,
@@ -51,6 +52,7 @@ def services() -> list[ServiceDescriptor]:
     modules = (
         admin_pb2,
         agent_pb2,
+        approval_pb2,
         artifact_pb2,
         audit_pb2,
         event_pb2,

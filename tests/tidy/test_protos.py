@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.descriptor import Descriptor
-from kapell.v1 import agent_pb2, event_pb2, task_pb2, usage_pb2
+from kapell.v1 import agent_pb2, approval_pb2, event_pb2, task_pb2, usage_pb2
 
 from tests.tidy.api import BUF, elements, files, shape
 from tests.tidy.sources import ROOT
@@ -54,24 +54,39 @@ def test_the_committed_stubs_are_those_of_the_protos(tmp_path: Path) -> None:
     assert (differ, failed) == ([], []), "run `make gen`"
 
 
+_RESOURCES = {field.name for field in event_pb2.Event.DESCRIPTOR.oneofs_by_name["resource"].fields}
+
+
 @pytest.mark.parametrize(
     ("part", "left_out"),
     [
-        (task_pb2.TaskEvent.DESCRIPTOR, {"previous_agent_state", "agent", "usage"}),
-        (agent_pb2.AgentEvent.DESCRIPTOR, {"previous_task_state", "task", "usage"}),
-        (usage_pb2.UsageEvent.DESCRIPTOR, {"previous_task_state", "previous_agent_state", "task", "agent"}),
+        (task_pb2.TaskEvent.DESCRIPTOR, {"previous_agent_state", *_RESOURCES} - {"task"}),
+        (agent_pb2.AgentEvent.DESCRIPTOR, {"previous_task_state", *_RESOURCES} - {"agent"}),
+        (
+            approval_pb2.ApprovalEvent.DESCRIPTOR,
+            {"previous_task_state", "previous_agent_state", *_RESOURCES} - {"approval"},
+        ),
+        (
+            usage_pb2.UsageEvent.DESCRIPTOR,
+            {"previous_task_state", "previous_agent_state", *_RESOURCES} - {"usage"},
+        ),
     ],
 )
 def test_the_events_of_one_kind_have_the_wire_format_of_all_events(part: Descriptor, left_out: set[str]) -> None:
     whole = shape(event_pb2.Event.DESCRIPTOR)
 
-    others = {"template", "queue", "limit", "schedule", "price", "token", "secret"}
-    expected = {number: field for number, field in whole.items() if field[0] not in left_out | others}
+    expected = {number: field for number, field in whole.items() if field[0] not in left_out}
     assert shape(part) == expected
 
 
 @pytest.mark.parametrize(
-    "response", [task_pb2.WatchTasksResponse, agent_pb2.WatchAgentsResponse, usage_pb2.WatchUsageResponse]
+    "response",
+    [
+        task_pb2.WatchTasksResponse,
+        agent_pb2.WatchAgentsResponse,
+        approval_pb2.WatchApprovalsResponse,
+        usage_pb2.WatchUsageResponse,
+    ],
 )
 def test_all_watches_answer_in_one_wire_format(response: type) -> None:
     fields = response.DESCRIPTOR.fields_by_name  # type: ignore[attr-defined]

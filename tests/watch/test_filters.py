@@ -133,7 +133,13 @@ def test_the_snapshot_passes_whatever_kinds_are_wanted() -> None:
 @pytest.mark.parametrize(
     ("wanted", "kinds"),
     [
-        (EventFilter(), ("task", "agent", "template", "queue", "limit", "schedule", "price", "usage", "token")),
+        (
+            EventFilter(),
+            (
+                *("task", "agent", "template", "queue", "limit", "schedule", "price", "usage"),
+                *("approval", "approval_rule", "secret", "token"),
+            ),
+        ),
         (EventFilter(schedule_ids=["schedule_a"]), ("schedule",)),
         (EventFilter(schedule_ids=["schedule_a"], template_ids=["review"]), ()),
         (EventFilter(labels={"a": "b"}), ("task", "agent")),

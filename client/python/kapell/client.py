@@ -15,6 +15,7 @@ from typing import Self, TypeVar, Unpack, overload
 
 from kapell.admin import Admin
 from kapell.agents import Agents
+from kapell.approvals import Approvals
 from kapell.artifacts import Artifacts
 from kapell.connection import DEFAULT_TIMEOUT, Connection
 from kapell.discovery import Endpoint, Tls, discover
@@ -67,6 +68,7 @@ class Client:
         self.schedules = Schedules(server)
         self.usage = Usage(server)
         self.prices = Prices(server)
+        self.approvals = Approvals(server)
         self.events = Events(server)
         self.admin = Admin(server)
         self.tokens = Tokens(server)
@@ -76,7 +78,8 @@ class Client:
     def watch(self, **keywords: Unpack[EventWatchKeywords]) -> Watch[Event]:
         """Every matching change, once and in order, through lost connections and restarts.
 
-        `kinds`, `task_ids`, `agent_ids`, `template_ids`, `schedule_ids` and `labels` filter. It begins now, or after
+        `kinds`, `task_ids`, `agent_ids`, `template_ids`, `schedule_ids`, `approval_ids` and `labels`
+        filter. It begins now, or after
         `after_revision` (with `log_id`, to be refused by another log), or with `initial_state` by
         everything that is, as SNAPSHOT events. Where the log no longer reaches back to the cursor
         it raises RevisionCompacted, or with `on_compacted="snapshot"` calls `on_reset` and begins

@@ -39,6 +39,7 @@ MAX_ATTEMPTS = 5
 STREAMING_METHODS = (
     ("kapell.v1.AgentService", "StreamAgentLogs"),
     ("kapell.v1.AgentService", "WatchAgents"),
+    ("kapell.v1.ApprovalService", "WatchApprovals"),
     ("kapell.v1.ArtifactService", "DownloadArtifact"),
     ("kapell.v1.EventService", "Watch"),
     ("kapell.v1.TaskService", "StreamTaskLogs"),

@@ -20,6 +20,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
 from kapell.admin import Admin
 from kapell.agents import Agents
+from kapell.approvals import Approvals
 from kapell.artifacts import Artifacts
 from kapell.client import Client
 from kapell.connection import DEFAULT_TIMEOUT, Connection
@@ -166,6 +167,7 @@ class SyncTasks(_Face[Tasks]):
     tree = blocking(Tasks.tree)
     attempts = blocking(Tasks.attempts)
     explain = blocking(Tasks.explain)
+    approve = blocking(Tasks.approve)
     wait = blocking(Tasks.wait)
     watch = streaming(Tasks.watch)
     logs = streaming(Tasks.logs)
@@ -293,6 +295,28 @@ class SyncPrices(_Face[Prices]):
     delete = blocking(Prices.delete)
 
 
+class SyncApprovals(_Face[Approvals]):
+    """`client.approvals`, blocking."""
+
+    request = blocking(Approvals.request)
+    get = blocking(Approvals.get)
+    get_with_precedent = blocking(Approvals.get_with_precedent)
+    list = blocking(Approvals.list)
+    iterate = streaming(Approvals.iterate)
+    decide = blocking(Approvals.decide)
+    decide_all = blocking(Approvals.decide_all)
+    cancel = blocking(Approvals.cancel)
+    wait = blocking(Approvals.wait)
+    watch = streaming(Approvals.watch)
+    watch_events = streaming(Approvals.watch_events)
+    audit = blocking(Approvals.audit)
+    export_audit = streaming(Approvals.export_audit)
+    create_rule = blocking(Approvals.create_rule)
+    list_rules = blocking(Approvals.list_rules)
+    delete_rule = blocking(Approvals.delete_rule)
+    preview_rule = blocking(Approvals.preview_rule)
+
+
 class SyncAdmin(_Face[Admin]):
     """`client.admin`, blocking."""
 
@@ -345,6 +369,7 @@ class SyncClient:
         self.schedules = SyncSchedules(loop, client.schedules)
         self.usage = SyncUsage(loop, client.usage)
         self.prices = SyncPrices(loop, client.prices)
+        self.approvals = SyncApprovals(loop, client.approvals)
         self.events = SyncEvents(loop, client.events)
         self.admin = SyncAdmin(loop, client.admin)
         self.tokens = SyncTokens(loop, client.tokens)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from kapell.v1.approval_pb2 import ApprovalRule
 from kapell.v1.price_pb2 import Price
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
@@ -20,8 +21,8 @@ from kapell.v1.watch_pb2 import EventKind
 if TYPE_CHECKING:
     from kapell_server.domain.state import State
 
-Standing = Queue | ConcurrencyLimit | Schedule | Price | Secret | Token
-_T = TypeVar("_T", Queue, ConcurrencyLimit, Schedule, Price, Secret, Token)
+Standing = Queue | ConcurrencyLimit | Schedule | Price | ApprovalRule | Secret | Token
+_T = TypeVar("_T", Queue, ConcurrencyLimit, Schedule, Price, ApprovalRule, Secret, Token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ KINDS: dict[type, StandingKind] = {
         StandingKind(2, "limit", ConcurrencyLimit, "key"),
         StandingKind(3, "schedule", Schedule, "schedule_id"),
         StandingKind(7, "price", Price, "price_id"),
+        StandingKind(13, "approval_rule", ApprovalRule, "rule_id"),
         StandingKind(15, "secret", Secret, "name"),
         StandingKind(14, "token", Token, "token_id"),
     )

@@ -8,6 +8,7 @@ from typing import Any
 from kapell.v1 import (
     admin_pb2,
     agent_pb2,
+    approval_pb2,
     price_pb2,
     queue_pb2,
     schedule_pb2,
@@ -19,6 +20,7 @@ from kapell.v1 import (
     worker_pb2,
 )
 
+from kapell_server.domain.approvals import decision, expiry, inbox, request, rules
 from kapell_server.domain.queueing import explain, queue, start_blockers
 from kapell_server.domain.schedules import schedule, schedule_run
 from kapell_server.domain.secrets import secret
@@ -36,6 +38,7 @@ from kapell_server.engine.facts import (
     AgentProcessStarted,
     AgentStartFailed,
     EventsOutlived,
+    InboxQuestion,
     SpawnCommand,
     TasksOutlived,
     TemplatesShipped,
@@ -52,6 +55,13 @@ DECIDERS: dict[type, Decide] = {
     task_pb2.CancelTaskRequest: task.cancel_task,
     task_pb2.RetryTaskRequest: task.retry_task,
     task_pb2.DeleteTaskRequest: task.delete_task,
+    task_pb2.ApproveTaskRequest: decision.approve_task,
+    approval_pb2.RequestApprovalRequest: request.request_approval,
+    approval_pb2.DecideApprovalRequest: decision.decide,
+    approval_pb2.BatchDecideApprovalsRequest: decision.decide_batch,
+    approval_pb2.CancelApprovalRequest: request.cancel_approval,
+    approval_pb2.CreateApprovalRuleRequest: rules.create_rule,
+    approval_pb2.DeleteApprovalRuleRequest: rules.delete_rule,
     BulkCommand: bulk.begin,
     BulkStep: bulk.step,
     queue_pb2.PauseQueueRequest: queue.pause,
@@ -114,6 +124,7 @@ QUESTIONS: dict[type, Decide] = {
     price_pb2.ListPricesRequest: price.list_prices,
     price_pb2.GetPriceRequest: price.get_price,
     usage_pb2.EstimateCostRequest: estimate.estimate_model,
+    InboxQuestion: lambda state, asked: inbox.listed(state, asked.request, asked.first, asked.size),
 }
 """Asked after dispatch, and changing nothing: the answer is true at the end of the batch."""
 
@@ -122,6 +133,7 @@ _BY_TASK_ID = (
     task_pb2.RetryTaskRequest,
     task_pb2.DeleteTaskRequest,
     task_pb2.ExplainTaskRequest,
+    task_pb2.ApproveTaskRequest,
 )
 _BY_TOKEN = (
     worker_pb2.ReportProgressRequest,
@@ -129,6 +141,7 @@ _BY_TOKEN = (
     worker_pb2.CompleteTaskRequest,
     worker_pb2.FailTaskRequest,
     worker_pb2.ReleaseTaskRequest,
+    approval_pb2.RequestApprovalRequest,
 )
 
 
@@ -191,11 +204,13 @@ def tasks_to_look_at(state: State, subject_ids: Iterable[str]) -> Iterable[str]:
 
 
 def look(state: State, subject_id: str) -> None:
-    """Does what time asks of a task, an agent, a schedule, the totals of usage or a limit."""
+    """Does what time asks of a task, an agent, an approval, a schedule, the totals of usage or a limit."""
     if subject_id.startswith("task_"):
         attempt.look_at_task(state, subject_id)
     elif subject_id.startswith("agent_"):
         agent.look_at_agent(state, subject_id)
+    elif subject_id.startswith("approval_"):
+        expiry.look_at_approval(state, subject_id)
     elif subject_id.startswith("schedule_"):
         schedule_run.look_at_schedule(state, subject_id)
     elif subject_id == USAGE:

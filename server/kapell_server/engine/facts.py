@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kapell.v1.agent_pb2 import AgentSpec, SpawnAgentRequest
+from kapell.v1.approval_pb2 import ListApprovalsRequest
 from kapell.v1.common_pb2 import ProcessExit
 from kapell.v1.template_pb2 import TemplateSpec
 from kapell.v1.usage_pb2 import RecordUsageRequest
@@ -79,6 +80,15 @@ class EventsOutlived:
     """Events up to this revision need not be kept any more."""
 
     revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class InboxQuestion:
+    """A page of the approvals that wait, by position."""
+
+    request: ListApprovalsRequest
+    first: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)

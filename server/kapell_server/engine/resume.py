@@ -31,6 +31,7 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
     state.oldest_revision = loaded.oldest_revision
     grace = now_ns + int(state.settings.lease_duration * SECOND)
     state.standing.load(loaded.standing)
+    state.approvals.load(loaded.approvals)
     state.schedule_lives.load(loaded.schedule_runs)
     state.secret_values.update(loaded.secret_values)
     state.agent_secrets.update(loaded.agent_secrets)

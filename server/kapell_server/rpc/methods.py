@@ -14,6 +14,7 @@ from google.protobuf.message_factory import GetMessageClass
 from kapell.v1 import (
     admin_pb2,
     agent_pb2,
+    approval_pb2,
     artifact_pb2,
     audit_pb2,
     common_pb2,
@@ -43,6 +44,7 @@ FILES = (
     event_pb2,
     admin_pb2,
     worker_pb2,
+    approval_pb2,
     event_pb2,
     admin_pb2,
     token_pb2,

@@ -7,6 +7,7 @@ from typing import Literal
 
 import sqlalchemy as sa
 from kapell.v1.agent_pb2 import Agent, AgentSpec, ListAgentsRequest, ListAgentsResponse
+from kapell.v1.approval_pb2 import Approval, ApprovalRule
 from kapell.v1.common_pb2 import LIST_ORDER_OLDEST_FIRST
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse, ListEventsRequest
 from kapell.v1.price_pb2 import Price
@@ -38,6 +39,7 @@ from kapell_server.domain.tasks.bulk_job import Selection
 from kapell_server.domain.tasks.retention import compacted
 from kapell_server.domain.times import stamp
 from kapell_server.store import queries
+from kapell_server.store.approval_reads import ApprovalReads
 from kapell_server.store.cache import TaskCache
 from kapell_server.store.database import Database
 from kapell_server.store.family_reads import FamilyReads
@@ -47,7 +49,7 @@ from kapell_server.store.pages import ANSWER_BYTES, Page
 from kapell_server.store.record import Record
 from kapell_server.store.retention import oldest_revision
 from kapell_server.store.schedule_reads import ScheduleReads
-from kapell_server.store.schema import agents, attempts, events, standing, task_contents, tasks, templates
+from kapell_server.store.schema import agents, approvals, attempts, events, standing, task_contents, tasks, templates
 from kapell_server.store.standing_reads import StandingReads
 from kapell_server.store.task_selection import select_tasks
 from kapell_server.store.template_reads import TemplateReads
@@ -59,7 +61,20 @@ from kapell_server.wire import field, int_field
 
 _MAX_ATTEMPTS = 1000
 
-ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule", "price", "usage", "secret", "token"]
+ResourceKind = Literal[
+    "task",
+    "agent",
+    "template",
+    "queue",
+    "limit",
+    "schedule",
+    "price",
+    "usage",
+    "approval",
+    "approval_rule",
+    "secret",
+    "token",
+]
 
 _task_with_content = (
     sa.select(tasks.c.data, task_contents.c.data)
@@ -93,6 +108,7 @@ class Reads:
         self.standing = StandingReads(database)
         self.schedules = ScheduleReads(database)
         self.usage = UsageReads(database, has_usage)
+        self.approvals = ApprovalReads(database)
         self.tokens = TokenReads(database)
 
     # -- tasks -------------------------------------------------------------------------------
@@ -303,6 +319,8 @@ _TABLES: dict[ResourceKind, tuple[sa.Table, type[Resource]]] = {
     "schedule": (standing, Schedule),
     "price": (standing, Price),
     "usage": (usage_totals, UsageUpdate),
+    "approval": (approvals, Approval),
+    "approval_rule": (standing, ApprovalRule),
     "secret": (standing, Secret),
     "token": (standing, Token),
 }

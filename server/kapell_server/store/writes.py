@@ -7,6 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from kapell.v1.agent_pb2 import Agent
+from kapell.v1.approval_pb2 import Approval
 from kapell.v1.task_pb2 import Task
 from kapell.v1.template_pb2 import Template
 from kapell.v1.usage_pb2 import UsageUpdate
@@ -17,6 +18,7 @@ from kapell_server.domain.pending import Change, Pending, Resource
 from kapell_server.domain.standing import KINDS, standing_id
 from kapell_server.domain.times import timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL
+from kapell_server.store.approval_rows import write_approval_audit, write_approvals
 from kapell_server.store.bulk import Bulk
 from kapell_server.store.bulk_jobs import write_bulk_jobs
 from kapell_server.store.encode import encode_event, encode_time
@@ -160,6 +162,8 @@ def resource_id(resource: Resource) -> str:
             return resource.template_id
         case UsageUpdate():
             return resource.usage_id
+        case Approval():
+            return resource.approval_id
         case _:
             return standing_id(resource)
 
@@ -176,11 +180,16 @@ def write_batch(connection: Connection, pending: Pending, written: Written, give
         template_changes = [change for change in pending.changes if type(change.resource) is Template]
         if template_changes:
             _write_templates(connection, template_changes, pending, written)
+        approval_changes = [change for change in pending.changes if type(change.resource) is Approval]
+        if approval_changes:
+            write_approvals(connection, approval_changes, pending, written.encoded)
         standing_changes = [change for change in pending.changes if type(change.resource) in KINDS]
         if standing_changes:
             write_standing(connection, standing_changes, written.encoded)
     if pending.usage:
         write_usage(connection, pending.usage)
+    if pending.approval_audit:
+        write_approval_audit(connection, pending)
     if pending.schedule_tasks:
         write_schedule_tasks(connection, pending.schedule_tasks)
     if pending.token_digests:

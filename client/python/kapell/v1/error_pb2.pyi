@@ -50,7 +50,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_PROFILE_NOT_FOUND: _ErrorReason.ValueType  # 11
     """NOT_FOUND: the configuration has no profile of this name. Metadata: profile, known."""
     ERROR_REASON_ID_TAKEN: _ErrorReason.ValueType  # 12
-    """ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id or schedule_id."""
+    """ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id or schedule_id or rule_id."""
     ERROR_REASON_TASK_STATE_CONFLICT: _ErrorReason.ValueType  # 13
     """FAILED_PRECONDITION: the task's state does not allow this. Metadata: task_id, state, allowed."""
     ERROR_REASON_AGENT_STATE_CONFLICT: _ErrorReason.ValueType  # 14
@@ -139,6 +139,20 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ALREADY_EXISTS: the record_id is known with other figures, which are not larger. Metadata: record_id.
     In outcomes of records only.
     """
+    ERROR_REASON_APPROVAL_NOT_FOUND: _ErrorReason.ValueType  # 95
+    """NOT_FOUND: no approval, or no rule, has this id. Metadata: approval_id or rule_id."""
+    ERROR_REASON_APPROVAL_ALREADY_DECIDED: _ErrorReason.ValueType  # 96
+    """ALREADY_EXISTS: somebody else was first, its time is over, or it is not needed any more.
+    Metadata: approval_id, state, option, decider, comment.
+    """
+    ERROR_REASON_SELF_APPROVAL: _ErrorReason.ValueType  # 97
+    """PERMISSION_DENIED: nobody decides about what they have asked for. Metadata: approval_id, requester."""
+    ERROR_REASON_APPROVAL_CHANGED: _ErrorReason.ValueType  # 98
+    """ABORTED: what was shown is not what is asked for now; read it again. Metadata: approval_id, content_hash;
+    where another approval has taken its place also superseded_by.
+    """
+    ERROR_REASON_NOT_APPROVER: _ErrorReason.ValueType  # 99
+    """PERMISSION_DENIED: the policy names others. Metadata: approval_id, approvers."""
     ERROR_REASON_SECRET_NOT_FOUND: _ErrorReason.ValueType  # 105
     """NOT_FOUND: no secret has this name. Metadata: name."""
     ERROR_REASON_SECRET_LIMIT: _ErrorReason.ValueType  # 106
@@ -186,7 +200,7 @@ ERROR_REASON_ATTEMPT_NOT_FOUND: ErrorReason.ValueType  # 10
 ERROR_REASON_PROFILE_NOT_FOUND: ErrorReason.ValueType  # 11
 """NOT_FOUND: the configuration has no profile of this name. Metadata: profile, known."""
 ERROR_REASON_ID_TAKEN: ErrorReason.ValueType  # 12
-"""ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id or schedule_id."""
+"""ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id or schedule_id or rule_id."""
 ERROR_REASON_TASK_STATE_CONFLICT: ErrorReason.ValueType  # 13
 """FAILED_PRECONDITION: the task's state does not allow this. Metadata: task_id, state, allowed."""
 ERROR_REASON_AGENT_STATE_CONFLICT: ErrorReason.ValueType  # 14
@@ -275,6 +289,20 @@ ERROR_REASON_USAGE_CONFLICT: ErrorReason.ValueType  # 88
 """ALREADY_EXISTS: the record_id is known with other figures, which are not larger. Metadata: record_id.
 In outcomes of records only.
 """
+ERROR_REASON_APPROVAL_NOT_FOUND: ErrorReason.ValueType  # 95
+"""NOT_FOUND: no approval, or no rule, has this id. Metadata: approval_id or rule_id."""
+ERROR_REASON_APPROVAL_ALREADY_DECIDED: ErrorReason.ValueType  # 96
+"""ALREADY_EXISTS: somebody else was first, its time is over, or it is not needed any more.
+Metadata: approval_id, state, option, decider, comment.
+"""
+ERROR_REASON_SELF_APPROVAL: ErrorReason.ValueType  # 97
+"""PERMISSION_DENIED: nobody decides about what they have asked for. Metadata: approval_id, requester."""
+ERROR_REASON_APPROVAL_CHANGED: ErrorReason.ValueType  # 98
+"""ABORTED: what was shown is not what is asked for now; read it again. Metadata: approval_id, content_hash;
+where another approval has taken its place also superseded_by.
+"""
+ERROR_REASON_NOT_APPROVER: ErrorReason.ValueType  # 99
+"""PERMISSION_DENIED: the policy names others. Metadata: approval_id, approvers."""
 ERROR_REASON_SECRET_NOT_FOUND: ErrorReason.ValueType  # 105
 """NOT_FOUND: no secret has this name. Metadata: name."""
 ERROR_REASON_SECRET_LIMIT: ErrorReason.ValueType  # 106

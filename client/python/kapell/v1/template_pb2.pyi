@@ -45,6 +45,7 @@ from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from kapell.v1 import approval_policy_pb2 as _approval_policy_pb2
 from kapell.v1 import common_pb2 as _common_pb2
 from kapell.v1 import dependency_pb2 as _dependency_pb2
 from kapell.v1 import task_pb2 as _task_pb2
@@ -411,6 +412,7 @@ class TemplateSpec(_message.Message):
     TAGS_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     CONCURRENCY_KEYS_FIELD_NUMBER: _builtins.int
+    APPROVAL_FIELD_NUMBER: _builtins.int
     display_name: _builtins.str
     """A name for people, at most 200 characters. Empty: the id."""
     description: _builtins.str
@@ -454,6 +456,10 @@ class TemplateSpec(_message.Message):
         none. At most 8, each at most 200 characters before rendering. Not for its steps, which have their own.
         """
 
+    @_builtins.property
+    def approval(self) -> _approval_policy_pb2.ApprovalPolicy:
+        """The start of its tasks, and of each of their steps, must be approved. Unset: not by the template."""
+
     def __init__(
         self,
         *,
@@ -470,10 +476,11 @@ class TemplateSpec(_message.Message):
         tags: _abc.Iterable[_builtins.str] | None = ...,
         steps: _abc.Iterable[Global___TemplateStep] | None = ...,
         concurrency_keys: _abc.Iterable[_builtins.str] | None = ...,
+        approval: _approval_policy_pb2.ApprovalPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "priority", b"priority", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "approval", b"approval", "priority", b"priority", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "concurrency_keys", b"concurrency_keys", "description", b"description", "display_name", b"display_name", "labels", b"labels", "parameters", b"parameters", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "steps", b"steps", "tags", b"tags", "task_name", b"task_name", "timeouts", b"timeouts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "approval", b"approval", "concurrency_keys", b"concurrency_keys", "description", b"description", "display_name", b"display_name", "labels", b"labels", "parameters", b"parameters", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "steps", b"steps", "tags", b"tags", "task_name", b"task_name", "timeouts", b"timeouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
