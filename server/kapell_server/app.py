@@ -119,7 +119,7 @@ class App:
         calls = OpenCalls()
         authenticator = self._authenticator(keyring)
         pipeline = self._pipeline(authenticator, calls)
-        self.rpc = rpc = RpcServer(pipeline, calls)
+        self.rpc = rpc = RpcServer(pipeline, calls, calls_of_connection=config.max_calls_of_connection)
         undo.push_async_callback(rpc.stop, STOP_GRACE)
         self._bind(rpc)
 

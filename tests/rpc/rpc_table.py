@@ -431,6 +431,7 @@ CASES: dict[str, Case] = {
 NEVER_REFUSED = {
     "CountTasks": "counts what there is",
     "GetQueueStats": "counts what there is",
+    "RotateSecretKey": "there is always a key",
     "PauseQueue": "every type has a queue, and pausing a paused one changes nothing",
     "ResumeQueue": "as PauseQueue",
     "DrainQueue": "as PauseQueue",

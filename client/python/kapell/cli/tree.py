@@ -91,10 +91,10 @@ TREE = Node(
                 kapell run release --param token=secret:github-token
             """,
             children={
-                "list": Node("List secrets, never their values.", "secret:list_"),
+                "list": Node("List secrets, the newest first.", "secret:list_"),
                 "set": Node("Create or replace a secret.", "secret:set_"),
                 "delete": Node("Forget secrets.", "secret:delete"),
-                "rotate-key": Node("Encrypt all values with a new key.", "secret:rotate_key"),
+                "rotate-key": Node("Make a new key and encrypt all values with it.", "secret:rotate_key"),
             },
         ),
         "limit": Node(
