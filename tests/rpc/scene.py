@@ -22,6 +22,8 @@ from kapell.v1.watch_pb2 import (
     EVENT_KIND_APPROVAL_RULE_DELETED,
     EVENT_KIND_LIMIT_DELETED,
     EVENT_KIND_LIMIT_UPDATED,
+    EVENT_KIND_PRICE_DELETED,
+    EVENT_KIND_PRICE_SET,
     EVENT_KIND_QUEUE_UPDATED,
     EVENT_KIND_SECRET_DELETED,
     EVENT_KIND_SECRET_UPDATED,
@@ -226,14 +228,15 @@ _KINDS = {
     "queue": [EVENT_KIND_QUEUE_UPDATED],
     "limit": [EVENT_KIND_LIMIT_UPDATED, EVENT_KIND_LIMIT_DELETED],
     "rule": [EVENT_KIND_APPROVAL_RULE_CREATED, EVENT_KIND_APPROVAL_RULE_DELETED],
+    "price": [EVENT_KIND_PRICE_SET, EVENT_KIND_PRICE_DELETED],
     "secret": [EVENT_KIND_SECRET_UPDATED, EVENT_KIND_SECRET_DELETED],
     "token": [EVENT_KIND_TOKEN_CREATED, EVENT_KIND_TOKEN_REVOKED],
 }
 
 
 def _names(event: Event, name: str) -> bool:
-    approval_or_token = (event.approval_rule.rule_id, event.token.token_id)
-    return name in (event.queue.agent_type, event.limit.key, event.secret.name, *approval_or_token)
+    names = (event.queue.agent_type, event.limit.key, event.price.price_id, event.secret.name, event.token.token_id)
+    return name in (*names, event.approval_rule.rule_id)
 
 
 def unpack(error: Any) -> Refusal:

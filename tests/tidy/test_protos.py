@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.descriptor import Descriptor
-from kapell.v1 import agent_pb2, approval_pb2, event_pb2, task_pb2
+from kapell.v1 import agent_pb2, approval_pb2, event_pb2, task_pb2, usage_pb2
 
 from tests.tidy.api import BUF, elements, files, shape
 from tests.tidy.sources import ROOT
@@ -66,6 +66,10 @@ _RESOURCES = {field.name for field in event_pb2.Event.DESCRIPTOR.oneofs_by_name[
             approval_pb2.ApprovalEvent.DESCRIPTOR,
             {"previous_task_state", "previous_agent_state", *_RESOURCES} - {"approval"},
         ),
+        (
+            usage_pb2.UsageEvent.DESCRIPTOR,
+            {"previous_task_state", "previous_agent_state", *_RESOURCES} - {"usage"},
+        ),
     ],
 )
 def test_the_events_of_one_kind_have_the_wire_format_of_all_events(part: Descriptor, left_out: set[str]) -> None:
@@ -76,7 +80,13 @@ def test_the_events_of_one_kind_have_the_wire_format_of_all_events(part: Descrip
 
 
 @pytest.mark.parametrize(
-    "response", [task_pb2.WatchTasksResponse, agent_pb2.WatchAgentsResponse, approval_pb2.WatchApprovalsResponse]
+    "response",
+    [
+        task_pb2.WatchTasksResponse,
+        agent_pb2.WatchAgentsResponse,
+        approval_pb2.WatchApprovalsResponse,
+        usage_pb2.WatchUsageResponse,
+    ],
 )
 def test_all_watches_answer_in_one_wire_format(response: type) -> None:
     fields = response.DESCRIPTOR.fields_by_name  # type: ignore[attr-defined]

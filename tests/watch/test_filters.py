@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from kapell.v1.agent_pb2 import AGENT_STATE_ACTIVE, AGENT_STATE_LOST, Agent, AgentFilter
@@ -17,7 +19,7 @@ from kapell.v1.watch_pb2 import (
     EventKind,
 )
 from kapell_server.store.record import Record
-from kapell_server.watch.filters import for_agents, for_events, for_tasks
+from kapell_server.watch.filters import ResourceKind, for_agents, for_events, for_tasks
 
 TASK = Task(
     task_id="task_a",
@@ -133,10 +135,7 @@ def test_the_snapshot_passes_whatever_kinds_are_wanted() -> None:
 @pytest.mark.parametrize(
     ("wanted", "kinds"),
     [
-        (
-            EventFilter(),
-            ("task", "agent", "template", "queue", "limit", "schedule", "approval", "approval_rule", "secret", "token"),
-        ),
+        (EventFilter(), get_args(ResourceKind)),
         (EventFilter(schedule_ids=["schedule_a"]), ("schedule",)),
         (EventFilter(schedule_ids=["schedule_a"], template_ids=["review"]), ()),
         (EventFilter(labels={"a": "b"}), ("task", "agent")),

@@ -29,6 +29,7 @@ from kapell.v1.task_pb2 import (
     TASK_STATE_SUCCEEDED,
     TaskState,
 )
+from kapell.v1.usage_pb2 import UsageBucket
 from kapell.v1.watch_pb2 import EventKind
 
 FINAL_TASK_STATES = frozenset({TASK_STATE_SUCCEEDED, TASK_STATE_FAILED, TASK_STATE_CANCELLED})
@@ -130,6 +131,11 @@ def approval_kinds(values: Iterable[ApprovalKind.ValueType | str]) -> Iterable[A
 def risk_level(value: RiskLevel.ValueType | str) -> RiskLevel.ValueType:
     """A risk by value or by word, as in "high"."""
     return _by_word(value, _words(RiskLevel.items(), "RISK_LEVEL_"), "a risk")
+
+
+def usage_bucket(value: UsageBucket.ValueType | str) -> UsageBucket.ValueType:
+    """A length of stretches by value or by word, as in "day"."""
+    return _by_word(value, _words(UsageBucket.items(), "USAGE_BUCKET_"), "a bucket")
 
 
 def event_kind(value: EventKind.ValueType | str) -> EventKind.ValueType:

@@ -10,6 +10,7 @@ from kapell.v1.approval_pb2 import Approval
 from kapell.v1.event_pb2 import Event
 from kapell.v1.task_pb2 import Task
 from kapell.v1.template_pb2 import Template
+from kapell.v1.usage_pb2 import UsageUpdate
 
 from kapell_server.domain.access import Caller
 from kapell_server.domain.pending import Change, Resource
@@ -36,6 +37,7 @@ _RESOURCE: dict[type[Resource], bytes] = {
     Agent: _tag("agent", 2),
     Template: _tag("template", 2),
     Approval: _tag("approval", 2),
+    UsageUpdate: _tag("usage", 2),
     **{kind.type: _tag(kind.name, 2) for kind in KINDS.values()},
 }
 

@@ -16,6 +16,7 @@ from kapell.v1.event_pb2 import EventFilter
 from kapell.v1.schedule_pb2 import Schedule
 from kapell.v1.task_pb2 import Task, TaskFilter
 from kapell.v1.template_pb2 import Template
+from kapell.v1.usage_pb2 import UsageUpdate, UsageUpdateFilter
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
 
 from kapell_server.domain.approvals.inbox import approval_test
@@ -23,7 +24,18 @@ from kapell_server.domain.tasks.task_filter import task_test
 from kapell_server.store.record import Record
 
 ResourceKind = Literal[
-    "task", "agent", "template", "queue", "limit", "schedule", "approval", "approval_rule", "secret", "token"
+    "task",
+    "agent",
+    "template",
+    "queue",
+    "limit",
+    "schedule",
+    "price",
+    "usage",
+    "approval",
+    "approval_rule",
+    "secret",
+    "token",
 ]
 Test = Callable[[Record], bool]
 
@@ -119,6 +131,24 @@ def for_approvals(wanted: ApprovalFilter) -> Filter:
     return Filter(key=_key(b"approval", wanted), kinds_of_resource=("approval",), ids=ids, tests=(matches,))
 
 
+def for_usage(wanted: UsageUpdateFilter) -> Filter:
+    """Totals of usage only."""
+    task_ids, agent_ids = frozenset(wanted.task_ids), frozenset(wanted.agent_ids)
+    root_ids = frozenset(wanted.root_task_ids)
+
+    def matches(record: Record) -> bool:
+        update = record.resource
+        if not isinstance(update, UsageUpdate):
+            return False
+        if task_ids and update.task_id not in task_ids:
+            return False
+        if root_ids and update.root_task_id not in root_ids:
+            return False
+        return not agent_ids or update.agent_id in agent_ids
+
+    return Filter(key=_key(b"usage", wanted), kinds_of_resource=("usage",), ids=(), tests=(matches,))
+
+
 def _is_a(resource_type: type[Task] | type[Agent] | type[Template] | type[Schedule] | type[Approval]) -> Test:
     return lambda record: type(record.resource) is resource_type
 
@@ -144,5 +174,5 @@ def _has_labels(labels: Mapping[str, str]) -> Test:
     return has_labels
 
 
-def _key(kind: bytes, wanted: EventFilter | TaskFilter | AgentFilter | ApprovalFilter) -> bytes:
+def _key(kind: bytes, wanted: EventFilter | TaskFilter | AgentFilter | ApprovalFilter | UsageUpdateFilter) -> bytes:
     return kind + wanted.SerializeToString(deterministic=True)
