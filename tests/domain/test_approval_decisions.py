@@ -307,14 +307,17 @@ def test_a_request_may_be_withdrawn_by_its_agent_alone() -> None:
     stranger = world.register("other")
     approval = ask(world, task_id)
     cancel = CancelApprovalRequest(approval_id=approval.approval_id, reason="not needed")
+    proven = CancelApprovalRequest(approval_id=approval.approval_id, lease_token=world.token(task_id))
     world.create(prompt="p", approval=ASK)
     start = next(one for one in world.state.approvals.pending() if one.approval_id != approval.approval_id)
 
     with world.refuses("NOT_OWNER"):
-        world.do(cancel, caller=agent_caller(world, stranger))
+        world.do(proven, caller=agent_caller(world, stranger))
+    with world.refuses("LEASE_LOST"):
+        world.do(cancel, caller=agent_caller(world, world.task(task_id).lease.agent_id))
     with world.refuses("REQUEST_INVALID"):
         world.do(CancelApprovalRequest(approval_id=start.approval_id))
-    world.do(cancel, caller=agent_caller(world, world.task(task_id).lease.agent_id))
+    world.do(proven, caller=agent_caller(world, world.task(task_id).lease.agent_id))
     with world.refuses("APPROVAL_ALREADY_DECIDED"):
         world.do(cancel)
 

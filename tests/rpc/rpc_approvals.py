@@ -95,6 +95,13 @@ def _of_another_agent(scene: Scene, name: str) -> Ask:
     return Ask(request, scene.worker().token)
 
 
+def _cancelled_by_another(scene: Scene) -> Ask:
+    approval, _ = asked(scene)
+    other = scene.running()
+    request = approval_pb2.CancelApprovalRequest(approval_id=approval.approval_id, lease_token=other.lease_token)
+    return Ask(request, other.worker.token)
+
+
 def of_approval(request: type[Any], **fields: Any) -> dict[str, Make]:
     """The refusal of every rpc about one approval."""
     return {"APPROVAL_NOT_FOUND": lambda scene: Ask(request(approval_id=_NOTHING, **fields))}
@@ -177,7 +184,8 @@ APPROVALS: dict[str, Case] = {
             "APPROVAL_ALREADY_DECIDED": lambda scene: Ask(
                 approval_pb2.CancelApprovalRequest(approval_id=_decided(scene).approval_id)
             ),
-            "NOT_OWNER": lambda scene: _of_another_agent(scene, "CancelApproval"),
+            "LEASE_LOST: never minted": lambda scene: _of_another_agent(scene, "CancelApproval"),
+            "NOT_OWNER": _cancelled_by_another,
             "REQUEST_INVALID: of a start": lambda scene: Ask(
                 approval_pb2.CancelApprovalRequest(approval_id=start(scene).approval_id)
             ),

@@ -40,7 +40,6 @@ BY_RULE = {
     **dict.fromkeys(
         ("GetApproval", "WaitApproval"), "rpc/approvals: what the agent has asked for, or is of the tasks it holds"
     ),
-    "CancelApproval": "domain/approvals/request: what the agent has asked for itself",
     "RegisterWorker": "domain/workers/worker: a token of an agent registers this agent again, no other",
 }
 """Methods that say OWN and whose request names nothing: where they are checked instead."""

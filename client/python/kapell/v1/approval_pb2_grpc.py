@@ -150,7 +150,7 @@ class ApprovalServiceServicer:
 
     def CancelApproval(self, request, context):
         """Withdraws a PENDING request. Agents may withdraw their own. The start of a task is withdrawn by cancelling
-        the task. Errors: APPROVAL_NOT_FOUND, APPROVAL_ALREADY_DECIDED, NOT_OWNER, REQUEST_INVALID.
+        the task. Errors: APPROVAL_NOT_FOUND, APPROVAL_ALREADY_DECIDED, LEASE_LOST, NOT_OWNER, REQUEST_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -69,7 +69,7 @@ class ApprovalServiceStub:
     """
     CancelApproval: _grpc.UnaryUnaryMultiCallable[_approval_pb2.CancelApprovalRequest, _approval_pb2.CancelApprovalResponse]
     """Withdraws a PENDING request. Agents may withdraw their own. The start of a task is withdrawn by cancelling
-    the task. Errors: APPROVAL_NOT_FOUND, APPROVAL_ALREADY_DECIDED, NOT_OWNER, REQUEST_INVALID.
+    the task. Errors: APPROVAL_NOT_FOUND, APPROVAL_ALREADY_DECIDED, LEASE_LOST, NOT_OWNER, REQUEST_INVALID.
     """
     WaitApproval: _grpc.UnaryUnaryMultiCallable[_approval_pb2.WaitApprovalRequest, _approval_pb2.WaitApprovalResponse]
     """Waits until the approval is not PENDING any more, at most `wait`. Answers with it as it is by then.
@@ -129,7 +129,7 @@ class ApprovalServiceAsyncStub(ApprovalServiceStub):
     """
     CancelApproval: _aio.UnaryUnaryMultiCallable[_approval_pb2.CancelApprovalRequest, _approval_pb2.CancelApprovalResponse]  # type: ignore[assignment]
     """Withdraws a PENDING request. Agents may withdraw their own. The start of a task is withdrawn by cancelling
-    the task. Errors: APPROVAL_NOT_FOUND, APPROVAL_ALREADY_DECIDED, NOT_OWNER, REQUEST_INVALID.
+    the task. Errors: APPROVAL_NOT_FOUND, APPROVAL_ALREADY_DECIDED, LEASE_LOST, NOT_OWNER, REQUEST_INVALID.
     """
     WaitApproval: _aio.UnaryUnaryMultiCallable[_approval_pb2.WaitApprovalRequest, _approval_pb2.WaitApprovalResponse]  # type: ignore[assignment]
     """Waits until the approval is not PENDING any more, at most `wait`. Answers with it as it is by then.
@@ -222,7 +222,7 @@ class ApprovalServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_approval_pb2.CancelApprovalResponse, _abc.Awaitable[_approval_pb2.CancelApprovalResponse]]:
         """Withdraws a PENDING request. Agents may withdraw their own. The start of a task is withdrawn by cancelling
-        the task. Errors: APPROVAL_NOT_FOUND, APPROVAL_ALREADY_DECIDED, NOT_OWNER, REQUEST_INVALID.
+        the task. Errors: APPROVAL_NOT_FOUND, APPROVAL_ALREADY_DECIDED, LEASE_LOST, NOT_OWNER, REQUEST_INVALID.
         """
 
     @_abc_1.abstractmethod

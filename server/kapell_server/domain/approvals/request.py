@@ -200,9 +200,10 @@ def _park(state: State, request: RequestApprovalRequest, current: Approval, leas
 
 def cancel_approval(state: State, request: CancelApprovalRequest) -> Approval:
     """Withdraws a request; the agent that has asked goes on without an answer."""
-    current = state.approvals.get(request.approval_id)
     caller = state.caller
-    if caller.kind is CallerKind.AGENT and caller.agent_id != current.agent_id:
+    task_id = attempt.held(state, request.lease_token)[1].task_id if caller.kind is CallerKind.AGENT else ""
+    current = state.approvals.get(request.approval_id)
+    if caller.kind is CallerKind.AGENT and (caller.agent_id, task_id) != (current.agent_id, current.task_id):
         raise KapellError(
             ERROR_REASON_NOT_OWNER,
             f"Approval {current.approval_id} was not asked for by {caller.agent_id}. An agent withdraws its own only.",
