@@ -129,6 +129,24 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the artifact's state does not allow this. Metadata: artifact_id, state."""
     ERROR_REASON_ARTIFACT_LIMIT: _ErrorReason.ValueType  # 74
     """RESOURCE_EXHAUSTED: the artifact, its task or all artifacts would take more than they may. Metadata: setting, limit."""
+    ERROR_REASON_LOCK_HELD: _ErrorReason.ValueType  # 80
+    """ABORTED: somebody else holds a lock that conflicts, or asked for one before. Metadata: path (that was wanted),
+    held_path, holder, since, expire_time (empty where no time ends it), lock_id.
+    """
+    ERROR_REASON_FENCING_TOKEN_STALE: _ErrorReason.ValueType  # 81
+    """ABORTED: the fencing token is not that of a lock which covers the path and is held now. Metadata: path,
+    fencing_token, current (the token that is in force, empty where none is).
+    """
+    ERROR_REASON_DEADLOCK: _ErrorReason.ValueType  # 82
+    """FAILED_PRECONDITION: the wait would never end, since who holds waits for the caller. Metadata: cycle.
+    What to do: release what is held, then ask for everything in one call.
+    """
+    ERROR_REASON_LOCK_LOST: _ErrorReason.ValueType  # 83
+    """ABORTED: the lock or session has expired, was released or taken away, or never was. Metadata: lock_id or session_id."""
+    ERROR_REASON_LOCK_TICKET_NOT_FOUND: _ErrorReason.ValueType  # 84
+    """NOT_FOUND: no ticket has this id, or it has ended long ago. Metadata: ticket_id."""
+    ERROR_REASON_LOCK_LIMIT: _ErrorReason.ValueType  # 79
+    """RESOURCE_EXHAUSTED: as many locks are held, sessions open or requests waiting as may be. Metadata: setting, limit."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. The comment of each value names its gRPC code and the
@@ -239,4 +257,22 @@ ERROR_REASON_ARTIFACT_STATE_CONFLICT: ErrorReason.ValueType  # 73
 """FAILED_PRECONDITION: the artifact's state does not allow this. Metadata: artifact_id, state."""
 ERROR_REASON_ARTIFACT_LIMIT: ErrorReason.ValueType  # 74
 """RESOURCE_EXHAUSTED: the artifact, its task or all artifacts would take more than they may. Metadata: setting, limit."""
+ERROR_REASON_LOCK_HELD: ErrorReason.ValueType  # 80
+"""ABORTED: somebody else holds a lock that conflicts, or asked for one before. Metadata: path (that was wanted),
+held_path, holder, since, expire_time (empty where no time ends it), lock_id.
+"""
+ERROR_REASON_FENCING_TOKEN_STALE: ErrorReason.ValueType  # 81
+"""ABORTED: the fencing token is not that of a lock which covers the path and is held now. Metadata: path,
+fencing_token, current (the token that is in force, empty where none is).
+"""
+ERROR_REASON_DEADLOCK: ErrorReason.ValueType  # 82
+"""FAILED_PRECONDITION: the wait would never end, since who holds waits for the caller. Metadata: cycle.
+What to do: release what is held, then ask for everything in one call.
+"""
+ERROR_REASON_LOCK_LOST: ErrorReason.ValueType  # 83
+"""ABORTED: the lock or session has expired, was released or taken away, or never was. Metadata: lock_id or session_id."""
+ERROR_REASON_LOCK_TICKET_NOT_FOUND: ErrorReason.ValueType  # 84
+"""NOT_FOUND: no ticket has this id, or it has ended long ago. Metadata: ticket_id."""
+ERROR_REASON_LOCK_LIMIT: ErrorReason.ValueType  # 79
+"""RESOURCE_EXHAUSTED: as many locks are held, sessions open or requests waiting as may be. Metadata: setting, limit."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

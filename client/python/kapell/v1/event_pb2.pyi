@@ -10,6 +10,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from kapell.v1 import agent_pb2 as _agent_pb2
 from kapell.v1 import common_pb2 as _common_pb2
+from kapell.v1 import lock_pb2 as _lock_pb2
 from kapell.v1 import queue_pb2 as _queue_pb2
 from kapell.v1 import schedule_pb2 as _schedule_pb2
 from kapell.v1 import task_pb2 as _task_pb2
@@ -45,6 +46,9 @@ class Event(_message.Message):
     QUEUE_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     SCHEDULE_FIELD_NUMBER: _builtins.int
+    LOCK_FIELD_NUMBER: _builtins.int
+    TICKET_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The event's place in the log; strictly growing in commit order, each used once."""
     kind: _watch_pb2.EventKind.ValueType
@@ -89,6 +93,18 @@ class Event(_message.Message):
     def schedule(self) -> _schedule_pb2.Schedule:
         """A schedule, without prompt, input and parameters of its task."""
 
+    @_builtins.property
+    def lock(self) -> _lock_pb2.Lock:
+        """A lock."""
+
+    @_builtins.property
+    def ticket(self) -> _lock_pb2.LockTicket:
+        """A place in the queue for locks."""
+
+    @_builtins.property
+    def session(self) -> _lock_pb2.LockSession:
+        """A session that locks hang on."""
+
     def __init__(
         self,
         *,
@@ -105,12 +121,15 @@ class Event(_message.Message):
         queue: _queue_pb2.Queue | None = ...,
         limit: _queue_pb2.ConcurrencyLimit | None = ...,
         schedule: _schedule_pb2.Schedule | None = ...,
+        lock: _lock_pb2.Lock | None = ...,
+        ticket: _lock_pb2.LockTicket | None = ...,
+        session: _lock_pb2.LockSession | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "event_time", b"event_time", "limit", b"limit", "queue", b"queue", "resource", b"resource", "schedule", b"schedule", "task", b"task", "template", b"template"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "event_time", b"event_time", "limit", b"limit", "lock", b"lock", "queue", b"queue", "resource", b"resource", "schedule", b"schedule", "session", b"session", "task", b"task", "template", b"template", "ticket", b"ticket"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "changed_fields", b"changed_fields", "event_time", b"event_time", "kind", b"kind", "limit", b"limit", "previous_agent_state", b"previous_agent_state", "previous_task_state", b"previous_task_state", "queue", b"queue", "resource", b"resource", "revision", b"revision", "schedule", b"schedule", "task", b"task", "template", b"template"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "changed_fields", b"changed_fields", "event_time", b"event_time", "kind", b"kind", "limit", b"limit", "lock", b"lock", "previous_agent_state", b"previous_agent_state", "previous_task_state", b"previous_task_state", "queue", b"queue", "resource", b"resource", "revision", b"revision", "schedule", b"schedule", "session", b"session", "task", b"task", "template", b"template", "ticket", b"ticket"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["task", "agent", "template", "queue", "limit", "schedule"]  # noqa: Y015
+    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["task", "agent", "template", "queue", "limit", "schedule", "lock", "ticket", "session"]  # noqa: Y015
     _WhichOneofArgType_resource: _TypeAlias = _typing.Literal["resource", b"resource"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_resource) -> _WhichOneofReturnType_resource | None: ...
 

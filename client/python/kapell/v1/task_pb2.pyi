@@ -15,6 +15,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from kapell.v1 import common_pb2 as _common_pb2
 from kapell.v1 import dependency_pb2 as _dependency_pb2
 from kapell.v1 import error_pb2 as _error_pb2
+from kapell.v1 import lock_pb2 as _lock_pb2
 from kapell.v1 import watch_pb2 as _watch_pb2
 import builtins as _builtins
 import sys
@@ -105,6 +106,8 @@ class _WaitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitKind.Val
     """For tasks that come before it in the queue. ExplainTask only."""
     WAIT_KIND_AGENT_LETTING_GO: _WaitKind.ValueType  # 18
     """For its agent to let go: cancelling, or a timeout, was asked for. ExplainTask only."""
+    WAIT_KIND_LOCK: _WaitKind.ValueType  # 20
+    """For locks that it declares and somebody else holds, or asked for before. ExplainTask only."""
 
 class WaitKind(_WaitKind, metaclass=_WaitKindEnumTypeWrapper):
     """What a task waits for."""
@@ -137,6 +140,8 @@ WAIT_KIND_TURN: WaitKind.ValueType  # 17
 """For tasks that come before it in the queue. ExplainTask only."""
 WAIT_KIND_AGENT_LETTING_GO: WaitKind.ValueType  # 18
 """For its agent to let go: cancelling, or a timeout, was asked for. ExplainTask only."""
+WAIT_KIND_LOCK: WaitKind.ValueType  # 20
+"""For locks that it declares and somebody else holds, or asked for before. ExplainTask only."""
 Global___WaitKind: _TypeAlias = WaitKind  # noqa: Y015
 
 class _AttemptWaitKind:
@@ -376,6 +381,7 @@ class TaskSpec(_message.Message):
     CLIENT_KEY_FIELD_NUMBER: _builtins.int
     DEPENDENCIES_FIELD_NUMBER: _builtins.int
     PARENT_TASK_ID_FIELD_NUMBER: _builtins.int
+    LOCKS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """An id of the client's choice, "task_" and up to 59 of a-z, 0-9, _ and -.
     Empty: the server mints one. Taken: ALREADY_EXISTS/ID_TAKEN.
@@ -439,6 +445,12 @@ class TaskSpec(_message.Message):
         Their results may be used in the prompt, see dependency.proto.
         """
 
+    @_builtins.property
+    def locks(self) -> _containers.RepeatedCompositeFieldContainer[_lock_pb2.LockItem]:
+        """The locks it needs, at most 64, each path once; see lock.proto. It starts only when all of them are free, has them
+        while an attempt runs, and waits without holding any.
+        """
+
     def __init__(
         self,
         *,
@@ -459,10 +471,11 @@ class TaskSpec(_message.Message):
         client_key: _builtins.str = ...,
         dependencies: _abc.Iterable[_dependency_pb2.TaskDependency] | None = ...,
         parent_task_id: _builtins.str = ...,
+        locks: _abc.Iterable[_lock_pb2.LockItem] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "input", b"input", "not_before_time", b"not_before_time", "parameters", b"parameters", "priority", b"priority", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "client_key", b"client_key", "concurrency_keys", b"concurrency_keys", "dependencies", b"dependencies", "display_name", b"display_name", "fairness_key", b"fairness_key", "input", b"input", "labels", b"labels", "not_before_time", b"not_before_time", "parameters", b"parameters", "parent_task_id", b"parent_task_id", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "task_id", b"task_id", "template", b"template", "timeouts", b"timeouts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "client_key", b"client_key", "concurrency_keys", b"concurrency_keys", "dependencies", b"dependencies", "display_name", b"display_name", "fairness_key", b"fairness_key", "input", b"input", "labels", b"labels", "locks", b"locks", "not_before_time", b"not_before_time", "parameters", b"parameters", "parent_task_id", b"parent_task_id", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "task_id", b"task_id", "template", b"template", "timeouts", b"timeouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
@@ -643,6 +656,7 @@ class Task(_message.Message):
     SCHEDULE_ID_FIELD_NUMBER: _builtins.int
     SCHEDULE_TIME_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
+    LOCKS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The id; "task_" and a time-sortable part, or the client's choice."""
     display_name: _builtins.str
@@ -787,6 +801,10 @@ class Task(_message.Message):
     def waiting(self) -> Global___AttemptWait:
         """What the running attempt waits for, as its agent says; unset while it works."""
 
+    @_builtins.property
+    def locks(self) -> _containers.RepeatedCompositeFieldContainer[_lock_pb2.TaskLock]:
+        """The locks it declares; while an attempt runs, each with the fencing token to show at every effect."""
+
     def __init__(
         self,
         *,
@@ -837,10 +855,11 @@ class Task(_message.Message):
         schedule_id: _builtins.str = ...,
         schedule_time: _timestamp_pb2.Timestamp | None = ...,
         waiting: Global___AttemptWait | None = ...,
+        locks: _abc.Iterable[_lock_pb2.TaskLock] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "failure", b"failure", "input", b"input", "lease", b"lease", "not_before_time", b"not_before_time", "progress", b"progress", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "schedule_time", b"schedule_time", "start_time", b"start_time", "state_time", b"state_time", "timeouts", b"timeouts", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "attempt", b"attempt", "attempts_used", b"attempts_used", "concurrency_keys", b"concurrency_keys", "content_bytes", b"content_bytes", "create_time", b"create_time", "creator", b"creator", "dependencies", b"dependencies", "depth", b"depth", "display_name", b"display_name", "edited", b"edited", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "fairness_key", b"fairness_key", "input", b"input", "labels", b"labels", "lease", b"lease", "not_before_time", b"not_before_time", "parent_task_id", b"parent_task_id", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "prompt_parts", b"prompt_parts", "prompt_pending", b"prompt_pending", "queue_rank", b"queue_rank", "queue_time", b"queue_time", "rate_limited_count", b"rate_limited_count", "result", b"result", "retries", b"retries", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "revision", b"revision", "root_task_id", b"root_task_id", "schedule_id", b"schedule_id", "schedule_time", b"schedule_time", "skipped", b"skipped", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "task_id", b"task_id", "template_id", b"template_id", "template_version", b"template_version", "timeouts", b"timeouts", "waiting", b"waiting", "waiting_on", b"waiting_on"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "attempt", b"attempt", "attempts_used", b"attempts_used", "concurrency_keys", b"concurrency_keys", "content_bytes", b"content_bytes", "create_time", b"create_time", "creator", b"creator", "dependencies", b"dependencies", "depth", b"depth", "display_name", b"display_name", "edited", b"edited", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "fairness_key", b"fairness_key", "input", b"input", "labels", b"labels", "lease", b"lease", "locks", b"locks", "not_before_time", b"not_before_time", "parent_task_id", b"parent_task_id", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "prompt_parts", b"prompt_parts", "prompt_pending", b"prompt_pending", "queue_rank", b"queue_rank", "queue_time", b"queue_time", "rate_limited_count", b"rate_limited_count", "result", b"result", "retries", b"retries", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "revision", b"revision", "root_task_id", b"root_task_id", "schedule_id", b"schedule_id", "schedule_time", b"schedule_time", "skipped", b"skipped", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "task_id", b"task_id", "template_id", b"template_id", "template_version", b"template_version", "timeouts", b"timeouts", "waiting", b"waiting", "waiting_on", b"waiting_on"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -98,6 +98,26 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """The task of a run could not be made; last_run says why."""
     EVENT_KIND_SCHEDULE_DELETED: _EventKind.ValueType  # 109
     """The schedule was deleted; the event carries its last form."""
+    EVENT_KIND_LOCK_GRANTED: _EventKind.ValueType  # 120
+    """A lock was granted."""
+    EVENT_KIND_LOCK_RELEASED: _EventKind.ValueType  # 121
+    """A lock was given back, or ended with its owner; the event carries its last form."""
+    EVENT_KIND_LOCK_EXPIRED: _EventKind.ValueType  # 122
+    """A lock was lost: its ttl was over, or its attempt was lost; the event carries its last form."""
+    EVENT_KIND_LOCK_REVOKED: _EventKind.ValueType  # 123
+    """A lock was taken away by an administrator; the event carries its last form."""
+    EVENT_KIND_LOCK_UPDATED: _EventKind.ValueType  # 124
+    """A lock became EXCLUSIVE or SHARED."""
+    EVENT_KIND_TICKET_QUEUED: _EventKind.ValueType  # 125
+    """A durable place in the queue for locks was taken."""
+    EVENT_KIND_TICKET_ENDED: _EventKind.ValueType  # 126
+    """A ticket was granted, cancelled, expired or refused; its state says which. Sent once more when it is forgotten."""
+    EVENT_KIND_SESSION_OPENED: _EventKind.ValueType  # 127
+    """A session was opened."""
+    EVENT_KIND_SESSION_CLOSED: _EventKind.ValueType  # 128
+    """A session was closed; the event carries its last form."""
+    EVENT_KIND_SESSION_EXPIRED: _EventKind.ValueType  # 129
+    """A session was not renewed in time; the event carries its last form."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """What happened to a resource. The event's name in the SDKs, the CLI and over
@@ -177,6 +197,26 @@ EVENT_KIND_SCHEDULE_REFUSED: EventKind.ValueType  # 108
 """The task of a run could not be made; last_run says why."""
 EVENT_KIND_SCHEDULE_DELETED: EventKind.ValueType  # 109
 """The schedule was deleted; the event carries its last form."""
+EVENT_KIND_LOCK_GRANTED: EventKind.ValueType  # 120
+"""A lock was granted."""
+EVENT_KIND_LOCK_RELEASED: EventKind.ValueType  # 121
+"""A lock was given back, or ended with its owner; the event carries its last form."""
+EVENT_KIND_LOCK_EXPIRED: EventKind.ValueType  # 122
+"""A lock was lost: its ttl was over, or its attempt was lost; the event carries its last form."""
+EVENT_KIND_LOCK_REVOKED: EventKind.ValueType  # 123
+"""A lock was taken away by an administrator; the event carries its last form."""
+EVENT_KIND_LOCK_UPDATED: EventKind.ValueType  # 124
+"""A lock became EXCLUSIVE or SHARED."""
+EVENT_KIND_TICKET_QUEUED: EventKind.ValueType  # 125
+"""A durable place in the queue for locks was taken."""
+EVENT_KIND_TICKET_ENDED: EventKind.ValueType  # 126
+"""A ticket was granted, cancelled, expired or refused; its state says which. Sent once more when it is forgotten."""
+EVENT_KIND_SESSION_OPENED: EventKind.ValueType  # 127
+"""A session was opened."""
+EVENT_KIND_SESSION_CLOSED: EventKind.ValueType  # 128
+"""A session was closed; the event carries its last form."""
+EVENT_KIND_SESSION_EXPIRED: EventKind.ValueType  # 129
+"""A session was not renewed in time; the event carries its last form."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 class _ActorKind:
