@@ -34,6 +34,7 @@ from kapell_server.rpc.directives import Directives
 from kapell_server.rpc.events import EventServicer
 from kapell_server.rpc.fence import Fence
 from kapell_server.rpc.limits import CallLimits
+from kapell_server.rpc.locks import LockServicer
 from kapell_server.rpc.logins import FailedLogins
 from kapell_server.rpc.pipeline import Pipeline
 from kapell_server.rpc.queues import QueueServicer
@@ -292,6 +293,7 @@ class App:
             "AgentService": AgentServicer(engine, reads, watches=watches, spawner=spawner, profiles=config.profiles),
             "TemplateService": TemplateServicer(engine, reads),
             "QueueService": QueueServicer(engine, reads),
+            "LockService": LockServicer(engine, watches),
             "SecretService": SecretServicer(engine, reads, self.vault),
             "ScheduleService": ScheduleServicer(engine, reads, SystemClock()),
             "WorkerService": WorkerServicer(

@@ -29,6 +29,7 @@ from kapell.v1.watch_pb2 import (
     EVENT_KIND_SECRET_UPDATED,
     EVENT_KIND_TOKEN_CREATED,
     EVENT_KIND_TOKEN_REVOKED,
+    EventKind,
 )
 from kapell_server.domain.access import Keyring
 from kapell_server.rpc.methods import methods
@@ -224,7 +225,9 @@ class Scene:
         return agent
 
 
+_OF_LOCKS = ("EVENT_KIND_LOCK_", "EVENT_KIND_TICKET_", "EVENT_KIND_SESSION_")
 _KINDS = {
+    "locks": [kind for name, kind in EventKind.items() if name.startswith(_OF_LOCKS)],
     "queue": [EVENT_KIND_QUEUE_UPDATED],
     "limit": [EVENT_KIND_LIMIT_UPDATED, EVENT_KIND_LIMIT_DELETED],
     "price": [EVENT_KIND_PRICE_SET, EVENT_KIND_PRICE_DELETED],
@@ -235,8 +238,9 @@ _KINDS = {
 
 
 def _names(event: Event, name: str) -> bool:
-    small = (event.queue.agent_type, event.limit.key, event.price.price_id)
-    return name in (*small, event.approval_rule.rule_id, event.secret.name, event.token.token_id)
+    of_locks = (event.lock.lock_id, event.ticket.ticket_id, event.session.session_id)
+    small = (event.queue.agent_type, event.limit.key, event.price.price_id, event.approval_rule.rule_id)
+    return name in (*small, *of_locks, event.secret.name, event.token.token_id)
 
 
 def unpack(error: Any) -> Refusal:

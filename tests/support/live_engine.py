@@ -20,6 +20,7 @@ from kapell.v1 import (
     admin_pb2,
     agent_pb2,
     approval_pb2,
+    lock_pb2,
     price_pb2,
     queue_pb2,
     schedule_pb2,
@@ -231,7 +232,7 @@ def decoded(request: Any, answer: bytes) -> Any:
         return None
     name = message.DESCRIPTOR.name.removesuffix("Request") + "Response"
     tasks = (task_pb2, template_pb2, schedule_pb2, approval_pb2)
-    modules = (*tasks, agent_pb2, queue_pb2, secret_pb2, worker_pb2, admin_pb2, usage_pb2, price_pb2)
+    modules = (*tasks, agent_pb2, queue_pb2, secret_pb2, worker_pb2, admin_pb2, usage_pb2, price_pb2, lock_pb2)
     [response] = [getattr(module, name) for module in modules if hasattr(module, name)]
     return response.FromString(answer)
 

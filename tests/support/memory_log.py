@@ -12,6 +12,7 @@ from collections.abc import Collection
 from kapell.v1.agent_pb2 import Agent
 from kapell.v1.approval_pb2 import Approval, ApprovalRule
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse
+from kapell.v1.lock_pb2 import Lock, LockSession, LockTicket
 from kapell.v1.price_pb2 import Price
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
@@ -82,6 +83,9 @@ class MemoryLog:
             "usage": UsageUpdate,
             "approval": Approval,
             "approval_rule": ApprovalRule,
+            "lock": Lock,
+            "ticket": LockTicket,
+            "session": LockSession,
             "secret": Secret,
             "token": Token,
         }[kind]
@@ -112,4 +116,10 @@ def _record(revision: int, kind: EventKind.ValueType, resource: Resource) -> Rec
             event.template.CopyFrom(resource)
         case Schedule():
             event.schedule.CopyFrom(resource)
+        case Lock():
+            event.lock.CopyFrom(resource)
+        case LockTicket():
+            event.ticket.CopyFrom(resource)
+        case LockSession():
+            event.session.CopyFrom(resource)
     return Record(revision, kind, resource_id(resource), resource, event.SerializeToString())

@@ -15,7 +15,6 @@ from random import Random
 from typing import Any
 
 from kapell.v1.agent_pb2 import Agent, AgentSpec
-from kapell.v1.error_pb2 import ERROR_REASON_AGENT_NOT_FOUND, ERROR_REASON_TASK_NOT_FOUND
 from kapell.v1.task_pb2 import (
     TASK_STATE_QUEUED,
     Task,
@@ -26,8 +25,10 @@ from kapell.v1.watch_pb2 import EventKind
 
 from kapell_server.domain.access import Caller, Keyring, system
 from kapell_server.domain.approvals.shelf import ApprovalShelf
-from kapell_server.domain.errors import KapellError
 from kapell_server.domain.ids import IdMinter
+from kapell_server.domain.locks import grants
+from kapell_server.domain.locks.table import LockTable
+from kapell_server.domain.not_found import agent_not_found, task_not_found
 from kapell_server.domain.pending import Change, Loader, Pending, Resource
 from kapell_server.domain.queueing.arrivals import is_new
 from kapell_server.domain.queueing.polls import PollBoard
@@ -93,6 +94,7 @@ class State:
         self.schedule_tasks = ScheduleTasks(self)
         self.usage = UsageShelf(self)
         self.approvals = ApprovalShelf(self)
+        self.locks = LockTable(self)
         self.token_digests: dict[str, bytes] = {}
         """What proves each token, by its id."""
         self.audit_number = 0
@@ -116,6 +118,7 @@ class State:
         self.passing_tasks.clear()
         self.queues.begin()
         self.usage.begin()
+        self.locks.served.clear()
         self._ticks = 0
 
     def mark(self) -> int:
@@ -238,7 +241,7 @@ class State:
         if due_ns and (not self.due_horizon_ns or due_ns < self.due_horizon_ns):
             self.schedule(due_ns, task_id)
         elif deleted or state in TASK_FINAL:
-            self._forget_due(task_id)
+            self.forget_due(task_id)
         self.approvals.after_put(task, wish, deleted=deleted)
         return task if wish is None else self._tasks[task_id] or task
 
@@ -274,11 +277,11 @@ class State:
             self._scheduled[subject_id] = due_ns
             heapq.heappush(self._due, (due_ns, subject_id))
 
-    def _forget_due(self, task_id: str) -> None:
-        """A task that has ended needs no look."""
-        due_ns = self._scheduled.pop(task_id, 0)
+    def forget_due(self, subject_id: str) -> None:
+        """What has ended needs no look."""
+        due_ns = self._scheduled.pop(subject_id, 0)
         if due_ns:
-            self._undo.append((self.schedule, due_ns, task_id))
+            self._undo.append((self.schedule, due_ns, subject_id))
 
     def next_due_ns(self) -> int:
         """When to look next; 0 for never. Beyond the horizon the database knows more."""
@@ -355,9 +358,10 @@ class State:
         self.schedule(lease.expire_ns, lease.task_id)
 
     def close_lease(self, lease: Lease, record: TaskAttempt) -> None:
-        """Ends a lease; `record` is the attempt as it ended."""
+        """Ends a lease and whatever it holds; `record` is the attempt as it ended."""
         self.leases.remove(lease)
         self._undo.append((self.leases.restore, lease))
+        grants.end_attempt(self, record)
         self.put_attempt(record, lease.poll_id)
         self.busy_agents.add(lease.agent_id)
         self.polls.touch_agent(lease.agent_id)
@@ -480,21 +484,3 @@ def _restore(mapping: dict[Any, Any], key: Any, old: Any) -> None:
         mapping.pop(key, None)
     else:
         mapping[key] = old
-
-
-def task_not_found(task_id: str) -> KapellError:
-    """No task has this id."""
-    return KapellError(
-        ERROR_REASON_TASK_NOT_FOUND,
-        f"Task {task_id} was not found: it never existed or was deleted. List the tasks to find its id.",
-        metadata={"task_id": task_id},
-    )
-
-
-def agent_not_found(agent_id: str) -> KapellError:
-    """No agent has this id."""
-    return KapellError(
-        ERROR_REASON_AGENT_NOT_FOUND,
-        f"Agent {agent_id} was not found: it never existed or was deleted. List the agents to find its id.",
-        metadata={"agent_id": agent_id},
-    )

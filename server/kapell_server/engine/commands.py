@@ -9,6 +9,7 @@ from kapell.v1 import (
     admin_pb2,
     agent_pb2,
     approval_pb2,
+    lock_pb2,
     price_pb2,
     queue_pb2,
     schedule_pb2,
@@ -21,6 +22,7 @@ from kapell.v1 import (
 )
 
 from kapell_server.domain.approvals import decision, expiry, inbox, request, rules
+from kapell_server.domain.locks import deadlock, grants, lock, resumption, session, ticket, views
 from kapell_server.domain.queueing import explain, queue, start_blockers
 from kapell_server.domain.schedules import schedule, schedule_run
 from kapell_server.domain.secrets import secret
@@ -37,6 +39,7 @@ from kapell_server.engine.facts import (
     AgentProcessExited,
     AgentProcessStarted,
     AgentStartFailed,
+    ChildrenAwaited,
     EventsOutlived,
     InboxQuestion,
     SpawnCommand,
@@ -109,6 +112,14 @@ DECIDERS: dict[type, Decide] = {
     worker_pb2.DeregisterRequest: worker.deregister,
     AgentProcessStarted: lambda state, fact: agent.process_started(state, fact.agent_id, fact.pid),
     AgentProcessExited: lambda state, fact: agent.process_exited(state, fact.agent_id, fact.exit, fact.reason),
+    lock_pb2.RenewLocksRequest: lock.renew,
+    lock_pb2.ReleaseLocksRequest: lock.release,
+    lock_pb2.ForceReleaseLocksRequest: lock.force_release,
+    lock_pb2.CancelLockTicketRequest: ticket.cancel_ticket,
+    lock_pb2.OpenSessionRequest: session.open_session,
+    lock_pb2.RenewSessionRequest: session.renew_session,
+    lock_pb2.CloseSessionRequest: session.close_session,
+    ChildrenAwaited: lambda state, fact: deadlock.check(state, fact.task_id),
     token_pb2.CreateTokenRequest: token.create_token,
     token_pb2.RevokeTokenRequest: token.revoke_token,
     admin_pb2.CompactEventsRequest: retention.compact_events,
@@ -125,6 +136,10 @@ QUESTIONS: dict[type, Decide] = {
     price_pb2.GetPriceRequest: price.get_price,
     usage_pb2.EstimateCostRequest: estimate.estimate_model,
     InboxQuestion: lambda state, asked: inbox.listed(state, asked.request, asked.first, asked.size),
+    views.LocksQuestion: views.list_locks,
+    views.SessionsQuestion: views.list_sessions,
+    views.GraphQuestion: views.graph,
+    lock_pb2.GetLockTicketRequest: views.get_ticket,
 }
 """Asked after dispatch, and changing nothing: the answer is true at the end of the batch."""
 
@@ -203,17 +218,24 @@ def tasks_to_look_at(state: State, subject_ids: Iterable[str]) -> Iterable[str]:
             yield subject_id
 
 
+_LOOKS: dict[str, Callable[[State, str], object]] = {
+    "task": attempt.look_at_task,
+    "agent": agent.look_at_agent,
+    "approval": expiry.look_at_approval,
+    "schedule": schedule_run.look_at_schedule,
+    "session": session.look_at_session,
+    "grant": grants.look_at_grant,
+    "ticket": resumption.look_at_ticket,
+    "lock": resumption.look_at_lock,
+    USAGE: lambda state, _: state.usage.tell(),
+}
+"""By the prefix of the subject's id."""
+
+
 def look(state: State, subject_id: str) -> None:
-    """Does what time asks of a task, an agent, an approval, a schedule, the totals of usage or a limit."""
-    if subject_id.startswith("task_"):
-        attempt.look_at_task(state, subject_id)
-    elif subject_id.startswith("agent_"):
-        agent.look_at_agent(state, subject_id)
-    elif subject_id.startswith("approval_"):
-        expiry.look_at_approval(state, subject_id)
-    elif subject_id.startswith("schedule_"):
-        schedule_run.look_at_schedule(state, subject_id)
-    elif subject_id == USAGE:
-        state.usage.tell()
+    """Does what time asks of a subject; what has no prefix of its own is the limit of a queue or key."""
+    at = _LOOKS.get(subject_id.partition("_")[0])
+    if at is not None:
+        at(state, subject_id)
     else:
         state.queues.rate_is_free(subject_id)

@@ -10,6 +10,7 @@ from kapell.v1.agent_pb2 import Agent, AgentSpec, ListAgentsRequest, ListAgentsR
 from kapell.v1.approval_pb2 import Approval, ApprovalRule
 from kapell.v1.common_pb2 import LIST_ORDER_OLDEST_FIRST
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse, ListEventsRequest
+from kapell.v1.lock_pb2 import Lock, LockSession, LockTicket
 from kapell.v1.price_pb2 import Price
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
@@ -32,9 +33,9 @@ from kapell.v1.usage_pb2 import UsageUpdate
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
 from sqlalchemy.engine import Connection
 
+from kapell_server.domain.not_found import agent_not_found, task_not_found
 from kapell_server.domain.pending import Resource
 from kapell_server.domain.standing import KINDS
-from kapell_server.domain.state import agent_not_found, task_not_found
 from kapell_server.domain.tasks.bulk_job import Selection
 from kapell_server.domain.tasks.retention import compacted
 from kapell_server.domain.times import stamp
@@ -49,7 +50,17 @@ from kapell_server.store.pages import ANSWER_BYTES, Page
 from kapell_server.store.record import Record
 from kapell_server.store.retention import oldest_revision
 from kapell_server.store.schedule_reads import ScheduleReads
-from kapell_server.store.schema import agents, approvals, attempts, events, standing, task_contents, tasks, templates
+from kapell_server.store.schema import (
+    agents,
+    approvals,
+    attempts,
+    events,
+    locks,
+    standing,
+    task_contents,
+    tasks,
+    templates,
+)
 from kapell_server.store.standing_reads import StandingReads
 from kapell_server.store.task_selection import select_tasks
 from kapell_server.store.template_reads import TemplateReads
@@ -72,6 +83,9 @@ ResourceKind = Literal[
     "usage",
     "approval",
     "approval_rule",
+    "lock",
+    "ticket",
+    "session",
     "secret",
     "token",
 ]
@@ -284,7 +298,7 @@ class Reads:
             .limit(limit)
         )
         if standing_kind is not None:
-            statement = statement.where(standing.c.kind == standing_kind.number)
+            statement = statement.where(table.c.kind == standing_kind.number)
         if ids:
             statement = statement.where(table.c["resource_id" if standing_kind is not None else f"{kind}_id"].in_(ids))
         rows = await self._database.read(lambda connection: connection.execute(statement).all())
@@ -321,6 +335,9 @@ _TABLES: dict[ResourceKind, tuple[sa.Table, type[Resource]]] = {
     "usage": (usage_totals, UsageUpdate),
     "approval": (approvals, Approval),
     "approval_rule": (standing, ApprovalRule),
+    "lock": (locks, Lock),
+    "ticket": (locks, LockTicket),
+    "session": (locks, LockSession),
     "secret": (standing, Secret),
     "token": (standing, Token),
 }

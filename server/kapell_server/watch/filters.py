@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from kapell.v1.agent_pb2 import Agent, AgentFilter
 from kapell.v1.approval_pb2 import Approval, ApprovalFilter
 from kapell.v1.event_pb2 import EventFilter
+from kapell.v1.lock_pb2 import Lock, LockFilter, LockOwner, LockSession, LockTicket
 from kapell.v1.schedule_pb2 import Schedule
 from kapell.v1.task_pb2 import Task, TaskFilter
 from kapell.v1.template_pb2 import Template
@@ -20,6 +21,7 @@ from kapell.v1.usage_pb2 import UsageUpdate, UsageUpdateFilter
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
 
 from kapell_server.domain.approvals.inbox import approval_test
+from kapell_server.domain.locks.views import filter_test
 from kapell_server.domain.tasks.task_filter import task_test
 from kapell_server.store.record import Record
 
@@ -34,6 +36,9 @@ ResourceKind = Literal[
     "usage",
     "approval",
     "approval_rule",
+    "lock",
+    "ticket",
+    "session",
     "secret",
     "token",
 ]
@@ -120,6 +125,24 @@ def for_agents(wanted: AgentFilter) -> Filter:
     return Filter(key=_key(b"agent", wanted), kinds_of_resource=("agent",), ids=ids, tests=tuple(tests))
 
 
+def for_locks(wanted: LockFilter) -> Filter:
+    """Locks, tickets and sessions; the filter's path is canonical."""
+
+    def matches(record: Record) -> bool:
+        match record.resource:
+            case Lock() as lock:
+                return filter_test(wanted, [lock.path], lock.owner)
+            case LockTicket() as ticket:
+                return filter_test(wanted, [item.path for item in ticket.items], ticket.owner)
+            case LockSession() as session:
+                owner = LockOwner(session_id=session.session_id, actor=session.actor)
+                return not wanted.path and filter_test(wanted, [], owner)
+        return False
+
+    kinds: tuple[ResourceKind, ...] = ("lock", "ticket") if wanted.path else ("lock", "ticket", "session")
+    return Filter(key=_key(b"lock", wanted), kinds_of_resource=kinds, ids=(), tests=(matches,))
+
+
 def for_usage(wanted: UsageUpdateFilter) -> Filter:
     """Totals of usage only."""
     task_ids, agent_ids = frozenset(wanted.task_ids), frozenset(wanted.agent_ids)
@@ -174,5 +197,8 @@ def _has_labels(labels: Mapping[str, str]) -> Test:
     return has_labels
 
 
-def _key(kind: bytes, wanted: EventFilter | TaskFilter | AgentFilter | UsageUpdateFilter | ApprovalFilter) -> bytes:
+def _key(
+    kind: bytes,
+    wanted: EventFilter | TaskFilter | AgentFilter | UsageUpdateFilter | ApprovalFilter | LockFilter,
+) -> bytes:
     return kind + wanted.SerializeToString(deterministic=True)

@@ -153,6 +153,24 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_NOT_APPROVER: _ErrorReason.ValueType  # 99
     """PERMISSION_DENIED: the policy names others. Metadata: approval_id, approvers."""
+    ERROR_REASON_LOCK_HELD: _ErrorReason.ValueType  # 80
+    """ABORTED: somebody else holds a lock that conflicts, or asked for one before. Metadata: path (that was wanted),
+    held_path, holder, since, expire_time (empty where no time ends it), lock_id.
+    """
+    ERROR_REASON_FENCING_TOKEN_STALE: _ErrorReason.ValueType  # 81
+    """ABORTED: the fencing token is not that of a lock which covers the path and is held now. Metadata: path,
+    fencing_token, current (the token that is in force, empty where none is).
+    """
+    ERROR_REASON_DEADLOCK: _ErrorReason.ValueType  # 82
+    """FAILED_PRECONDITION: the wait would never end, since who holds waits for the caller. Metadata: cycle.
+    What to do: release what is held, then ask for everything in one call.
+    """
+    ERROR_REASON_LOCK_LOST: _ErrorReason.ValueType  # 83
+    """ABORTED: the lock or session has expired, was released or taken away, or never was. Metadata: lock_id or session_id."""
+    ERROR_REASON_LOCK_TICKET_NOT_FOUND: _ErrorReason.ValueType  # 84
+    """NOT_FOUND: no ticket has this id, or it has ended long ago. Metadata: ticket_id."""
+    ERROR_REASON_LOCK_LIMIT: _ErrorReason.ValueType  # 79
+    """RESOURCE_EXHAUSTED: as many locks are held, sessions open or requests waiting as may be. Metadata: setting, limit."""
     ERROR_REASON_SECRET_NOT_FOUND: _ErrorReason.ValueType  # 105
     """NOT_FOUND: no secret has this name. Metadata: name."""
     ERROR_REASON_SECRET_LIMIT: _ErrorReason.ValueType  # 106
@@ -303,6 +321,24 @@ where another approval has taken its place also superseded_by.
 """
 ERROR_REASON_NOT_APPROVER: ErrorReason.ValueType  # 99
 """PERMISSION_DENIED: the policy names others. Metadata: approval_id, approvers."""
+ERROR_REASON_LOCK_HELD: ErrorReason.ValueType  # 80
+"""ABORTED: somebody else holds a lock that conflicts, or asked for one before. Metadata: path (that was wanted),
+held_path, holder, since, expire_time (empty where no time ends it), lock_id.
+"""
+ERROR_REASON_FENCING_TOKEN_STALE: ErrorReason.ValueType  # 81
+"""ABORTED: the fencing token is not that of a lock which covers the path and is held now. Metadata: path,
+fencing_token, current (the token that is in force, empty where none is).
+"""
+ERROR_REASON_DEADLOCK: ErrorReason.ValueType  # 82
+"""FAILED_PRECONDITION: the wait would never end, since who holds waits for the caller. Metadata: cycle.
+What to do: release what is held, then ask for everything in one call.
+"""
+ERROR_REASON_LOCK_LOST: ErrorReason.ValueType  # 83
+"""ABORTED: the lock or session has expired, was released or taken away, or never was. Metadata: lock_id or session_id."""
+ERROR_REASON_LOCK_TICKET_NOT_FOUND: ErrorReason.ValueType  # 84
+"""NOT_FOUND: no ticket has this id, or it has ended long ago. Metadata: ticket_id."""
+ERROR_REASON_LOCK_LIMIT: ErrorReason.ValueType  # 79
+"""RESOURCE_EXHAUSTED: as many locks are held, sessions open or requests waiting as may be. Metadata: setting, limit."""
 ERROR_REASON_SECRET_NOT_FOUND: ErrorReason.ValueType  # 105
 """NOT_FOUND: no secret has this name. Metadata: name."""
 ERROR_REASON_SECRET_LIMIT: ErrorReason.ValueType  # 106

@@ -16,6 +16,7 @@ from kapell.v1 import approval_policy_pb2 as _approval_policy_pb2
 from kapell.v1 import common_pb2 as _common_pb2
 from kapell.v1 import dependency_pb2 as _dependency_pb2
 from kapell.v1 import error_pb2 as _error_pb2
+from kapell.v1 import lock_pb2 as _lock_pb2
 from kapell.v1 import usage_pb2 as _usage_pb2
 from kapell.v1 import watch_pb2 as _watch_pb2
 import builtins as _builtins
@@ -113,6 +114,8 @@ class _WaitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitKind.Val
     """For its agent to let go: cancelling, or a timeout, was asked for. ExplainTask only."""
     WAIT_KIND_APPROVAL: _WaitKind.ValueType  # 22
     """For an approval. ExplainTask only."""
+    WAIT_KIND_LOCK: _WaitKind.ValueType  # 20
+    """For locks that it declares and somebody else holds, or asked for before. ExplainTask only."""
 
 class WaitKind(_WaitKind, metaclass=_WaitKindEnumTypeWrapper):
     """What a task waits for."""
@@ -147,6 +150,8 @@ WAIT_KIND_AGENT_LETTING_GO: WaitKind.ValueType  # 18
 """For its agent to let go: cancelling, or a timeout, was asked for. ExplainTask only."""
 WAIT_KIND_APPROVAL: WaitKind.ValueType  # 22
 """For an approval. ExplainTask only."""
+WAIT_KIND_LOCK: WaitKind.ValueType  # 20
+"""For locks that it declares and somebody else holds, or asked for before. ExplainTask only."""
 Global___WaitKind: _TypeAlias = WaitKind  # noqa: Y015
 
 class _AttemptWaitKind:
@@ -431,6 +436,7 @@ class TaskSpec(_message.Message):
     DEPENDENCIES_FIELD_NUMBER: _builtins.int
     PARENT_TASK_ID_FIELD_NUMBER: _builtins.int
     APPROVAL_FIELD_NUMBER: _builtins.int
+    LOCKS_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """An id of the client's choice, "task_" and up to 59 of a-z, 0-9, _ and -.
@@ -503,6 +509,12 @@ class TaskSpec(_message.Message):
         """
 
     @_builtins.property
+    def locks(self) -> _containers.RepeatedCompositeFieldContainer[_lock_pb2.LockItem]:
+        """The locks it needs, at most 64, each path once; see lock.proto. It starts only when all of them are free, has them
+        while an attempt runs, and waits without holding any.
+        """
+
+    @_builtins.property
     def secrets(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Secrets that the agent is given with its offer, at most 16: what it finds each under, and the secret's name.
         Names in upper case become environment variables of programs as well. Besides those of a template's parameters.
@@ -529,11 +541,12 @@ class TaskSpec(_message.Message):
         dependencies: _abc.Iterable[_dependency_pb2.TaskDependency] | None = ...,
         parent_task_id: _builtins.str = ...,
         approval: _approval_policy_pb2.ApprovalPolicy | None = ...,
+        locks: _abc.Iterable[_lock_pb2.LockItem] | None = ...,
         secrets: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "approval", b"approval", "input", b"input", "not_before_time", b"not_before_time", "parameters", b"parameters", "priority", b"priority", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "approval", b"approval", "client_key", b"client_key", "concurrency_keys", b"concurrency_keys", "dependencies", b"dependencies", "display_name", b"display_name", "fairness_key", b"fairness_key", "input", b"input", "labels", b"labels", "not_before_time", b"not_before_time", "parameters", b"parameters", "parent_task_id", b"parent_task_id", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "secrets", b"secrets", "task_id", b"task_id", "template", b"template", "timeouts", b"timeouts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "approval", b"approval", "client_key", b"client_key", "concurrency_keys", b"concurrency_keys", "dependencies", b"dependencies", "display_name", b"display_name", "fairness_key", b"fairness_key", "input", b"input", "labels", b"labels", "locks", b"locks", "not_before_time", b"not_before_time", "parameters", b"parameters", "parent_task_id", b"parent_task_id", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "secrets", b"secrets", "task_id", b"task_id", "template", b"template", "timeouts", b"timeouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
@@ -739,6 +752,7 @@ class Task(_message.Message):
     TREE_USAGE_FIELD_NUMBER: _builtins.int
     APPROVAL_FIELD_NUMBER: _builtins.int
     PARKED_FIELD_NUMBER: _builtins.int
+    LOCKS_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The id; "task_" and a time-sortable part, or the client's choice."""
@@ -909,6 +923,10 @@ class Task(_message.Message):
         """
 
     @_builtins.property
+    def locks(self) -> _containers.RepeatedCompositeFieldContainer[_lock_pb2.TaskLock]:
+        """The locks it declares; while an attempt runs, each with the fencing token to show at every effect."""
+
+    @_builtins.property
     def secrets(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Secrets that its agent is given: what it finds each under, and the secret's name. Never a value."""
 
@@ -967,11 +985,12 @@ class Task(_message.Message):
         tree_usage: _usage_pb2.UsageTotals | None = ...,
         approval: _approval_policy_pb2.TaskApproval | None = ...,
         parked: _approval_policy_pb2.ParkedApproval | None = ...,
+        locks: _abc.Iterable[_lock_pb2.TaskLock] | None = ...,
         secrets: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval", "create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "failure", b"failure", "first_queue_time", b"first_queue_time", "input", b"input", "lease", b"lease", "not_before_time", b"not_before_time", "parked", b"parked", "progress", b"progress", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "schedule_time", b"schedule_time", "start_time", b"start_time", "state_time", b"state_time", "timeouts", b"timeouts", "tree_usage", b"tree_usage", "usage", b"usage", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "approval", b"approval", "attempt", b"attempt", "attempts_used", b"attempts_used", "concurrency_keys", b"concurrency_keys", "content_bytes", b"content_bytes", "create_time", b"create_time", "creator", b"creator", "dependencies", b"dependencies", "depth", b"depth", "display_name", b"display_name", "edited", b"edited", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "fairness_key", b"fairness_key", "first_queue_time", b"first_queue_time", "input", b"input", "labels", b"labels", "lease", b"lease", "not_before_time", b"not_before_time", "parent_task_id", b"parent_task_id", "parked", b"parked", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "prompt_parts", b"prompt_parts", "prompt_pending", b"prompt_pending", "queue_rank", b"queue_rank", "queue_time", b"queue_time", "rate_limited_count", b"rate_limited_count", "result", b"result", "retries", b"retries", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "revision", b"revision", "root_task_id", b"root_task_id", "schedule_id", b"schedule_id", "schedule_time", b"schedule_time", "secrets", b"secrets", "skipped", b"skipped", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "task_id", b"task_id", "template_id", b"template_id", "template_version", b"template_version", "timeouts", b"timeouts", "tree_usage", b"tree_usage", "usage", b"usage", "waiting", b"waiting", "waiting_on", b"waiting_on"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "approval", b"approval", "attempt", b"attempt", "attempts_used", b"attempts_used", "concurrency_keys", b"concurrency_keys", "content_bytes", b"content_bytes", "create_time", b"create_time", "creator", b"creator", "dependencies", b"dependencies", "depth", b"depth", "display_name", b"display_name", "edited", b"edited", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "fairness_key", b"fairness_key", "first_queue_time", b"first_queue_time", "input", b"input", "labels", b"labels", "lease", b"lease", "locks", b"locks", "not_before_time", b"not_before_time", "parent_task_id", b"parent_task_id", "parked", b"parked", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "prompt_parts", b"prompt_parts", "prompt_pending", b"prompt_pending", "queue_rank", b"queue_rank", "queue_time", b"queue_time", "rate_limited_count", b"rate_limited_count", "result", b"result", "retries", b"retries", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "revision", b"revision", "root_task_id", b"root_task_id", "schedule_id", b"schedule_id", "schedule_time", b"schedule_time", "secrets", b"secrets", "skipped", b"skipped", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "task_id", b"task_id", "template_id", b"template_id", "template_version", b"template_version", "timeouts", b"timeouts", "tree_usage", b"tree_usage", "usage", b"usage", "waiting", b"waiting", "waiting_on", b"waiting_on"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -128,6 +128,28 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """approval.rule_used: a rule has decided."""
     EVENT_KIND_APPROVAL_RULE_DELETED: _EventKind.ValueType  # 159
     """approval.rule_deleted: the rule was revoked; the event carries its last form."""
+    EVENT_KIND_TICKET_DELETED: _EventKind.ValueType  # 119
+    """A ticket that ended an hour ago was forgotten; the event carries its last form."""
+    EVENT_KIND_LOCK_GRANTED: _EventKind.ValueType  # 120
+    """A lock was granted."""
+    EVENT_KIND_LOCK_RELEASED: _EventKind.ValueType  # 121
+    """A lock was given back, or ended with its owner; the event carries its last form."""
+    EVENT_KIND_LOCK_EXPIRED: _EventKind.ValueType  # 122
+    """A lock was lost: its ttl was over, or its attempt was lost; the event carries its last form."""
+    EVENT_KIND_LOCK_REVOKED: _EventKind.ValueType  # 123
+    """A lock was taken away by an administrator; the event carries its last form."""
+    EVENT_KIND_LOCK_UPDATED: _EventKind.ValueType  # 124
+    """A lock became EXCLUSIVE or SHARED."""
+    EVENT_KIND_TICKET_QUEUED: _EventKind.ValueType  # 125
+    """A durable place in the queue for locks was taken."""
+    EVENT_KIND_TICKET_ENDED: _EventKind.ValueType  # 126
+    """A ticket was granted, cancelled, expired or refused; its state says which."""
+    EVENT_KIND_SESSION_OPENED: _EventKind.ValueType  # 127
+    """A session was opened."""
+    EVENT_KIND_SESSION_CLOSED: _EventKind.ValueType  # 128
+    """A session was closed; the event carries its last form."""
+    EVENT_KIND_SESSION_EXPIRED: _EventKind.ValueType  # 129
+    """A session was not renewed in time; the event carries its last form."""
     EVENT_KIND_TOKEN_CREATED: _EventKind.ValueType  # 160
     """A token was made."""
     EVENT_KIND_TOKEN_REVOKED: _EventKind.ValueType  # 161
@@ -243,6 +265,28 @@ EVENT_KIND_APPROVAL_RULE_USED: EventKind.ValueType  # 158
 """approval.rule_used: a rule has decided."""
 EVENT_KIND_APPROVAL_RULE_DELETED: EventKind.ValueType  # 159
 """approval.rule_deleted: the rule was revoked; the event carries its last form."""
+EVENT_KIND_TICKET_DELETED: EventKind.ValueType  # 119
+"""A ticket that ended an hour ago was forgotten; the event carries its last form."""
+EVENT_KIND_LOCK_GRANTED: EventKind.ValueType  # 120
+"""A lock was granted."""
+EVENT_KIND_LOCK_RELEASED: EventKind.ValueType  # 121
+"""A lock was given back, or ended with its owner; the event carries its last form."""
+EVENT_KIND_LOCK_EXPIRED: EventKind.ValueType  # 122
+"""A lock was lost: its ttl was over, or its attempt was lost; the event carries its last form."""
+EVENT_KIND_LOCK_REVOKED: EventKind.ValueType  # 123
+"""A lock was taken away by an administrator; the event carries its last form."""
+EVENT_KIND_LOCK_UPDATED: EventKind.ValueType  # 124
+"""A lock became EXCLUSIVE or SHARED."""
+EVENT_KIND_TICKET_QUEUED: EventKind.ValueType  # 125
+"""A durable place in the queue for locks was taken."""
+EVENT_KIND_TICKET_ENDED: EventKind.ValueType  # 126
+"""A ticket was granted, cancelled, expired or refused; its state says which."""
+EVENT_KIND_SESSION_OPENED: EventKind.ValueType  # 127
+"""A session was opened."""
+EVENT_KIND_SESSION_CLOSED: EventKind.ValueType  # 128
+"""A session was closed; the event carries its last form."""
+EVENT_KIND_SESSION_EXPIRED: EventKind.ValueType  # 129
+"""A session was not renewed in time; the event carries its last form."""
 EVENT_KIND_TOKEN_CREATED: EventKind.ValueType  # 160
 """A token was made."""
 EVENT_KIND_TOKEN_REVOKED: EventKind.ValueType  # 161
