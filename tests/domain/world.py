@@ -255,7 +255,7 @@ class World:
         """Places, ranks, what runs and waits under each key, starts, whose turn it is. What is empty is not there."""
         state, queues = self.state, self.state.queues
         fair = queues._fair._classes
-        keys = {*queues._running_of_key, *queues._queued_of_key}
+        keys = {*queues.keys._running, *queues.keys._queued}
         return (
             dict(queues.ready._places),
             queues.ready.depths(),
@@ -263,11 +263,11 @@ class World:
             {of: (one.now, dict(one.stamps)) for of, one in fair.items() if one.now or one.stamps},
             {name: count for name, count in queues._running.items() if count},
             {
-                key: (queues.holders(key), queues.queued(key))
+                key: (queues.keys.holders(key), queues.keys.queued(key))
                 for key in keys
-                if queues.holders(key) + queues.queued(key)
+                if queues.keys.holders(key) + queues.keys.queued(key)
             },
-            {limit_id: list(starts) for limit_id, starts in queues._starts.items() if starts},
+            {limit_id: list(starts) for limit_id, starts in queues.starts._starts.items() if starts},
             list(queues.arrivals),
             dict(state.turns),
             {

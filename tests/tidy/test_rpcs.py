@@ -108,6 +108,14 @@ def test_it_names_its_scope(method: MethodDescriptor) -> None:
 
 
 @every_method
+def test_it_says_what_agents_may_do_where_their_scope_opens_it(method: MethodDescriptor) -> None:
+    options = method.GetOptions().Extensions
+    if options[common_pb2.scope] == common_pb2.SCOPE_WORKER:
+        said = options[common_pb2.agent_access]
+        assert said, f"{qualified(method)} is for workers: add `option (agent_access) = AGENT_ACCESS_OWN;`, ANY or NONE"
+
+
+@every_method
 def test_it_has_a_path_below_the_orchestration_api(method: MethodDescriptor) -> None:
     rule = method.GetOptions().Extensions[annotations_pb2.http]
 

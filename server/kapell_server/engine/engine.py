@@ -246,7 +246,7 @@ class Engine:
 
     def key_use(self, key: str) -> tuple[int, int]:
         """How many tasks of a concurrency key run, and how many are QUEUED."""
-        return self._state.queues.count(key)
+        return self._state.queues.keys.count(key)
 
     def held_tasks(self, agent_id: str) -> list[str]:
         """The tasks that the agent has a live lease on, the oldest lease first."""

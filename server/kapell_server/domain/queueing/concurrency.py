@@ -29,7 +29,7 @@ def settle_arrivals(state: State, settled: int = 0) -> int:
     for task_id in [task_id for task_id, number in place.items() if number >= settled]:
         task = state.find_task(task_id)
         for key in task.concurrency_keys if task is not None else ():
-            if task is not None and task.state == TASK_STATE_QUEUED and state.queues.strategy(key) in _IMPATIENT:
+            if task is not None and task.state == TASK_STATE_QUEUED and state.queues.keys.strategy(key) in _IMPATIENT:
                 _settle(state, task, key, place)
                 task = state.find_task(task_id)
     return len(state.queues.arrivals)
@@ -37,13 +37,13 @@ def settle_arrivals(state: State, settled: int = 0) -> int:
 
 def _settle(state: State, task: Task, key: str, place: dict[str, int]) -> None:
     """One task and one of its keys, which may have too many tasks now."""
-    queues = state.queues
-    holders = [one for one in queues.holders(key) if state.task(one).state != TASK_STATE_CANCELLING]
-    others = [one for one in holders + queues.queued(key) if place.get(one, -1) < place[task.task_id]]
-    excess = len(others) + 1 - queues.max_running(key)
+    keys = state.queues.keys
+    holders = [one for one in keys.holders(key) if state.task(one).state != TASK_STATE_CANCELLING]
+    others = [one for one in holders + keys.queued(key) if place.get(one, -1) < place[task.task_id]]
+    excess = len(others) + 1 - keys.max_running(key)
     if excess <= 0:
         return
-    match queues.strategy(key):
+    match keys.strategy(key):
         case strategy if strategy in (CONCURRENCY_STRATEGY_CANCEL_NEWEST, CONCURRENCY_STRATEGY_SKIP):
             skipped = strategy == CONCURRENCY_STRATEGY_SKIP
             verb = "skipped" if skipped else "cancelled"
