@@ -31,6 +31,7 @@ from kapell.messages import (
 from kapell.reconnect import CONNECT_TIMEOUT, Reconnect
 from kapell.v1 import task_pb2 as pb
 from kapell.v1.common_pb2 import LIST_ORDER_UNSPECIFIED, ListOrder
+from kapell.v1.lock_pb2 import LOCK_MODE_EXCLUSIVE, LOCK_MODE_SHARED, LockItem, TaskLock
 from kapell.v1.task_pb2_grpc import TaskServiceStub
 from kapell.v1.watch_pb2 import EVENT_KIND_TASK_DELETED
 from kapell.watch import Watch, WatchKeywords, split_start
@@ -72,6 +73,10 @@ class TaskFields(TypedDict, total=False):
     """Whose share of the agents it uses; keys take turns."""
     concurrency_keys: Iterable[str]
     """Of each of these only so many tasks run at a time; see `client.limits`."""
+    locks: Iterable[str | LockItem]
+    """What it has for itself while it runs, as "repo/src"; messages may be SHARED. See lock.proto."""
+    read_locks: Iterable[str]
+    """What it has together with other readers while it runs."""
 
 
 class BulkKeywords(TaskQuery, total=False):
@@ -120,7 +125,14 @@ def task_spec(agent_type: str = "", prompt: str = "", **fields: Unpack[TaskField
         parent_task_id=fields.get("parent_task_id", ""),
         fairness_key=fields.get("fairness_key", ""),
         concurrency_keys=fields.get("concurrency_keys", ()),
+        locks=_lock_items(fields.get("locks", ()), fields.get("read_locks", ())),
     )
+
+
+def _lock_items(locks: Iterable[str | LockItem], read_locks: Iterable[str]) -> list[LockItem]:
+    """Locks as a task declares them."""
+    changed = [LockItem(path=lock, mode=LOCK_MODE_EXCLUSIVE) if isinstance(lock, str) else lock for lock in locks]
+    return changed + [LockItem(path=path, mode=LOCK_MODE_SHARED) for path in read_locks]
 
 
 def task_timeouts(
@@ -243,13 +255,16 @@ class Tasks:
         not_before: Instant | None = None,
         prompt: str | None = None,
         input: Mapping[str, Any] | Struct | None = None,
+        locks: Iterable[str | LockItem] | None = None,
+        read_locks: Iterable[str] | None = None,
         etag: str = "",
         request_id: str = "",
     ) -> pb.Task:
         """Sets what is given, each in the place of the whole.
 
-        `not_before` while no agent has the task, where a past time means at once; `prompt` and `input` before its
-        first start only. For `timeouts` see `task_timeouts`.
+        `not_before`, where a past time means at once, and locks while no agent has the task; `prompt` and `input`
+        before its first start only. `locks` and `read_locks` are one field: what is given replaces both. For
+        `timeouts` see `task_timeouts`.
         """
         given: dict[str, Any] = {
             "priority": priority,
@@ -261,6 +276,9 @@ class Tasks:
             "prompt": prompt,
             "input": struct(input),
         }
+        if locks is not None or read_locks is not None:
+            items = _lock_items(locks or (), read_locks or ())
+            given["locks"] = [TaskLock(path=item.path, mode=item.mode) for item in items]
         given = {name: value for name, value in given.items() if value is not None}
         task = pb.Task(task_id=task_id, **given)
         request = pb.UpdateTaskRequest(

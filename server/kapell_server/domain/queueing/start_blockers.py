@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from kapell.v1.lock_pb2 import LockItem
 from kapell.v1.queue_pb2 import (
     CONCURRENCY_STRATEGY_CANCEL_IN_PROGRESS,
     CONCURRENCY_STRATEGY_CANCEL_NEWEST,
@@ -38,6 +39,8 @@ class StartQuestion:
     first: tuple[str, ...]
     keys: tuple[str, ...]
     """The concurrency keys of the first ones."""
+    locks: tuple[tuple[LockItem, ...], ...] = ()
+    """The locks of each of the first ones."""
 
 
 def held_up(state: State, question: StartQuestion) -> RenderTemplateResponse:

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 from kapell.v1.dependency_pb2 import TaskDependency
 from kapell.v1.error_pb2 import ERROR_REASON_ID_TAKEN, ERROR_REASON_REQUEST_INVALID
+from kapell.v1.lock_pb2 import TaskLock
 from kapell.v1.task_pb2 import TaskSpec
 from kapell.v1.template_pb2 import TemplateSpec, TemplateStep
 
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.locks.declared import declared
 from kapell_server.domain.queueing.queues import check_takes_in
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks.dependency_graph import unknown_place
@@ -51,6 +53,8 @@ class Prepared:
     """The schedule that makes it, and the time of the run."""
     name: str = ""
     """What a refusal calls it, where not its client_key or id."""
+    locks: tuple[TaskLock, ...] = ()
+    """The locks it declares, those of the template among them."""
 
     @property
     def is_related(self) -> bool:
@@ -100,7 +104,8 @@ def _prepare(state: State, spec: TaskSpec, path: str) -> Prepared:
     if not spec.agent_type or spec.HasField("parameters"):
         raise _without_template(spec, path)
     check_size(state, spec.input, f"{path}.input")
-    return Prepared(path, spec, task_id)
+    locks = declared(spec.locks, f"{path}.locks") if spec.locks else ()
+    return Prepared(path, spec, task_id, locks=tuple(locks))
 
 
 def _from_template(state: State, spec: TaskSpec, task_id: str, path: str) -> Prepared:
@@ -133,7 +138,8 @@ def _from_template(state: State, spec: TaskSpec, task_id: str, path: str) -> Pre
         for part in rendered.parts:
             if isinstance(part, Place):
                 raise unknown_place(f"{path}.prompt", part, ())
-    return Prepared(path, filled, task_id, number, rendered.parts, steps)
+    locks = tuple(declared(spec.locks, f"{path}.locks", rendered.locks))
+    return Prepared(path, filled, task_id, number, rendered.parts, steps, locks=locks)
 
 
 def _keys(of_template: list[str], spec: TaskSpec, path: str) -> list[str]:
@@ -172,7 +178,8 @@ def _steps(state: State, task: TaskSpec, rendered: Rendered, path: str) -> tuple
             if task.HasField("not_before_time"):
                 spec.not_before_time.CopyFrom(task.not_before_time)
         name = step.says.name
-        steps.append(Prepared(path, spec, ids[name], parts=step.parts, name=f"{called}/{name}"))
+        locks = tuple(declared((), path, step.locks))
+        steps.append(Prepared(path, spec, ids[name], parts=step.parts, name=f"{called}/{name}", locks=locks))
     task.dependencies.extend(map(on, ids))
     return tuple(steps)
 

@@ -43,6 +43,24 @@ _SHARES = (
         help="What only so many tasks may use at a time, see `kapell limit`; may be repeated.",
     ),
 )
+LOCKS = (
+    click.option(
+        "--lock",
+        "locks",
+        multiple=True,
+        metavar="PATH",
+        callback=lambda _ctx, _param, values: values or None,
+        help="What nobody else may have while it runs, and all below: repo/src, port/8080. May be repeated.",
+    ),
+    click.option(
+        "--lock-shared",
+        "read_locks",
+        multiple=True,
+        metavar="PATH",
+        callback=lambda _ctx, _param, values: values or None,
+        help="What others may only read while it runs. May be repeated.",
+    ),
+)
 _PARAMETERS = (
     click.argument("prompt", nargs=-1, metavar="[PROMPT]..."),
     click.option("-t", "--type", "agent_type", required=True, metavar="TYPE", help="Which agents may take it."),
@@ -61,6 +79,7 @@ _PARAMETERS = (
     click.option("--max-attempts", type=click.IntRange(1, 100), metavar="N", help="Attempts in all. [default: 3]"),
     *_LIMITS[2:],
     *_SHARES,
+    *LOCKS,
 )
 _OF_TEMPLATE = (
     click.option("-t", "--type", "agent_type", default="", metavar="TYPE", help="Other agents than the template says."),
@@ -83,6 +102,7 @@ _OF_TEMPLATE = (
     ),
     *_LIMITS[2:],
     *_SHARES,
+    *LOCKS,
 )
 
 
