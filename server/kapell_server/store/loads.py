@@ -204,12 +204,11 @@ _starts_in_order = sa.select(starts.c.limit_id, starts.c.start_ns).order_by(star
 
 def _load_queued(connection: Connection) -> list[tuple[ReadyEntry, str]]:
     columns = (tasks.c.priority, tasks.c.queue_rank, tasks.c.queue_ns, tasks.c.task_id, tasks.c.agent_type)
-    rows = connection.execute(
-        sa.select(*columns, tasks.c.concurrency_keys, tasks.c.fairness_key).where(tasks.c.state == TASK_STATE_QUEUED)
-    )
+    more = (tasks.c.concurrency_keys, tasks.c.lock_count, tasks.c.fairness_key)
+    rows = connection.execute(sa.select(*columns, *more).where(tasks.c.state == TASK_STATE_QUEUED))
     return [
-        (ReadyEntry(-priority, rank, queue_ns, task_id, agent_type, _split(keys)), fairness_key or "")
-        for priority, rank, queue_ns, task_id, agent_type, keys, fairness_key in rows
+        (ReadyEntry(-priority, rank, queue_ns, task_id, agent_type, _split(keys), bool(locks)), fairness_key or "")
+        for priority, rank, queue_ns, task_id, agent_type, keys, locks, fairness_key in rows
     ]
 
 

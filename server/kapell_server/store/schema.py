@@ -18,7 +18,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = "0008"
+VERSION = "0009"
 """The newest migration; a test holds it against store/migrations."""
 
 metadata = MetaData(
@@ -76,6 +76,7 @@ tasks = Table(
     Column("parent_id", String(64)),
     Column("root_id", String(64)),
     Column("end_ns", BigInteger),
+    Column("lock_count", SmallInteger),
     # Get, and every write: the row of an id.
     Index(None, "task_id", unique=True),
     # List and count by state, newest first; the start: all that is queued or leased.

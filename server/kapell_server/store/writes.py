@@ -63,7 +63,17 @@ _insert_events = Bulk(sa.insert(events), "revision", "kind", "resource_id", "pre
 _insert_tasks = Bulk(
     sa.insert(tasks),
     *("create_revision", "task_id", "state", "agent_type", "priority", "create_ns", "queue_ns", "due_ns"),
-    *("template_id", "queue_rank", "fairness_key", "concurrency_keys", "parent_id", "root_id", "end_ns", "data"),
+    *(
+        "template_id",
+        "queue_rank",
+        "fairness_key",
+        "concurrency_keys",
+        "parent_id",
+        "root_id",
+        "end_ns",
+        "lock_count",
+        "data",
+    ),
 )
 _insert_edits = Bulk(sa.insert(task_edits), "task_id", "revision", "data")
 _insert_contents = Bulk(sa.insert(task_contents), "task_id", "data")
@@ -103,7 +113,7 @@ def _delete(table: sa.Table, key: str) -> Bulk:
 _update_tasks = _update(
     tasks,
     "task_id",
-    *("state", "priority", "queue_ns", "queue_rank", "concurrency_keys", "due_ns", "end_ns", "data"),
+    *("state", "priority", "queue_ns", "queue_rank", "concurrency_keys", "due_ns", "end_ns", "lock_count", "data"),
 )
 _update_contents = _update(task_contents, "task_id", "data")
 _update_agents = _update(agents, "agent_id", "state", "data")
@@ -223,16 +233,17 @@ def _write_tasks(connection: Connection, changes: list[Change], pending: Pending
         due_ns = change.due_ns or None
         end_ns = timestamp_ns(task.end_time) if task.state in TASK_FINAL else None
         keys = " ".join(found) if (found := task.concurrency_keys) else None
+        locks = len(task.locks) or None
         create_revision = created.get(task_id)
         if create_revision is None:
-            place = (task.state, task.priority, queue_ns, task.queue_rank, keys, due_ns, end_ns)
+            place = (task.state, task.priority, queue_ns, task.queue_rank, keys, due_ns, end_ns, locks)
             updates.append((*place, data, task_id))
         else:
             create_ns = timestamp_ns(task.create_time)
             row = (create_revision, task_id, task.state, task.agent_type, task.priority, create_ns, queue_ns, due_ns)
             more = (task.template_id or None, task.queue_rank, task.fairness_key or None, keys)
             kin = (task.parent_task_id or None, task.root_task_id or None)
-            inserts.append((*row, *more, *kin, end_ns, data))
+            inserts.append((*row, *more, *kin, end_ns, locks, data))
     for delete in _deletes_of_task:
         delete.execute(connection, deleted)
     _insert_tasks.execute(connection, inserts)

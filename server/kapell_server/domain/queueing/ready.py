@@ -31,6 +31,8 @@ class ReadyEntry(NamedTuple):
     task_id: str
     agent_type: str
     keys: tuple[str, ...] = ()
+    locked: bool = False
+    """Whether it declares locks."""
 
 
 _Place = tuple[ReadyEntry, str]
@@ -41,7 +43,8 @@ def entry_of(task: Task) -> ReadyEntry:
     """The place of a QUEUED task."""
     queue_ns = timestamp_ns(task.queue_time)
     keys = tuple(task.concurrency_keys)
-    return ReadyEntry(-task.priority, task.queue_rank, queue_ns, task.task_id, task.agent_type, keys)
+    rank = task.queue_rank
+    return ReadyEntry(-task.priority, rank, queue_ns, task.task_id, task.agent_type, keys, bool(task.locks))
 
 
 class _Line:
@@ -114,6 +117,14 @@ class ReadyIndex:
                 self.add(entry)
                 woken += 1
         return woken
+
+    def unpark(self, task_id: str) -> str:
+        """Moves a task that is parked to where it could run, whatever it is parked under. Its type, if it was."""
+        place = self._places.get(task_id)
+        if place is None or not place[1]:
+            return ""
+        self.add(place[0])
+        return place[0].agent_type
 
     def _set(self, task_id: str, place: _Place | None) -> None:
         """The one change of a place; its own inverse with the place before."""
