@@ -20,11 +20,14 @@ from kapell.connection import DEFAULT_TIMEOUT, Connection
 from kapell.discovery import Endpoint, discover
 from kapell.emitter import Emitter, Handler
 from kapell.events import Events, EventWatchKeywords
+from kapell.locks import HeldLocks, Locks
+from kapell.messages import Seconds
 from kapell.queues import Limits, Queues
 from kapell.schedules import Schedules
 from kapell.tasks import Tasks
 from kapell.templates import Templates
 from kapell.v1.event_pb2 import Event
+from kapell.v1.lock_pb2 import LockItem
 from kapell.watch import Watch
 
 _H = TypeVar("_H", bound=Handler)
@@ -59,6 +62,7 @@ class Client:
         self.templates = Templates(server)
         self.artifacts = Artifacts(server)
         self.schedules = Schedules(server)
+        self.locks = Locks(server)
         self.events = Events(server)
         self.admin = Admin(server)
         self._emitter = Emitter(self.events)
@@ -73,6 +77,24 @@ class Client:
         anew with what there is. `connect_timeout` bounds the search for the first connection.
         """
         return self.events.watch(**keywords)
+
+    def lock(
+        self,
+        *paths: str | LockItem,
+        shared: bool = False,
+        timeout: Seconds | None = None,
+        ttl: Seconds | None = None,
+        priority: int | None = None,
+        note: str = "",
+    ) -> HeldLocks:
+        """Locks on paths and everything below them, for the length of an `async with`; all or none.
+
+        Waits its turn in the queue up to `timeout` (None: for ever, 0: not at all), then raises LockHeld;
+        Deadlock where the wait would never end. While the block lasts the locks are renewed; where that
+        fails for a `ttl` (60 s unless given) or they are taken away, `lost` is set, `check()` raises
+        LockLost, and so does the end of the block. Cancelled half-way, nothing stays held.
+        """
+        return self.locks.lock(*paths, shared=shared, timeout=timeout, ttl=ttl, priority=priority, note=note)
 
     @overload
     def on(self, name: str, handler: Handler) -> Handler: ...

@@ -11,6 +11,7 @@ from typing import TypedDict, Unpack
 from kapell.messages import Instant, agent_states, event_kind, task_states, timestamp
 from kapell.v1.agent_pb2 import AgentFilter, AgentState
 from kapell.v1.event_pb2 import EventFilter
+from kapell.v1.lock_pb2 import LockFilter
 from kapell.v1.schedule_pb2 import ScheduleFilter
 from kapell.v1.task_pb2 import TaskFilter, TaskState
 from kapell.v1.template_pb2 import TemplateFilter
@@ -87,6 +88,17 @@ class ScheduleQuery(TypedDict, total=False):
     """Whose tasks are made from one of these."""
 
 
+class LockQuery(TypedDict, total=False):
+    """Which locks, tickets and sessions are wanted."""
+
+    path: str
+    """On this path, above or below it."""
+    session_id: str
+    task_id: str
+    agent_id: str
+    """Of its attempts, or asked for by it."""
+
+
 def task_filter(**query: Unpack[TaskQuery]) -> TaskFilter:
     """The message for a query of tasks. Raises InvalidRequest for a state that is none."""
     return TaskFilter(
@@ -142,4 +154,14 @@ def schedule_filter(**query: Unpack[ScheduleQuery]) -> ScheduleFilter:
         schedule_ids=query.get("schedule_ids", ()),
         paused=query.get("paused"),
         template_ids=query.get("template_ids", ()),
+    )
+
+
+def lock_filter(**query: Unpack[LockQuery]) -> LockFilter:
+    """The message for a query of locks."""
+    return LockFilter(
+        path=query.get("path", ""),
+        session_id=query.get("session_id", ""),
+        task_id=query.get("task_id", ""),
+        agent_id=query.get("agent_id", ""),
     )

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
+from kapell._locks.blocking import SyncHeldLocks, SyncHeldSession
 from kapell.admin import Admin
 from kapell.agents import Agents
 from kapell.artifacts import Artifacts
@@ -26,10 +27,13 @@ from kapell.connection import DEFAULT_TIMEOUT, Connection
 from kapell.discovery import Endpoint
 from kapell.emitter import Handler
 from kapell.events import Events
+from kapell.locks import Locks
+from kapell.messages import Seconds
 from kapell.queues import Limits, Queues
 from kapell.schedules import Schedules
 from kapell.tasks import Tasks
 from kapell.templates import Templates
+from kapell.v1.lock_pb2 import LockItem
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -257,6 +261,31 @@ class SyncSchedules(_Face[Schedules]):
     preview = blocking(Schedules.preview)
 
 
+class SyncLocks(_Face[Locks]):
+    """`client.locks`, blocking."""
+
+    acquire = blocking(Locks.acquire)
+    renew = blocking(Locks.renew)
+    release = blocking(Locks.release)
+    force_release = blocking(Locks.force_release)
+    check_fence = blocking(Locks.check_fence)
+    list = blocking(Locks.list)
+    iterate = streaming(Locks.iterate)
+    graph = blocking(Locks.graph)
+    watch = streaming(Locks.watch)
+    ticket = blocking(Locks.ticket)
+    watch_ticket = streaming(Locks.watch_ticket)
+    cancel_ticket = blocking(Locks.cancel_ticket)
+    open_session = blocking(Locks.open_session)
+    renew_session = blocking(Locks.renew_session)
+    close_session = blocking(Locks.close_session)
+    sessions = blocking(Locks.sessions)
+
+    def session(self, display_name: str = "", *, ttl: Seconds | None = None) -> SyncHeldSession:
+        """A session for the length of a `with`, renewed by the client's thread."""
+        return SyncHeldSession(self._loop.run, lambda: self._face.session(display_name, ttl=ttl))
+
+
 class SyncAdmin(_Face[Admin]):
     """`client.admin`, blocking."""
 
@@ -288,10 +317,27 @@ class SyncClient:
         self.templates = SyncTemplates(loop, client.templates)
         self.artifacts = SyncArtifacts(loop, client.artifacts)
         self.schedules = SyncSchedules(loop, client.schedules)
+        self.locks = SyncLocks(loop, client.locks)
         self.events = SyncEvents(loop, client.events)
         self.admin = SyncAdmin(loop, client.admin)
         self.watch = self.events.watch
         self._closed = False
+
+    def lock(
+        self,
+        *paths: str | LockItem,
+        shared: bool = False,
+        timeout: Seconds | None = None,
+        ttl: Seconds | None = None,
+        priority: int | None = None,
+        note: str = "",
+    ) -> SyncHeldLocks:
+        """As `Client.lock`, for the length of a `with`; the client's thread renews them."""
+        locks = self._client.locks
+        return SyncHeldLocks(
+            self._loop.run,
+            lambda: locks.lock(*paths, shared=shared, timeout=timeout, ttl=ttl, priority=priority, note=note),
+        )
 
     @overload
     def on(self, name: str, handler: Handler) -> Handler: ...

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Literal
 
+from kapell._locks.environment import KnownLock, known
+from kapell._locks.holding import HeldLocks, wanted_locks
 from kapell._upload import creation, upload
 from kapell._worker import children
 from kapell._worker.leases import Lease
@@ -18,6 +21,7 @@ from kapell.errors import LeaseLost
 from kapell.messages import Instant, Seconds, timestamp
 from kapell.v1.artifact_pb2 import Artifact
 from kapell.v1.common_pb2 import LOG_STREAM_STDOUT, LogStream
+from kapell.v1.lock_pb2 import LockItem
 from kapell.v1.task_pb2 import (
     ATTEMPT_WAIT_KIND_APPROVAL,
     ATTEMPT_WAIT_KIND_LOCK,
@@ -47,6 +51,8 @@ class TaskContext:
         self._lease = lease
         self._session = session
         self.agent_id = session.agent_id
+        # What the task declares stays with the attempt, also where the same path is asked for once more.
+        self._lock_uses = Counter(lock.lock_id for lock in lease.task.locks if lock.lock_id)
 
     @property
     def task_id(self) -> str:
@@ -66,6 +72,30 @@ class TaskContext:
     def input(self) -> dict[str, object]:
         """The task's input as plain Python values; whole numbers are int."""
         return from_struct(self._lease.task.input)
+
+    @property
+    def locks(self) -> list[KnownLock]:
+        """The locks that the task declares and this attempt has, with the tokens to show at every effect."""
+        return known(self._lease.task.locks)
+
+    def lock(
+        self,
+        *paths: str | LockItem,
+        shared: bool = False,
+        timeout: Seconds | None = None,
+        priority: int | None = None,
+        note: str = "",
+    ) -> HeldLocks:
+        """More locks for the length of an `async with`, owned by the attempt: they end with it at the latest.
+
+        As `Client.lock`. A task that holds one lock and waits for another can run into a Deadlock;
+        locks that it declares (`locks` of its spec) are there when it starts and never can.
+        """
+        wanted = wanted_locks(paths, shared=shared, priority=priority, note=note)
+        wanted.lease_token = self._lease.token
+        return HeldLocks(
+            self._session.connection, wanted, timeout=timeout, owner_lost=self._lease.lost, uses=self._lock_uses
+        )
 
     @property
     def cancelled(self) -> asyncio.Event:

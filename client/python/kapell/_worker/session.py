@@ -63,6 +63,11 @@ class Session:
         self._in_trouble = False
 
     @property
+    def connection(self) -> Connection:
+        """The connection, with the agent's own token."""
+        return self._connection
+
+    @property
     def stub(self) -> WorkerServiceAsyncStub:
         return self._connection.stub(WorkerServiceStub)
 

@@ -84,8 +84,10 @@ def _grant_waiting(state: State, wait: Wait) -> None:
     """Gives a wait its locks and answers whoever waits for it."""
     mark = state.mark()
     caller = state.caller
-    state.caller = wait.caller
     state.locks.leave(wait)
+    if not wait.handles and not wait.durable:
+        return  # The end of its call could not be written; nobody is there to have it.
+    state.caller = wait.caller
     try:
         held = grant(state, wait)
         deadlock.check(state, wait.owner)
