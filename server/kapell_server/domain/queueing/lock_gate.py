@@ -1,8 +1,8 @@
 """The locks that tasks declare, as a gate: a task starts when all of them are free and nobody is due before it.
 
 Who waits stands in the queue of the table of locks (`domain/locks/table`), beside calls and tickets, and holds
-nothing there. Of the tasks of one type that want the same locks only the first stands in it: the others are
-behind it here, and cost nothing until it starts or goes. So a lock that is given back moves one task of a
+nothing there. Of the tasks of one type that want the same locks, at least one of them EXCLUSIVE, only the first stands
+in it: the others are behind it here, and cost nothing until it starts or goes. So a lock that is given back moves one task of a
 thousand. The table offers a task its locks; then it is ready, and keeps its place for its *turn*:
 
 - as long as dispatch looks for an agent,
@@ -39,8 +39,9 @@ _PARKED = "lock/"
 _ABOUT_TO_ASK = SECOND
 _SHARE = 4
 
-_Like = tuple[str, tuple[tuple[str, bool], ...]]
-"""What tasks of one line have in common: their type and their locks."""
+_Like = tuple[str, tuple[tuple[str, bool], ...], str]
+"""What tasks of one line have in common: their type and their locks. Readers, who do not exclude each other, have
+lines of their own: the id is theirs."""
 
 
 class LockGate:
@@ -209,7 +210,8 @@ class LockGate:
 
 
 def _like(task: Task) -> _Like:
-    return task.agent_type, tuple((lock.path, lock.mode != LOCK_MODE_SHARED) for lock in task.locks)
+    items = tuple((lock.path, lock.mode != LOCK_MODE_SHARED) for lock in task.locks)
+    return task.agent_type, items, "" if any(exclusive for _, exclusive in items) else task.task_id
 
 
 def _order(task: Task) -> Order:
