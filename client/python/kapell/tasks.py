@@ -17,6 +17,7 @@ from kapell.connection import Connection, Stream
 from kapell.dependencies import Dependency, dependencies
 from kapell.errors import KapellError, WaitTimeout
 from kapell.filters import TaskQuery, task_filter
+from kapell.locks import task_locks
 from kapell.logs import LogStream
 from kapell.messages import (
     FINAL_TASK_STATES,
@@ -31,7 +32,7 @@ from kapell.messages import (
 from kapell.reconnect import CONNECT_TIMEOUT, Reconnect
 from kapell.v1 import task_pb2 as pb
 from kapell.v1.common_pb2 import LIST_ORDER_UNSPECIFIED, ListOrder
-from kapell.v1.lock_pb2 import LOCK_MODE_EXCLUSIVE, LOCK_MODE_SHARED, LockItem, TaskLock
+from kapell.v1.lock_pb2 import LockItem, TaskLock
 from kapell.v1.task_pb2_grpc import TaskServiceStub
 from kapell.v1.watch_pb2 import EVENT_KIND_TASK_DELETED
 from kapell.watch import Watch, WatchKeywords, split_start
@@ -74,9 +75,9 @@ class TaskFields(TypedDict, total=False):
     concurrency_keys: Iterable[str]
     """Of each of these only so many tasks run at a time; see `client.limits`."""
     locks: Iterable[str | LockItem]
-    """What it has for itself while it runs, as "repo/src"; messages may be SHARED. See lock.proto."""
-    read_locks: Iterable[str]
-    """What it has together with other readers while it runs."""
+    """Paths that it changes: it starts when all of its locks are free, and has them while it runs."""
+    read_locks: Iterable[str | LockItem]
+    """Paths that it only reads, beside others that do."""
 
 
 class BulkKeywords(TaskQuery, total=False):
@@ -125,14 +126,8 @@ def task_spec(agent_type: str = "", prompt: str = "", **fields: Unpack[TaskField
         parent_task_id=fields.get("parent_task_id", ""),
         fairness_key=fields.get("fairness_key", ""),
         concurrency_keys=fields.get("concurrency_keys", ()),
-        locks=_lock_items(fields.get("locks", ()), fields.get("read_locks", ())),
+        locks=task_locks(fields.get("locks", ()), fields.get("read_locks", ())),
     )
-
-
-def _lock_items(locks: Iterable[str | LockItem], read_locks: Iterable[str]) -> list[LockItem]:
-    """Locks as a task declares them."""
-    changed = [LockItem(path=lock, mode=LOCK_MODE_EXCLUSIVE) if isinstance(lock, str) else lock for lock in locks]
-    return changed + [LockItem(path=path, mode=LOCK_MODE_SHARED) for path in read_locks]
 
 
 def task_timeouts(
@@ -256,7 +251,7 @@ class Tasks:
         prompt: str | None = None,
         input: Mapping[str, Any] | Struct | None = None,
         locks: Iterable[str | LockItem] | None = None,
-        read_locks: Iterable[str] | None = None,
+        read_locks: Iterable[str | LockItem] | None = None,
         etag: str = "",
         request_id: str = "",
     ) -> pb.Task:
@@ -277,7 +272,7 @@ class Tasks:
             "input": struct(input),
         }
         if locks is not None or read_locks is not None:
-            items = _lock_items(locks or (), read_locks or ())
+            items = task_locks(locks or (), read_locks or ())
             given["locks"] = [TaskLock(path=item.path, mode=item.mode) for item in items]
         given = {name: value for name, value in given.items() if value is not None}
         task = pb.Task(task_id=task_id, **given)

@@ -1,14 +1,14 @@
 """The locks that tasks declare, as a gate: a task starts when all of them are free and nobody is due before it.
 
 Who waits stands in the queue of the table of locks (`domain/locks/table`), beside calls and tickets, and holds
-nothing there. Of the tasks of one type that want the same locks, at least one of them EXCLUSIVE, only the first stands
-in it: the others are behind it here, and cost nothing until it starts or goes. So a lock that is given back moves one task of a
-thousand. The table offers a task its locks; then it is ready, and keeps its place for its *turn*:
+nothing there. Of the tasks of one type that want the same locks, at least one of them EXCLUSIVE, only the first
+stands in it: the others are behind it here, and cost nothing until it starts or goes. So a lock that is given back
+moves one task of a thousand. The table offers a task its locks; then it is ready, and keeps its place for its *turn*:
 
 - as long as dispatch looks for an agent,
 - for a second more where an agent of its type has a free slot and is just about to ask,
-- and, once it has waited longer than `starving_after`, up to a quarter of its waiting beyond that, provided that agents
-  of its type are there at all. So it gets its locks in the end even if its agents are busy whenever they are free.
+- and, once it has waited longer than `starving_after`, for a quarter of its waiting beyond that, where agents of its
+  type are there at all. So it gets its locks in the end, even if its agents are busy whenever these are free.
 
 After that it gives way, so that a type that nobody serves blocks nobody: it stays ready, and takes its old place again
 when an agent asks for it and finds its locks taken.

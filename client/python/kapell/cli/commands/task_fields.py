@@ -54,6 +54,7 @@ LOCKS = (
     ),
     click.option(
         "--lock-shared",
+        "--read-lock",
         "read_locks",
         multiple=True,
         metavar="PATH",

@@ -106,7 +106,9 @@ async def unserved(client: Client, agent_type: str) -> str:
 @click.option("-i", "--input", "inputs", multiple=True, metavar="KEY=VALUE", help="Another input, JSON if it parses.")
 @click.option("--input-json", metavar="OBJECT", help="Another input as one JSON object; - is stdin.")
 @click.option("--lock", "locks", multiple=True, metavar="PATH", help="A lock it needs, in the place of all.")
-@click.option("--lock-shared", "read_locks", multiple=True, metavar="PATH", help="The same, to share with readers.")
+@click.option(
+    "--lock-shared", "--read-lock", "read_locks", multiple=True, metavar="PATH", help="To share with readers."
+)
 @click.option("--no-locks", is_flag=True, help="Remove all locks.")
 @click.option("--etag", metavar="ETAG", help="Refuse when the task has changed since it had this etag.")
 @options.dry_run
