@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
-from kapell.v1.lock_pb2 import Lock, TaskLock
+from kapell.v1.lock_pb2 import Lock, LockFilter, TaskLock
 from kapell.v1.task_pb2 import (
     TASK_STATE_QUEUED,
     TASK_STATE_RUNNING,
@@ -18,6 +18,7 @@ from kapell.v1.worker_pb2 import (
     CreateChildTasksRequest,
     LeaseTasksRequest,
 )
+from kapell_server.domain.locks.views import GraphQuestion, LocksQuestion
 from kapell_server.engine.facts import ChildrenAwaited
 
 from tests.domain.lock_tasks import TaskWorld
@@ -312,3 +313,30 @@ def test_an_attempt_that_holds_and_waits_makes_no_deadlock_with_tasks_that_wait(
     world.complete(first)
     assert world.state_of(second) == TASK_STATE_RUNNING
     world.do(LeaseTasksRequest(agent_id=world.task(second).lease.agent_id))
+
+
+# -- how it looks ------------------------------------------------------------------------------------
+
+
+def test_all_who_wait_are_listed_with_their_places(world: TaskWorld) -> None:
+    agents(world, 1)
+    holder = world.start("repo")
+    waiting = []
+    for _ in range(3):
+        world.advance(0.001)
+        waiting.append(world.declare("repo"))
+    world.advance(0.001)
+    world.acquire(world.session(), "repo/a", wait=60)
+
+    listed = world.do(LocksQuestion(LockFilter(), 50, None))
+    elsewhere = world.do(LocksQuestion(LockFilter(path="docs"), 50, None))
+    mine = world.do(LocksQuestion(LockFilter(task_id=waiting[2]), 50, None))
+
+    assert [(one.owner.task_id, one.position) for one in listed.waiters[:3]] == list(
+        zip(waiting, [1, 2, 3], strict=True)
+    )
+    assert all(one.blockers[0].owner.task_id == holder for one in listed.waiters)
+    assert (listed.waiter_count, elsewhere.waiter_count) == (4, 0)
+    assert [one.owner.task_id for one in mine.waiters] == [waiting[2]]
+    graph = world.do(GraphQuestion(LockFilter()))
+    assert {edge.from_node_id for edge in graph.edges} >= set(waiting)

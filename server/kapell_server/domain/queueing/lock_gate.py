@@ -27,6 +27,7 @@ from kapell.v1.task_pb2 import WAIT_KIND_LOCK, Blocker, Task
 from kapell_server.domain.locks import task_locks
 from kapell_server.domain.locks.entries import Order, order_of
 from kapell_server.domain.locks.grants import name_of
+from kapell_server.domain.locks.paths import touch
 from kapell_server.domain.queueing.ready import ReadyEntry
 from kapell_server.domain.queueing.wording import NAMED
 from kapell_server.domain.times import SECOND, timestamp_ns
@@ -120,7 +121,7 @@ class LockGate:
         like = self._lines.get(task.task_id)
         head = self._heads.get(like, "") if like is not None else ""
         if not found and head != task.task_id and head:
-            text = f"{head} wants the same locks and comes first."
+            text = f"It needs {task.locks[0].path}: {head} wants the same and comes first."
             yield Blocker(kind=WAIT_KIND_LOCK, message=text, blocked_by=[head])
 
     # -- lines ---------------------------------------------------------------------------------
@@ -173,6 +174,24 @@ class LockGate:
         """The tasks that wait for locks without a place in the queue of the table."""
         for tasks in self._behind.values():
             yield from tasks
+
+    def first_behind(self, path: str, most: int) -> list[tuple[str, int]]:
+        """The first of those behind whose locks touch the path, in order; each with how many of its line precede."""
+        places = ((order, like) for like in self._lines_at(path) for order in self._behind[like].values())
+        counts: dict[_Like, int] = {}
+        found: list[tuple[str, int]] = []
+        for (_, task_id), like in heapq.nsmallest(most, places):
+            found.append((task_id, counts.setdefault(like, 0)))
+            counts[like] += 1
+        return found
+
+    def count_behind(self, path: str) -> int:
+        """How many there are of these."""
+        return sum(len(self._behind[like]) for like in self._lines_at(path))
+
+    def _lines_at(self, path: str) -> list[_Like]:
+        """The lines of locks that touch the path; all where it is empty."""
+        return [like for like in self._behind if not path or any(touch(path, its) for its, _ in like[1])]
 
     # -- turns -----------------------------------------------------------------------------------
 
