@@ -332,9 +332,9 @@ def test_all_who_wait_are_listed_with_their_places(world: TaskWorld) -> None:
     elsewhere = world.do(LocksQuestion(LockFilter(path="docs"), 50, None))
     mine = world.do(LocksQuestion(LockFilter(task_id=waiting[2]), 50, None))
 
-    assert [(one.owner.task_id, one.position) for one in listed.waiters[:3]] == list(
-        zip(waiting, [1, 2, 3], strict=True)
-    )
+    assert [(one.owner.task_id, one.position) for one in listed.waiters[:3]] == [
+        (task_id, place) for place, task_id in enumerate(waiting, 1)
+    ]
     assert all(one.blockers[0].owner.task_id == holder for one in listed.waiters)
     assert (listed.waiter_count, elsewhere.waiter_count) == (4, 0)
     assert [one.owner.task_id for one in mine.waiters] == [waiting[2]]

@@ -27,7 +27,7 @@ from kapell.v1.lock_pb2 import (
 
 from kapell_server.domain.copied import copied
 from kapell_server.domain.errors import KapellError
-from kapell_server.domain.locks import deadlock, grants, task_locks
+from kapell_server.domain.locks import deadlock, grants
 from kapell_server.domain.locks.entries import Held, Wait
 from kapell_server.domain.locks.paths import touch
 from kapell_server.domain.times import set_duration, stamp
@@ -266,10 +266,7 @@ def _behind(state: State, wanted: LockFilter) -> tuple[list[tuple[Wait, int]], i
     gate = state.queues.locks
     all_match = not (wanted.session_id or wanted.agent_id or wanted.task_id)
     most = _MOST_WAITERS if all_match else _MOST_LOOKED_THROUGH
-    found = [
-        (task_locks.wait_of(state, state.task(task_id)), ahead)
-        for task_id, ahead in gate.first_behind(wanted.path, most)
-    ]
+    found = gate.first_behind(wanted.path, most)
     matching = [(wait, ahead) for wait, ahead in found if owner_matches(wanted, wait.said)]
     return matching, gate.count_behind(wanted.path) if all_match else len(matching)
 

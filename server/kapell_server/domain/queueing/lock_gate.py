@@ -25,7 +25,7 @@ from kapell.v1.lock_pb2 import LOCK_BLOCKER_KIND_HELD, LOCK_MODE_SHARED, LockBlo
 from kapell.v1.task_pb2 import WAIT_KIND_LOCK, Blocker, Task
 
 from kapell_server.domain.locks import task_locks
-from kapell_server.domain.locks.entries import Order, order_of
+from kapell_server.domain.locks.entries import Order, Wait, order_of
 from kapell_server.domain.locks.grants import name_of
 from kapell_server.domain.locks.paths import touch
 from kapell_server.domain.queueing.ready import ReadyEntry
@@ -175,13 +175,14 @@ class LockGate:
         for tasks in self._behind.values():
             yield from tasks
 
-    def first_behind(self, path: str, most: int) -> list[tuple[str, int]]:
+    def first_behind(self, path: str, most: int) -> list[tuple[Wait, int]]:
         """The first of those behind whose locks touch the path, in order; each with how many of its line precede."""
         places = ((order, like) for like in self._lines_at(path) for order in self._behind[like].values())
         counts: dict[_Like, int] = {}
-        found: list[tuple[str, int]] = []
+        found: list[tuple[Wait, int]] = []
         for (_, task_id), like in heapq.nsmallest(most, places):
-            found.append((task_id, counts.setdefault(like, 0)))
+            wait = task_locks.wait_of(self._state, self._state.task(task_id))
+            found.append((wait, counts.setdefault(like, 0)))
             counts[like] += 1
         return found
 
