@@ -39,6 +39,8 @@ _PARKED = "lock/"
 """The one name of this gate: whom it lets go, it says itself."""
 _ABOUT_TO_ASK = SECOND
 _SHARE = 4
+_MANY_LINES = 4096
+_SLACK = 64
 
 _Like = tuple[str, tuple[tuple[str, bool], ...], str]
 """What tasks of one line have in common: their type and their locks. Readers, who do not exclude each other, have
@@ -60,6 +62,7 @@ class LockGate:
         self._behind: dict[_Like, dict[str, Order]] = {}
         self._heaps: dict[_Like, list[Order]] = {}
         """Those behind, the first one first. Hints: some may have gone."""
+        self._many = _MANY_LINES
         self._turns: dict[str, int] = {}
         """Tasks that were offered their locks, each with the end of its turn."""
 
@@ -133,7 +136,11 @@ class LockGate:
             behind = {}
             state.assign(self._behind, like, behind)
         state.assign(behind, task_id, order)
-        heapq.heappush(self._heaps.setdefault(like, []), order)
+        heap = self._heaps.setdefault(like, [])
+        heapq.heappush(heap, order)
+        if len(heap) > 2 * len(behind) + _SLACK:
+            heap[:] = behind.values()
+            heapq.heapify(heap)
 
     def _go(self, task_id: str) -> None:
         """The task is in no line any more; where it was the first one, the next one takes its place."""
@@ -147,6 +154,8 @@ class LockGate:
             task_locks.unpark(state, task_id)
             self._advance(like)
         else:
+            # The heap is not journaled, so what comes back gets its hint anew.
+            state.on_rollback(heapq.heappush, self._heaps[like], self._behind[like][task_id])
             state.remove(self._behind[like], task_id)
 
     def _advance(self, like: _Like) -> None:
@@ -165,10 +174,13 @@ class LockGate:
         state.remove(self._heads, like)
 
     def trim(self) -> None:
-        """Forgets lines without tasks; between batches only."""
+        """Forgets lines without tasks, once they are many; between batches only."""
+        if len(self._heaps) <= self._many:
+            return
         for like in [like for like, heap in self._heaps.items() if not heap or not self._behind.get(like)]:
             del self._heaps[like]
             self._behind.pop(like, None)
+        self._many = max(_MANY_LINES, 2 * len(self._heaps))
 
     def behind(self) -> Iterator[str]:
         """The tasks that wait for locks without a place in the queue of the table."""
@@ -199,22 +211,30 @@ class LockGate:
     def let_offered_try(self) -> None:
         """Those that the table has offered their locks are ready now."""
         state = self._state
+        least: dict[str, int | None] = {}
         for task_id, wait in list(state.locks.offered.items()):
-            if task_id not in self._turns:
-                turn_ns = self._turn_ns(self._lines[task_id][0], state.now_ns - wait.arrival_ns)
-                state.assign(self._turns, task_id, state.now_ns + turn_ns)
-                self._let_try(task_id)
+            if task_id in self._turns:
+                continue
+            agent_type = self._lines[task_id][0]
+            if agent_type not in least:
+                least[agent_type] = self._least_turn_ns(agent_type)
+            until_ns = state.now_ns
+            if (least_ns := least[agent_type]) is not None:
+                waited_ns = state.now_ns - wait.arrival_ns
+                starved_ns = waited_ns - int(state.settings.starving_after * SECOND)
+                until_ns += max(starved_ns // _SHARE, least_ns)
+            state.assign(self._turns, task_id, until_ns)
+            self._let_try(task_id)
 
-    def _turn_ns(self, agent_type: str, waited_ns: int) -> int:
-        """How long a task keeps its place when dispatch has no agent for it."""
+    def _least_turn_ns(self, agent_type: str) -> int | None:
+        """How long every task of a type keeps its place without an agent; None where nobody serves it."""
         state = self._state
         agents = (one for one in state.agents.values() if one.state == AGENT_STATE_ACTIVE)
         serving = [one for one in agents if agent_type in one.agent_types]
         if not serving:
-            return 0
-        starved_ns = waited_ns - int(state.settings.starving_after * SECOND)
+            return None
         free = any(state.leases.used(one.agent_id) < one.slots_total for one in serving)
-        return max(starved_ns // _SHARE, _ABOUT_TO_ASK if free else 0)
+        return _ABOUT_TO_ASK if free else 0
 
     def end_turns(self) -> bool:
         """After dispatch: those whose turn is over give way. Tells whether the table has to look at anybody again."""
@@ -222,7 +242,7 @@ class LockGate:
         for task_id, wait in list(state.locks.offered.items()):
             until_ns = self._turns.get(task_id, 0)
             if until_ns > state.now_ns:
-                state.schedule(until_ns, f"turn/{task_id}")
+                state.schedule(until_ns, "turn/locks")
             else:
                 state.remove(self._turns, task_id)
                 state.locks.leave(wait)
