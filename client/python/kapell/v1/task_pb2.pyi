@@ -1446,7 +1446,7 @@ class UpdateTaskRequest(_message.Message):
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """Which fields to set. Required. Of a task that has not ended: priority, labels, display_name, timeouts,
         retry_policy. While no agent has it: not_before_time, where unset or past means at once, and locks, of which path and
-        mode are read; it keeps its place in the queue of its type, and joins that of the new locks. Before its first start,
+        mode are read. Before its first start,
         and where no template wrote them: prompt, input. Else TASK_STATE_CONFLICT, or REQUEST_INVALID.
         """
 

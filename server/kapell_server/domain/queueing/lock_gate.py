@@ -177,7 +177,7 @@ class LockGate:
         """Forgets lines without tasks, once they are many; between batches only."""
         if len(self._heaps) <= self._many:
             return
-        for like in [like for like, heap in self._heaps.items() if not heap or not self._behind.get(like)]:
+        for like in [like for like in self._heaps if not self._behind.get(like)]:
             del self._heaps[like]
             self._behind.pop(like, None)
         self._many = max(_MANY_LINES, 2 * len(self._heaps))
