@@ -29,7 +29,7 @@ from tests.model.locks import Tokens
 from tests.model.oracle import HELD, OVER, Oracle
 from tests.support.live_engine import LiveEngine, settled
 
-ENDS = ("complete", "EXIT", "FATAL", "release", "progress", "cancel", "die")
+ENDS = ("complete", "EXIT", "FATAL", "LIMITED", "release", "progress", "cancel", "die")
 
 
 class Machine(Asking, Checking, RuleBasedStateMachine):
