@@ -282,7 +282,7 @@ class World:
             {template_id: found.SerializeToString() for template_id, found in self.rows.templates.items()},
             sorted(self.rows.template_versions),
             [found.SerializeToString() for found in self.rows.standing.values()],
-            [list(state.standing.all(kind)) for kind in KINDS],
+            [sorted(state.standing.all(kind), key=standing_id) for kind in KINDS],
             dict(self.rows.schedule_tasks),
             dict(self.rows.schedule_runs),
             {

@@ -17,6 +17,7 @@ from kapell.connection import Connection, Stream
 from kapell.dependencies import Dependency, dependencies
 from kapell.errors import KapellError, WaitTimeout
 from kapell.filters import TaskQuery, task_filter
+from kapell.locks import task_locks
 from kapell.logs import LogStream
 from kapell.messages import (
     FINAL_TASK_STATES,
@@ -32,6 +33,7 @@ from kapell.reconnect import CONNECT_TIMEOUT, Reconnect
 from kapell.v1 import task_pb2 as pb
 from kapell.v1.approval_policy_pb2 import ApprovalPolicy
 from kapell.v1.common_pb2 import LIST_ORDER_UNSPECIFIED, ListOrder
+from kapell.v1.lock_pb2 import LockItem, TaskLock
 from kapell.v1.task_pb2_grpc import TaskServiceStub
 from kapell.v1.watch_pb2 import EVENT_KIND_TASK_DELETED
 from kapell.watch import Watch, WatchKeywords, split_start
@@ -79,6 +81,10 @@ class TaskFields(TypedDict, total=False):
     concurrency_keys: Iterable[str]
     """Of each of these only so many tasks run at a time; see `client.limits`."""
     approval: ApprovalPolicy
+    locks: Iterable[str | LockItem]
+    """Paths that it changes: it starts when all of its locks are free, and has them while it runs."""
+    read_locks: Iterable[str | LockItem]
+    """Paths that it only reads, beside others that do."""
 
 
 class BulkKeywords(TaskQuery, total=False):
@@ -124,6 +130,7 @@ def task_spec(agent_type: str = "", prompt: str = "", **fields: Unpack[TaskField
         fairness_key=fields.get("fairness_key", ""),
         concurrency_keys=fields.get("concurrency_keys", ()),
         approval=fields.get("approval"),
+        locks=task_locks(fields.get("locks", ()), fields.get("read_locks", ())),
         secrets=fields.get("secrets", {}),
     )
 
@@ -257,13 +264,16 @@ class Tasks:
         not_before: Instant | None = None,
         prompt: str | None = None,
         input: Mapping[str, Any] | Struct | None = None,
+        locks: Iterable[str | LockItem] | None = None,
+        read_locks: Iterable[str | LockItem] | None = None,
         etag: str = "",
         request_id: str = "",
     ) -> pb.Task:
         """Sets what is given, each in the place of the whole.
 
-        `not_before` while no agent has the task, where a past time means at once; `prompt` and `input` before its
-        first start only. For `timeouts` see `task_timeouts`.
+        `not_before`, where a past time means at once, and locks while no agent has the task; `prompt` and `input`
+        before its first start only. `locks` and `read_locks` are one field: what is given replaces both. For
+        `timeouts` see `task_timeouts`.
         """
         given: dict[str, Any] = {
             "priority": priority,
@@ -275,6 +285,9 @@ class Tasks:
             "prompt": prompt,
             "input": struct(input),
         }
+        if locks is not None or read_locks is not None:
+            items = task_locks(locks or (), read_locks or ())
+            given["locks"] = [TaskLock(path=item.path, mode=item.mode) for item in items]
         given = {name: value for name, value in given.items() if value is not None}
         task = pb.Task(task_id=task_id, **given)
         request = pb.UpdateTaskRequest(

@@ -235,7 +235,7 @@ class State:
             self.edges.notice(task, previous, deleted)
         if task.root_task_id and (created or deleted):
             self.families.notice(task, deleted)
-        if previous is None or previous_state or previous.priority != task.priority:
+        if previous is None or previous_state or previous.priority != task.priority or _is_elsewhere(previous, task):
             self._queue(previous, task)
             self.schedule_lives.notice(task, previous)
         if due_ns and (not self.due_horizon_ns or due_ns < self.due_horizon_ns):
@@ -477,6 +477,11 @@ class State:
 
 
 _ABSENT = object()
+
+
+def _is_elsewhere(previous: Task, task: Task) -> bool:
+    """Whether a task that stays QUEUED is to wait for other locks."""
+    return task.state == TASK_STATE_QUEUED and bool(previous.locks or task.locks) and previous.locks != task.locks
 
 
 def _restore(mapping: dict[Any, Any], key: Any, old: Any) -> None:

@@ -258,14 +258,14 @@ _starts_in_order = sa.select(starts.c.limit_id, starts.c.start_ns).order_by(star
 
 def _load_queued(connection: Connection) -> list[tuple[ReadyEntry, str]]:
     columns = (tasks.c.priority, tasks.c.queue_rank, tasks.c.queue_ns, tasks.c.task_id, tasks.c.agent_type)
-    rows = connection.execute(
-        sa.select(*columns, tasks.c.concurrency_keys, tasks.c.arrival_ns, tasks.c.fairness_key).where(
-            tasks.c.state == TASK_STATE_QUEUED
-        )
-    )
+    more = (tasks.c.concurrency_keys, tasks.c.arrival_ns, tasks.c.lock_count, tasks.c.fairness_key)
+    rows = connection.execute(sa.select(*columns, *more).where(tasks.c.state == TASK_STATE_QUEUED))
     return [
-        (ReadyEntry(-priority, rank, queue_ns, task_id, agent_type, _split(keys), arrival_ns or 0), fairness_key or "")
-        for priority, rank, queue_ns, task_id, agent_type, keys, arrival_ns, fairness_key in rows
+        (
+            ReadyEntry(-priority, rank, queue_ns, task_id, agent_type, _split(keys), arrival_ns or 0, bool(locks)),
+            fairness_key or "",
+        )
+        for priority, rank, queue_ns, task_id, agent_type, keys, arrival_ns, locks, fairness_key in rows
     ]
 
 

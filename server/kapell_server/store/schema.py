@@ -78,6 +78,8 @@ tasks = Table(
     Column("end_ns", BigInteger),
     # When a task under keys first joined its queue, where that is not queue_ns: the start, for their order.
     Column("arrival_ns", BigInteger),
+    # How many locks a task declares: the start looks at the locks of those that have any.
+    Column("lock_count", SmallInteger),
     # Get, and every write: the row of an id.
     Index(None, "task_id", unique=True),
     # List and count by state, newest first; the start: all that is queued or leased.

@@ -78,6 +78,7 @@ _insert_tasks = Bulk(
         "root_id",
         "end_ns",
         "arrival_ns",
+        "lock_count",
         "data",
     ),
 )
@@ -119,7 +120,8 @@ def _delete(table: sa.Table, key: str) -> Bulk:
 _update_tasks = _update(
     tasks,
     "task_id",
-    *("state", "priority", "queue_ns", "queue_rank", "concurrency_keys", "due_ns", "end_ns", "arrival_ns", "data"),
+    *("state", "priority", "queue_ns", "queue_rank", "concurrency_keys", "due_ns", "end_ns"),
+    *("arrival_ns", "lock_count", "data"),
 )
 _update_contents = _update(task_contents, "task_id", "data")
 _update_agents = _update(agents, "agent_id", "state", "data")
@@ -259,16 +261,17 @@ def _write_tasks(connection: Connection, changes: list[Change], pending: Pending
         end_ns = timestamp_ns(task.end_time) if task.state in TASK_FINAL else None
         keys = " ".join(found) if (found := task.concurrency_keys) else None
         arrival_ns = (timestamp_ns(task.first_queue_time) or None) if keys else None
+        locks = len(task.locks) or None
         create_revision = created.get(task_id)
         if create_revision is None:
-            place = (task.state, task.priority, queue_ns, task.queue_rank, keys, due_ns, end_ns, arrival_ns)
+            place = (task.state, task.priority, queue_ns, task.queue_rank, keys, due_ns, end_ns, arrival_ns, locks)
             updates.append((*place, data, task_id))
         else:
             create_ns = timestamp_ns(task.create_time)
             row = (create_revision, task_id, task.state, task.agent_type, task.priority, create_ns, queue_ns, due_ns)
             more = (task.template_id or None, task.queue_rank, task.fairness_key or None, keys)
             kin = (task.parent_task_id or None, task.root_task_id or None)
-            inserts.append((*row, *more, *kin, end_ns, arrival_ns, data))
+            inserts.append((*row, *more, *kin, end_ns, arrival_ns, locks, data))
     for delete in _deletes_of_task:
         delete.execute(connection, deleted)
     _insert_tasks.execute(connection, inserts)

@@ -510,8 +510,9 @@ class TaskSpec(_message.Message):
 
     @_builtins.property
     def locks(self) -> _containers.RepeatedCompositeFieldContainer[_lock_pb2.LockItem]:
-        """The locks it needs, at most 64, each path once; see lock.proto. It starts only when all of them are free, has them
-        while an attempt runs, and waits without holding any.
+        """The locks it needs, at most 64; see lock.proto. It starts only when all of them are free, has them while an attempt
+        runs, and waits without holding any. Of a path that is named twice the stronger mode counts, and one that
+        another one covers in the same mode or a stronger one is left out. Those of its template come on top.
         """
 
     @_builtins.property
@@ -924,7 +925,7 @@ class Task(_message.Message):
 
     @_builtins.property
     def locks(self) -> _containers.RepeatedCompositeFieldContainer[_lock_pb2.TaskLock]:
-        """The locks it declares; while an attempt runs, each with the fencing token to show at every effect."""
+        """The locks it declares, by path; while an attempt runs, each with the fencing token to show at every effect."""
 
     @_builtins.property
     def secrets(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -1575,7 +1576,8 @@ class UpdateTaskRequest(_message.Message):
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """Which fields to set. Required. Of a task that has not ended: priority, labels, display_name, timeouts,
-        retry_policy. While no agent has it: not_before_time; unset or past means at once. Before its first start,
+        retry_policy. While no agent has it: not_before_time, where unset or past means at once, and locks, of which path and
+        mode are read. Before its first start,
         and where no template wrote them: prompt, input. Else TASK_STATE_CONFLICT, or REQUEST_INVALID.
         """
 

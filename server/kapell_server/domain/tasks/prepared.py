@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from kapell.rules.parameters import as_struct, plain_struct
 from kapell.v1.dependency_pb2 import TaskDependency
 from kapell.v1.error_pb2 import ERROR_REASON_ID_TAKEN, ERROR_REASON_REQUEST_INVALID
+from kapell.v1.lock_pb2 import TaskLock
 from kapell.v1.task_pb2 import TaskSpec
 from kapell.v1.template_pb2 import TemplateSpec, TemplateStep
 from kapell.v1.watch_pb2 import Actor
 
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.locks.declared import declared
 from kapell_server.domain.queueing.queues import check_takes_in
 from kapell_server.domain.secrets import use
 from kapell_server.domain.state import State
@@ -55,6 +57,8 @@ class Prepared:
     """What a refusal calls it, where not its client_key or id."""
     policy_author: Actor | None = None
     """Who wrote the template that demands an approval of its start; None where no template does."""
+    locks: tuple[TaskLock, ...] = ()
+    """The locks it declares, those of the template among them."""
 
     @property
     def is_related(self) -> bool:
@@ -106,7 +110,8 @@ def _prepare(state: State, spec: TaskSpec, path: str) -> Prepared:
     check_size(state, spec.input, f"{path}.input")
     if spec.secrets:
         use.check(state, spec.secrets, f"{path}.secrets")
-    return Prepared(path, spec, task_id)
+    locks = declared(spec.locks, f"{path}.locks") if spec.locks else ()
+    return Prepared(path, spec, task_id, locks=tuple(locks))
 
 
 def _from_template(state: State, spec: TaskSpec, task_id: str, path: str) -> Prepared:
@@ -143,7 +148,8 @@ def _from_template(state: State, spec: TaskSpec, task_id: str, path: str) -> Pre
         for part in rendered.parts:
             if isinstance(part, Place):
                 raise unknown_place(f"{path}.prompt", part, ())
-    return Prepared(path, filled, task_id, number, rendered.parts, steps, policy_author=author)
+    locks = tuple(declared(spec.locks, f"{path}.locks", rendered.locks))
+    return Prepared(path, filled, task_id, number, rendered.parts, steps, policy_author=author, locks=locks)
 
 
 def _take_policy(filled: TaskSpec, compiled: Compiled, path: str) -> Actor | None:
@@ -197,7 +203,11 @@ def _steps(state: State, task: TaskSpec, rendered: Rendered, path: str, author: 
             if task.HasField("not_before_time"):
                 spec.not_before_time.CopyFrom(task.not_before_time)
         name = step.says.name
-        steps.append(Prepared(path, spec, ids[name], parts=step.parts, name=f"{called}/{name}", policy_author=author))
+        locks = tuple(declared((), path, step.locks))
+        step_name = f"{called}/{name}"
+        steps.append(
+            Prepared(path, spec, ids[name], parts=step.parts, name=step_name, policy_author=author, locks=locks)
+        )
     task.dependencies.extend(map(on, ids))
     return tuple(steps)
 

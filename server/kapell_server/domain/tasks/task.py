@@ -51,7 +51,7 @@ from kapell_server.domain.tasks.dependency_results import fill_at_once
 from kapell_server.domain.tasks.prepared import Prepared, prepare_all
 from kapell_server.domain.tasks.prompt import first_line
 from kapell_server.domain.tasks.retry import DEFAULT_POLICY, with_defaults
-from kapell_server.domain.tasks.task_edit import WAITING, change_content, edit_for_retry, set_not_before
+from kapell_server.domain.tasks.task_edit import WAITING, change_content, edit_for_retry, set_locks, set_not_before
 from kapell_server.domain.templates.template_version import split_reference
 from kapell_server.domain.times import stamp, timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL, task_state_conflict
@@ -219,6 +219,8 @@ def _new_task(state: State, prepared: Prepared, parent: Task | None = None) -> t
         task.fairness_key = parent.fairness_key
     if spec.concurrency_keys:
         task.concurrency_keys.extend(spec.concurrency_keys)
+    if prepared.locks:
+        task.locks.extend(prepared.locks)
     if spec.HasField("retry_policy"):
         task.retry_policy.CopyFrom(with_defaults(spec.retry_policy))
     if spec.HasField("timeouts"):
@@ -294,6 +296,8 @@ def update_task(state: State, request: UpdateTaskRequest) -> Task:
                 task.retry_policy.CopyFrom(with_defaults(wanted.retry_policy))
             case "not_before_time":
                 changed += set_not_before(state, task, wanted)
+            case "locks":
+                set_locks(task, wanted)
             case _:
                 raise AssertionError(f"update_mask {path} passed validation")
     if content and (current.state not in WAITING or current.HasField("start_time")):

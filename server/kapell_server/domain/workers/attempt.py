@@ -59,6 +59,7 @@ from kapell.v1.worker_pb2 import (
 from kapell_server.domain.access import Caller, CallerKind
 from kapell_server.domain.copied import copied
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.locks import task_locks
 from kapell_server.domain.secrets import use
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks import deadlines, retry
@@ -95,7 +96,9 @@ def grant(state: State, current: Task, agent_id: str, poll_id: str) -> Lease:
     settings = state.settings
     expire = state.now_ns + int(min(settings.lease_duration, settings.offer_confirm) * SECOND)
     lease = Lease(record=record, expire_ns=expire, poll_id=poll_id, news_ns=state.now_ns)
-    state.put_task(task, EVENT_KIND_TASK_STARTED, ("state", "attempt", "attempts_used", "lease"))
+    task_locks.take(state, task, agent_id)
+    changed = ("state", "attempt", "attempts_used", "lease")
+    state.put_task(task, EVENT_KIND_TASK_STARTED, (*changed, "locks") if task.locks else changed)
     state.open_lease(lease)
     state.schedule(liveness.stall_deadline_ns(lease, task), task.task_id)
     return lease
@@ -299,6 +302,7 @@ def _end(
     task = copied(current)
     task.ClearField("lease")
     task.ClearField("waiting")
+    task_locks.given_back(task)
     now = state.tick_ns()
     stamp(task.state_time, now)
     if failure is not None:

@@ -48,6 +48,25 @@ _SHARES = (
         help="What only so many tasks may use at a time, see `kapell limit`; may be repeated.",
     ),
 )
+LOCKS = (
+    click.option(
+        "--lock",
+        "locks",
+        multiple=True,
+        metavar="PATH",
+        callback=lambda _ctx, _param, values: values or None,
+        help="What nobody else may have while it runs, and all below: repo/src, port/8080. May be repeated.",
+    ),
+    click.option(
+        "--lock-shared",
+        "--read-lock",
+        "read_locks",
+        multiple=True,
+        metavar="PATH",
+        callback=lambda _ctx, _param, values: values or None,
+        help="What others may only read while it runs. May be repeated.",
+    ),
+)
 _PARAMETERS = (
     click.argument("prompt", nargs=-1, metavar="[PROMPT]..."),
     click.option("-t", "--type", "agent_type", required=True, metavar="TYPE", help="Which agents may take it."),
@@ -66,6 +85,7 @@ _PARAMETERS = (
     click.option("--max-attempts", type=click.IntRange(1, 100), metavar="N", help="Attempts in all. [default: 3]"),
     *_LIMITS[2:],
     *_SHARES,
+    *LOCKS,
     options.secrets,
 )
 _OF_TEMPLATE = (
@@ -89,6 +109,7 @@ _OF_TEMPLATE = (
     ),
     *_LIMITS[2:],
     *_SHARES,
+    *LOCKS,
     options.secrets,
 )
 
