@@ -9,12 +9,15 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from kapell.v1 import agent_pb2 as _agent_pb2
+from kapell.v1 import alert_pb2 as _alert_pb2
+from kapell.v1 import budget_pb2 as _budget_pb2
 from kapell.v1 import common_pb2 as _common_pb2
 from kapell.v1 import queue_pb2 as _queue_pb2
 from kapell.v1 import schedule_pb2 as _schedule_pb2
 from kapell.v1 import task_pb2 as _task_pb2
 from kapell.v1 import template_pb2 as _template_pb2
 from kapell.v1 import watch_pb2 as _watch_pb2
+from kapell.v1 import webhook_pb2 as _webhook_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -45,6 +48,9 @@ class Event(_message.Message):
     QUEUE_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     SCHEDULE_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
+    ALERT_FIELD_NUMBER: _builtins.int
+    WEBHOOK_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The event's place in the log; strictly growing in commit order, each used once."""
     kind: _watch_pb2.EventKind.ValueType
@@ -89,6 +95,18 @@ class Event(_message.Message):
     def schedule(self) -> _schedule_pb2.Schedule:
         """A schedule, without prompt, input and parameters of its task."""
 
+    @_builtins.property
+    def budget(self) -> _budget_pb2.Budget:
+        """A budget."""
+
+    @_builtins.property
+    def alert(self) -> _alert_pb2.Alert:
+        """An alert."""
+
+    @_builtins.property
+    def webhook(self) -> _webhook_pb2.Webhook:
+        """A webhook, without its secret."""
+
     def __init__(
         self,
         *,
@@ -105,12 +123,15 @@ class Event(_message.Message):
         queue: _queue_pb2.Queue | None = ...,
         limit: _queue_pb2.ConcurrencyLimit | None = ...,
         schedule: _schedule_pb2.Schedule | None = ...,
+        budget: _budget_pb2.Budget | None = ...,
+        alert: _alert_pb2.Alert | None = ...,
+        webhook: _webhook_pb2.Webhook | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "event_time", b"event_time", "limit", b"limit", "queue", b"queue", "resource", b"resource", "schedule", b"schedule", "task", b"task", "template", b"template"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "alert", b"alert", "budget", b"budget", "event_time", b"event_time", "limit", b"limit", "queue", b"queue", "resource", b"resource", "schedule", b"schedule", "task", b"task", "template", b"template", "webhook", b"webhook"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "changed_fields", b"changed_fields", "event_time", b"event_time", "kind", b"kind", "limit", b"limit", "previous_agent_state", b"previous_agent_state", "previous_task_state", b"previous_task_state", "queue", b"queue", "resource", b"resource", "revision", b"revision", "schedule", b"schedule", "task", b"task", "template", b"template"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "alert", b"alert", "budget", b"budget", "changed_fields", b"changed_fields", "event_time", b"event_time", "kind", b"kind", "limit", b"limit", "previous_agent_state", b"previous_agent_state", "previous_task_state", b"previous_task_state", "queue", b"queue", "resource", b"resource", "revision", b"revision", "schedule", b"schedule", "task", b"task", "template", b"template", "webhook", b"webhook"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["task", "agent", "template", "queue", "limit", "schedule"]  # noqa: Y015
+    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["task", "agent", "template", "queue", "limit", "schedule", "budget", "alert", "webhook"]  # noqa: Y015
     _WhichOneofArgType_resource: _TypeAlias = _typing.Literal["resource", b"resource"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_resource) -> _WhichOneofReturnType_resource | None: ...
 
