@@ -1,7 +1,7 @@
 """Standing resources: the few, small things that stay until somebody changes them.
 
-Queues, limits, schedules. All of them are in memory from the start on, so decisions find them
-without a query. Undone with the rest of State, through its journal.
+Queues, limits, schedules, budgets, alerts, webhooks. All of them are in memory from the start on, so
+decisions find them without a query. Undone with the rest of State, through its journal.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from kapell.v1.alert_pb2 import Alert
+from kapell.v1.budget_pb2 import Budget
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
 from kapell.v1.watch_pb2 import EventKind
+from kapell.v1.webhook_pb2 import Webhook
 
 if TYPE_CHECKING:
     from kapell_server.domain.state import State
 
-Standing = Queue | ConcurrencyLimit | Schedule
-_T = TypeVar("_T", Queue, ConcurrencyLimit, Schedule)
+Standing = Queue | ConcurrencyLimit | Schedule | Budget | Alert | Webhook
+_T = TypeVar("_T", Queue, ConcurrencyLimit, Schedule, Budget, Alert, Webhook)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,9 @@ KINDS: dict[type, StandingKind] = {
         StandingKind(1, "queue", Queue, "agent_type"),
         StandingKind(2, "limit", ConcurrencyLimit, "key"),
         StandingKind(3, "schedule", Schedule, "schedule_id"),
+        StandingKind(9, "budget", Budget, "budget_id"),
+        StandingKind(10, "alert", Alert, "alert_id"),
+        StandingKind(11, "webhook", Webhook, "webhook_id"),
     )
 }
 """Numbers are stored: never used again for another kind."""

@@ -27,6 +27,8 @@ from kapell.v1.task_pb2 import (
 from kapell.v1.watch_pb2 import EventKind
 
 from kapell_server.domain.access import Caller, Keyring, system
+from kapell_server.domain.alerts.alerts import Alerts
+from kapell_server.domain.budgets.budgets import Budgets
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.ids import IdMinter
 from kapell_server.domain.pending import Change, Loader, Pending, Resource
@@ -91,6 +93,8 @@ class State:
         self.standing = StandingShelf(self)
         self.schedule_tasks = ScheduleTasks(self)
         self._undo: list[tuple[Any, ...]] = []
+        self.alerts = Alerts(self)
+        self.budgets = Budgets(self)
         self.queues = Queues(self)
         self.turns: dict[str, int] = {}
 
@@ -121,6 +125,7 @@ class State:
         """The batch is committed: it cannot be undone any more, even if the next one fails before it begins."""
         self._undo.clear()
         self.queues.trim()
+        self.budgets.trim()
         if len(self._due) > 2 * len(self._scheduled) + _SLACK:
             self._due = [(due_ns, subject_id) for subject_id, due_ns in self._scheduled.items()]
             heapq.heapify(self._due)
@@ -341,6 +346,7 @@ class State:
         """Grants a lease with its attempt."""
         self.leases.add(lease)
         self._undo.append((self.leases.remove, lease))
+        self.budgets.attach(lease)
         self.put_attempt(lease.record, lease.poll_id, new=True)
         self.busy_agents.add(lease.agent_id)
         self.schedule(lease.expire_ns, lease.task_id)
@@ -349,6 +355,7 @@ class State:
         """Ends a lease; `record` is the attempt as it ended."""
         self.leases.remove(lease)
         self._undo.append((self.leases.restore, lease))
+        self.budgets.finish(lease, record)
         self.put_attempt(record, lease.poll_id)
         self.busy_agents.add(lease.agent_id)
         self.polls.touch_agent(lease.agent_id)
@@ -402,6 +409,7 @@ class State:
             self.assign(self.pending.deleted_agents, agent.agent_id, True)
         else:
             self.assign(self.agents, agent.agent_id, agent)
+        self.alerts.agent_changed(agent, deleted=deleted)
         return agent
 
     def set_instance_key(self, agent_id: str, instance_key: str) -> None:

@@ -5,14 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from kapell.v1 import admin_pb2, agent_pb2, queue_pb2, schedule_pb2, task_pb2, template_pb2, worker_pb2
+from kapell.v1 import (
+    admin_pb2,
+    agent_pb2,
+    alert_pb2,
+    budget_pb2,
+    queue_pb2,
+    schedule_pb2,
+    task_pb2,
+    template_pb2,
+    webhook_pb2,
+    worker_pb2,
+)
 
+from kapell_server.domain.alerts import alerts
+from kapell_server.domain.budgets import budget, reservation
+from kapell_server.domain.budgets.budgets import HOLD_SUBJECT
 from kapell_server.domain.queueing import explain, queue, start_blockers
 from kapell_server.domain.schedules import schedule, schedule_run
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks import bulk, child, retention, task
 from kapell_server.domain.tasks.bulk_job import BulkCommand, BulkStep
 from kapell_server.domain.templates import template
+from kapell_server.domain.webhooks import webhook
 from kapell_server.domain.workers import agent, attempt, worker
 from kapell_server.engine.facts import (
     AgentProcessExited,
@@ -54,6 +69,16 @@ DECIDERS: dict[type, Decide] = {
     schedule_pb2.PauseScheduleRequest: schedule.pause_schedule,
     schedule_pb2.ResumeScheduleRequest: schedule.resume_schedule,
     schedule_pb2.TriggerScheduleRequest: schedule.trigger_schedule,
+    budget_pb2.CreateBudgetRequest: budget.create_budget,
+    budget_pb2.UpdateBudgetRequest: budget.update_budget,
+    budget_pb2.DeleteBudgetRequest: budget.delete_budget,
+    budget_pb2.ResumeBudgetRequest: budget.resume_budget,
+    budget_pb2.ReserveBudgetRequest: reservation.reserve_budget,
+    budget_pb2.SettleReservationRequest: reservation.settle_reservation,
+    budget_pb2.ReleaseReservationRequest: reservation.release_reservation,
+    alert_pb2.AcknowledgeAlertRequest: alerts.acknowledge_alert,
+    webhook_pb2.CreateWebhookRequest: webhook.create_webhook,
+    webhook_pb2.DeleteWebhookRequest: webhook.delete_webhook,
     TemplatesShipped: lambda state, fact: template.install_templates(state, fact.specs, fact.digest),
     SpawnCommand: lambda state, command: agent.spawn(state, command.request, command.profile, command.spec),
     agent_pb2.UpdateAgentRequest: agent.update,
@@ -81,6 +106,7 @@ DECIDERS: dict[type, Decide] = {
 QUESTIONS: dict[type, Decide] = {
     task_pb2.ExplainTaskRequest: explain.explain,
     queue_pb2.GetQueueStatsRequest: queue.stats,
+    budget_pb2.GetBudgetRequest: budget.get_budget,
     start_blockers.StartQuestion: start_blockers.held_up,
 }
 """Asked after dispatch, and changing nothing: the answer is true at the end of the batch."""
@@ -155,17 +181,27 @@ def tasks_to_look_at(state: State, subject_ids: Iterable[str]) -> Iterable[str]:
             known = state.standing.find(schedule_pb2.Schedule, subject_id)
             if known is not None and known.last_task_id:
                 yield known.last_task_id
-        elif subject_id.startswith("task_"):
-            yield subject_id
+        elif subject_id.startswith(("task_", HOLD_SUBJECT)):
+            yield subject_id.removeprefix(HOLD_SUBJECT)
 
 
 def look(state: State, subject_id: str) -> None:
-    """Does what time asks of a task, an agent, a schedule or a limit."""
+    """Does what time asks of whatever the subject is."""
     if subject_id.startswith("task_"):
         attempt.look_at_task(state, subject_id)
     elif subject_id.startswith("agent_"):
         agent.look_at_agent(state, subject_id)
     elif subject_id.startswith("schedule_"):
         schedule_run.look_at_schedule(state, subject_id)
+    elif subject_id.startswith("budget_"):
+        state.budgets.look(subject_id)
+    elif subject_id.startswith("reservation_"):
+        reservation.look_at_reservation(state, subject_id)
+    elif subject_id.startswith(HOLD_SUBJECT):
+        state.budgets.look_at_hold(subject_id.removeprefix(HOLD_SUBJECT))
+    elif subject_id.startswith("alert_"):
+        state.alerts.look(subject_id)
+    elif subject_id.startswith(alerts.QUEUE_SUBJECT):
+        state.alerts.look_at_queue(subject_id.removeprefix(alerts.QUEUE_SUBJECT))
     else:
         state.queues.rate_is_free(subject_id)

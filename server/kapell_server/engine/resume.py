@@ -46,6 +46,8 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
         state.leases.add(Lease(record=record, expire_ns=grace, poll_id=poll_id, confirmed=True, news_ns=now_ns))
         state.schedule(grace, record.task_id)
     state.queues.load(loaded.queued, loaded.leased, loaded.starts)
+    state.budgets.load(*loaded.budgets)
+    state.alerts.load()
     state.edges.load(loaded.edges, loaded.stirred)
     load_deadlines(connection, state, 0)
     state.bulk_jobs.update((job.key, job) for job in load_bulk_jobs(connection))

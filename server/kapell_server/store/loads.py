@@ -25,6 +25,7 @@ from kapell_server.domain.queueing.ready import ReadyEntry
 from kapell_server.domain.standing import Standing
 from kapell_server.domain.tasks.edges import Edge
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL
+from kapell_server.store.budget_rows import BudgetRows, load_budget_rows
 from kapell_server.store.bulk import Bulk, Lookup
 from kapell_server.store.retention import newest_event_before, oldest_revision
 from kapell_server.store.schedule_rows import load_schedule_task
@@ -147,6 +148,8 @@ class Resumption:
     """Tasks that agents have: id, agent type, time they were queued at, concurrency keys."""
     starts: list[tuple[str, int]]
     """When tasks under a start rate began: limit id and time, in order of time."""
+    budgets: BudgetRows
+    """What was spent of budgets, and what callers have reserved."""
     edges: list[tuple[str, str, Edge]]
     """Open dependencies: (dependency, dependant, edge)."""
     stirred: list[str]
@@ -168,6 +171,7 @@ def load_resumption(connection: Connection) -> Resumption:
         queued=_load_queued(connection),
         leased=_load_leased(connection),
         starts=[(limit_id, ns) for limit_id, ns in connection.execute(_starts_in_order)],
+        budgets=load_budget_rows(connection),
         edges=edges,
         stirred=stirred,
     )

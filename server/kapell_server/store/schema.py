@@ -18,7 +18,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = "0008"
+VERSION = "0011"
 """The newest migration; a test holds it against store/migrations."""
 
 metadata = MetaData(
@@ -31,6 +31,8 @@ metadata = MetaData(
 
 SHIPPED_DIGEST = "shipped_templates"
 """The entry of `meta` that tells which of Kapell's own templates are in the database."""
+WEBHOOK_CURSOR = "webhook_cursor"
+"""The entry of `meta` that tells up to which revision events were taken up for webhooks."""
 OLDEST_REVISION = "oldest_revision"
 """The entry of `meta` that tells up to which revision the log was compacted; absent where it never was."""
 
@@ -213,6 +215,25 @@ schedule_tasks = Table(
 )
 """The whole task of each schedule, a TaskSpec: its record has no prompt, input and parameters."""
 
+budget_spend = Table(
+    "budget_spend",
+    metadata,
+    Column("budget_id", String(64), primary_key=True),
+    Column("slice_ns", BigInteger, primary_key=True),
+    Column("units", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""What was spent of each budget, in the slices that its window still covers. Units as in domain/budgets/amounts."""
+
+budget_reservations = Table(
+    "budget_reservations",
+    metadata,
+    Column("reservation_id", String(64), primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""What callers have reserved. What attempts have stands in their rows."""
+
 starts = Table(
     "starts",
     metadata,
@@ -231,6 +252,24 @@ template_versions = Table(
     sqlite_with_rowid=False,
 )
 """Every version whole; written once, never changed."""
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("number", _Revision, primary_key=True, autoincrement=False),
+    Column("delivery_id", String(64), nullable=False),
+    Column("webhook_id", String(64), nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    # Every try, and sending again.
+    Index(None, "delivery_id", unique=True),
+    # List, newest first, and forgetting the oldest.
+    Index(None, "webhook_id", "number"),
+    # The start: what is still to be sent.
+    Index(None, "state", "number"),
+)
+"""What webhooks were sent or are to be sent; written past the writer. `number` is the order of creation."""
 
 artifacts = Table(
     "artifacts",

@@ -16,6 +16,7 @@ from kapell_server.domain.pending import Change, Pending, Resource
 from kapell_server.domain.standing import KINDS, standing_id
 from kapell_server.domain.times import timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL
+from kapell_server.store.budget_rows import write_budget_rows
 from kapell_server.store.bulk import Bulk
 from kapell_server.store.bulk_jobs import write_bulk_jobs
 from kapell_server.store.encode import encode_event, encode_time
@@ -175,6 +176,8 @@ def write_batch(connection: Connection, pending: Pending, written: Written, give
         write_bulk_jobs(connection, pending.bulk)
     if pending.starts or pending.forgotten_starts:
         _write_starts(connection, pending)
+    if pending.budget_spend or pending.reservations:
+        write_budget_rows(connection, pending.budget_spend, pending.reservations)
     if pending.shipped_digest:
         connection.execute(sa.delete(meta).where(meta.c.name == SHIPPED_DIGEST))
         connection.execute(sa.insert(meta), {"name": SHIPPED_DIGEST, "value": pending.shipped_digest})

@@ -454,6 +454,8 @@ class BudgetStatus(_message.Message):
     RESET_TIME_FIELD_NUMBER: _builtins.int
     CROSSED_PERCENTS_FIELD_NUMBER: _builtins.int
     HOLDERS_FIELD_NUMBER: _builtins.int
+    LIFTED_PERCENTS_FIELD_NUMBER: _builtins.int
+    EXTENSION_END_TIME_FIELD_NUMBER: _builtins.int
     state: Global___BudgetState.ValueType
     """Whether new work gets through."""
     holders: _builtins.int
@@ -492,6 +494,14 @@ class BudgetStatus(_message.Message):
     def crossed_percents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The thresholds that were crossed in this window, in percent, ascending."""
 
+    @_builtins.property
+    def lifted_percents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Crossed thresholds that hold nothing back any more in this window, since ResumeBudget has lifted them."""
+
+    @_builtins.property
+    def extension_end_time(self) -> _timestamp_pb2.Timestamp:
+        """When that extension ends; unset where it has no end."""
+
     def __init__(
         self,
         *,
@@ -505,10 +515,12 @@ class BudgetStatus(_message.Message):
         reset_time: _timestamp_pb2.Timestamp | None = ...,
         crossed_percents: _abc.Iterable[_builtins.int] | None = ...,
         holders: _builtins.int = ...,
+        lifted_percents: _abc.Iterable[_builtins.int] | None = ...,
+        extension_end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["extended_by", b"extended_by", "remaining", b"remaining", "reserved", b"reserved", "reset_time", b"reset_time", "spent", b"spent", "window_end_time", b"window_end_time", "window_start_time", b"window_start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["extended_by", b"extended_by", "extension_end_time", b"extension_end_time", "remaining", b"remaining", "reserved", b"reserved", "reset_time", b"reset_time", "spent", b"spent", "window_end_time", b"window_end_time", "window_start_time", b"window_start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["crossed_percents", b"crossed_percents", "extended_by", b"extended_by", "holders", b"holders", "remaining", b"remaining", "reserved", b"reserved", "reset_time", b"reset_time", "spent", b"spent", "state", b"state", "window_end_time", b"window_end_time", "window_start_time", b"window_start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crossed_percents", b"crossed_percents", "extended_by", b"extended_by", "extension_end_time", b"extension_end_time", "holders", b"holders", "lifted_percents", b"lifted_percents", "remaining", b"remaining", "reserved", b"reserved", "reset_time", b"reset_time", "spent", b"spent", "state", b"state", "window_end_time", b"window_end_time", "window_start_time", b"window_start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

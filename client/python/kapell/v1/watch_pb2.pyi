@@ -101,15 +101,15 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     EVENT_KIND_BUDGET_CREATED: _EventKind.ValueType  # 140
     """A budget was created."""
     EVENT_KIND_BUDGET_UPDATED: _EventKind.ValueType  # 141
-    """What a budget says was changed."""
+    """What a budget says was changed, or it was resumed."""
     EVENT_KIND_BUDGET_DELETED: _EventKind.ValueType  # 142
     """The budget was deleted; the event carries its last form."""
     EVENT_KIND_BUDGET_SPENT: _EventKind.ValueType  # 143
     """What is spent or reserved of a budget, or its window, has changed. At most every two seconds for the
     changes by tasks.
     """
-    EVENT_KIND_BUDGET_RESUMED: _EventKind.ValueType  # 144
-    """The budget was resumed."""
+    EVENT_KIND_ALERT_DELETED: _EventKind.ValueType  # 144
+    """A resolved alert was forgotten, since a newer one needs its place; the event carries its last form."""
     EVENT_KIND_ALERT_FIRED: _EventKind.ValueType  # 145
     """An alert fires: for the first time, or since its acknowledgement has expired."""
     EVENT_KIND_ALERT_ACKNOWLEDGED: _EventKind.ValueType  # 146
@@ -202,15 +202,15 @@ EVENT_KIND_SCHEDULE_DELETED: EventKind.ValueType  # 109
 EVENT_KIND_BUDGET_CREATED: EventKind.ValueType  # 140
 """A budget was created."""
 EVENT_KIND_BUDGET_UPDATED: EventKind.ValueType  # 141
-"""What a budget says was changed."""
+"""What a budget says was changed, or it was resumed."""
 EVENT_KIND_BUDGET_DELETED: EventKind.ValueType  # 142
 """The budget was deleted; the event carries its last form."""
 EVENT_KIND_BUDGET_SPENT: EventKind.ValueType  # 143
 """What is spent or reserved of a budget, or its window, has changed. At most every two seconds for the
 changes by tasks.
 """
-EVENT_KIND_BUDGET_RESUMED: EventKind.ValueType  # 144
-"""The budget was resumed."""
+EVENT_KIND_ALERT_DELETED: EventKind.ValueType  # 144
+"""A resolved alert was forgotten, since a newer one needs its place; the event carries its last form."""
 EVENT_KIND_ALERT_FIRED: EventKind.ValueType  # 145
 """An alert fires: for the first time, or since its acknowledgement has expired."""
 EVENT_KIND_ALERT_ACKNOWLEDGED: EventKind.ValueType  # 146
