@@ -18,6 +18,7 @@ from kapell._version import __version__
 from kapell_server.clock import SystemClock
 from kapell_server.config import Config
 from kapell_server.data_dir import DataDirectory, StartRefusedError, explain
+from kapell_server.domain.access import Keyring
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.tasks.artifact import MIB, ArtifactLimits
@@ -27,6 +28,7 @@ from kapell_server.rpc.admin import AdminServicer, ServerFacts
 from kapell_server.rpc.agents import AgentServicer
 from kapell_server.rpc.artifacts import ArtifactServicer
 from kapell_server.rpc.auth import Authenticator
+from kapell_server.rpc.budgets import AlertServicer, BudgetServicer
 from kapell_server.rpc.calls import OpenCalls
 from kapell_server.rpc.directives import Directives
 from kapell_server.rpc.events import EventServicer
@@ -37,6 +39,7 @@ from kapell_server.rpc.server import AddressUnusableError, RpcServer, is_loopbac
 from kapell_server.rpc.task_logs import TaskLogs
 from kapell_server.rpc.tasks import TaskServicer
 from kapell_server.rpc.templates import TemplateServicer
+from kapell_server.rpc.webhooks import WebhookServicer
 from kapell_server.rpc.workers import WorkerServicer
 from kapell_server.shipped_templates import install_templates
 from kapell_server.spawner.spawner import Spawner
@@ -44,9 +47,11 @@ from kapell_server.store.artifacts import ArtifactStore
 from kapell_server.store.database import Database, StorageError, open_database
 from kapell_server.store.logs import MAX_BYTES, LogStore
 from kapell_server.store.migrate import begin_new_log
+from kapell_server.store.webhook_deliveries import WebhookDeliveries
 from kapell_server.supervise import Supervisor
 from kapell_server.telemetry import Telemetry
 from kapell_server.watch.follow import Watches
+from kapell_server.webhooks.service import Webhooks
 
 _log = structlog.get_logger(__name__)
 
@@ -142,6 +147,7 @@ class App:
         keeper = self.supervisor.spawn(artifacts.keep_house(), name="housekeeping of artifacts")
         undo.callback(keeper.cancel)
         self._begin_retention(engine, database, logs, artifacts)
+        webhooks = await self._begin_webhooks(engine, database, keyring)
         undo.push_async_callback(rpc.stop, STOP_GRACE)
         undo.callback(engine.ring.close)
 
@@ -155,7 +161,7 @@ class App:
         await spawner.start()
         undo.push_async_callback(self._stop_spawner, spawner)
         self.supervisor.spawn(calls.watch(), name="open calls")
-        await rpc.start(self._servicers(engine, logs, artifacts, spawner, database))
+        await rpc.start({**self._servicers(engine, logs, artifacts, spawner, database), "WebhookService": webhooks})
         undo.push_async_callback(rpc.drain)
         self.directory.announce(grpc_address=self.address, log_id=engine.log_id)
         undo.callback(self.directory.withdraw)
@@ -172,6 +178,14 @@ class App:
         )
         retention.start(self.supervisor)
         self._undo.push_async_callback(retention.stop)
+
+    async def _begin_webhooks(self, engine: Engine, database: Database, keyring: Keyring) -> WebhookServicer:
+        """Sends events from now on."""
+        deliveries = WebhookDeliveries(database)
+        webhooks = Webhooks(engine, deliveries, keyring=keyring, clock=SystemClock(), supervisor=self.supervisor)
+        await webhooks.start()
+        self._undo.push_async_callback(webhooks.stop)
+        return WebhookServicer(engine, engine.reads, webhooks, deliveries)
 
     async def _settle(self, database: Database) -> None:
         """Gives a copied data directory a log of its own, before anything acts on it.
@@ -216,6 +230,8 @@ class App:
             "TemplateService": TemplateServicer(engine, reads),
             "QueueService": QueueServicer(engine, reads),
             "ScheduleService": ScheduleServicer(engine, reads, SystemClock()),
+            "BudgetService": BudgetServicer(engine, reads),
+            "AlertService": AlertServicer(engine, reads),
             "WorkerService": WorkerServicer(
                 engine, logs=logs, directives=Directives(engine.ring, reads, self.supervisor)
             ),

@@ -16,12 +16,15 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSe
 from kapell.v1 import (
     admin_pb2,
     agent_pb2,
+    alert_pb2,
     artifact_pb2,
+    budget_pb2,
     event_pb2,
     queue_pb2,
     schedule_pb2,
     task_pb2,
     template_pb2,
+    webhook_pb2,
     worker_pb2,
 )
 
@@ -46,12 +49,15 @@ def services() -> list[ServiceDescriptor]:
     modules = (
         admin_pb2,
         agent_pb2,
+        alert_pb2,
         artifact_pb2,
+        budget_pb2,
         event_pb2,
         queue_pb2,
         schedule_pb2,
         task_pb2,
         template_pb2,
+        webhook_pb2,
         worker_pb2,
     )
     return [service for module in modules for service in module.DESCRIPTOR.services_by_name.values()]

@@ -25,7 +25,8 @@ ROOMS: dict[str, set[str]] = {
     "store": {"domain", "watch", *GROUND},
     "engine": {"domain", "store", "watch", *GROUND},
     "spawner": {"domain", "store", "watch", "engine", *GROUND},
-    "rpc": {"domain", "store", "watch", "engine", "spawner", "config", "profiles", "telemetry", *GROUND},
+    "webhooks": {"domain", "store", "engine", *GROUND},
+    "rpc": {"domain", "store", "watch", "engine", "spawner", "webhooks", "config", "profiles", "telemetry", *GROUND},
 }
 
 
@@ -47,6 +48,7 @@ def test_the_domain_knows_the_messages_and_pure_parts_of_the_standard_library_on
     allowed = {
         "kapell.v1",
         "google.protobuf",
+        "google.type",
         "kapell_server.domain",
         "random.Random",
         # Patterns that users write: Python's own can take forever on a short text.

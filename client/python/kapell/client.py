@@ -15,7 +15,9 @@ from typing import Self, TypeVar, Unpack, overload
 
 from kapell.admin import Admin
 from kapell.agents import Agents
+from kapell.alerts import Alerts
 from kapell.artifacts import Artifacts
+from kapell.budgets import Budgets
 from kapell.connection import DEFAULT_TIMEOUT, Connection
 from kapell.discovery import Endpoint, discover
 from kapell.emitter import Emitter, Handler
@@ -26,6 +28,7 @@ from kapell.tasks import Tasks
 from kapell.templates import Templates
 from kapell.v1.event_pb2 import Event
 from kapell.watch import Watch
+from kapell.webhooks import Webhooks
 
 _H = TypeVar("_H", bound=Handler)
 
@@ -59,6 +62,9 @@ class Client:
         self.templates = Templates(server)
         self.artifacts = Artifacts(server)
         self.schedules = Schedules(server)
+        self.budgets = Budgets(server)
+        self.alerts = Alerts(server)
+        self.webhooks = Webhooks(server)
         self.events = Events(server)
         self.admin = Admin(server)
         self._emitter = Emitter(self.events)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Struct
 
+from kapell.amounts import task_estimate
 from kapell.connection import Connection, Stream
 from kapell.dependencies import Dependency, dependencies
 from kapell.errors import KapellError, WaitTimeout
@@ -30,6 +31,7 @@ from kapell.messages import (
 )
 from kapell.reconnect import CONNECT_TIMEOUT, Reconnect
 from kapell.v1 import task_pb2 as pb
+from kapell.v1.budget_pb2 import TaskEstimate
 from kapell.v1.common_pb2 import LIST_ORDER_UNSPECIFIED, ListOrder
 from kapell.v1.task_pb2_grpc import TaskServiceStub
 from kapell.v1.watch_pb2 import EVENT_KIND_TASK_DELETED
@@ -72,6 +74,10 @@ class TaskFields(TypedDict, total=False):
     """Whose share of the agents it uses; keys take turns."""
     concurrency_keys: Iterable[str]
     """Of each of these only so many tasks run at a time; see `client.limits`."""
+    estimate: str | TaskEstimate
+    """What each attempt is expected to use at most: "$0.20", or "$0.20, 50k tokens, 10m"."""
+    budget_id: str
+    """A budget that it draws from besides those whose scope it is in."""
 
 
 class BulkKeywords(TaskQuery, total=False):
@@ -120,6 +126,8 @@ def task_spec(agent_type: str = "", prompt: str = "", **fields: Unpack[TaskField
         parent_task_id=fields.get("parent_task_id", ""),
         fairness_key=fields.get("fairness_key", ""),
         concurrency_keys=fields.get("concurrency_keys", ()),
+        estimate=task_estimate(fields["estimate"]) if "estimate" in fields else None,
+        budget_id=fields.get("budget_id", ""),
     )
 
 

@@ -68,6 +68,8 @@ class Pending:
     """The whole task of schedules; None of those that were deleted."""
     starts: dict[tuple[str, int], int] = field(default_factory=dict)
     """Starts under a rate, as (limit id, time), each with the time before which earlier ones are forgotten."""
+    webhook_urls: dict[str, str | None] = field(default_factory=dict)
+    """Where webhooks are sent to; None of those that were deleted."""
     forgotten_starts: dict[str, bool] = field(default_factory=dict)
     budget_spend: dict[tuple[str, int], int] = field(default_factory=dict)
     """What was spent, by budget and slice; 0 where the slice is no more."""

@@ -49,6 +49,7 @@ _TASK = ("kapell.v1.Task", "task_id")
 _AGENT = ("kapell.v1.Agent", "agent_id")
 _TEMPLATE = ("kapell.v1.Template", "template_id")
 _QUEUE = ("kapell.v1.Queue", "agent_type")
+_BUDGET = ("kapell.v1.Budget", "budget_id")
 _ARTIFACT = ("kapell.v1.Artifact", "artifact_id")
 
 TABLE: dict[reasons.ErrorReason.ValueType, Row] = {
@@ -97,6 +98,11 @@ TABLE: dict[reasons.ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_ARTIFACT_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
     reasons.ERROR_REASON_SCHEDULE_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Schedule", "schedule_id")),
     reasons.ERROR_REASON_SCHEDULE_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
+    reasons.ERROR_REASON_BUDGET_NOT_FOUND: Row(StatusCode.NOT_FOUND, _BUDGET),
+    reasons.ERROR_REASON_BUDGET_EXCEEDED: Row(StatusCode.RESOURCE_EXHAUSTED, _BUDGET),
+    reasons.ERROR_REASON_RESERVATION_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Reservation", "reservation_id")),
+    reasons.ERROR_REASON_ALERT_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Alert", "alert_id")),
+    reasons.ERROR_REASON_WEBHOOK_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Webhook", "webhook_id")),
     reasons.ERROR_REASON_INTERNAL: Row(StatusCode.INTERNAL),
 }
 

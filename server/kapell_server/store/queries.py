@@ -200,6 +200,12 @@ def resource_of(event: Event) -> Resource:
             return event.limit
         case "schedule":
             return event.schedule
+        case "budget":
+            return event.budget
+        case "alert":
+            return event.alert
+        case "webhook":
+            return event.webhook
         case _:
             return event.task
 

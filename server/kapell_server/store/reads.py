@@ -7,6 +7,8 @@ from typing import Literal
 
 import sqlalchemy as sa
 from kapell.v1.agent_pb2 import Agent, AgentSpec, ListAgentsRequest, ListAgentsResponse
+from kapell.v1.alert_pb2 import Alert
+from kapell.v1.budget_pb2 import Budget
 from kapell.v1.common_pb2 import LIST_ORDER_OLDEST_FIRST
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse, ListEventsRequest
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
@@ -25,6 +27,7 @@ from kapell.v1.task_pb2 import (
 )
 from kapell.v1.template_pb2 import Template
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
+from kapell.v1.webhook_pb2 import Webhook
 from sqlalchemy.engine import Connection
 
 from kapell_server.domain.pending import Resource
@@ -52,7 +55,7 @@ from kapell_server.wire import field, int_field
 
 _MAX_ATTEMPTS = 1000
 
-ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule"]
+ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule", "budget", "alert", "webhook"]
 
 _task_with_content = (
     sa.select(tasks.c.data, task_contents.c.data)
@@ -282,6 +285,9 @@ _TABLES: dict[ResourceKind, tuple[sa.Table, type[Resource]]] = {
     "queue": (standing, Queue),
     "limit": (standing, ConcurrencyLimit),
     "schedule": (standing, Schedule),
+    "budget": (standing, Budget),
+    "alert": (standing, Alert),
+    "webhook": (standing, Webhook),
 }
 
 

@@ -253,6 +253,15 @@ template_versions = Table(
 )
 """Every version whole; written once, never changed."""
 
+webhook_targets = Table(
+    "webhook_targets",
+    metadata,
+    Column("webhook_id", String(64), primary_key=True),
+    Column("url", String(2000), nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Where each webhook is sent to: its record has the URL without what may be secret in it."""
+
 webhook_deliveries = Table(
     "webhook_deliveries",
     metadata,

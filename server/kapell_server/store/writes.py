@@ -39,6 +39,7 @@ from kapell_server.store.schema import (
     templates,
 )
 from kapell_server.store.standing_rows import write_standing
+from kapell_server.store.webhook_rows import write_webhook_urls
 
 Row = tuple[Any, ...]
 
@@ -178,6 +179,8 @@ def write_batch(connection: Connection, pending: Pending, written: Written, give
         _write_starts(connection, pending)
     if pending.budget_spend or pending.reservations:
         write_budget_rows(connection, pending.budget_spend, pending.reservations)
+    if pending.webhook_urls:
+        write_webhook_urls(connection, pending.webhook_urls)
     if pending.shipped_digest:
         connection.execute(sa.delete(meta).where(meta.c.name == SHIPPED_DIGEST))
         connection.execute(sa.insert(meta), {"name": SHIPPED_DIGEST, "value": pending.shipped_digest})

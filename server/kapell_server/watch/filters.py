@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from kapell.v1.agent_pb2 import Agent, AgentFilter
 from kapell.v1.event_pb2 import EventFilter
@@ -20,7 +20,7 @@ from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
 from kapell_server.domain.tasks.task_filter import task_test
 from kapell_server.store.record import Record
 
-ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule"]
+ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule", "budget", "alert", "webhook"]
 Test = Callable[[Record], bool]
 
 
@@ -46,7 +46,7 @@ class Filter:
 def for_events(wanted: EventFilter) -> Filter:
     """Events of everything alike. SNAPSHOT records pass whatever `kinds` says."""
     tests: list[Test] = []
-    kinds_of_resource: tuple[ResourceKind, ...] = ("task", "agent", "template", "queue", "limit", "schedule")
+    kinds_of_resource: tuple[ResourceKind, ...] = get_args(ResourceKind)
     if wanted.kinds:
         kinds = frozenset({*wanted.kinds, EVENT_KIND_SNAPSHOT})
         tests.append(lambda record: record.kind in kinds)

@@ -106,6 +106,11 @@ _REASONS: dict[str, tuple[Exit, str]] = {
     "ARTIFACT_OFFSET_GAP": (Exit.CONFLICT, ""),
     "ARTIFACT_STATE_CONFLICT": (Exit.CONFLICT, "kapell artifact get {artifact_id}"),
     "ARTIFACT_LIMIT": (Exit.FAILURE, ""),
+    "BUDGET_NOT_FOUND": (Exit.NOT_FOUND, "kapell budget list"),
+    "BUDGET_EXCEEDED": (Exit.BUDGET, "kapell budget get {budget_id}"),
+    "RESERVATION_NOT_FOUND": (Exit.NOT_FOUND, "kapell budget list"),
+    "ALERT_NOT_FOUND": (Exit.NOT_FOUND, "kapell alert list"),
+    "WEBHOOK_NOT_FOUND": (Exit.NOT_FOUND, "kapell webhook list"),
     "SCHEDULE_NOT_FOUND": (Exit.NOT_FOUND, "kapell schedule list"),
     "SCHEDULE_LIMIT": (Exit.FAILURE, "kapell schedule list"),
     # The client's own.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kapell.cli import states, times
+from kapell.cli.budget_views import alert_state, budget_state, budget_text
 from kapell.cli.output import View, as_data
 from kapell.cli.queue_views import limit_max, limit_text, queue_event, queue_state
 from kapell.cli.states import Look
@@ -326,6 +327,9 @@ _OTHERS: dict[str, tuple[Callable[[Any], str], Callable[[Any], Cell], Callable[[
     ),
     "queue": (lambda queue: queue.agent_type, queue_state, queue_event),
     "schedule": (lambda schedule: schedule.schedule_id, _schedule_state, _schedule_text),
+    "budget": (lambda budget: budget.budget_id, budget_state, budget_text),
+    "alert": (lambda alert: alert.alert_id, alert_state, lambda alert: alert.message),
+    "webhook": (lambda webhook: webhook.webhook_id, lambda webhook: Cell("on"), lambda webhook: webhook.spec.url),
     "limit": (lambda limit: limit.key, lambda limit: Cell(f"max {limit_max(limit)}"), limit_text),
 }
 

@@ -67,7 +67,8 @@ class WebhookSpec(_message.Message):
     url: _builtins.str
     """Where to: an http or https URL without user or fragment, at most 2,000 characters. Required. Redirects are not
     followed, and addresses that are link-local (as those of cloud metadata), multicast or unspecified are
-    refused whenever the name is looked up.
+    refused whenever the name is looked up. What comes after the host may be a secret: answers and events have
+    "…" in its place.
     """
     description: _builtins.str
     """What it is for, at most 500 characters."""

@@ -38,6 +38,8 @@ def create_webhook(state: State, request: CreateWebhookRequest) -> Webhook:
     webhook = Webhook(webhook_id=webhook_id, spec=request.spec, creator=state.caller.actor())
     if not webhook.spec.kinds:
         webhook.spec.kinds.extend((EVENT_KIND_ALERT_FIRED, EVENT_KIND_ALERT_RESOLVED))
+    state.assign(state.pending.webhook_urls, webhook_id, webhook.spec.url)
+    webhook.spec.url = shown(webhook.spec.url)
     stamp(webhook.create_time, state.tick_ns())
     return state.standing.put(webhook, EVENT_KIND_WEBHOOK_CREATED, ())
 
@@ -47,14 +49,22 @@ def delete_webhook(state: State, request: DeleteWebhookRequest) -> DeleteWebhook
     webhook = state.standing.find(Webhook, request.webhook_id)
     if webhook is None:
         raise webhook_not_found(request.webhook_id)
+    state.assign(state.pending.webhook_urls, request.webhook_id, None)
     gone = state.standing.put(copied(webhook), EVENT_KIND_WEBHOOK_DELETED, (), deleted=True)
     return DeleteWebhookResponse(revision=gone.revision)
+
+
+def shown(url: str) -> str:
+    """The URL as others may see it: what comes after the host may be a secret."""
+    scheme, _, rest = url.partition("://")
+    cut = min([at for at in (rest.find("/"), rest.find("?")) if at >= 0], default=len(rest))
+    return f"{scheme}://{rest[:cut]}{'/…' if rest[cut:] not in ('', '/') else rest[cut:]}"
 
 
 def webhook_not_found(webhook_id: str, delivery_id: str = "") -> KapellError:
     """No webhook has this id, or it has no such delivery."""
     if delivery_id:
-        what = f"Webhook {webhook_id} has no delivery {delivery_id}, or has it no more. List its deliveries to find its id."
+        what = f"Webhook {webhook_id} has no delivery {delivery_id}, or no more. List its deliveries to find its id."
     else:
         what = f"Webhook {webhook_id} was not found: it never existed or was deleted. List the webhooks to find its id."
     metadata = {"webhook_id": webhook_id} | ({"delivery_id": delivery_id} if delivery_id else {})

@@ -28,6 +28,13 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_table(
+        "webhook_targets",
+        sa.Column("webhook_id", sa.String(64), nullable=False),
+        sa.Column("url", sa.String(2000), nullable=False),
+        sa.PrimaryKeyConstraint("webhook_id", name=op.f("pk_webhook_targets")),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
         "webhook_deliveries",
         sa.Column("number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=False, nullable=False),
         sa.Column("delivery_id", sa.String(64), nullable=False),
@@ -45,5 +52,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in ("webhook_deliveries", "budget_reservations", "budget_spend"):
+    for table in ("webhook_deliveries", "webhook_targets", "budget_reservations", "budget_spend"):
         op.drop_table(table)
