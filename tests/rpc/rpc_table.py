@@ -19,8 +19,9 @@ from kapell.v1.task_pb2 import (
     TaskProgress,
 )
 
-from tests.rpc import rpc_dependencies
+from tests.rpc import rpc_budgets, rpc_dependencies
 from tests.rpc.rpc_artifacts import ARTIFACTS
+from tests.rpc.rpc_budgets import BUDGETS
 from tests.rpc.rpc_bulk import BULK
 from tests.rpc.rpc_cases import (
     FAR_FUTURE,
@@ -60,6 +61,7 @@ TASKS: dict[str, Case] = {
         holds=lambda answer: answer.task.state == TASK_STATE_QUEUED and answer.task.revision == answer.revision,
         refused={
             **OF_CREATE_TASK,
+            **rpc_budgets.OF_CREATE_TASK,
             **rpc_dependencies.OF_CREATE_TASK,
             **QUEUE_DRAINING,
             "ID_TAKEN": lambda scene: Ask(task_pb2.CreateTaskRequest(task=scene.spec(task_id=scene.queued().task_id))),
@@ -413,6 +415,7 @@ CASES: dict[str, Case] = {
     **QUEUES,
     **TEMPLATES,
     **SCHEDULES,
+    **BUDGETS,
     **AGENTS,
     **WORKERS,
     **ARTIFACTS,

@@ -18,9 +18,18 @@ from kapell.v1.common_pb2 import LIST_ORDER_OLDEST_FIRST
 from kapell.v1.event_pb2 import Event
 from kapell.v1.watch_pb2 import (
     ACTOR_KIND_USER,
+    EVENT_KIND_ALERT_ACKNOWLEDGED,
+    EVENT_KIND_ALERT_FIRED,
+    EVENT_KIND_ALERT_RESOLVED,
+    EVENT_KIND_BUDGET_CREATED,
+    EVENT_KIND_BUDGET_DELETED,
+    EVENT_KIND_BUDGET_SPENT,
+    EVENT_KIND_BUDGET_UPDATED,
     EVENT_KIND_LIMIT_DELETED,
     EVENT_KIND_LIMIT_UPDATED,
     EVENT_KIND_QUEUE_UPDATED,
+    EVENT_KIND_WEBHOOK_CREATED,
+    EVENT_KIND_WEBHOOK_DELETED,
 )
 from kapell_server.domain.access import Keyring
 from kapell_server.rpc.methods import methods
@@ -214,11 +223,23 @@ class Scene:
         return agent
 
 
-_KINDS = {"queue": [EVENT_KIND_QUEUE_UPDATED], "limit": [EVENT_KIND_LIMIT_UPDATED, EVENT_KIND_LIMIT_DELETED]}
+_KINDS = {
+    "queue": [EVENT_KIND_QUEUE_UPDATED],
+    "limit": [EVENT_KIND_LIMIT_UPDATED, EVENT_KIND_LIMIT_DELETED],
+    "budget": [
+        EVENT_KIND_BUDGET_CREATED,
+        EVENT_KIND_BUDGET_UPDATED,
+        EVENT_KIND_BUDGET_SPENT,
+        EVENT_KIND_BUDGET_DELETED,
+    ],
+    "alert": [EVENT_KIND_ALERT_FIRED, EVENT_KIND_ALERT_ACKNOWLEDGED, EVENT_KIND_ALERT_RESOLVED],
+    "webhook": [EVENT_KIND_WEBHOOK_CREATED, EVENT_KIND_WEBHOOK_DELETED],
+}
 
 
 def _names(event: Event, name: str) -> bool:
-    return name in (event.queue.agent_type, event.limit.key)
+    ids = (event.budget.budget_id, event.alert.alert_id, event.webhook.webhook_id)
+    return name in (event.queue.agent_type, event.limit.key, *ids)
 
 
 def unpack(error: Any) -> Refusal:

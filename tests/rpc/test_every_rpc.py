@@ -20,7 +20,7 @@ from kapell.v1 import task_pb2, worker_pb2
 from kapell.v1.common_pb2 import SCOPE_READ, SCOPE_WORKER, Scope
 from kapell_server.rpc.methods import Method
 
-from tests.rpc import rpc_queues, rpc_schedules
+from tests.rpc import rpc_budgets, rpc_queues, rpc_schedules
 from tests.rpc.rpc_table import CASES, NEVER_REFUSED, SHORT_STREAMS
 from tests.rpc.scene import METHODS, Ask, Scene
 from tests.support.server_process import ServerProcess
@@ -35,6 +35,8 @@ REFUSALS = [(name, reason) for name, case in CASES.items() for reason in case.re
 # Artifacts are no events; that a repeat makes one artifact only is shown by tests/store/test_artifacts.py. Nor is
 # the beginning of the log, which tests/engine/test_compaction.py moves.
 WITHOUT_EVENTS = {"CompactEvents", "CreateArtifact", "DeleteArtifact"}
+# What happened before to the budget of a reservation, which the request does not name: created, drawn from.
+OF_RESERVATIONS = dict.fromkeys(("SettleReservation", "ReleaseReservation"), 2)
 MALFORMED = [name for name, case in CASES.items() if case.malformed is not None]
 
 every_rpc = pytest.mark.parametrize("name", METHODS)
@@ -184,7 +186,8 @@ def _changes_by(scene: Scene, ask: Ask, after: int) -> list[Any]:
         for field in ("task_id", "agent_id", "template_id", "schedule_id")
         if field in ask.request.DESCRIPTOR.fields_by_name and getattr(ask.request, field)
     ]
-    ids += [subject] if (subject := rpc_queues.subject_of(ask.request)) else []
+    subjects = (rpc_queues.subject_of(ask.request), rpc_budgets.subject_of(ask.request))
+    ids += [subject for subject in subjects if subject]
     return [event for resource_id in ids for event in scene.changes_of(resource_id) if event.revision > after]
 
 
@@ -226,7 +229,8 @@ def _subject(answer: Any | None, ask: Ask) -> str:
     if hasattr(ask.request, "filter"):
         return str(ask.request.filter.task_ids[0])
     for message in (answer, ask.request):
-        if subject := rpc_queues.subject_of(message) or rpc_schedules.subject_of(message):
+        of = (rpc_queues.subject_of(message), rpc_schedules.subject_of(message), rpc_budgets.subject_of(message))
+        if subject := "".join(of):
             return subject
     for message in (answer, ask.request):
         resource = getattr(message, "task", None) or getattr(message, "agent", None) or message
@@ -252,7 +256,7 @@ def _comparable(answer: Any) -> Any:
 
 
 def _alter(request: Any) -> None:
-    if rpc_queues.alter(request):
+    if rpc_queues.alter(request) or rpc_budgets.alter(request):
         return
     if hasattr(request, "tasks"):
         request.tasks[0].prompt = "another"
@@ -400,7 +404,8 @@ def test_a_broken_call_repeated_with_its_request_id_has_one_effect(
     answer = scene.call(name, ask)
 
     assert CASES[name].holds(answer)
-    assert len(scene.changes_of(_subject(answer, ask))) == broken.changes_before[name] + (name not in WITHOUT_EVENTS)
+    before = broken.changes_before[name] + OF_RESERVATIONS.get(name, 0)
+    assert len(scene.changes_of(_subject(answer, ask))) == before + (name not in WITHOUT_EVENTS)
 
 
 def test_after_all_of_this_the_server_works(scene: Scene, overdue: Broken, abandoned: Broken) -> None:
