@@ -25,7 +25,7 @@ from kapell_server.domain.state import State
 
 from tests.domain.world import World
 
-CENT = 10_000
+CENT = 10_000_000
 
 
 def cents(number: int) -> BudgetAmount:

@@ -181,7 +181,7 @@ def test_a_refused_change_undoes_crossings_and_alerts() -> None:
 
     from kapell_server.domain.budgets.budgets import Settlement
 
-    world_usage = Settlement(cost=1_000_000, tokens=0)
+    world_usage = Settlement(cost=1_000_000_000, tokens=0)
     world.deciders[int] = refuse
     with world.refuses("TASK_NOT_FOUND"):
         world.do(7)

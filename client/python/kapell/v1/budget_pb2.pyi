@@ -146,9 +146,7 @@ class BudgetAmount(_message.Message):
     """Attempts of tasks that were worked on: a retry counts again, an offer that was handed back does not."""
     @_builtins.property
     def cost(self) -> _money_pb2.Money:
-        """Money, in USD (an empty currency_code means that), at most 1,000,000,000. Counted in millionths; a
-        smaller part counts as one.
-        """
+        """Money, in USD (an empty currency_code means that), at most 1,000,000,000."""
 
     @_builtins.property
     def wall_time(self) -> _duration_pb2.Duration:

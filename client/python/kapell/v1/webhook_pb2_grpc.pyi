@@ -4,7 +4,7 @@ isort:skip_file
 Webhooks: events that are sent to an address of the user's, signed, until they have arrived.
 
 Each delivery is a POST with the event as JSON, {"type", "revision", "time", "log_id", "event"}, and three
-headers as Standard Webhooks (standardwebhooks.com) has them: webhook-id (the delivery, the same for every
+headers as Standard Webhooks has them: webhook-id (the delivery, the same for every
 try), webhook-timestamp (seconds since 1970) and webhook-signature ("v1," and the base64 of HMAC-SHA256 over
 "ID.TIMESTAMP.BODY", by the secret). Any answer of 200 to 299 means that it has arrived.
 """

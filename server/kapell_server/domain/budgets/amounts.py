@@ -1,6 +1,6 @@
-"""Amounts as integers: millionths of a dollar, tokens, attempts, milliseconds.
+"""Amounts as integers: billionths of a dollar, as the ledger has them, tokens, attempts, milliseconds.
 
-All rules reckon in them; messages are made of them only to be shown. What is less than one counts as one.
+All rules reckon in them; messages are made of them only to be shown. A part of a millisecond counts as one.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from kapell.v1.budget_pb2 import BudgetAmount, TaskEstimate
 
 Measure = Literal["cost", "tokens", "tasks", "wall_time"]
 
-MICRO = 1_000_000
-_NANOS_A_MICRO = 1_000
+NANO = 1_000_000_000
+"""Units of cost in a dollar."""
 _MS = 1_000_000
 """Nanoseconds in a millisecond."""
 
@@ -29,7 +29,7 @@ def units_of(amount: BudgetAmount) -> int:
     """An amount in the units of its measure."""
     match measure_of(amount):
         case "cost":
-            return micros(amount.cost)
+            return nanos(amount.cost)
         case "tokens":
             return amount.tokens
         case "tasks":
@@ -38,9 +38,9 @@ def units_of(amount: BudgetAmount) -> int:
             return milliseconds(amount.wall_time.seconds * 1_000_000_000 + amount.wall_time.nanos)
 
 
-def micros(money: Money) -> int:
-    """Millionths of a dollar, rounded up."""
-    found: int = money.units * MICRO - (-money.nanos // _NANOS_A_MICRO)
+def nanos(money: Money) -> int:
+    """Billionths of a dollar."""
+    found: int = money.units * NANO + money.nanos
     return found
 
 
@@ -54,8 +54,7 @@ def set_amount(target: BudgetAmount, measure: Measure, units: int) -> None:
     match measure:
         case "cost":
             target.cost.currency_code = "USD"
-            target.cost.units, rest = divmod(units, MICRO)
-            target.cost.nanos = rest * _NANOS_A_MICRO
+            target.cost.units, target.cost.nanos = divmod(units, NANO)
         case "tokens":
             target.tokens = units
         case "tasks":
@@ -76,7 +75,7 @@ def declared(estimate: TaskEstimate, measure: Measure) -> int | None:
     """What a client has said that a task will use at most; None where it has said nothing."""
     match measure:
         case "cost":
-            return micros(estimate.cost) if estimate.HasField("cost") else None
+            return nanos(estimate.cost) if estimate.HasField("cost") else None
         case "tokens":
             return estimate.tokens if estimate.HasField("tokens") else None
         case "tasks":
@@ -90,8 +89,8 @@ def words(measure: Measure, units: int) -> str:
     """As "$4.20", "1,200 tokens", "3 attempts" or "90 s"."""
     match measure:
         case "cost":
-            whole, rest = divmod(units, MICRO)
-            cents = f"{rest:06d}".rstrip("0").ljust(2, "0")
+            whole, rest = divmod(units, NANO)
+            cents = f"{rest:09d}".rstrip("0").ljust(2, "0")
             return f"${whole:,}.{cents}"
         case "tokens":
             return f"{units:,} token" + "s" * (units != 1)

@@ -61,7 +61,7 @@ class Settlement:
     """
 
     cost: int
-    """Millionths of a dollar."""
+    """Billionths of a dollar."""
     tokens: int
     task_id: str = ""
     attempt: int = 0
@@ -473,7 +473,7 @@ class Budgets:
                 tally.waiting = {one for one in tally.waiting if ready.is_parked_under(f"{of}{one}")}
 
 
-_MANY_CLASSES = 64
+_MANY_CLASSES = 256
 
 
 def _describe(record: TaskAttempt, held: Iterable[Hold], *, ended: bool = False) -> None:

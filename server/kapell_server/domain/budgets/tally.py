@@ -250,6 +250,6 @@ class Tally:
 
 
 def class_of(need: int) -> int:
-    """A number that is not above the need, nor more than a quarter below it: so there are few of them."""
-    shift = max(0, need.bit_length() - 3)
+    """A number that is not above the need, nor more than a thirtieth below it: so there are few of them."""
+    shift = max(0, need.bit_length() - 6)
     return need >> shift << shift

@@ -1,4 +1,4 @@
-"""How what a webhook is sent is signed, as Standard Webhooks (standardwebhooks.com) has it."""
+"""How what a webhook is sent is signed, as Standard Webhooks has it."""
 
 from __future__ import annotations
 
