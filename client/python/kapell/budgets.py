@@ -139,10 +139,7 @@ class Budgets:
         if not paths:
             raise InvalidRequest("nothing to change - say what to set", reason="ARGUMENT_INVALID")
         spec = _spec(fields)
-        if limit is None:
-            current = await self.get(budget_id)
-            spec.limit.CopyFrom(current.spec.limit)
-        else:
+        if limit is not None:
             spec.limit.CopyFrom(budget_amount(limit))
         request = pb.UpdateBudgetRequest(
             budget_id=budget_id,

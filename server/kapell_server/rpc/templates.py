@@ -86,6 +86,10 @@ class TemplateServicer:
         rendered = compile_version(version).render(plain_struct(request.parameters), "parameters")
         agent_type = request.agent_type or spec.agent_type
         steps = rendered_steps(spec, rendered, agent_type)
+        labels = tuple(spec.labels.items())
+        held_up = await self._held_up(
+            agent_type, steps, rendered.concurrency_keys, (template.template_id, labels), caller
+        )
         return template_pb2.RenderTemplateResponse(
             template_id=template.template_id,
             version=template.version,
@@ -97,20 +101,25 @@ class TemplateServicer:
             retry_policy=with_defaults(spec.retry_policy),
             timeouts=spec.timeouts if spec.HasField("timeouts") else None,
             history=_history(await self._reads.templates.history(template.template_id)),
-            blockers=await self._blockers(agent_type, steps, rendered.concurrency_keys, caller),
+            blockers=held_up.blockers,
+            budget_holds=held_up.budget_holds,
             revision=revision,
             steps=steps,
             concurrency_keys=rendered.concurrency_keys,
         )
 
-    async def _blockers(
+    async def _held_up(
         self,
         agent_type: str,
         steps: list[template_pb2.RenderedStep],
         keys: Sequence[str],
+        features: tuple[str, tuple[tuple[str, str], ...]],
         caller: Caller,
-    ) -> list[template_pb2.StartBlocker]:
-        """What would keep the first steps, or the task itself, from starting now; and types that nobody serves."""
+    ) -> template_pb2.RenderTemplateResponse:
+        """What would keep the first steps, or the task itself, from starting now; and types that nobody serves.
+
+        `features` are the template and its labels. The answer has blockers and budget_holds alone.
+        """
         ahead = [step for step in steps if not step.left_out]
         beginning = [step for step in ahead if not step.depends_on]
         first = dict.fromkeys(step.agent_type for step in beginning) or {agent_type: None}
@@ -120,9 +129,10 @@ class TemplateServicer:
             found = await self._blockers_of(wanted)
             blockers += found if wanted in first else found[:1] if _nobody(found) else []
         taken = dict.fromkeys(key for step in beginning for key in step.concurrency_keys) if beginning else keys
-        question = StartQuestion(tuple(needed), tuple(first), tuple(taken))
+        question = StartQuestion(tuple(needed), tuple(first), tuple(taken), *features)
         held_up = template_pb2.RenderTemplateResponse.FromString(await self._engine.submit(question, caller))
-        return [*held_up.blockers, *blockers]
+        held_up.blockers.extend(blockers)
+        return held_up
 
     async def _blockers_of(self, agent_type: str) -> list[template_pb2.StartBlocker]:
         """What would keep a task of this type from starting now."""

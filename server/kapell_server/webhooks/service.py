@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import structlog
 from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
+from kapell.v1.error_pb2 import ERROR_REASON_SERVER_DRAINING
 from kapell.v1.event_pb2 import Event
 from kapell.v1.watch_pb2 import EventKind
 from kapell.v1.webhook_pb2 import (
@@ -136,7 +137,8 @@ class Webhooks:
             try:
                 await step()  # type: ignore[misc]
             except KapellError as error:
-                _log.warning("webhooks are put off", reason=error.reason_name)
+                if error.reason != ERROR_REASON_SERVER_DRAINING:
+                    _log.warning("webhooks are put off", reason=error.reason_name)
                 await asyncio.sleep(_AFTER_A_FAULT)
 
     # -- from events to deliveries -------------------------------------------------------------
@@ -241,9 +243,9 @@ class Webhooks:
     async def _try(self, delivery: WebhookDelivery) -> None:
         """One try, and what follows from it. Others of the webhook wait meanwhile."""
         try:
-            webhook = self._webhooks[delivery.webhook_id]
-            body = await self._rows.body(delivery.delivery_id)
-            tried = delivery if body is None else await self._post(webhook, delivery, body)
+            webhook = self._webhooks.get(delivery.webhook_id)
+            body = await self._rows.body(delivery.delivery_id) if webhook is not None else None
+            tried = delivery if webhook is None or body is None else await self._post(webhook, delivery, body)
             if body is None or tried.state != WEBHOOK_DELIVERY_STATE_PENDING:
                 self._pending.pop(delivery.delivery_id, None)
                 self._since.pop(delivery.delivery_id, None)

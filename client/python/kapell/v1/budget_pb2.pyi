@@ -827,7 +827,7 @@ class UpdateBudgetRequest(_message.Message):
     """As in CreateBudget."""
     @_builtins.property
     def spec(self) -> Global___BudgetSpec:
-        """The new values; a limit is required, as it was where it is not to be changed."""
+        """The new values."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:

@@ -45,6 +45,7 @@ from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from kapell.v1 import budget_pb2 as _budget_pb2
 from kapell.v1 import common_pb2 as _common_pb2
 from kapell.v1 import dependency_pb2 as _dependency_pb2
 from kapell.v1 import task_pb2 as _task_pb2
@@ -136,6 +137,8 @@ class _StartBlockerKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Star
     """The queue of the type, or "*", is DRAINING: the task would be refused with QUEUE_DRAINING."""
     START_BLOCKER_KIND_LIMIT: _StartBlockerKind.ValueType  # 6
     """A limit of the queue of the type, of "*" or of a concurrency key is reached: max_running or start_rate."""
+    START_BLOCKER_KIND_BUDGET: _StartBlockerKind.ValueType  # 21
+    """A budget has no room for what it would need."""
 
 class StartBlockerKind(_StartBlockerKind, metaclass=_StartBlockerKindEnumTypeWrapper):
     """What would keep a task from starting at once."""
@@ -154,6 +157,8 @@ START_BLOCKER_KIND_QUEUE_DRAINING: StartBlockerKind.ValueType  # 5
 """The queue of the type, or "*", is DRAINING: the task would be refused with QUEUE_DRAINING."""
 START_BLOCKER_KIND_LIMIT: StartBlockerKind.ValueType  # 6
 """A limit of the queue of the type, of "*" or of a concurrency key is reached: max_running or start_rate."""
+START_BLOCKER_KIND_BUDGET: StartBlockerKind.ValueType  # 21
+"""A budget has no room for what it would need."""
 Global___StartBlockerKind: _TypeAlias = StartBlockerKind  # noqa: Y015
 
 @_typing.final
@@ -1449,6 +1454,7 @@ class RenderTemplateResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     CONCURRENCY_KEYS_FIELD_NUMBER: _builtins.int
+    BUDGET_HOLDS_FIELD_NUMBER: _builtins.int
     template_id: _builtins.str
     """The template's id."""
     version: _builtins.int
@@ -1491,6 +1497,10 @@ class RenderTemplateResponse(_message.Message):
     def concurrency_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Of which keys only so many tasks run at a time."""
 
+    @_builtins.property
+    def budget_holds(self) -> _containers.RepeatedCompositeFieldContainer[_budget_pb2.BudgetHold]:
+        """What its first attempt would reserve of which budgets; of its steps, those of the first ones."""
+
     def __init__(
         self,
         *,
@@ -1508,10 +1518,11 @@ class RenderTemplateResponse(_message.Message):
         revision: _builtins.int = ...,
         steps: _abc.Iterable[Global___RenderedStep] | None = ...,
         concurrency_keys: _abc.Iterable[_builtins.str] | None = ...,
+        budget_holds: _abc.Iterable[_budget_pb2.BudgetHold] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["history", b"history", "parameters", b"parameters", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "blockers", b"blockers", "concurrency_keys", b"concurrency_keys", "display_name", b"display_name", "history", b"history", "parameters", b"parameters", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "revision", b"revision", "steps", b"steps", "template_id", b"template_id", "timeouts", b"timeouts", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "blockers", b"blockers", "budget_holds", b"budget_holds", "concurrency_keys", b"concurrency_keys", "display_name", b"display_name", "history", b"history", "parameters", b"parameters", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "revision", b"revision", "steps", b"steps", "template_id", b"template_id", "timeouts", b"timeouts", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -50,6 +50,8 @@ def create_budget(state: State, request: CreateBudgetRequest) -> Budget:
             f"Budget {budget_id} exists already. Choose another budget_id, or update this one.",
             metadata={"budget_id": budget_id},
         )
+    if not request.spec.HasField("limit"):
+        raise invalid("spec.limit", "is required")
     budget = Budget(budget_id=budget_id, spec=request.spec, creator=state.caller.actor())
     stamp(budget.create_time, state.tick_ns())
     budget.update_time.CopyFrom(budget.create_time)

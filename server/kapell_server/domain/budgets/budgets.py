@@ -31,7 +31,7 @@ from kapell.v1.task_pb2 import (
 )
 from kapell.v1.watch_pb2 import EVENT_KIND_BUDGET_SPENT, EVENT_KIND_TASK_CANCELLING, EventKind
 
-from kapell_server.domain.budgets.amounts import milliseconds, set_amount, units_of, words
+from kapell_server.domain.budgets.amounts import milliseconds, units_of, words
 from kapell_server.domain.budgets.history import History, Used
 from kapell_server.domain.budgets.scopes import Features, Needs, Scopes, features_of
 from kapell_server.domain.budgets.tally import FULL, Hold, Tally
@@ -479,9 +479,9 @@ _MANY_CLASSES = 256
 def _describe(record: TaskAttempt, held: Iterable[Hold], *, ended: bool = False) -> None:
     """Adds holds to the record of an attempt."""
     for hold in held:
-        told = record.budget_holds.add(budget_id=hold.tally.budget_id)
-        set_amount(told.reserved, hold.tally.measure, 0 if ended else hold.reserved)
-        set_amount(told.spent, hold.tally.measure, hold.spent)
+        reserved = 0 if ended else hold.reserved
+        describe = hold.tally.describe_hold
+        record.budget_holds.append(hold.tally.untouched(reserved) if not hold.spent else describe(reserved, hold.spent))
 
 
 def _differs(before: BudgetStatus, now: BudgetStatus) -> bool:

@@ -7,6 +7,7 @@ the default of each budget is reserved.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kapell_server.domain.budgets.amounts import Measure
@@ -14,6 +15,8 @@ from kapell_server.domain.budgets.amounts import Measure
 ENOUGH = 5
 """Fewer attempts say nothing."""
 _LOOKED_BACK = 100
+_REFRESH = 10
+"""After so many attempts the figures are reckoned anew."""
 _TEMPLATES = 2_000
 
 
@@ -53,10 +56,20 @@ class History:
     def __init__(self) -> None:
         self._used: dict[str, deque[Used]] = {}
         self._habits: dict[str, Habits] = {}
+        self._news: dict[str, int] = {}
+        """How many attempts a template's habits do not know yet."""
 
     def of(self, template_id: str) -> Habits | None:
         """What is known of a template."""
-        return self._habits.get(template_id) if template_id else None
+        if not template_id:
+            return None
+        news = self._news.get(template_id, 0)
+        if news and (news >= _REFRESH or template_id not in self._habits):
+            latest = self._used[template_id]
+            if len(latest) >= ENOUGH:
+                self._habits[template_id] = _habits(latest)
+                self._news[template_id] = 0
+        return self._habits.get(template_id)
 
     def note(self, template_id: str, used: Used) -> None:
         """An attempt at a task of the template has succeeded."""
@@ -66,14 +79,19 @@ class History:
             forgotten = next(iter(self._used))
             del self._used[forgotten]
             self._habits.pop(forgotten, None)
+            self._news.pop(forgotten, None)
         latest = self._used.setdefault(template_id, deque(maxlen=_LOOKED_BACK))
         latest.append(used)
-        if len(latest) >= ENOUGH:
-            self._habits[template_id] = Habits(
-                _percentile([one.cost for one in latest]),
-                _percentile([one.tokens for one in latest]),
-                _percentile([one.wall_time for one in latest]),
-            )
+        self._news[template_id] = self._news.get(template_id, 0) + 1
+
+
+def _habits(latest: Iterable[Used]) -> Habits:
+    every = list(latest)
+    return Habits(
+        _percentile([one.cost for one in every]),
+        _percentile([one.tokens for one in every]),
+        _percentile([one.wall_time for one in every]),
+    )
 
 
 def _percentile(values: list[int | None]) -> int | None:

@@ -13,6 +13,7 @@ from kapell.v1.budget_pb2 import (
     BUDGET_STATE_STOPPED,
     Budget,
     BudgetAction,
+    BudgetHold,
     BudgetState,
     BudgetStatus,
 )
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from kapell_server.domain.state import State
 
 FULL = 100
+_NEVER = 1 << 62
 _MOST_TRIES = 1_000
+_MOST_REMEMBERED = 1_000
 _EASE = 9, 10
 """A threshold of a rolling window is left only when a tenth below it: what ages must not fire it again and again."""
 
@@ -60,6 +63,7 @@ class Tally:
         self.holds: dict[str, Hold] = {}
         """By the id of a task or reservation."""
         self.slices: dict[int, int] = {}
+        self._untouched: dict[int, BudgetHold] = {}
         self.waiting: set[int] = set()
         """Classes of needs that tasks were parked under. Those without a task do no harm."""
         status = budget.status
@@ -80,8 +84,11 @@ class Tally:
         self.judge()
 
     def judge(self) -> None:
-        """Whether a threshold below the limit holds new work back."""
+        """Whether a threshold below the limit holds new work back, and which is the next one."""
         actions = self.actions
+        most = self.limit + self.extended
+        ahead = [-(-percent * most // FULL) for percent in actions if percent not in self.crossed]
+        self._next_mark = min(ahead, default=_NEVER)
         self.stopped = any(
             percent < FULL and actions.get(percent, BUDGET_ACTION_NOTIFY) != BUDGET_ACTION_NOTIFY
             for percent in self.crossed - self.lifted
@@ -151,14 +158,23 @@ class Tally:
         hold.restore(granted, reserved, spent)
 
     def spend(self, units: int) -> None:
-        """So much was used; a negative number takes back, at most what is there."""
+        """So much was used; a negative number takes back, of the latest slices, at most what is there."""
+        slice_ns = self.window.slice_of(self._state.now_ns)
+        if units >= 0:
+            self._spend_in(slice_ns, units)
+            return
+        for slice_ns in sorted(self.slices, reverse=True):
+            taken = min(-units, self.slices[slice_ns])
+            if taken:
+                self._spend_in(slice_ns, -taken)
+                units += taken
+
+    def _spend_in(self, slice_ns: int, units: int) -> None:
         state = self._state
-        slice_ns = self.window.slice_of(state.now_ns)
-        before = self.slices.get(slice_ns, 0)
-        total = max(0, before + units)
+        total = self.slices.get(slice_ns, 0) + units
         state.assign(self.slices, slice_ns, total)
         state.assign(state.pending.budget_spend, (self.budget_id, slice_ns), total)
-        self.set(spent=self.spent + total - before)
+        self.set(spent=self.spent + units)
 
     def set(self, **values: Any) -> None:
         """Sets attributes so that it can be undone, and judges anew."""
@@ -207,8 +223,26 @@ class Tally:
 
     def newly_crossed(self) -> list[int]:
         """Thresholds that what is spent has come to, ascending."""
+        if self.spent < self._next_mark:
+            return []
         most = self.limit + self.extended
         return sorted(p for p in self.actions if p not in self.crossed and self.spent * FULL >= p * most)
+
+    def untouched(self, need: int) -> BudgetHold:
+        """What an attempt holds when it begins. Not to be altered: the same for all that need as much."""
+        found = self._untouched.get(need)
+        if found is None:
+            if len(self._untouched) >= _MOST_REMEMBERED:
+                self._untouched.clear()
+            found = self._untouched[need] = self.describe_hold(need, 0)
+        return found
+
+    def describe_hold(self, reserved: int, spent: int) -> BudgetHold:
+        """A hold, as a message."""
+        told = BudgetHold(budget_id=self.budget_id)
+        set_amount(told.reserved, self.measure, reserved)
+        set_amount(told.spent, self.measure, spent)
+        return told
 
     # -- for people --------------------------------------------------------------------------
 

@@ -46,7 +46,8 @@ class Queues:
         self.ready = ReadyIndex(state.on_rollback)
         self.starts = Starts(state)
         self.keys = ConcurrencyKeys(state, self.starts, self.retry)
-        gates: tuple[Gate, ...] = (self.keys, BudgetGate(state, state.budgets))
+        self.budgets = BudgetGate(state, state.budgets)
+        gates: tuple[Gate, ...] = (self.keys, self.budgets)
         self._gates: dict[str, Gate] = {gate.kind: gate for gate in gates}
         """In the order in which they are asked."""
         self._fair = FairShare(state.on_rollback)
