@@ -19,6 +19,7 @@ import uvloop
 from tests.bench import (
     budgeting,
     creating,
+    flooding,
     parking,
     queueing,
     reading,
@@ -32,7 +33,19 @@ from tests.bench.place import can_pin, floor, pin_this_process
 from tests.bench.result import Row, table
 from tests.bench.suite import BENCHMARKS, LONG, Setting
 
-MODULES = (creating, working, queueing, budgeting, parking, watching, reading, retaining, templating, starting)
+MODULES = (
+    creating,
+    working,
+    queueing,
+    budgeting,
+    parking,
+    watching,
+    reading,
+    retaining,
+    templating,
+    flooding,
+    starting,
+)
 
 
 def main() -> int:

@@ -35,6 +35,7 @@ class Task:
     since: float = 0.0
     rank: int = 0
     came: int = 0
+    arrived: int = 0
     place: float = 0
     overtaken: Counter[str] = field(default_factory=Counter, repr=False)
     tries: int = 0
@@ -113,6 +114,7 @@ class Oracle:
         task.state, task.since, task.holder = "QUEUED", self.now, ""
         self.shares.join(task)
         if new:
+            task.arrived = 0
             self.arrivals.append(task)
 
     def _fail(self, task: Task, why: str, pause: float | None = None, again: bool = True) -> None:
@@ -223,21 +225,22 @@ class Oracle:
             later = came[number + 1 :]
             for key in task.keys:
                 there = [one for one in self.tasks.values() if one is not task and key in one.keys]
+                there = [one for one in there if one.state != "PENDING" or one.number]
                 there = [one for one in there if not any(one is other for other in later)]
                 if task.state == "QUEUED":
                     self._settle(task, self.limits.keys.get(key, Limit()), there)
         self.arrivals.clear()
 
     def _settle(self, task: Task, limit: Limit, there: list[Task]) -> None:
-        running = sorted((one for one in there if one.state == "RUNNING"), key=lambda one: one.came)
-        waiting = sorted((one for one in there if one.state == "QUEUED"), key=lambda one: one.came)
-        excess = len(running) + len(waiting) + 1 - limit.room
+        alive = [one for one in there if one.state in ("RUNNING", "PENDING", "QUEUED")]
+        alive.sort(key=lambda one: one.arrived)
+        excess = len(alive) + 1 - limit.room
         if excess <= 0:
             return
         if limit.strategy in ("CANCEL_NEWEST", "SKIP"):
             task.state, task.why, task.skipped = "CANCELLED", "", limit.strategy == "SKIP"
         elif limit.strategy == "CANCEL_IN_PROGRESS":
-            for one in (running + waiting)[:excess]:
+            for one in alive[:excess]:
                 one.why, one.since = "", self.now
                 one.state = "CANCELLING" if one.state == "RUNNING" else "CANCELLED"
 

@@ -53,6 +53,7 @@ from tests.rpc.rpc_cases import (
 from tests.rpc.rpc_queues import EXPLAIN_TASK, QUEUE_DRAINING, QUEUES
 from tests.rpc.rpc_schedules import SCHEDULES
 from tests.rpc.rpc_templates import OF_CREATE_TASK, TEMPLATES
+from tests.rpc.rpc_tokens import TOKENS
 from tests.rpc.scene import Ask
 
 TASKS: dict[str, Case] = {
@@ -420,6 +421,7 @@ CASES: dict[str, Case] = {
     **WORKERS,
     **ARTIFACTS,
     **EVENTS_AND_ADMIN,
+    **TOKENS,
 }
 
 # Rpcs that no state and no id can make fail, and why.
@@ -435,6 +437,8 @@ NEVER_REFUSED = {
     "GetLogInfo": "takes nothing",
     "GetServerInfo": "takes nothing",
     "GetDiagnostics": "takes nothing",
+    "GetCaller": "takes nothing",
+    "CreateToken": "but for TOKEN_LIMIT, after a thousand",
 }
 
 # Streams that end by themselves: with what there is to send.

@@ -20,7 +20,7 @@ from kapell.v1 import task_pb2, worker_pb2
 from kapell.v1.common_pb2 import SCOPE_READ, SCOPE_WORKER, Scope
 from kapell_server.rpc.methods import Method
 
-from tests.rpc import rpc_budgets, rpc_queues, rpc_schedules
+from tests.rpc import rpc_budgets, rpc_queues, rpc_schedules, rpc_tokens
 from tests.rpc.rpc_table import CASES, NEVER_REFUSED, SHORT_STREAMS
 from tests.rpc.scene import METHODS, Ask, Scene
 from tests.support.server_process import ServerProcess
@@ -186,7 +186,7 @@ def _changes_by(scene: Scene, ask: Ask, after: int) -> list[Any]:
         for field in ("task_id", "agent_id", "template_id", "schedule_id")
         if field in ask.request.DESCRIPTOR.fields_by_name and getattr(ask.request, field)
     ]
-    subjects = (rpc_queues.subject_of(ask.request), rpc_budgets.subject_of(ask.request))
+    subjects = [part.subject_of(ask.request) for part in (rpc_queues, rpc_tokens, rpc_budgets)]
     ids += [subject for subject in subjects if subject]
     return [event for resource_id in ids for event in scene.changes_of(resource_id) if event.revision > after]
 
@@ -229,9 +229,9 @@ def _subject(answer: Any | None, ask: Ask) -> str:
     if hasattr(ask.request, "filter"):
         return str(ask.request.filter.task_ids[0])
     for message in (answer, ask.request):
-        of = (rpc_queues.subject_of(message), rpc_schedules.subject_of(message), rpc_budgets.subject_of(message))
-        if subject := "".join(of):
-            return subject
+        for part in (rpc_queues, rpc_schedules, rpc_tokens, rpc_budgets):
+            if subject := part.subject_of(message):
+                return subject
     for message in (answer, ask.request):
         resource = getattr(message, "task", None) or getattr(message, "agent", None) or message
         if hasattr(answer, "template") and message is answer:
@@ -256,7 +256,7 @@ def _comparable(answer: Any) -> Any:
 
 
 def _alter(request: Any) -> None:
-    if rpc_queues.alter(request) or rpc_budgets.alter(request):
+    if any(part.alter(request) for part in (rpc_queues, rpc_tokens, rpc_budgets)):
         return
     if hasattr(request, "tasks"):
         request.tasks[0].prompt = "another"

@@ -17,6 +17,7 @@ from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
 from kapell.v1.task_pb2 import Task
 from kapell.v1.template_pb2 import Template
+from kapell.v1.token_pb2 import Token
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT, EVENT_KIND_TASK_DELETED, EventKind
 from kapell.v1.webhook_pb2 import Webhook
 from kapell_server.domain.pending import Resource
@@ -79,6 +80,7 @@ class MemoryLog:
             "budget": Budget,
             "alert": Alert,
             "webhook": Webhook,
+            "token": Token,
         }[kind]
         self.pages_read += 1
         everything = [record for record in self._resources.values() if type(record.resource) is wanted]

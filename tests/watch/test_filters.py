@@ -130,10 +130,16 @@ def test_the_snapshot_passes_whatever_kinds_are_wanted() -> None:
     assert found.matches(task_record(kind=EVENT_KIND_SNAPSHOT))
 
 
+FIRST = ("task", "agent", "template", "queue", "limit", "schedule")
+
+
 @pytest.mark.parametrize(
     ("wanted", "kinds"),
     [
-        (EventFilter(), ("task", "agent", "template", "queue", "limit", "schedule", "budget", "alert", "webhook")),
+        (
+            EventFilter(),
+            ("task", "agent", "template", "queue", "limit", "schedule", "budget", "alert", "webhook", "token"),
+        ),
         (EventFilter(schedule_ids=["schedule_a"]), ("schedule",)),
         (EventFilter(schedule_ids=["schedule_a"], template_ids=["review"]), ()),
         (EventFilter(labels={"a": "b"}), ("task", "agent")),

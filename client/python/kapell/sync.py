@@ -25,13 +25,14 @@ from kapell.artifacts import Artifacts
 from kapell.budgets import Budgets
 from kapell.client import Client
 from kapell.connection import DEFAULT_TIMEOUT, Connection
-from kapell.discovery import Endpoint
+from kapell.discovery import Endpoint, Tls
 from kapell.emitter import Handler
 from kapell.events import Events
 from kapell.queues import Limits, Queues
 from kapell.schedules import Schedules
 from kapell.tasks import Tasks
 from kapell.templates import Templates
+from kapell.tokens import Audit, Tokens
 from kapell.webhooks import Webhooks
 
 P = ParamSpec("P")
@@ -303,6 +304,23 @@ class SyncAdmin(_Face[Admin]):
     compact_events = blocking(Admin.compact_events)
 
 
+class SyncTokens(_Face[Tokens]):
+    """`client.tokens`, blocking."""
+
+    create = blocking(Tokens.create)
+    list = blocking(Tokens.list)
+    iterate = streaming(Tokens.iterate)
+    revoke = blocking(Tokens.revoke)
+    caller = blocking(Tokens.caller)
+
+
+class SyncAudit(_Face[Audit]):
+    """`client.audit`, blocking."""
+
+    list = blocking(Audit.list)
+    iterate = streaming(Audit.iterate)
+
+
 class SyncClient:
     """`Client` without a loop; takes the same arguments. Close it, or use `with`."""
 
@@ -311,10 +329,11 @@ class SyncClient:
         server: str | Endpoint | Connection | None = None,
         *,
         token: str | None = None,
+        tls: Tls | None = None,
         data_dir: str | os.PathLike[str] | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
-        client = Client(server, token=token, data_dir=data_dir, timeout=timeout)
+        client = Client(server, token=token, tls=tls, data_dir=data_dir, timeout=timeout)
         self._client = client
         self._loop = loop = LoopThread()
         self._callbacks = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kapell-callbacks")
@@ -331,6 +350,8 @@ class SyncClient:
         self.webhooks = SyncWebhooks(loop, client.webhooks)
         self.events = SyncEvents(loop, client.events)
         self.admin = SyncAdmin(loop, client.admin)
+        self.tokens = SyncTokens(loop, client.tokens)
+        self.audit = SyncAudit(loop, client.audit)
         self.watch = self.events.watch
         self._closed = False
 

@@ -32,8 +32,10 @@ from kapell_server.domain.budgets.budgets import Budgets
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.ids import IdMinter
 from kapell_server.domain.pending import Change, Loader, Pending, Resource
+from kapell_server.domain.queueing.keys import rests
 from kapell_server.domain.queueing.polls import PollBoard
 from kapell_server.domain.queueing.queues import Queues
+from kapell_server.domain.schedules.schedule_lives import ScheduleLives
 from kapell_server.domain.schedules.schedule_tasks import ScheduleTasks
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.standing import StandingShelf
@@ -92,6 +94,10 @@ class State:
         self.bulk_jobs: dict[str, BulkJob] = {}
         self.standing = StandingShelf(self)
         self.schedule_tasks = ScheduleTasks(self)
+        self.token_digests: dict[str, bytes] = {}
+        """What proves each token, by its id."""
+        self.audit_number = 0
+        self.schedule_lives = ScheduleLives(self)
         self._undo: list[tuple[Any, ...]] = []
         self.alerts = Alerts(self)
         self.budgets = Budgets(self)
@@ -223,24 +229,28 @@ class State:
         )
         self._tasks[task_id] = None if deleted else task
         self._undo.append((self._unput_task, task_id, previous))
-        if task_id in self.edges.unmet or task_id in self.edges.dependants:
+        if self.edges.concern(task_id):
             self.edges.notice(task, previous, deleted)
         if task.root_task_id and (created or deleted):
             self.families.notice(task, deleted)
         if previous is None or previous_state or previous.priority != task.priority:
             self._queue(previous, task)
+            self.schedule_lives.notice(task, previous)
         if due_ns and (not self.due_horizon_ns or due_ns < self.due_horizon_ns):
             self.schedule(due_ns, task_id)
         elif deleted or state in TASK_FINAL:
             self._forget_due(task_id)
-        if task.schedule_id and state in TASK_FINAL:
-            self.schedule(self.now_ns, task.schedule_id)  # A run may wait for this end.
         return task
 
     def _queue(self, previous: Task | None, task: Task) -> None:
         """Tells the queues of a task that has joined or left one, or an agent."""
         before = previous.state if previous is not None else 0
         after = task.state
+        if task.concurrency_keys and before != after:
+            if previous is not None and rests(previous):
+                self.queues.keys.stir(previous)
+            if rests(task):
+                self.queues.keys.rest(task)
         if previous is not None and before == TASK_STATE_QUEUED:
             self.queues.leave(previous, starts=after in TASK_LEASED)
         if (before in TASK_LEASED) != (after in TASK_LEASED):
@@ -278,7 +288,7 @@ class State:
 
     def next_due_ns(self) -> int:
         """When to look next; 0 for never. Beyond the horizon the database knows more."""
-        if self.edges.stirred:
+        if self.edges.stirred or self.queues.unsettled:
             return self.now_ns
         first = self._due[0][0] if self._due else 0
         horizon = self.due_horizon_ns

@@ -14,6 +14,7 @@ from kapell.v1 import (
     schedule_pb2,
     task_pb2,
     template_pb2,
+    token_pb2,
     webhook_pb2,
     worker_pb2,
 )
@@ -27,6 +28,7 @@ from kapell_server.domain.state import State
 from kapell_server.domain.tasks import bulk, child, retention, task
 from kapell_server.domain.tasks.bulk_job import BulkCommand, BulkStep
 from kapell_server.domain.templates import template
+from kapell_server.domain.tokens import token
 from kapell_server.domain.webhooks import webhook
 from kapell_server.domain.workers import agent, attempt, worker
 from kapell_server.engine.facts import (
@@ -97,6 +99,8 @@ DECIDERS: dict[type, Decide] = {
     worker_pb2.DeregisterRequest: worker.deregister,
     AgentProcessStarted: lambda state, fact: agent.process_started(state, fact.agent_id, fact.pid),
     AgentProcessExited: lambda state, fact: agent.process_exited(state, fact.agent_id, fact.exit, fact.reason),
+    token_pb2.CreateTokenRequest: token.create_token,
+    token_pb2.RevokeTokenRequest: token.revoke_token,
     admin_pb2.CompactEventsRequest: retention.compact_events,
     EventsOutlived: lambda state, fact: retention.compact_to(state, fact.revision),
     TasksOutlived: lambda state, fact: retention.delete_ended(state, fact.task_ids, fact.ended_by_ns),
@@ -175,12 +179,10 @@ def content_ids_of(request: Any) -> Iterable[str]:
 
 
 def tasks_to_look_at(state: State, subject_ids: Iterable[str]) -> Iterable[str]:
-    """The tasks that looks at these subjects will need: themselves, or the last one of a schedule."""
+    """The tasks that looks at these subjects will need: themselves, or the live runs of a schedule."""
     for subject_id in subject_ids:
         if subject_id.startswith("schedule_"):
-            known = state.standing.find(schedule_pb2.Schedule, subject_id)
-            if known is not None and known.last_task_id:
-                yield known.last_task_id
+            yield from state.schedule_lives.of(subject_id)
         elif subject_id.startswith(("task_", HOLD_SUBJECT)):
             yield subject_id.removeprefix(HOLD_SUBJECT)
 

@@ -18,6 +18,7 @@ from kapell.v1.agent_pb2 import TERMINATE_MODE_FORCE, Agent, TerminateAgentReque
 from kapell.v1.budget_pb2 import Budget
 from kapell.v1.error_pb2 import ERROR_REASON_QUEUE_FULL, ERROR_REASON_SERVER_DRAINING
 from kapell.v1.task_pb2 import TASK_STATE_CANCELLING
+from kapell.v1.token_pb2 import Token
 from kapell.v1.worker_pb2 import LEASE_DIRECTIVE_CANCEL, LEASE_DIRECTIVE_CONTINUE, LeaseTasksRequest
 
 from kapell_server.clock import Clock, SystemClock
@@ -103,6 +104,8 @@ class Engine:
         self._quiet: asyncio.Future[None] | None = None
         self.oldest_revision = 0
         """The log holds what came after it: the oldest revision that a watch may start after."""
+        self.tokens_version = 0
+        """Changes with every token of a user that is made, revoked or forgotten."""
         self.compacted = asyncio.Event()
         """Set when `oldest_revision` has moved, for whoever removes the rows."""
         self._runner: asyncio.Task[Any] | None = None
@@ -264,6 +267,11 @@ class Engine:
         agent = self._state.agents.get(agent_id)
         return agent is not None and agent.instance == instance and agent.state not in AGENT_FINAL
 
+    def find_token(self, token_id: str) -> tuple[Token, bytes] | None:
+        """A token of a user and what proves it; None where there is none. For calls that do not pass the writer."""
+        token, digest = self._state.standing.find(Token, token_id), self._state.token_digests.get(token_id)
+        return None if token is None or digest is None else (token, digest)
+
     def termination(self, agent_id: str) -> Termination | None:
         """How the agent is to be ended; None where nobody has asked in the life of this process."""
         return self._terminations.get(agent_id)
@@ -376,6 +384,8 @@ class Engine:
         if outcome.records:
             self._cache.feed(outcome.records, outcome.contents)
             self.ring.publish(outcome.records)
+            if any(type(record.resource) is Token for record in outcome.records):
+                self.tokens_version += 1
         for command, answer in outcome.answers:
             if command.future.done():
                 continue

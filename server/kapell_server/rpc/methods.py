@@ -16,6 +16,7 @@ from kapell.v1 import (
     agent_pb2,
     alert_pb2,
     artifact_pb2,
+    audit_pb2,
     budget_pb2,
     common_pb2,
     event_pb2,
@@ -23,6 +24,7 @@ from kapell.v1 import (
     schedule_pb2,
     task_pb2,
     template_pb2,
+    token_pb2,
     webhook_pb2,
     worker_pb2,
 )
@@ -40,6 +42,8 @@ FILES = (
     worker_pb2,
     event_pb2,
     admin_pb2,
+    token_pb2,
+    audit_pb2,
 )
 
 
@@ -53,6 +57,7 @@ class Method:
     """The full name: "kapell.v1.TaskService"."""
     name: str
     scope: common_pb2.Scope.ValueType
+    agent_access: common_pb2.AgentAccess.ValueType
     request: type[Message]
     response: type[Message]
     streams: bool
@@ -72,7 +77,8 @@ def methods() -> tuple[Method, ...]:
 def _method(descriptor: MethodDescriptor) -> Method:
     service = descriptor.containing_service
     assert service is not None
-    scope = descriptor.GetOptions().Extensions[common_pb2.scope]
+    options = descriptor.GetOptions().Extensions
+    scope = options[common_pb2.scope]
     assert scope != common_pb2.SCOPE_UNSPECIFIED, f"{descriptor.full_name} names no scope in its proto"
     assert not descriptor.client_streaming, f"{descriptor.full_name}: client streams have no pipeline yet"
     return Method(
@@ -80,6 +86,7 @@ def _method(descriptor: MethodDescriptor) -> Method:
         service=service.full_name,
         name=descriptor.name,
         scope=scope,
+        agent_access=options[common_pb2.agent_access],
         request=GetMessageClass(descriptor.input_type),
         response=GetMessageClass(descriptor.output_type),
         streams=descriptor.server_streaming,

@@ -103,6 +103,11 @@ TABLE: dict[reasons.ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_RESERVATION_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Reservation", "reservation_id")),
     reasons.ERROR_REASON_ALERT_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Alert", "alert_id")),
     reasons.ERROR_REASON_WEBHOOK_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Webhook", "webhook_id")),
+    reasons.ERROR_REASON_TOKEN_EXPIRED: Row(StatusCode.UNAUTHENTICATED),
+    reasons.ERROR_REASON_TOKEN_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Token", "token_id")),
+    reasons.ERROR_REASON_RATE_LIMITED: Row(StatusCode.RESOURCE_EXHAUSTED, retry_after=1.0),
+    reasons.ERROR_REASON_NOT_FOR_AGENTS: Row(StatusCode.PERMISSION_DENIED, _AGENT),
+    reasons.ERROR_REASON_TOKEN_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
     reasons.ERROR_REASON_INTERNAL: Row(StatusCode.INTERNAL),
 }
 

@@ -22,7 +22,11 @@ collect_violations = _validator.collect_violations
 
 def refusal(violations: list[protovalidate.Violation]) -> KapellError:
     """REQUEST_INVALID for what `collect_violations` found; at least one violation."""
-    named = tuple(map(_named, violations))
+    return refusal_of(tuple(map(_named, violations)))
+
+
+def refusal_of(named: tuple[tuple[str, str], ...]) -> KapellError:
+    """REQUEST_INVALID for (field path, description) of what is wrong; at least one."""
     field, description = named[0]
     more = f" (and {len(named) - 1} more)" if len(named) > 1 else ""
     return KapellError(

@@ -11,6 +11,7 @@ from kapell.v1.dependency_pb2 import DEPENDENCY_CONDITION_STARTED
 from kapell.v1.task_pb2 import (
     ATTEMPT_STATE_RUNNING,
     TASK_STATE_CANCELLING,
+    TASK_STATE_PENDING,
     TASK_STATE_QUEUED,
     TASK_STATE_RUNNING,
     Task,
@@ -23,12 +24,12 @@ from sqlalchemy.engine import Connection
 
 from kapell_server.domain.queueing.ready import ReadyEntry
 from kapell_server.domain.standing import Standing
-from kapell_server.domain.tasks.edges import Edge
+from kapell_server.domain.tasks.edges import KEPT, Edge
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL
 from kapell_server.store.budget_rows import BudgetRows, load_budget_rows
 from kapell_server.store.bulk import Bulk, Lookup
 from kapell_server.store.retention import newest_event_before, oldest_revision
-from kapell_server.store.schedule_rows import load_schedule_task
+from kapell_server.store.schedule_rows import load_schedule_runs, load_schedule_task
 from kapell_server.store.schema import (
     agents,
     answers,
@@ -145,13 +146,17 @@ class Resumption:
     queued: list[tuple[ReadyEntry, str]]
     """Places in the queues, each with its fairness key."""
     leased: list[tuple[str, str, int, tuple[str, ...]]]
-    """Tasks that agents have: id, agent type, time they were queued at, concurrency keys."""
+    """Tasks that agents have: id, agent type, time they first joined their queue, concurrency keys."""
+    resting: list[tuple[str, int, tuple[str, ...]]]
+    """Tasks under keys that wait for their next attempt: id, time they first joined, concurrency keys."""
     starts: list[tuple[str, int]]
     """When tasks under a start rate began: limit id and time, in order of time."""
     budgets: BudgetRows
     """What was spent of budgets, and what callers have reserved."""
+    schedule_runs: list[tuple[str, str, int]]
+    """Runs of schedules that live: schedule, first task, and how many tasks of the run have not ended."""
     edges: list[tuple[str, str, Edge]]
-    """Open dependencies: (dependency, dependant, edge)."""
+    """Open dependencies and kept results: (dependency, dependant, edge)."""
     stirred: list[str]
     """Tasks whose edges a batch may have left for the next one."""
 
@@ -170,8 +175,10 @@ def load_resumption(connection: Connection) -> Resumption:
         standing=load_standing(connection),
         queued=_load_queued(connection),
         leased=_load_leased(connection),
+        resting=_load_resting(connection),
         starts=[(limit_id, ns) for limit_id, ns in connection.execute(_starts_in_order)],
         budgets=load_budget_rows(connection),
+        schedule_runs=load_schedule_runs(connection),
         edges=edges,
         stirred=stirred,
     )
@@ -209,21 +216,35 @@ _starts_in_order = sa.select(starts.c.limit_id, starts.c.start_ns).order_by(star
 def _load_queued(connection: Connection) -> list[tuple[ReadyEntry, str]]:
     columns = (tasks.c.priority, tasks.c.queue_rank, tasks.c.queue_ns, tasks.c.task_id, tasks.c.agent_type)
     rows = connection.execute(
-        sa.select(*columns, tasks.c.concurrency_keys, tasks.c.fairness_key).where(tasks.c.state == TASK_STATE_QUEUED)
+        sa.select(*columns, tasks.c.concurrency_keys, tasks.c.arrival_ns, tasks.c.fairness_key).where(
+            tasks.c.state == TASK_STATE_QUEUED
+        )
     )
     return [
-        (ReadyEntry(-priority, rank, queue_ns, task_id, agent_type, _split(keys)), fairness_key or "")
-        for priority, rank, queue_ns, task_id, agent_type, keys, fairness_key in rows
+        (ReadyEntry(-priority, rank, queue_ns, task_id, agent_type, _split(keys), arrival_ns or 0), fairness_key or "")
+        for priority, rank, queue_ns, task_id, agent_type, keys, arrival_ns, fairness_key in rows
     ]
+
+
+_arrival = sa.func.coalesce(tasks.c.arrival_ns, tasks.c.queue_ns)
 
 
 def _load_leased(connection: Connection) -> list[tuple[str, str, int, tuple[str, ...]]]:
     rows = connection.execute(
-        sa.select(tasks.c.task_id, tasks.c.agent_type, tasks.c.queue_ns, tasks.c.concurrency_keys).where(
+        sa.select(tasks.c.task_id, tasks.c.agent_type, _arrival, tasks.c.concurrency_keys).where(
             tasks.c.state.in_((TASK_STATE_RUNNING, TASK_STATE_CANCELLING))
         )
     )
-    return [(task_id, agent_type, queue_ns, _split(keys)) for task_id, agent_type, queue_ns, keys in rows]
+    return [(task_id, agent_type, arrival_ns, _split(keys)) for task_id, agent_type, arrival_ns, keys in rows]
+
+
+def _load_resting(connection: Connection) -> list[tuple[str, int, tuple[str, ...]]]:
+    rows = connection.execute(
+        sa.select(tasks.c.task_id, tasks.c.arrival_ns, tasks.c.concurrency_keys).where(
+            tasks.c.state == TASK_STATE_PENDING, tasks.c.arrival_ns.is_not(None)
+        )
+    )
+    return [(task_id, arrival_ns, _split(keys)) for task_id, arrival_ns, keys in rows]
 
 
 def _split(keys: str | None) -> tuple[str, ...]:
@@ -235,7 +256,10 @@ def _load_edges(connection: Connection) -> tuple[list[tuple[str, str, Edge]], li
     edges: list[tuple[str, str, Edge]] = []
     stirred: dict[str, None] = {}
     for dependency_id, dependant_id, condition, on_failure, state in connection.execute(statement):
-        edges.append((dependency_id, dependant_id, Edge(condition, on_failure)))
+        edge = Edge(condition, on_failure)
+        edges.append((dependency_id, dependant_id, edge))
+        if edge == KEPT:
+            continue
         if state in TASK_FINAL or condition == DEPENDENCY_CONDITION_STARTED:
             stirred[dependency_id] = None
     return edges, list(stirred)

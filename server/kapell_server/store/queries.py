@@ -206,6 +206,8 @@ def resource_of(event: Event) -> Resource:
             return event.alert
         case "webhook":
             return event.webhook
+        case "token":
+            return event.token
         case _:
             return event.task
 

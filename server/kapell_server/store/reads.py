@@ -26,6 +26,7 @@ from kapell.v1.task_pb2 import (
     TaskStateCount,
 )
 from kapell.v1.template_pb2 import Template
+from kapell.v1.token_pb2 import Token
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
 from kapell.v1.webhook_pb2 import Webhook
 from sqlalchemy.engine import Connection
@@ -50,12 +51,13 @@ from kapell_server.store.schema import agents, attempts, events, standing, task_
 from kapell_server.store.standing_reads import StandingReads
 from kapell_server.store.task_selection import select_tasks
 from kapell_server.store.template_reads import TemplateReads
+from kapell_server.store.token_reads import TokenReads
 from kapell_server.store.writes import resource_id
 from kapell_server.wire import field, int_field
 
 _MAX_ATTEMPTS = 1000
 
-ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule", "budget", "alert", "webhook"]
+ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule", "budget", "alert", "webhook", "token"]
 
 _task_with_content = (
     sa.select(tasks.c.data, task_contents.c.data)
@@ -87,6 +89,7 @@ class Reads:
         self.families = FamilyReads(database)
         self.standing = StandingReads(database)
         self.schedules = ScheduleReads(database)
+        self.tokens = TokenReads(database)
 
     # -- tasks -------------------------------------------------------------------------------
 
@@ -288,6 +291,7 @@ _TABLES: dict[ResourceKind, tuple[sa.Table, type[Resource]]] = {
     "budget": (standing, Budget),
     "alert": (standing, Alert),
     "webhook": (standing, Webhook),
+    "token": (standing, Token),
 }
 
 

@@ -6,6 +6,7 @@ leaves errors to `kapell.cli.main`. Imports nothing heavy; how a server is reach
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -14,7 +15,7 @@ from kapell.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from kapell import Client
-    from kapell.discovery import Endpoint
+    from kapell.discovery import Endpoint, Tls
 
 _T = TypeVar("_T")
 
@@ -26,6 +27,9 @@ class App:
     terminal: Terminal
     address: str | None = None
     data_dir: str | None = None
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
     output: str | None = None
     debug: bool = False
     reattach: str = ""
@@ -40,7 +44,16 @@ class App:
         """The server to talk to. Raises the SDK's KapellError when none is known."""
         from kapell.discovery import discover
 
-        return discover(self.address, directory=self.data_dir)
+        return discover(self.address, tls=self._tls(), directory=self.data_dir)
+
+    def _tls(self) -> Tls | None:
+        """What was said on the command line; what was not is the environment's to say."""
+        from kapell.discovery import SYSTEM_CA, Tls, tls_of
+
+        if not (self.tls_ca or self.tls_cert or self.tls_key):
+            return None
+        known = tls_of(os.environ) or Tls(ca=SYSTEM_CA)
+        return Tls(ca=self.tls_ca or known.ca, cert=self.tls_cert or known.cert, key=self.tls_key or known.key)
 
     def run(self, work: Callable[[Client], Awaitable[_T]]) -> _T:
         """Runs `work` with a connected client, in an event loop of its own."""

@@ -50,14 +50,27 @@ _DATA_DIR = click.option(
     callback=_set("data_dir"),
     help="Where the local server keeps its token. [env KAPELL_DATA_DIR]",
 )
+_TLS = [
+    click.option(
+        f"--{name}", cls=CommonOption, metavar=metavar, expose_value=False, callback=_set(attribute), help=help
+    )
+    for name, metavar, attribute, help in (
+        ("tls-ca", "FILE|system", "tls_ca", "Encrypt; who has signed the server's certificate. [env KAPELL_TLS_CA]"),
+        ("tls-cert", "FILE", "tls_cert", "A certificate to show the server. [env KAPELL_TLS_CLIENT_CERT]"),
+        ("tls-key", "FILE", "tls_key", "Its key. [env KAPELL_TLS_CLIENT_KEY]"),
+    )
+]
 _DEBUG = click.option(
     "--debug", cls=CommonOption, is_flag=True, expose_value=False, callback=_set("debug"), help="Show tracebacks."
 )
 
 
 def server(function: _F) -> _F:
-    """--address, --data-dir, --debug."""
-    return _ADDRESS(_DATA_DIR(_DEBUG(function)))
+    """--address, --data-dir, --tls-…, --debug."""
+    function = _DEBUG(function)
+    for option in reversed(_TLS):
+        function = option(function)
+    return _ADDRESS(_DATA_DIR(function))
 
 
 def output(function: _F) -> _F:
@@ -240,6 +253,11 @@ def limit_key(function: _F) -> _F:
 def limit_keys(function: _F) -> _F:
     """One or more concurrency keys; `-` reads them from stdin."""
     return _ids("keys", "KEY", _complete_limits, True)(function)
+
+
+def token_ids(function: _F) -> _F:
+    """One or more token ids; `-` reads them from stdin."""
+    return _ids("token_ids", "TOKEN_ID", None, True)(function)
 
 
 def artifact_id(function: _F) -> _F:

@@ -120,6 +120,12 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """A webhook was created."""
     EVENT_KIND_WEBHOOK_DELETED: _EventKind.ValueType  # 149
     """The webhook was deleted; the event carries its last form."""
+    EVENT_KIND_TOKEN_CREATED: _EventKind.ValueType  # 160
+    """A token was made."""
+    EVENT_KIND_TOKEN_REVOKED: _EventKind.ValueType  # 161
+    """A token was revoked."""
+    EVENT_KIND_TOKEN_DELETED: _EventKind.ValueType  # 162
+    """A token that had ended was forgotten, to make room."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """What happened to a resource. The event's name in the SDKs, the CLI and over
@@ -221,6 +227,12 @@ EVENT_KIND_WEBHOOK_CREATED: EventKind.ValueType  # 148
 """A webhook was created."""
 EVENT_KIND_WEBHOOK_DELETED: EventKind.ValueType  # 149
 """The webhook was deleted; the event carries its last form."""
+EVENT_KIND_TOKEN_CREATED: EventKind.ValueType  # 160
+"""A token was made."""
+EVENT_KIND_TOKEN_REVOKED: EventKind.ValueType  # 161
+"""A token was revoked."""
+EVENT_KIND_TOKEN_DELETED: EventKind.ValueType  # 162
+"""A token that had ended was forgotten, to make room."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 class _ActorKind:

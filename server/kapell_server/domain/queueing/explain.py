@@ -100,10 +100,11 @@ def _explain_queued(state: State, task: Task, response: ExplainTaskResponse) -> 
     nobody = bool(agents) and agents[0].kind == WAIT_KIND_NO_AGENT
     response.blockers.extend([*agents, *blockers] if nobody else [*blockers, *agents])
     if not blockers:
-        ahead = state.queues.ahead_of(place[0])
+        ahead, exact = state.queues.ahead_of(place[0])
         response.position = ahead + 1
+        response.position_at_least = not exact
         if ahead and not nobody:
-            message = f"{count_of(ahead, 'task')} of its type come first."
+            message = f"{'' if exact else 'At least '}{count_of(ahead, 'task')} of its type come first."
             response.blockers.append(Blocker(kind=WAIT_KIND_TURN, message=message))
 
 

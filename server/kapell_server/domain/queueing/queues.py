@@ -54,10 +54,13 @@ class Queues:
         self._running: dict[str, int] = {}
         self._added: dict[str, Rate] = {}
         self._given: dict[str, Rate] = {}
+        self._many_types = _MANY_TYPES
         self._parked_now = 0
         """How many tasks this batch has parked."""
         self.arrivals: list[str] = []
         """Tasks under keys that have just joined."""
+        self.unsettled: dict[str, str] = {}
+        """Keys of which more tasks are to be cancelled than a batch does, each with the task that came last."""
 
     def begin(self) -> None:
         """A batch begins."""
@@ -237,10 +240,13 @@ class Queues:
         else:
             self.keys.reopen(name)
 
-    def ahead_of(self, entry: ReadyEntry) -> int:
-        """How many tasks of its type could run now and come before it. Looks at all of them."""
-        candidates = self.ready.candidates(entry.agent_type, lambda name: self._gate(name).room(name) > 0)
-        return sum(one < entry and not self.closed(one) for one in candidates)
+    def ahead_of(self, entry: ReadyEntry) -> tuple[int, bool]:
+        """How many tasks of its type could run now and come before it, and whether there are no more than that.
+
+        Looks at so many only, since the writer waits meanwhile.
+        """
+        before, are_all = self.ready.before(entry, lambda name: self._gate(name).room(name) > 0, _MOST_COUNTED)
+        return sum(not self.closed(one) for one in before.values()), are_all
 
     # -- figures -----------------------------------------------------------------------------
 
@@ -280,14 +286,18 @@ class Queues:
         self,
         queued: Iterable[tuple[ReadyEntry, str]],
         leased: Iterable[tuple[str, str, int, tuple[str, ...]]],
+        resting: Iterable[tuple[str, int, tuple[str, ...]]],
         starts: Iterable[tuple[str, int]],
     ) -> None:
         """Takes over what the database has: queued entries with their fairness key, leased tasks as
-        (id, type, time it was queued at, keys), starts as (limit id, time) in order of time."""
-        for task_id, agent_type, queue_ns, keys in leased:
+        (id, type, time it first joined, keys), those that wait for their next attempt likewise, and starts as
+        (limit id, time) in order of time."""
+        for task_id, agent_type, arrival_ns, keys in leased:
             for name in (agent_type, ALL):
                 self._running[name] = self._running.get(name, 0) + 1
-            self.keys.load_running(task_id, queue_ns, keys)
+            self.keys.load_running(task_id, arrival_ns, keys)
+        for task_id, arrival_ns, keys in resting:
+            self.keys.load_resting(task_id, arrival_ns, keys)
         for limit_id, start_ns in starts:
             self.starts.load(limit_id, start_ns)
         queued = list(queued)
@@ -306,9 +316,21 @@ class Queues:
         """Forgets what no decision needs any more; between batches only."""
         self._note_rates()
         self.arrivals.clear()
-        if self.keys.trim():
-            self.ready.trim()
+        if self.keys.trim() or len(self._running) + self.ready.types() > self._many_types:
+            self._forget_idle_types()
         self.starts.trim()
+
+    def _forget_idle_types(self) -> None:
+        """Types come and go for as long as the server runs; one without tasks and news needs no place."""
+        self.ready.trim()
+        self._fair.trim()
+        now_ns = self._state.now_ns
+        for rates in (self._added, self._given):
+            for agent_type in [agent_type for agent_type, rate in rates.items() if not rate.per_second(now_ns)]:
+                del rates[agent_type]
+        for agent_type in [agent_type for agent_type, count in self._running.items() if not count]:
+            del self._running[agent_type]
+        self._many_types = max(_MANY_TYPES, 2 * (len(self._running) + self.ready.types()))
 
 
 def check_takes_in(state: State, agent_type: str) -> None:
@@ -332,3 +354,6 @@ def _across_types(entry: ReadyEntry) -> tuple[int, int, str]:
 _MOST_PARKED = 2_000
 """Most tasks that one batch parks: a flood of them must not keep everybody else waiting."""
 _SOON = SECOND // 1000
+_MOST_COUNTED = 1_000
+"""Most places that are looked at to tell where a task stands."""
+_MANY_TYPES = 2_048

@@ -32,7 +32,6 @@ from kapell.v1.task_pb2 import (
     WaitingOn,
 )
 from kapell.v1.watch_pb2 import (
-    EVENT_KIND_TASK_CANCELLED,
     EVENT_KIND_TASK_CANCELLING,
     EVENT_KIND_TASK_CREATED,
     EVENT_KIND_TASK_DELETED,
@@ -53,6 +52,7 @@ from kapell_server.domain.tasks.task_edit import WAITING, change_content, edit_f
 from kapell_server.domain.templates.template_version import split_reference
 from kapell_server.domain.times import stamp, timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL, task_state_conflict
+from kapell_server.domain.workers import attempt
 
 DEFAULT_PRIORITY = 500
 _NAME_LENGTH = 80
@@ -292,6 +292,7 @@ def update_task(state: State, request: UpdateTaskRequest) -> Task:
     put = state.put_task(task, kind, tuple(changed))
     if edit is not None:
         state.keep_edit(put, edit)
+        dependency.keep_results(state, put)
     return put
 
 
@@ -337,19 +338,15 @@ def cancel(state: State, current: Task, reason: str, *, skipped: bool = False) -
         return current
     if current.state in TASK_FINAL:
         raise task_state_conflict(current, "cancelled", _UPDATABLE)
+    reason = reason or "cancelled on request"
+    if current.state not in (TASK_STATE_RUNNING, TASK_STATE_CANCELLING):
+        return attempt.cancel_waiting(state, current, reason, skipped=skipped)
     task = copied(current)
-    task.ClearField("waiting_on")
     task.ClearField("failure")
-    task.state_reason = reason or "cancelled on request"
+    task.state_reason = reason
+    task.state = TASK_STATE_CANCELLING
     stamp(task.state_time, state.tick_ns())
-    if current.state in (TASK_STATE_RUNNING, TASK_STATE_CANCELLING):
-        task.state = TASK_STATE_CANCELLING
-        return state.put_task(task, EVENT_KIND_TASK_CANCELLING, ("state", "state_reason"))
-    task.state = TASK_STATE_CANCELLED
-    task.skipped = skipped
-    stamp(task.end_time, state.now_ns)
-    state.drop_content(task.task_id)
-    return state.put_task(task, EVENT_KIND_TASK_CANCELLED, ("state", "state_reason"))
+    return state.put_task(task, EVENT_KIND_TASK_CANCELLING, ("state", "state_reason"))
 
 
 def _stopped_by_timeout(task: Task) -> bool:
@@ -368,7 +365,7 @@ def retry(state: State, current: Task, request: RetryTaskRequest) -> Task:
         raise task_state_conflict(current, "retried", _RETRIABLE)
     dependency.resolve_ended(state, current.task_id)
     task = copied(current)
-    for field in ("failure", "progress", "end_time", "state_reason", "waiting_on", "skipped"):
+    for field in ("failure", "progress", "end_time", "state_reason", "waiting_on", "skipped", "first_queue_time"):
         task.ClearField(field)
     task.attempts_used = 0
     task.retries += 1

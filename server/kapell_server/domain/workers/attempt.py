@@ -18,6 +18,7 @@ from kapell.v1.task_pb2 import (
     ATTEMPT_STATE_RELEASED,
     ATTEMPT_STATE_RUNNING,
     ATTEMPT_STATE_SUCCEEDED,
+    ATTEMPT_WAIT_KIND_PROVIDER,
     TASK_STATE_CANCELLED,
     TASK_STATE_CANCELLING,
     TASK_STATE_FAILED,
@@ -58,13 +59,16 @@ from kapell_server.domain.copied import copied
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks import deadlines, retry
-from kapell_server.domain.times import SECOND, duration_ns, stamp, timestamp_ns
+from kapell_server.domain.times import SECOND, duration_ns, set_duration, stamp, timestamp_ns
 from kapell_server.domain.transitions import TASK_LEASED
 from kapell_server.domain.workers import liveness
 from kapell_server.domain.workers.leases import Lease
 
 _TOTAL_IS_OVER = "it was not done within its total timeout"
-_TIMEOUTS = frozenset({"RUN_TIMEOUT", "TOTAL_TIMEOUT", "STALLED"})
+_PROVIDER_WAIT = liveness.WAITS[ATTEMPT_WAIT_KIND_PROVIDER].reason
+_TIMEOUTS = frozenset({"RUN_TIMEOUT", "TOTAL_TIMEOUT", "STALLED", *(wait.reason for wait in liveness.WAITS.values())})
+_PROVIDER_PAUSE = 60 * SECOND
+"""How long a task stays away from a provider that kept it waiting, at least."""
 
 
 def grant(state: State, current: Task, agent_id: str, poll_id: str) -> Lease:
@@ -222,6 +226,9 @@ def end_failed(
         if not current.HasField("failure"):
             return _end(state, lease, current, ATTEMPT_STATE_CANCELLED, None, by_token=not lost)
         failure = current.failure
+        if failure.reason == _PROVIDER_WAIT and not lost:
+            limit = _pause_of(state, current)
+            return _end(state, lease, current, ATTEMPT_STATE_RELEASED, failure, limit=limit)
     attempt_state = ATTEMPT_STATE_LOST if lost else ATTEMPT_STATE_FAILED
     return _end(state, lease, current, attempt_state, failure, delay_ns=delay_ns, by_token=not lost)
 
@@ -231,8 +238,16 @@ def end_released(state: State, lease: Lease, current: Task) -> Task:
     if current.state == TASK_STATE_CANCELLING and not current.HasField("failure"):
         return _end(state, lease, current, ATTEMPT_STATE_CANCELLED, None)
     if current.state == TASK_STATE_CANCELLING:
-        return _end(state, lease, current, ATTEMPT_STATE_FAILED, current.failure)
+        return end_failed(state, lease, current, current.failure)
     return _end(state, lease, current, ATTEMPT_STATE_RELEASED, None)
+
+
+def _pause_of(state: State, current: Task) -> ProviderRateLimit:
+    """How long a task stays away from the provider that it has waited for."""
+    limit = ProviderRateLimit(provider="its provider")
+    wait_ns = timestamp_ns(current.waiting.until_time) - state.now_ns
+    set_duration(limit.reset_after, max(wait_ns, _PROVIDER_PAUSE))
+    return limit
 
 
 def _end(
@@ -261,6 +276,8 @@ def _end(
         record.failure.CopyFrom(failure)
         task.failure.CopyFrom(failure)
     state.close_lease(lease, record)
+    if task.concurrency_keys and not task.HasField("first_queue_time"):
+        task.first_queue_time.CopyFrom(task.queue_time)
     if attempt_state == ATTEMPT_STATE_SUCCEEDED:
         return _finish_succeeded(state, task, result)
     if attempt_state == ATTEMPT_STATE_CANCELLED:
@@ -349,6 +366,7 @@ def look_at_task(state: State, task_id: str) -> None:
         end_failed(state, lease, task, TaskFailure(reason="NOT_REPORTED", message=message), lost=True)
         return
     stalled = liveness.stall_deadline_ns(lease, task) if lease is not None else 0
+    waited = liveness.wait_deadline_ns(lease, task) if lease is not None else 0
     total = deadlines.total_deadline_ns(task)
     due = deadlines.state_deadline_ns(task, state.settings)
     if task.state in (TASK_STATE_PENDING, TASK_STATE_QUEUED, TASK_STATE_RUNNING) and 0 < total <= now:
@@ -357,10 +375,13 @@ def look_at_task(state: State, task_id: str) -> None:
         _state_is_over(state, task, lease)
     elif 0 < stalled <= now and task.state == TASK_STATE_RUNNING:
         _time_out(state, task, lease, "STALLED", "the attempt had no news for its stall timeout", final=False)
+    elif lease is not None and 0 < waited <= now and task.state == TASK_STATE_RUNNING:
+        wait = liveness.WAITS[lease.waiting]
+        _time_out(state, task, lease, wait.reason, wait.message, final=wait.final)
     else:
         state.schedule(deadlines.next_deadline_ns(task, state.settings), task_id)
     if lease is not None and state.leases.by_task.get(task_id) is lease:
-        deadlines_ns = (lease.expire_ns, stalled, liveness.report_deadline_ns(lease, state.settings))
+        deadlines_ns = (lease.expire_ns, stalled, waited, liveness.report_deadline_ns(lease, state.settings))
         state.schedule(min(deadline for deadline in deadlines_ns if deadline > now), task_id)
 
 
@@ -412,6 +433,20 @@ def fail_waiting(state: State, current: Task, failure: TaskFailure) -> Task:
     task.state = TASK_STATE_FAILED
     task.ClearField("waiting_on")
     return _finish(state, task, EVENT_KIND_TASK_FAILED, ("state", "failure"))
+
+
+def cancel_waiting(state: State, current: Task, reason: str, *, skipped: bool = False) -> Task:
+    """Cancels a task that no agent has; `skipped` marks one that was not needed."""
+    task = copied(current)
+    task.ClearField("failure")
+    task.ClearField("waiting_on")
+    task.state = TASK_STATE_CANCELLED
+    task.state_reason = reason
+    task.skipped = skipped
+    stamp(task.state_time, state.tick_ns())
+    changed = ["state", "state_reason"]
+    changed += [name for name in ("failure", "waiting_on", "skipped") if getattr(current, name) != getattr(task, name)]
+    return _finish(state, task, EVENT_KIND_TASK_CANCELLED, tuple(changed))
 
 
 def _expire(state: State, lease: Lease, task: Task) -> None:
