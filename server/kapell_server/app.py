@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack
 import structlog
 from kapell._version import __version__
 
-from kapell_server.clock import SystemClock
+from kapell_server.clock import Clock, SystemClock
 from kapell_server.config import Config
 from kapell_server.data_dir import DataDirectory, StartRefusedError, explain
 from kapell_server.domain.access import Keyring
@@ -140,17 +140,7 @@ class App:
             await install_templates(engine)
         logs = LogStore(self.directory.logs)
         undo.callback(logs.close)
-        artifacts = self.artifacts = ArtifactStore(
-            database,
-            self.directory.artifacts,
-            clock=clock,
-            limits=_artifact_limits(config),
-            supervisor=self.supervisor,
-        )
-        undo.callback(artifacts.close)
-        await artifacts.open()
-        keeper = self.supervisor.spawn(artifacts.keep_house(), name="housekeeping of artifacts")
-        undo.callback(keeper.cancel)
+        artifacts = self.artifacts = await self._open_artifacts(database, clock)
         self._begin_retention(engine, database, logs, artifacts)
         webhooks = await self._begin_webhooks(engine, database, keyring)
         undo.push_async_callback(rpc.stop, STOP_GRACE)
@@ -177,6 +167,21 @@ class App:
         undo.push_async_callback(rpc.drain)
         self.directory.announce(grpc_address=self.local_address, log_id=engine.log_id)
         undo.callback(self.directory.withdraw)
+
+    async def _open_artifacts(self, database: Database, clock: Clock) -> ArtifactStore:
+        """The files that tasks keep, and their housekeeping."""
+        artifacts = ArtifactStore(
+            database,
+            self.directory.artifacts,
+            clock=clock,
+            limits=_artifact_limits(self.config),
+            supervisor=self.supervisor,
+        )
+        self._undo.callback(artifacts.close)
+        await artifacts.open()
+        keeper = self.supervisor.spawn(artifacts.keep_house(), name="housekeeping of artifacts")
+        self._undo.callback(keeper.cancel)
+        return artifacts
 
     def _authenticator(self, keyring: Keyring) -> Authenticator:
         """Asks the engine only while calls are served, and then there is one."""

@@ -15,7 +15,6 @@ from random import Random
 from typing import Any
 
 from kapell.v1.agent_pb2 import Agent, AgentSpec
-from kapell.v1.error_pb2 import ERROR_REASON_AGENT_NOT_FOUND, ERROR_REASON_TASK_NOT_FOUND
 from kapell.v1.task_pb2 import (
     TASK_STATE_QUEUED,
     WAIT_KIND_PROVIDER_RATE_LIMIT,
@@ -29,8 +28,8 @@ from kapell.v1.watch_pb2 import EventKind
 from kapell_server.domain.access import Caller, Keyring, system
 from kapell_server.domain.alerts.alerts import Alerts
 from kapell_server.domain.budgets.budgets import Budgets
-from kapell_server.domain.errors import KapellError
 from kapell_server.domain.ids import IdMinter
+from kapell_server.domain.missing import agent_not_found, task_not_found
 from kapell_server.domain.pending import Change, Loader, Pending, Resource
 from kapell_server.domain.queueing.keys import rests
 from kapell_server.domain.queueing.polls import PollBoard
@@ -487,21 +486,3 @@ def _restore(mapping: dict[Any, Any], key: Any, old: Any) -> None:
         mapping.pop(key, None)
     else:
         mapping[key] = old
-
-
-def task_not_found(task_id: str) -> KapellError:
-    """No task has this id."""
-    return KapellError(
-        ERROR_REASON_TASK_NOT_FOUND,
-        f"Task {task_id} was not found: it never existed or was deleted. List the tasks to find its id.",
-        metadata={"task_id": task_id},
-    )
-
-
-def agent_not_found(agent_id: str) -> KapellError:
-    """No agent has this id."""
-    return KapellError(
-        ERROR_REASON_AGENT_NOT_FOUND,
-        f"Agent {agent_id} was not found: it never existed or was deleted. List the agents to find its id.",
-        metadata={"agent_id": agent_id},
-    )

@@ -31,9 +31,9 @@ from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
 from kapell.v1.webhook_pb2 import Webhook
 from sqlalchemy.engine import Connection
 
+from kapell_server.domain.missing import agent_not_found, task_not_found
 from kapell_server.domain.pending import Resource
 from kapell_server.domain.standing import KINDS
-from kapell_server.domain.state import agent_not_found, task_not_found
 from kapell_server.domain.tasks.bulk_job import Selection
 from kapell_server.domain.tasks.retention import compacted
 from kapell_server.domain.times import stamp
