@@ -38,6 +38,7 @@ from kapell_server.rpc.logins import FailedLogins
 from kapell_server.rpc.pipeline import Pipeline
 from kapell_server.rpc.queues import QueueServicer
 from kapell_server.rpc.schedules import ScheduleServicer
+from kapell_server.rpc.secrets import SecretServicer
 from kapell_server.rpc.server import AddressUnusableError, RpcServer, is_loopback
 from kapell_server.rpc.task_logs import TaskLogs
 from kapell_server.rpc.tasks import TaskServicer
@@ -55,6 +56,7 @@ from kapell_server.store.migrate import begin_new_log
 from kapell_server.store.webhook_deliveries import WebhookDeliveries
 from kapell_server.supervise import Supervisor
 from kapell_server.telemetry import Telemetry
+from kapell_server.vault import Vault
 from kapell_server.watch.follow import Watches
 from kapell_server.webhooks.service import Webhooks
 
@@ -82,6 +84,7 @@ class App:
         self._terminate_agents = False
         self._serves = False
         self.engine: Engine
+        self.vault: Vault
         self.artifacts: ArtifactStore
         self.rpc: RpcServer
 
@@ -111,7 +114,7 @@ class App:
         _refuse_exposure(config)
         self.directory.acquire()
         undo.callback(self.directory.release)
-        keyring = self.directory.keyring()
+        keyring, self.vault = self.directory.keyring(), self.directory.vault()
         self.admin_token = self.directory.admin_token()
 
         undo.push_async_callback(self.supervisor.stop)
@@ -133,6 +136,7 @@ class App:
             clock=clock,
             settings=_settings(config),
             supervisor=self.supervisor,
+            vault=self.vault,
         )
         await engine.start()
         undo.push_async_callback(engine.stop)
@@ -303,6 +307,7 @@ class App:
             "AgentService": AgentServicer(engine, reads, watches=watches, spawner=spawner, profiles=config.profiles),
             "TemplateService": TemplateServicer(engine, reads),
             "QueueService": QueueServicer(engine, reads),
+            "SecretService": SecretServicer(engine, reads, self.vault),
             "ScheduleService": ScheduleServicer(engine, reads, SystemClock()),
             "BudgetService": BudgetServicer(engine, reads),
             "AlertService": AlertServicer(engine, reads),

@@ -18,6 +18,8 @@ from pathlib import Path
 import structlog
 
 from kapell_server.domain.access import Keyring
+from kapell_server.vault import KEY_BYTES as VAULT_KEY_BYTES
+from kapell_server.vault import Vault
 
 _log = structlog.get_logger(__name__)
 
@@ -163,6 +165,24 @@ class DataDirectory:
             return None
         self._admin_token = token
         return token
+
+    def vault(self) -> Vault:
+        """What seals secrets, its key made if there is none. Raises StartRefusedError."""
+        name = "secrets.key"
+        text = self._secret(name, f"{secrets.token_hex(VAULT_KEY_BYTES)}\n".encode())
+        try:
+            keys = [bytes.fromhex(line) for line in text.decode("ascii").split()]
+        except ValueError:
+            keys = []
+        if not keys or any(len(key) != VAULT_KEY_BYTES for key in keys):
+            raise StartRefusedError(
+                f"{self.path / name} is damaged. Restore it from a backup, or delete it and set the secrets again."
+            )
+
+        def store(keys: list[bytes]) -> None:
+            self._create(self.path / name, "".join(f"{key.hex()}\n" for key in keys).encode())
+
+        return Vault(keys, store=store)
 
     def announce(self, *, grpc_address: str, log_id: str) -> None:
         """Writes server.json, by which local clients find the server."""

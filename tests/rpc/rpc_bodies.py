@@ -9,6 +9,7 @@ from tests.rpc.rpc_budgets import BUDGETS, VALID_OF_BUDGETS
 from tests.rpc.rpc_bulk import BULK
 from tests.rpc.rpc_queues import QUEUES, VALID_OF_QUEUES
 from tests.rpc.rpc_schedules import SCHEDULES, VALID_OF_SCHEDULES
+from tests.rpc.rpc_secrets import SECRETS, VALID_OF_SECRETS
 from tests.rpc.rpc_templates import TEMPLATES
 from tests.rpc.rpc_tokens import TOKENS, VALID_OF_TOKENS
 
@@ -36,7 +37,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "WatchTasks": (BOTH_STARTS, "options"),
     **{
         name: case.malformed
-        for name, case in (TEMPLATES | BULK | QUEUES | ARTIFACTS | SCHEDULES | BUDGETS | TOKENS).items()
+        for name, case in (TEMPLATES | BULK | QUEUES | ARTIFACTS | SCHEDULES | BUDGETS | SECRETS | TOKENS).items()
         if case.malformed
     },
     "SpawnAgent": (NO_ID, "source"),
@@ -75,6 +76,7 @@ VALID: dict[str, dict[str, Any]] = {
     **VALID_OF_QUEUES,
     **VALID_OF_SCHEDULES,
     **VALID_OF_BUDGETS,
+    **VALID_OF_SECRETS,
     **VALID_OF_TOKENS,
     "CreateTemplate": {"templateId": "greet", "spec": TEMPLATE},
     "GetTemplate": {"template": "greet"},

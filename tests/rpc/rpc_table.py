@@ -52,6 +52,7 @@ from tests.rpc.rpc_cases import (
 )
 from tests.rpc.rpc_queues import EXPLAIN_TASK, QUEUE_DRAINING, QUEUES
 from tests.rpc.rpc_schedules import SCHEDULES
+from tests.rpc.rpc_secrets import SECRET_NOT_FOUND, SECRETS
 from tests.rpc.rpc_templates import OF_CREATE_TASK, TEMPLATES
 from tests.rpc.rpc_tokens import TOKENS
 from tests.rpc.scene import Ask
@@ -65,6 +66,7 @@ TASKS: dict[str, Case] = {
             **rpc_budgets.OF_CREATE_TASK,
             **rpc_dependencies.OF_CREATE_TASK,
             **QUEUE_DRAINING,
+            **SECRET_NOT_FOUND,
             "ID_TAKEN": lambda scene: Ask(task_pb2.CreateTaskRequest(task=scene.spec(task_id=scene.queued().task_id))),
         },
         malformed=({"task": {"agentType": "No Spaces"}}, "task.agent_type"),
@@ -417,6 +419,7 @@ CASES: dict[str, Case] = {
     **TEMPLATES,
     **SCHEDULES,
     **BUDGETS,
+    **SECRETS,
     **AGENTS,
     **WORKERS,
     **ARTIFACTS,

@@ -62,6 +62,7 @@ ELSEWHERE = {
     "RATE_LIMITED": "tests/rpc/test_limits.py",
     "TOKEN_LIMIT": "tests/domain/test_tokens.py",  # a thousand of them
     "SCHEDULE_LIMIT": "tests/domain/test_schedules.py",  # ten thousand of them
+    "SECRET_LIMIT": "tests/domain/test_secrets.py",  # a thousand of them
 }
 
 

@@ -104,18 +104,22 @@ def _strings(request: object) -> list[object]:
     return [field for field in fields if field.type == field.TYPE_STRING and not field.is_repeated]
 
 
-def _send(scene: Scene, name: str, data: bytes, bearer: str) -> tuple[str, str]:
-    """Code and reason. A stream is read to its first message; a long poll is not waited for."""
+def _send(scene: Scene, name: str, data: bytes, bearer: str, *, patient: bool = False) -> tuple[str, str]:
+    """Code and reason. A stream is read to its first message; a long poll is not waited for, unless `patient`."""
     method = METHODS[name]
     metadata = (("authorization", f"Bearer {bearer}"),) if bearer else ()
     try:
         if method.streams:
-            stream = scene.channel.unary_stream(method.path)(data, metadata=metadata, timeout=0.2)
+            stream = scene.channel.unary_stream(method.path)(
+                data, metadata=metadata, timeout=SECONDS if patient else 0.2
+            )
             next(stream, None)
             stream.cancel()
         else:
             waits = "wait" in method.request.DESCRIPTOR.fields_by_name or name == "TerminateAgent"
-            scene.channel.unary_unary(method.path)(data, metadata=metadata, timeout=0.05 if waits else SECONDS)
+            scene.channel.unary_unary(method.path)(
+                data, metadata=metadata, timeout=0.05 if waits and not patient else SECONDS
+            )
     except grpc.RpcError as error:
         code = error.code().name
         return code, "" if code in FINE else "".join(unpack(error).reasons)
@@ -130,7 +134,8 @@ def refused_change_nothing(scene: Scene, seed: int, count: int) -> None:
     before = scene.ask("GetLogInfo", event_pb2.GetLogInfoRequest()).revision
     for _ in range(count):
         name = fuzz.random.choice([name for name in METHODS if name != "RegisterWorker"])
-        code, _ = _send(scene, name, fuzz.request(METHODS[name].request, samples[name]), fuzz.random.choice(bad))
+        data = fuzz.request(METHODS[name].request, samples[name])
+        code, _ = _send(scene, name, data, fuzz.random.choice(bad), patient=True)
         assert code in ("UNAUTHENTICATED", "PERMISSION_DENIED"), name
     events = scene.ask("ListEvents", event_pb2.ListEventsRequest(page_size=1000)).events
     done = [event for event in events if event.revision > before and event.actor.kind != ACTOR_KIND_SYSTEM]

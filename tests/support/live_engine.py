@@ -23,6 +23,7 @@ from kapell.v1 import (
     budget_pb2,
     queue_pb2,
     schedule_pb2,
+    secret_pb2,
     task_pb2,
     template_pb2,
     webhook_pb2,
@@ -227,7 +228,7 @@ def decoded(request: Any, answer: bytes) -> Any:
         assert answer == b""
         return None
     name = message.DESCRIPTOR.name.removesuffix("Request") + "Response"
-    others = (budget_pb2, alert_pb2, webhook_pb2)
+    others = (secret_pb2, budget_pb2, alert_pb2, webhook_pb2)
     modules = (task_pb2, agent_pb2, queue_pb2, template_pb2, schedule_pb2, worker_pb2, admin_pb2, *others)
     [response] = [getattr(module, name) for module in modules if hasattr(module, name)]
     return response.FromString(answer)

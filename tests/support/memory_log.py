@@ -15,6 +15,7 @@ from kapell.v1.budget_pb2 import Budget
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
+from kapell.v1.secret_pb2 import Secret
 from kapell.v1.task_pb2 import Task
 from kapell.v1.template_pb2 import Template
 from kapell.v1.token_pb2 import Token
@@ -80,6 +81,7 @@ class MemoryLog:
             "budget": Budget,
             "alert": Alert,
             "webhook": Webhook,
+            "secret": Secret,
             "token": Token,
         }[kind]
         self.pages_read += 1

@@ -24,6 +24,7 @@ from kapell.emitter import Emitter, Handler
 from kapell.events import Events, EventWatchKeywords
 from kapell.queues import Limits, Queues
 from kapell.schedules import Schedules
+from kapell.secrets import Secrets
 from kapell.tasks import Tasks
 from kapell.templates import Templates
 from kapell.tokens import Audit, Tokens
@@ -62,6 +63,7 @@ class Client:
         self.tasks = Tasks(server)
         self.queues = Queues(server)
         self.limits = Limits(server)
+        self.secrets = Secrets(server)
         self.templates = Templates(server)
         self.artifacts = Artifacts(server)
         self.schedules = Schedules(server)

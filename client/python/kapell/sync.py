@@ -30,6 +30,7 @@ from kapell.emitter import Handler
 from kapell.events import Events
 from kapell.queues import Limits, Queues
 from kapell.schedules import Schedules
+from kapell.secrets import Secrets
 from kapell.tasks import Tasks
 from kapell.templates import Templates
 from kapell.tokens import Audit, Tokens
@@ -212,6 +213,7 @@ class SyncTemplates(_Face[Templates]):
     set_alias = blocking(Templates.set_alias)
     delete_alias = blocking(Templates.delete_alias)
     validate = blocking(Templates.validate)
+    check = blocking(Templates.check)
     render = blocking(Templates.render)
     clone = blocking(Templates.clone)
 
@@ -233,6 +235,16 @@ class SyncLimits(_Face[Limits]):
     list = blocking(Limits.list)
     iterate = streaming(Limits.iterate)
     delete = blocking(Limits.delete)
+
+
+class SyncSecrets(_Face[Secrets]):
+    """`client.secrets`, blocking."""
+
+    set = blocking(Secrets.set)
+    list = blocking(Secrets.list)
+    iterate = streaming(Secrets.iterate)
+    delete = blocking(Secrets.delete)
+    rotate_key = blocking(Secrets.rotate_key)
 
 
 class SyncArtifacts(_Face[Artifacts]):
@@ -342,6 +354,7 @@ class SyncClient:
         self.tasks = SyncTasks(loop, client.tasks)
         self.queues = SyncQueues(loop, client.queues)
         self.limits = SyncLimits(loop, client.limits)
+        self.secrets = SyncSecrets(loop, client.secrets)
         self.templates = SyncTemplates(loop, client.templates)
         self.artifacts = SyncArtifacts(loop, client.artifacts)
         self.schedules = SyncSchedules(loop, client.schedules)

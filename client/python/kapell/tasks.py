@@ -75,6 +75,8 @@ class TaskFields(TypedDict, total=False):
     """Makes it a child of this task."""
     fairness_key: str
     """Whose share of the agents it uses; keys take turns."""
+    secrets: Mapping[str, str]
+    """What the agent is given: what it finds each under, and the secret's name."""
     concurrency_keys: Iterable[str]
     """Of each of these only so many tasks run at a time; see `client.limits`."""
     estimate: str | TaskEstimate
@@ -127,6 +129,7 @@ def task_spec(agent_type: str = "", prompt: str = "", **fields: Unpack[TaskField
         concurrency_keys=fields.get("concurrency_keys", ()),
         estimate=task_estimate(fields["estimate"]) if "estimate" in fields else None,
         budget_id=fields.get("budget_id", ""),
+        secrets=fields.get("secrets", {}),
     )
 
 

@@ -72,6 +72,8 @@ class Pending:
     audit: list[AuditEntry] = field(default_factory=list)
     schedule_runs: dict[str, str] = field(default_factory=dict)
     """Runs of schedules that live now, each with its schedule; empty for those that do no more."""
+    secret_values: dict[str, bytes] = field(default_factory=dict)
+    """Sealed values of secrets; empty for those that were deleted."""
     starts: dict[tuple[str, int], int] = field(default_factory=dict)
     """Starts under a rate, as (limit id, time), each with the time before which earlier ones are forgotten."""
     webhook_urls: dict[str, str | None] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from kapell.v1.alert_pb2 import Alert
 from kapell.v1.budget_pb2 import Budget
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
+from kapell.v1.secret_pb2 import Secret
 from kapell.v1.token_pb2 import Token
 from kapell.v1.watch_pb2 import EventKind
 from kapell.v1.webhook_pb2 import Webhook
@@ -21,8 +22,8 @@ from kapell.v1.webhook_pb2 import Webhook
 if TYPE_CHECKING:
     from kapell_server.domain.state import State
 
-Standing = Queue | ConcurrencyLimit | Schedule | Budget | Alert | Webhook | Token
-_T = TypeVar("_T", Queue, ConcurrencyLimit, Schedule, Budget, Alert, Webhook, Token)
+Standing = Queue | ConcurrencyLimit | Schedule | Budget | Alert | Webhook | Secret | Token
+_T = TypeVar("_T", Queue, ConcurrencyLimit, Schedule, Budget, Alert, Webhook, Secret, Token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ KINDS: dict[type, StandingKind] = {
         StandingKind(9, "budget", Budget, "budget_id"),
         StandingKind(10, "alert", Alert, "alert_id"),
         StandingKind(11, "webhook", Webhook, "webhook_id"),
+        StandingKind(15, "secret", Secret, "name"),
         StandingKind(14, "token", Token, "token_id"),
     )
 }

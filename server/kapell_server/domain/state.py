@@ -31,11 +31,11 @@ from kapell_server.domain.budgets.budgets import Budgets
 from kapell_server.domain.ids import IdMinter
 from kapell_server.domain.missing import agent_not_found, task_not_found
 from kapell_server.domain.pending import Change, Loader, Pending, Resource
-from kapell_server.domain.queueing.keys import rests
 from kapell_server.domain.queueing.polls import PollBoard
 from kapell_server.domain.queueing.queues import Queues
 from kapell_server.domain.schedules.schedule_lives import ScheduleLives
 from kapell_server.domain.schedules.schedule_tasks import ScheduleTasks
+from kapell_server.domain.secrets.vault import NoVault, Vault
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.standing import StandingShelf
 from kapell_server.domain.tasks.bulk_job import BulkJob
@@ -101,6 +101,10 @@ class State:
         self.alerts = Alerts(self)
         self.budgets = Budgets(self)
         self.queues = Queues(self)
+        self.vault: Vault = NoVault()
+        self.secret_values: dict[str, bytes] = {}  # by name, sealed
+        self.agent_secrets: dict[str, dict[str, str]] = {}
+        """What spawned agents are given besides the secrets of their tasks: the variable, and the secret."""
         self.turns: dict[str, int] = {}
 
     # -- the batch ---------------------------------------------------------------------------
@@ -142,11 +146,9 @@ class State:
         for agent_id in self._passing_agents:
             agent = self.agents.get(agent_id)
             if agent is None or agent.state in AGENT_FINAL:
-                self.agents.pop(agent_id, None)
-                self.agent_seen_ns.pop(agent_id, None)
-                self.agent_polled_ns.pop(agent_id, None)
-                self.instance_keys.pop(agent_id, None)
-                self.turns.pop(agent_id, None)
+                seen, asked = self.agent_seen_ns, self.agent_polled_ns
+                for table in (self.agents, seen, asked, self.instance_keys, self.turns, self.agent_secrets):
+                    table.pop(agent_id, None)
         self._passing_agents.clear()
 
     def _trim(self) -> None:
@@ -246,10 +248,7 @@ class State:
         before = previous.state if previous is not None else 0
         after = task.state
         if task.concurrency_keys and before != after:
-            if previous is not None and rests(previous):
-                self.queues.keys.stir(previous)
-            if rests(task):
-                self.queues.keys.rest(task)
+            self.queues.keys.note_rest(previous, task)
         if previous is not None and before == TASK_STATE_QUEUED:
             self.queues.leave(previous, starts=after in TASK_LEASED)
         if (before in TASK_LEASED) != (after in TASK_LEASED):
@@ -429,6 +428,8 @@ class State:
     def keep_spec(self, agent_id: str, spec: AgentSpec) -> None:
         """Stores what a new agent is made of, secrets included, beside its record."""
         self.assign(self.pending.specs, agent_id, spec.SerializeToString())
+        if spec.command.env_from_secret:
+            self.assign(self.agent_secrets, agent_id, dict(spec.command.env_from_secret))
 
     def see_agent(self, agent_id: str) -> None:
         """Notes a sign of life: kept in memory and, with the next commit, in its narrow row."""

@@ -21,6 +21,7 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.domain.pending import Resource
 from kapell_server.domain.queueing import dispatch
 from kapell_server.domain.queueing.polls import Poll
+from kapell_server.domain.secrets.secret import SealedCommand
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks.bulk_job import BulkCommand, BulkJob, BulkStep
 from kapell_server.domain.times import SECOND
@@ -244,7 +245,7 @@ class _Run:
         result = decide(self._state, request)
         if isinstance(result, BulkJob):
             return self._go_on(command, result)
-        audit.note(self._state, request)
+        audit.note(self._state, request.request if isinstance(request, SealedCommand) else request)
         if key is not None:
             self._fresh[key] = _Remembered(fingerprint, command)
         return result

@@ -12,6 +12,7 @@ from kapell.v1 import (
     budget_pb2,
     queue_pb2,
     schedule_pb2,
+    secret_pb2,
     task_pb2,
     template_pb2,
     token_pb2,
@@ -24,6 +25,8 @@ from kapell_server.domain.budgets import budget, reservation
 from kapell_server.domain.budgets.budgets import HOLD_SUBJECT
 from kapell_server.domain.queueing import explain, queue, start_blockers
 from kapell_server.domain.schedules import schedule, schedule_run
+from kapell_server.domain.secrets import secret
+from kapell_server.domain.secrets.secret import RotateKeyCommand, SetSecretCommand
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks import bulk, child, retention, task
 from kapell_server.domain.tasks.bulk_job import BulkCommand, BulkStep
@@ -81,6 +84,9 @@ DECIDERS: dict[type, Decide] = {
     alert_pb2.AcknowledgeAlertRequest: alerts.acknowledge_alert,
     webhook_pb2.CreateWebhookRequest: webhook.create_webhook,
     webhook_pb2.DeleteWebhookRequest: webhook.delete_webhook,
+    SetSecretCommand: secret.set_secret,
+    secret_pb2.DeleteSecretRequest: secret.delete_secret,
+    RotateKeyCommand: secret.seal_anew,
     TemplatesShipped: lambda state, fact: template.install_templates(state, fact.specs, fact.digest),
     SpawnCommand: lambda state, command: agent.spawn(state, command.request, command.profile, command.spec),
     agent_pb2.UpdateAgentRequest: agent.update,

@@ -14,16 +14,19 @@ from random import Random
 from typing import Any
 
 import structlog
+from kapell.rules.redaction import Redactor
 from kapell.v1.agent_pb2 import TERMINATE_MODE_FORCE, Agent, TerminateAgentRequest
 from kapell.v1.budget_pb2 import Budget
 from kapell.v1.error_pb2 import ERROR_REASON_QUEUE_FULL, ERROR_REASON_SERVER_DRAINING
-from kapell.v1.task_pb2 import TASK_STATE_CANCELLING
+from kapell.v1.task_pb2 import TASK_STATE_CANCELLING, Task
 from kapell.v1.token_pb2 import Token
 from kapell.v1.worker_pb2 import LEASE_DIRECTIVE_CANCEL, LEASE_DIRECTIVE_CONTINUE, LeaseTasksRequest
 
 from kapell_server.clock import Clock, SystemClock
 from kapell_server.domain.access import Caller, Keyring
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.secrets import use
+from kapell_server.domain.secrets.vault import NoVault, Vault
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks.bulk import DEFAULT_AFFECTED
@@ -84,7 +87,9 @@ class Engine:
         settings: Settings | None = None,
         random: Random | None = None,
         supervisor: Supervisor | None = None,
+        vault: Vault | None = None,
     ) -> None:
+        self._vault = vault or NoVault()
         self._database = database
         self._clock = clock or SystemClock()
         self._settings = settings or Settings()
@@ -119,6 +124,7 @@ class Engine:
     async def start(self) -> None:
         """Loads what lives and begins to take commands."""
         self._state = State(settings=self._settings, keyring=self._keyring, random=self._random, log_id="")
+        self._state.vault = self._vault
         now_ns = self._clock.now_ns()
         await self._database.write(lambda connection: resume(connection, self._state, now_ns))
         self.log_id = self._state.log_id
@@ -247,6 +253,18 @@ class Engine:
         task = self._state.cached_task(lease.task_id)
         cancelling = task is not None and task.state == TASK_STATE_CANCELLING
         return lease.task_id, lease.attempt, LEASE_DIRECTIVE_CANCEL if cancelling else LEASE_DIRECTIVE_CONTINUE
+
+    def sealed_values(self) -> list[bytes]:
+        """The values of secrets as they are stored."""
+        return list(self._state.secret_values.values())
+
+    async def redactor(self, task_id: str) -> Redactor:
+        """Masks what the attempt of a leased task says that does not pass the writer."""
+        task = self._state.cached_task(task_id)
+        if task is None:
+            task = Task.FromString(await self.reads.get_task(task_id))
+        lease = self._state.leases.by_task.get(task_id)
+        return use.redactor(self._state, task, lease.agent_id if lease is not None else "")
 
     def key_use(self, key: str) -> tuple[int, int]:
         """How many tasks of a concurrency key run, and how many are QUEUED."""

@@ -31,6 +31,8 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
     grace = now_ns + int(state.settings.lease_duration * SECOND)
     state.standing.load(loaded.standing)
     state.schedule_lives.load(loaded.schedule_runs)
+    state.secret_values.update(loaded.secret_values)
+    state.agent_secrets.update(loaded.agent_secrets)
     for schedule in state.standing.all(Schedule):
         schedule_run.wake(state, schedule)
     for known, instance_key in loaded.agents:

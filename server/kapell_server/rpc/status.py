@@ -96,6 +96,8 @@ TABLE: dict[reasons.ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_ARTIFACT_OFFSET_GAP: Row(StatusCode.OUT_OF_RANGE, _ARTIFACT),
     reasons.ERROR_REASON_ARTIFACT_STATE_CONFLICT: Row(StatusCode.FAILED_PRECONDITION, _ARTIFACT),
     reasons.ERROR_REASON_ARTIFACT_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
+    reasons.ERROR_REASON_SECRET_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Secret", "name")),
+    reasons.ERROR_REASON_SECRET_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
     reasons.ERROR_REASON_SCHEDULE_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Schedule", "schedule_id")),
     reasons.ERROR_REASON_SCHEDULE_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
     reasons.ERROR_REASON_BUDGET_NOT_FOUND: Row(StatusCode.NOT_FOUND, _BUDGET),

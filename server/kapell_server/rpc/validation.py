@@ -11,6 +11,7 @@ from typing import Any
 
 import protovalidate
 from google.protobuf.message import Message
+from kapell.rules.patterns import in_words
 from kapell.v1.error_pb2 import ERROR_REASON_REQUEST_INVALID
 
 from kapell_server.domain.errors import KapellError
@@ -70,4 +71,5 @@ def _named(violation: protovalidate.Violation) -> tuple[str, str]:
 
 def _description(violation: protovalidate.Violation) -> str:
     text = violation.proto.message or violation.proto.rule_id
+    text = in_words(text)
     return f"key {text}" if violation.proto.for_key else text

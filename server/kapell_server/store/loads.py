@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from kapell.v1.agent_pb2 import Agent
+from kapell.v1.agent_pb2 import Agent, AgentSpec
 from kapell.v1.dependency_pb2 import DEPENDENCY_CONDITION_STARTED
 from kapell.v1.task_pb2 import (
     ATTEMPT_STATE_RUNNING,
@@ -43,6 +43,7 @@ from kapell_server.store.schema import (
     template_versions,
     templates,
 )
+from kapell_server.store.secret_rows import load_secret_values
 from kapell_server.store.standing_rows import load_standing
 
 _tasks_by_id = Lookup(sa.select(tasks.c.data), tasks.c.task_id)
@@ -153,6 +154,10 @@ class Resumption:
     """When tasks under a start rate began: limit id and time, in order of time."""
     budgets: BudgetRows
     """What was spent of budgets, and what callers have reserved."""
+    secret_values: dict[str, bytes]
+    """Values of secrets by name, sealed."""
+    agent_secrets: dict[str, dict[str, str]]
+    """What agents that have not ended are given besides the secrets of their tasks."""
     schedule_runs: list[tuple[str, str, int]]
     """Runs of schedules that live: schedule, first task, and how many tasks of the run have not ended."""
     edges: list[tuple[str, str, Edge]]
@@ -178,6 +183,8 @@ def load_resumption(connection: Connection) -> Resumption:
         resting=_load_resting(connection),
         starts=[(limit_id, ns) for limit_id, ns in connection.execute(_starts_in_order)],
         budgets=load_budget_rows(connection),
+        secret_values=load_secret_values(connection),
+        agent_secrets=_load_agent_secrets(connection),
         schedule_runs=load_schedule_runs(connection),
         edges=edges,
         stirred=stirred,
@@ -196,6 +203,12 @@ def _load_live_agents(connection: Connection) -> list[tuple[Agent, str]]:
         .order_by(agents.c.create_revision)
     )
     return [(Agent.FromString(data), key) for data, key in rows]
+
+
+def _load_agent_secrets(connection: Connection) -> dict[str, dict[str, str]]:
+    rows = connection.execute(sa.select(agents.c.agent_id, agents.c.spec).where(agents.c.state.not_in(AGENT_FINAL)))
+    found = {agent_id: dict(AgentSpec.FromString(spec).command.env_from_secret) for agent_id, spec in rows if spec}
+    return {agent_id: named for agent_id, named in found.items() if named}
 
 
 def _load_running(connection: Connection) -> list[tuple[TaskAttempt, str]]:

@@ -206,6 +206,8 @@ def resource_of(event: Event) -> Resource:
             return event.alert
         case "webhook":
             return event.webhook
+        case "secret":
+            return event.secret
         case "token":
             return event.token
         case _:

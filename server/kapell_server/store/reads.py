@@ -13,6 +13,7 @@ from kapell.v1.common_pb2 import LIST_ORDER_OLDEST_FIRST
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse, ListEventsRequest
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
+from kapell.v1.secret_pb2 import Secret
 from kapell.v1.task_pb2 import (
     CountTasksRequest,
     CountTasksResponse,
@@ -57,7 +58,9 @@ from kapell_server.wire import field, int_field
 
 _MAX_ATTEMPTS = 1000
 
-ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule", "budget", "alert", "webhook", "token"]
+ResourceKind = Literal[
+    "task", "agent", "template", "queue", "limit", "schedule", "budget", "alert", "webhook", "secret", "token"
+]
 
 _task_with_content = (
     sa.select(tasks.c.data, task_contents.c.data)
@@ -291,6 +294,7 @@ _TABLES: dict[ResourceKind, tuple[sa.Table, type[Resource]]] = {
     "budget": (standing, Budget),
     "alert": (standing, Alert),
     "webhook": (standing, Webhook),
+    "secret": (standing, Secret),
     "token": (standing, Token),
 }
 

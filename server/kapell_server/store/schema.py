@@ -18,7 +18,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = "0011"
+VERSION = "0014"
 """The newest migration; a test holds it against store/migrations."""
 
 metadata = MetaData(
@@ -254,16 +254,7 @@ secret_values = Table(
     Column("data", LargeBinary, nullable=False),
     sqlite_with_rowid=False,
 )
-"""The value of each stored secret, encrypted."""
-
-task_secrets = Table(
-    "task_secrets",
-    metadata,
-    Column("task_id", String(64), primary_key=True),
-    Column("data", LargeBinary, nullable=False),
-    sqlite_with_rowid=False,
-)
-"""The secret values that a task was created with, encrypted; they go with the task."""
+"""The value of each stored secret, sealed (see vault)."""
 
 budget_spend = Table(
     "budget_spend",

@@ -10,6 +10,7 @@ from kapell.v1.alert_pb2 import Alert, ListAlertsRequest, ListAlertsResponse
 from kapell.v1.budget_pb2 import Budget, ListBudgetsRequest, ListBudgetsResponse
 from kapell.v1.common_pb2 import LIST_ORDER_NEWEST_FIRST
 from kapell.v1.queue_pb2 import ConcurrencyLimit, ListConcurrencyLimitsRequest, ListConcurrencyLimitsResponse
+from kapell.v1.secret_pb2 import ListSecretsRequest, ListSecretsResponse, Secret
 from kapell.v1.webhook_pb2 import ListWebhooksRequest, ListWebhooksResponse, Webhook
 from sqlalchemy.engine import Connection
 
@@ -20,8 +21,8 @@ from kapell_server.store.loads import head
 from kapell_server.store.pages import Page
 from kapell_server.store.schema import standing
 
-_T = TypeVar("_T", ConcurrencyLimit, Budget, Webhook)
-_Paged = ListConcurrencyLimitsRequest | ListBudgetsRequest | ListWebhooksRequest
+_T = TypeVar("_T", ConcurrencyLimit, Budget, Webhook, Secret)
+_Paged = ListConcurrencyLimitsRequest | ListBudgetsRequest | ListWebhooksRequest | ListSecretsRequest
 
 
 class StandingReads:
@@ -44,6 +45,11 @@ class StandingReads:
         """A page of webhooks, newest first. Raises PAGE_TOKEN_INVALID."""
         found, token, revision = await self._list(Webhook, request, ListWebhooksRequest())
         return ListWebhooksResponse(webhooks=found, next_page_token=token, revision=revision)
+
+    async def list_secrets(self, request: ListSecretsRequest) -> ListSecretsResponse:
+        """A page of secrets without their values, newest first. Raises PAGE_TOKEN_INVALID."""
+        found, token, revision = await self._list(Secret, request, ListSecretsRequest())
+        return ListSecretsResponse(secrets=found, next_page_token=token, revision=revision)
 
     async def list_alerts(self, request: ListAlertsRequest) -> ListAlertsResponse:
         """A page of alerts, those that fire first: few, so all of them are read. Raises PAGE_TOKEN_INVALID."""

@@ -38,6 +38,7 @@ from kapell_server.store.schema import (
     template_versions,
     templates,
 )
+from kapell_server.store.secret_rows import write_secret_values
 from kapell_server.store.standing_rows import write_standing
 from kapell_server.store.token_rows import write_audit, write_token_digests
 from kapell_server.store.webhook_rows import write_webhook_urls
@@ -184,6 +185,8 @@ def write_batch(connection: Connection, pending: Pending, written: Written, give
         write_audit(connection, pending.audit)
     if pending.schedule_runs:
         write_schedule_runs(connection, pending.schedule_runs)
+    if pending.secret_values:
+        write_secret_values(connection, pending.secret_values)
     if pending.attempts:
         _write_attempts(connection, pending)
     _delete_edges.execute(connection, list(pending.dropped_edges))

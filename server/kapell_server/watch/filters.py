@@ -20,7 +20,9 @@ from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
 from kapell_server.domain.tasks.task_filter import task_test
 from kapell_server.store.record import Record
 
-ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule", "budget", "alert", "webhook", "token"]
+ResourceKind = Literal[
+    "task", "agent", "template", "queue", "limit", "schedule", "budget", "alert", "webhook", "secret", "token"
+]
 Test = Callable[[Record], bool]
 
 

@@ -7,13 +7,15 @@ leaves errors to `kapell.cli.main`. Imports nothing heavy; how a server is reach
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from kapell.cli.terminal import Terminal
 
 if TYPE_CHECKING:
+    import click
+
     from kapell import Client
     from kapell.discovery import Endpoint, Tls
 
@@ -34,6 +36,10 @@ class App:
     debug: bool = False
     reattach: str = ""
     """Said after Ctrl-C: what goes on, and the command that shows it again."""
+    hint: str = ""
+    """What may have been meant by a name that is not known."""
+    params: Sequence[click.Parameter] = ()
+    """What the command that runs takes: refusals are told in these words."""
 
     @property
     def is_table(self) -> bool:
@@ -57,6 +63,15 @@ class App:
 
     def run(self, work: Callable[[Client], Awaitable[_T]]) -> _T:
         """Runs `work` with a connected client, in an event loop of its own."""
+        from kapell.cli.near import near_name
         from kapell.cli.reach import connected
+        from kapell.errors import NotFound
 
-        return connected(self.endpoint(), work)
+        async def hinted(client: Client) -> _T:
+            try:
+                return await work(client)
+            except NotFound as error:
+                self.hint = await near_name(client, error)
+                raise
+
+        return connected(self.endpoint(), hinted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -149,6 +150,16 @@ def watch_start(function: _F) -> _F:
     return initial(after(function))
 
 
+def say_link(app: App) -> Callable[[bool], None]:
+    """Says on stderr when the server of a watch is away, and when it is back."""
+
+    def said(is_there: bool) -> None:
+        text = "The server is back; nothing was missed." if is_there else "The server is away; waiting for it."
+        click.echo(app.terminal.err(text, "dim" if is_there else "yellow"), err=True)
+
+    return said
+
+
 def reattach(command: str, revision: int | None) -> str:
     """What to say when a watch was stopped: the command that goes on where it was."""
     return f"Go on from here with: {command} --after {revision}" if revision else ""
@@ -229,9 +240,18 @@ def template_files(function: _F) -> _F:
 
 def texts(files: Sequence[str]) -> list[tuple[str, str]]:
     """Name and text of each file; `-` is stdin."""
-    return [
-        ("stdin", sys.stdin.read()) if name == "-" else (name, Path(name).read_text(encoding="utf-8")) for name in files
-    ]
+    return [("stdin" if name == "-" else name, text_of(name, "--file")) for name in files]
+
+
+def text_of(file: str, option: str) -> str:
+    """The text of a local file, or of stdin for `-`. Raises BadParameter of the option where it cannot be read."""
+    try:
+        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except OSError as error:
+        text = f"{file}: {(error.strerror or str(error)).lower()}"
+        raise click.BadParameter(text, param_hint=option) from None
+    except UnicodeDecodeError:
+        raise click.BadParameter(f"{file} is not text in UTF-8", param_hint=option) from None
 
 
 def queue(*, required: bool) -> Callable[[_F], _F]:
@@ -253,6 +273,34 @@ def limit_key(function: _F) -> _F:
 def limit_keys(function: _F) -> _F:
     """One or more concurrency keys; `-` reads them from stdin."""
     return _ids("keys", "KEY", _complete_limits, True)(function)
+
+
+def secret_names(function: _F) -> _F:
+    """One or more names of secrets; `-` reads them from stdin."""
+    return _ids("names", "NAME", None, True)(function)
+
+
+def secrets(function: _F) -> _F:
+    """--secret NAME or VARIABLE=NAME, as a mapping; None where there is none."""
+
+    def collected(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str] | None:
+        found = {}
+        for value in values:
+            under, equals, name = value.partition("=")
+            found[under if equals else _VARIABLE.sub("_", value).upper()] = name if equals else value
+        return found or None
+
+    return click.option(
+        "--secret",
+        "secrets",
+        multiple=True,
+        metavar="[VARIABLE=]NAME",
+        callback=collected,
+        help="A secret that its agent is given, see `kapell secret`; may be repeated.",
+    )(function)
+
+
+_VARIABLE = re.compile(r"[^A-Za-z0-9_]")
 
 
 def token_ids(function: _F) -> _F:

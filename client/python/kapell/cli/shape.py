@@ -42,6 +42,11 @@ class Command(click.Command):
         super().__init__(*args, **{"context_settings": _SETTINGS, **kwargs})
         self.examples = inspect.cleandoc(examples)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        if ctx.obj is not None:
+            ctx.obj.params = self.params
+        return super().invoke(ctx)
+
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_text(self.help or "")
         _write_lines(formatter, "Examples", self.examples)

@@ -83,6 +83,20 @@ TREE = Node(
                 "set": Node("Set how many tasks may run, and how many may start in a period.", "queue_write:set_"),
             },
         ),
+        "secret": Node(
+            "Values that agents need and nobody else gets to see.",
+            examples="""
+                kapell secret set github-token
+                kapell secret list
+                kapell run release --param token=secret:github-token
+            """,
+            children={
+                "list": Node("List secrets, never their values.", "secret:list_"),
+                "set": Node("Create or replace a secret.", "secret:set_"),
+                "delete": Node("Forget secrets.", "secret:delete"),
+                "rotate-key": Node("Encrypt all values with a new key.", "secret:rotate_key"),
+            },
+        ),
         "limit": Node(
             "How many tasks of a concurrency key run at a time.",
             examples="""

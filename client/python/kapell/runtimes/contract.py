@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from kapell.rules.redaction import Redactor
 from kapell.v1.artifact_pb2 import Artifact
 from kapell.v1.common_pb2 import LOG_STREAM_STDOUT, LogStream
 from kapell.v1.task_pb2 import Task
@@ -20,6 +22,16 @@ class Attempt(Protocol):
     @property
     def attempt(self) -> int:
         """The number of the attempt, from 1."""
+        ...
+
+    @property
+    def secrets(self) -> Mapping[str, str]:
+        """Values of the task's secrets, by what the program finds them under."""
+        ...
+
+    @property
+    def redactor(self) -> Redactor:
+        """Masks the values of the secrets."""
         ...
 
     @property

@@ -145,6 +145,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: no webhook has this id, or it has no such delivery. Metadata: webhook_id; where the delivery is
     missing also delivery_id.
     """
+    ERROR_REASON_SECRET_NOT_FOUND: _ErrorReason.ValueType  # 105
+    """NOT_FOUND: no secret has this name. Metadata: name."""
+    ERROR_REASON_SECRET_LIMIT: _ErrorReason.ValueType  # 106
+    """RESOURCE_EXHAUSTED: there are as many secrets as there may be. Metadata: limit."""
     ERROR_REASON_TOKEN_EXPIRED: _ErrorReason.ValueType  # 100
     """UNAUTHENTICATED: the token was good until expire_time. Metadata: token_id, expire_time."""
     ERROR_REASON_TOKEN_NOT_FOUND: _ErrorReason.ValueType  # 101
@@ -283,6 +287,10 @@ ERROR_REASON_WEBHOOK_NOT_FOUND: ErrorReason.ValueType  # 94
 """NOT_FOUND: no webhook has this id, or it has no such delivery. Metadata: webhook_id; where the delivery is
 missing also delivery_id.
 """
+ERROR_REASON_SECRET_NOT_FOUND: ErrorReason.ValueType  # 105
+"""NOT_FOUND: no secret has this name. Metadata: name."""
+ERROR_REASON_SECRET_LIMIT: ErrorReason.ValueType  # 106
+"""RESOURCE_EXHAUSTED: there are as many secrets as there may be. Metadata: limit."""
 ERROR_REASON_TOKEN_EXPIRED: ErrorReason.ValueType  # 100
 """UNAUTHENTICATED: the token was good until expire_time. Metadata: token_id, expire_time."""
 ERROR_REASON_TOKEN_NOT_FOUND: ErrorReason.ValueType  # 101

@@ -78,6 +78,10 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """limit.updated: the limit of a concurrency key was set."""
     EVENT_KIND_LIMIT_DELETED: _EventKind.ValueType  # 82
     """limit.deleted: the limit of a concurrency key was forgotten."""
+    EVENT_KIND_SECRET_UPDATED: _EventKind.ValueType  # 170
+    """secret.updated: a secret was set. Its value is in no event."""
+    EVENT_KIND_SECRET_DELETED: _EventKind.ValueType  # 171
+    """secret.deleted: a secret was forgotten."""
     EVENT_KIND_SCHEDULE_CREATED: _EventKind.ValueType  # 100
     """A schedule was created."""
     EVENT_KIND_SCHEDULE_UPDATED: _EventKind.ValueType  # 101
@@ -185,6 +189,10 @@ EVENT_KIND_LIMIT_UPDATED: EventKind.ValueType  # 81
 """limit.updated: the limit of a concurrency key was set."""
 EVENT_KIND_LIMIT_DELETED: EventKind.ValueType  # 82
 """limit.deleted: the limit of a concurrency key was forgotten."""
+EVENT_KIND_SECRET_UPDATED: EventKind.ValueType  # 170
+"""secret.updated: a secret was set. Its value is in no event."""
+EVENT_KIND_SECRET_DELETED: EventKind.ValueType  # 171
+"""secret.deleted: a secret was forgotten."""
 EVENT_KIND_SCHEDULE_CREATED: EventKind.ValueType  # 100
 """A schedule was created."""
 EVENT_KIND_SCHEDULE_UPDATED: EventKind.ValueType  # 101

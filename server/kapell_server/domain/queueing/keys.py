@@ -86,15 +86,12 @@ class ConcurrencyKeys:
         for key in task.concurrency_keys:
             yield from self.blockers_of(key)
 
-    def rest(self, task: Task) -> None:
-        """The task has begun and is PENDING until its next attempt."""
-        for key in task.concurrency_keys:
-            self._state.assign(self._resting.setdefault(key, {}), task.task_id, _arrival_ns(task))
-
-    def stir(self, task: Task) -> None:
-        """The task rests no more."""
-        for key in task.concurrency_keys:
+    def note_rest(self, previous: Task | None, task: Task) -> None:
+        """A task has another state: it may begin to wait for its next attempt, or have waited for it."""
+        for key in previous.concurrency_keys if previous is not None and _rests(previous) else ():
             self._state.remove(self._resting.setdefault(key, {}), task.task_id)
+        for key in task.concurrency_keys if _rests(task) else ():
+            self._state.assign(self._resting.setdefault(key, {}), task.task_id, _arrival_ns(task))
 
     # -- limits ------------------------------------------------------------------------------
 
@@ -183,7 +180,7 @@ class ConcurrencyKeys:
         return True
 
 
-def rests(task: Task) -> bool:
+def _rests(task: Task) -> bool:
     """Whether a task under keys has begun and is PENDING until its next attempt."""
     return task.state == TASK_STATE_PENDING and task.HasField("first_queue_time")
 

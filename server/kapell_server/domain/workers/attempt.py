@@ -57,6 +57,7 @@ from kapell.v1.worker_pb2 import (
 from kapell_server.domain.access import Caller, CallerKind
 from kapell_server.domain.copied import copied
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.secrets import use
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks import deadlines, retry
 from kapell_server.domain.times import SECOND, duration_ns, set_duration, stamp, timestamp_ns
@@ -145,6 +146,7 @@ def report_progress(state: State, request: ReportProgressRequest) -> Task:
 
 def note_progress(state: State, lease: Lease, current: Task, progress: TaskProgress) -> Task:
     """Puts new progress; the same again changes nothing and is no news."""
+    progress = use.redactor(state, current, lease.agent_id).message(progress)
     if current.progress == progress or current.state != TASK_STATE_RUNNING:
         return current
     liveness.note_news(state, lease)
@@ -156,6 +158,7 @@ def note_progress(state: State, lease: Lease, current: Task, progress: TaskProgr
 def note_waiting(state: State, lease: Lease, current: Task, waiting: AttemptWait) -> Task:
     """Puts what the attempt waits for, nothing where that is empty; the same again changes nothing."""
     liveness.note_waiting(state, lease, waiting.kind)
+    waiting = use.redactor(state, current, lease.agent_id).message(waiting)
     if current.waiting == waiting:
         return current
     # The lease may not know of a wait from before a restart; the agent's row does.
@@ -185,16 +188,20 @@ def complete(state: State, request: CompleteTaskRequest) -> Task:
         return _end(state, lease, current, ATTEMPT_STATE_CANCELLED, None)
     content = b""
     if request.HasField("result"):
-        content = Task(result=request.result).SerializeToString()
+        result = use.redactor(state, current, lease.agent_id).message(request.result)
+        content = Task(result=result).SerializeToString()
     return _end(state, lease, current, ATTEMPT_STATE_SUCCEEDED, None, result=content)
 
 
 def fail(state: State, request: FailTaskRequest) -> Task:
     """The attempt failed: tried again, failed for good, or, where cancelling was asked for, cancelled."""
     done = _ended_by(state, request.lease_token)
-    if done is not None and done.HasField("failure") and done.failure == request.failure:
-        return done
+    if done is not None and done.HasField("failure"):
+        masked = use.redactor(state, done, "").message(request.failure)
+        if done.failure in (request.failure, masked):
+            return done
     lease, current = held(state, request.lease_token)
+    request = use.redactor(state, current, lease.agent_id).message(request)
     if request.HasField("rate_limited") and current.state == TASK_STATE_RUNNING:
         limit = request.rate_limited
         return _end(state, lease, current, ATTEMPT_STATE_RELEASED, request.failure, limit=limit)

@@ -34,13 +34,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name", name=op.f("pk_secret_values")),
         sqlite_with_rowid=False,
     )
-    op.create_table(
-        "task_secrets",
-        sa.Column("task_id", sa.String(length=64), nullable=False),
-        sa.Column("data", sa.LargeBinary(), nullable=False),
-        sa.PrimaryKeyConstraint("task_id", name=op.f("pk_task_secrets")),
-        sqlite_with_rowid=False,
-    )
     with op.batch_alter_table("tasks", schema=None) as batch_op:
         batch_op.add_column(sa.Column("arrival_ns", sa.BigInteger(), nullable=True))
     _fill()
@@ -63,6 +56,5 @@ def _fill() -> None:
 def downgrade() -> None:
     with op.batch_alter_table("tasks", schema=None) as batch_op:
         batch_op.drop_column("arrival_ns")
-    op.drop_table("task_secrets")
     op.drop_table("secret_values")
     op.drop_table("schedule_runs")
