@@ -429,6 +429,7 @@ CASES: dict[str, Case] = {
 
 # Rpcs that no state and no id can make fail, and why.
 NEVER_REFUSED = {
+    "RotateSecretKey": "takes nothing",
     "CountTasks": "counts what there is",
     "GetQueueStats": "counts what there is",
     "PauseQueue": "every type has a queue, and pausing a paused one changes nothing",
