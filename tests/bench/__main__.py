@@ -20,6 +20,7 @@ from tests.bench import (
     budgeting,
     creating,
     flooding,
+    ledger,
     parking,
     queueing,
     reading,
@@ -43,6 +44,7 @@ MODULES = (
     reading,
     retaining,
     templating,
+    ledger,
     flooding,
     starting,
 )

@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from google.protobuf.duration_pb2 import Duration
-from kapell.v1.alert_pb2 import ALERT_STATE_FIRING, ALERT_STATE_RESOLVED, AlertFilter, ListAlertsRequest
+from kapell.v1.alert_pb2 import (
+    ALERT_KIND_UNPRICED_MODEL,
+    ALERT_STATE_FIRING,
+    ALERT_STATE_RESOLVED,
+    AlertFilter,
+    ListAlertsRequest,
+)
 from kapell.v1.budget_pb2 import (
     Budget,
     BudgetScope,
@@ -24,6 +30,7 @@ from kapell.v1.budget_pb2 import (
 )
 from kapell.v1.event_pb2 import Event
 from kapell.v1.task_pb2 import ATTEMPT_STATE_RUNNING, TASK_STATE_QUEUED, TASK_STATE_RUNNING, TaskAttempt
+from kapell.v1.usage_pb2 import RecordUsageRequest, TokenCounts, UsageRecord
 from kapell_server.domain.budgets.amounts import units_of
 from kapell_server.domain.budgets.budgets import Settlement
 from kapell_server.domain.state import State
@@ -250,3 +257,24 @@ async def test_the_reservation_ends_with_the_attempt_of_a_server_that_was_killed
 
     assert (await live.task(task.task_id)).state == TASK_STATE_QUEUED
     assert await figures(live) == (0, 0)
+
+
+async def test_what_the_ledger_records_is_settled_once_and_corrections_by_their_difference(live: LiveEngine) -> None:
+    await make(live, 100)
+    agent_id = await live.register()
+    task = await live.create(estimate=costing(40))
+    await live.lease(agent_id)
+    record = UsageRecord(record_id="msg_1", task_id=task.task_id, attempt=1, cost=cents(12).cost)
+
+    for _ in range(2):
+        await live.call(RecordUsageRequest(records=[record]))
+    assert await figures(live) == (12, 28)
+    record.cost.CopyFrom(cents(15).cost)
+    await live.call(RecordUsageRequest(records=[record]))
+    assert await figures(live) == (15, 25)
+    nameless = UsageRecord(record_id="msg_2", model="no-such-model", tokens=TokenCounts(uncached_input_tokens=10))
+    await live.call(RecordUsageRequest(records=[nameless]))
+
+    firing = ListAlertsRequest(filter=AlertFilter(kinds=[ALERT_KIND_UNPRICED_MODEL]))
+    [alert] = (await live.engine.reads.standing.list_alerts(firing)).alerts
+    assert alert.subject == "no-such-model"

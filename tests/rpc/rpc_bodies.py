@@ -12,6 +12,7 @@ from tests.rpc.rpc_schedules import SCHEDULES, VALID_OF_SCHEDULES
 from tests.rpc.rpc_secrets import SECRETS, VALID_OF_SECRETS
 from tests.rpc.rpc_templates import TEMPLATES
 from tests.rpc.rpc_tokens import TOKENS, VALID_OF_TOKENS
+from tests.rpc.rpc_usage import USAGE, VALID_OF_USAGE
 
 BOTH_STARTS = {"options": {"sendInitialState": True, "startAfterRevision": "1"}}
 NO_ID: dict[str, Any] = {}
@@ -37,7 +38,9 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "WatchTasks": (BOTH_STARTS, "options"),
     **{
         name: case.malformed
-        for name, case in (TEMPLATES | BULK | QUEUES | ARTIFACTS | SCHEDULES | BUDGETS | SECRETS | TOKENS).items()
+        for name, case in (
+            TEMPLATES | BULK | QUEUES | ARTIFACTS | SCHEDULES | BUDGETS | USAGE | SECRETS | TOKENS
+        ).items()
         if case.malformed
     },
     "SpawnAgent": (NO_ID, "source"),
@@ -58,6 +61,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "Heartbeat": ({"agentId": "agent_1", "leases": [{}]}, "leases[0].lease_token"),
     "ReportProgress": ({"leaseToken": "t", "progress": {"fraction": 2}}, "progress.fraction"),
     "AppendTaskLogs": ({"leaseToken": "t"}, "entries"),
+    "ReportUsage": ({"leaseToken": "t"}, "records"),
     "CreateChildTasks": ({"leaseToken": "t"}, "tasks"),
     "WaitChildTasks": ({"leaseToken": "t", "wait": "61s"}, "wait"),
     "GetTaskTree": (NO_ID, "task_id"),
@@ -76,6 +80,7 @@ VALID: dict[str, dict[str, Any]] = {
     **VALID_OF_QUEUES,
     **VALID_OF_SCHEDULES,
     **VALID_OF_BUDGETS,
+    **VALID_OF_USAGE,
     **VALID_OF_SECRETS,
     **VALID_OF_TOKENS,
     "CreateTemplate": {"templateId": "greet", "spec": TEMPLATE},

@@ -55,6 +55,7 @@ from tests.rpc.rpc_schedules import SCHEDULES
 from tests.rpc.rpc_secrets import SECRET_NOT_FOUND, SECRETS
 from tests.rpc.rpc_templates import OF_CREATE_TASK, TEMPLATES
 from tests.rpc.rpc_tokens import TOKENS
+from tests.rpc.rpc_usage import REPORT_USAGE, USAGE
 from tests.rpc.scene import Ask
 
 TASKS: dict[str, Case] = {
@@ -276,6 +277,7 @@ AGENTS: dict[str, Case] = {
 }
 
 WORKERS: dict[str, Case] = {
+    "ReportUsage": REPORT_USAGE,
     "RegisterWorker": Case(
         works=lambda scene: Ask(
             worker_pb2.RegisterWorkerRequest(instance_key=scene.name("instance-"), agent_types=["idle"])
@@ -419,6 +421,7 @@ CASES: dict[str, Case] = {
     **TEMPLATES,
     **SCHEDULES,
     **BUDGETS,
+    **USAGE,
     **SECRETS,
     **AGENTS,
     **WORKERS,
@@ -429,14 +432,16 @@ CASES: dict[str, Case] = {
 
 # Rpcs that no state and no id can make fail, and why.
 NEVER_REFUSED = {
-    "RotateSecretKey": "takes nothing",
     "CountTasks": "counts what there is",
     "GetQueueStats": "counts what there is",
+    "RotateSecretKey": "there is always a key",
     "PauseQueue": "every type has a queue, and pausing a paused one changes nothing",
     "ResumeQueue": "as PauseQueue",
     "DrainQueue": "as PauseQueue",
     "ValidateTemplate": "what is wrong is its answer",
     "ListAgentProfiles": "lists the configuration",
+    "RecordUsage": "every record has an outcome of its own",
+    "RepriceUsage": "costs what there is",
     "BatchCompleteTasks": "every attempt has an outcome of its own",
     "GetLogInfo": "takes nothing",
     "GetServerInfo": "takes nothing",

@@ -27,6 +27,8 @@ from kapell.v1.watch_pb2 import (
     EVENT_KIND_BUDGET_UPDATED,
     EVENT_KIND_LIMIT_DELETED,
     EVENT_KIND_LIMIT_UPDATED,
+    EVENT_KIND_PRICE_DELETED,
+    EVENT_KIND_PRICE_SET,
     EVENT_KIND_QUEUE_UPDATED,
     EVENT_KIND_SECRET_DELETED,
     EVENT_KIND_SECRET_UPDATED,
@@ -238,13 +240,14 @@ _KINDS = {
     ],
     "alert": [EVENT_KIND_ALERT_FIRED, EVENT_KIND_ALERT_ACKNOWLEDGED, EVENT_KIND_ALERT_RESOLVED],
     "webhook": [EVENT_KIND_WEBHOOK_CREATED, EVENT_KIND_WEBHOOK_DELETED],
+    "price": [EVENT_KIND_PRICE_SET, EVENT_KIND_PRICE_DELETED],
     "secret": [EVENT_KIND_SECRET_UPDATED, EVENT_KIND_SECRET_DELETED],
     "token": [EVENT_KIND_TOKEN_CREATED, EVENT_KIND_TOKEN_REVOKED],
 }
 
 
 def _names(event: Event, name: str) -> bool:
-    ids = (event.budget.budget_id, event.alert.alert_id, event.webhook.webhook_id)
+    ids = (event.budget.budget_id, event.alert.alert_id, event.webhook.webhook_id, event.price.price_id)
     return name in (event.queue.agent_type, event.limit.key, event.secret.name, event.token.token_id, *ids)
 
 

@@ -21,11 +21,13 @@ from kapell.v1 import (
     agent_pb2,
     alert_pb2,
     budget_pb2,
+    price_pb2,
     queue_pb2,
     schedule_pb2,
     secret_pb2,
     task_pb2,
     template_pb2,
+    usage_pb2,
     webhook_pb2,
     worker_pb2,
 )
@@ -49,6 +51,7 @@ from kapell_server.domain.tasks.bulk_job import RESPONSES
 from kapell_server.engine.engine import Engine
 from kapell_server.engine.facts import SpawnCommand
 from kapell_server.engine.retention import Retention
+from kapell_server.shipped_prices import shipped_prices
 from kapell_server.store.database import Database, open_database
 from kapell_server.store.record import Record
 from kapell_server.supervise import Supervisor
@@ -92,6 +95,7 @@ class LiveEngine:
             settings=self.settings,
             random=Random(self._starts),
             supervisor=self._supervisor,
+            prices=shipped_prices(),
         )
         await self.engine.start()
         self.keep()
@@ -228,7 +232,7 @@ def decoded(request: Any, answer: bytes) -> Any:
         assert answer == b""
         return None
     name = message.DESCRIPTOR.name.removesuffix("Request") + "Response"
-    others = (secret_pb2, budget_pb2, alert_pb2, webhook_pb2)
+    others = (secret_pb2, usage_pb2, price_pb2, budget_pb2, alert_pb2, webhook_pb2)
     modules = (task_pb2, agent_pb2, queue_pb2, template_pb2, schedule_pb2, worker_pb2, admin_pb2, *others)
     [response] = [getattr(module, name) for module in modules if hasattr(module, name)]
     return response.FromString(answer)

@@ -13,12 +13,14 @@ from kapell.v1.agent_pb2 import Agent
 from kapell.v1.alert_pb2 import Alert
 from kapell.v1.budget_pb2 import Budget
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse
+from kapell.v1.price_pb2 import Price
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
 from kapell.v1.secret_pb2 import Secret
 from kapell.v1.task_pb2 import Task
 from kapell.v1.template_pb2 import Template
 from kapell.v1.token_pb2 import Token
+from kapell.v1.usage_pb2 import UsageUpdate
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT, EVENT_KIND_TASK_DELETED, EventKind
 from kapell.v1.webhook_pb2 import Webhook
 from kapell_server.domain.pending import Resource
@@ -81,6 +83,8 @@ class MemoryLog:
             "budget": Budget,
             "alert": Alert,
             "webhook": Webhook,
+            "price": Price,
+            "usage": UsageUpdate,
             "secret": Secret,
             "token": Token,
         }[kind]

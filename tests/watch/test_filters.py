@@ -136,7 +136,7 @@ FIRST = ("task", "agent", "template", "queue", "limit", "schedule")
 @pytest.mark.parametrize(
     ("wanted", "kinds"),
     [
-        (EventFilter(), (*FIRST, "budget", "alert", "webhook", "secret", "token")),
+        (EventFilter(), (*FIRST, "budget", "alert", "webhook", "price", "usage", "secret", "token")),
         (EventFilter(schedule_ids=["schedule_a"]), ("schedule",)),
         (EventFilter(schedule_ids=["schedule_a"], template_ids=["review"]), ()),
         (EventFilter(labels={"a": "b"}), ("task", "agent")),

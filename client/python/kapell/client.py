@@ -28,6 +28,7 @@ from kapell.secrets import Secrets
 from kapell.tasks import Tasks
 from kapell.templates import Templates
 from kapell.tokens import Audit, Tokens
+from kapell.usage import Prices, Usage
 from kapell.v1.event_pb2 import Event
 from kapell.watch import Watch
 from kapell.webhooks import Webhooks
@@ -70,6 +71,8 @@ class Client:
         self.budgets = Budgets(server)
         self.alerts = Alerts(server)
         self.webhooks = Webhooks(server)
+        self.usage = Usage(server)
+        self.prices = Prices(server)
         self.events = Events(server)
         self.admin = Admin(server)
         self.tokens = Tokens(server)

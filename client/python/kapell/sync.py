@@ -34,6 +34,7 @@ from kapell.secrets import Secrets
 from kapell.tasks import Tasks
 from kapell.templates import Templates
 from kapell.tokens import Audit, Tokens
+from kapell.usage import Prices, Usage
 from kapell.webhooks import Webhooks
 
 P = ParamSpec("P")
@@ -308,6 +309,28 @@ class SyncWebhooks(_Face[Webhooks]):
     resend = blocking(Webhooks.resend)
 
 
+class SyncUsage(_Face[Usage]):
+    """`client.usage`, blocking."""
+
+    record = blocking(Usage.record)
+    query = blocking(Usage.query)
+    list = blocking(Usage.list)
+    iterate = streaming(Usage.iterate)
+    watch = streaming(Usage.watch)
+    reprice = blocking(Usage.reprice)
+    estimate = blocking(Usage.estimate)
+
+
+class SyncPrices(_Face[Prices]):
+    """`client.prices`, blocking."""
+
+    list = blocking(Prices.list)
+    iterate = streaming(Prices.iterate)
+    get = blocking(Prices.get)
+    set = blocking(Prices.set)
+    delete = blocking(Prices.delete)
+
+
 class SyncAdmin(_Face[Admin]):
     """`client.admin`, blocking."""
 
@@ -361,6 +384,8 @@ class SyncClient:
         self.budgets = SyncBudgets(loop, client.budgets)
         self.alerts = SyncAlerts(loop, client.alerts)
         self.webhooks = SyncWebhooks(loop, client.webhooks)
+        self.usage = SyncUsage(loop, client.usage)
+        self.prices = SyncPrices(loop, client.prices)
         self.events = SyncEvents(loop, client.events)
         self.admin = SyncAdmin(loop, client.admin)
         self.tokens = SyncTokens(loop, client.tokens)

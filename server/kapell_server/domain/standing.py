@@ -1,6 +1,6 @@
 """Standing resources: the few, small things that stay until somebody changes them.
 
-Queues, limits, schedules, budgets, alerts, webhooks. All of them are in memory from the start on, so
+Queues, limits, schedules, budgets, alerts, webhooks, prices. All of them are in memory from the start on, so
 decisions find them without a query. Undone with the rest of State, through its journal.
 """
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from kapell.v1.alert_pb2 import Alert
 from kapell.v1.budget_pb2 import Budget
+from kapell.v1.price_pb2 import Price
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
 from kapell.v1.secret_pb2 import Secret
@@ -22,8 +23,8 @@ from kapell.v1.webhook_pb2 import Webhook
 if TYPE_CHECKING:
     from kapell_server.domain.state import State
 
-Standing = Queue | ConcurrencyLimit | Schedule | Budget | Alert | Webhook | Secret | Token
-_T = TypeVar("_T", Queue, ConcurrencyLimit, Schedule, Budget, Alert, Webhook, Secret, Token)
+Standing = Queue | ConcurrencyLimit | Schedule | Budget | Alert | Webhook | Price | Secret | Token
+_T = TypeVar("_T", Queue, ConcurrencyLimit, Schedule, Budget, Alert, Webhook, Price, Secret, Token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ KINDS: dict[type, StandingKind] = {
         StandingKind(9, "budget", Budget, "budget_id"),
         StandingKind(10, "alert", Alert, "alert_id"),
         StandingKind(11, "webhook", Webhook, "webhook_id"),
+        StandingKind(7, "price", Price, "price_id"),
         StandingKind(15, "secret", Secret, "name"),
         StandingKind(14, "token", Token, "token_id"),
     )

@@ -27,6 +27,7 @@ from kapell.v1.watch_pb2 import EventKind
 
 from kapell_server.domain.access import Caller, Keyring, system
 from kapell_server.domain.alerts.alerts import Alerts
+from kapell_server.domain.budgets import from_ledger
 from kapell_server.domain.budgets.budgets import Budgets
 from kapell_server.domain.ids import IdMinter
 from kapell_server.domain.missing import agent_not_found, task_not_found
@@ -44,6 +45,7 @@ from kapell_server.domain.tasks.edges import Edges
 from kapell_server.domain.tasks.family import Families
 from kapell_server.domain.templates.template_shelf import TemplateShelf
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL, TASK_LEASED
+from kapell_server.domain.usage.shelf import UsageShelf
 from kapell_server.domain.workers.leases import Lease, LeaseTable
 
 _BETWEEN_ATTEMPTS = frozenset({WAIT_KIND_RETRY_BACKOFF, WAIT_KIND_PROVIDER_RATE_LIMIT})
@@ -93,6 +95,7 @@ class State:
         self.bulk_jobs: dict[str, BulkJob] = {}
         self.standing = StandingShelf(self)
         self.schedule_tasks = ScheduleTasks(self)
+        self.usage = UsageShelf(self)
         self.token_digests: dict[str, bytes] = {}
         """What proves each token, by its id."""
         self.audit_number = 0
@@ -100,6 +103,7 @@ class State:
         self._undo: list[tuple[Any, ...]] = []
         self.alerts = Alerts(self)
         self.budgets = Budgets(self)
+        self.usage.settlers.append(from_ledger.settle)
         self.queues = Queues(self)
         self.vault: Vault = NoVault()
         self.secret_values: dict[str, bytes] = {}  # by name, sealed
@@ -117,6 +121,7 @@ class State:
         self._undo.clear()
         self.passing_tasks.clear()
         self.queues.begin()
+        self.usage.begin()
         self._ticks = 0
 
     def mark(self) -> int:
@@ -125,9 +130,8 @@ class State:
 
     def rollback(self, mark: int) -> None:
         """Undoes every write since the mark, the last one first."""
-        undo = self._undo
-        while len(undo) > mark:
-            step, *arguments = undo.pop()
+        while len(self._undo) > mark:
+            step, *arguments = self._undo.pop()
             step(*arguments)
 
     def settle(self) -> None:
@@ -156,10 +160,8 @@ class State:
         for task_id in self.passing_tasks:
             self._tasks.pop(task_id, None)
         self.passing_tasks.clear()
-        excess = len(self._tasks) - _TASK_CACHE
-        if excess > 0:
-            for task_id in list(itertools.islice(self._tasks, excess)):
-                del self._tasks[task_id]
+        for task_id in list(itertools.islice(self._tasks, max(0, len(self._tasks) - _TASK_CACHE))):
+            del self._tasks[task_id]
         self.templates.trim()
         self.families.trim()
         self.schedule_tasks.trim()

@@ -10,12 +10,14 @@ from kapell.v1 import (
     agent_pb2,
     alert_pb2,
     budget_pb2,
+    price_pb2,
     queue_pb2,
     schedule_pb2,
     secret_pb2,
     task_pb2,
     template_pb2,
     token_pb2,
+    usage_pb2,
     webhook_pb2,
     worker_pb2,
 )
@@ -32,6 +34,8 @@ from kapell_server.domain.tasks import bulk, child, retention, task
 from kapell_server.domain.tasks.bulk_job import BulkCommand, BulkStep
 from kapell_server.domain.templates import template
 from kapell_server.domain.tokens import token
+from kapell_server.domain.usage import estimate, ledger, price, reprice
+from kapell_server.domain.usage.shelf import SUBJECT as USAGE
 from kapell_server.domain.webhooks import webhook
 from kapell_server.domain.workers import agent, attempt, worker
 from kapell_server.engine.facts import (
@@ -42,6 +46,7 @@ from kapell_server.engine.facts import (
     SpawnCommand,
     TasksOutlived,
     TemplatesShipped,
+    UsageChunk,
 )
 
 Decide = Callable[[State, Any], Any]
@@ -84,6 +89,11 @@ DECIDERS: dict[type, Decide] = {
     alert_pb2.AcknowledgeAlertRequest: alerts.acknowledge_alert,
     webhook_pb2.CreateWebhookRequest: webhook.create_webhook,
     webhook_pb2.DeleteWebhookRequest: webhook.delete_webhook,
+    usage_pb2.RecordUsageRequest: ledger.record_usage,
+    UsageChunk: lambda state, chunk: ledger.record_usage(state, chunk.request),
+    reprice.RepriceCommand: reprice.reprice,
+    price_pb2.SetPriceRequest: price.set_price,
+    price_pb2.DeletePriceRequest: price.delete_price,
     SetSecretCommand: secret.set_secret,
     secret_pb2.DeleteSecretRequest: secret.delete_secret,
     RotateKeyCommand: secret.seal_anew,
@@ -97,6 +107,7 @@ DECIDERS: dict[type, Decide] = {
     worker_pb2.RegisterWorkerRequest: worker.register,
     worker_pb2.HeartbeatRequest: worker.heartbeat,
     worker_pb2.ReportProgressRequest: worker.report_progress,
+    worker_pb2.ReportUsageRequest: worker.report_usage,
     worker_pb2.CompleteTaskRequest: worker.complete_task,
     worker_pb2.BatchCompleteTasksRequest: worker.complete_tasks,
     worker_pb2.FailTaskRequest: worker.fail_task,
@@ -118,6 +129,9 @@ QUESTIONS: dict[type, Decide] = {
     queue_pb2.GetQueueStatsRequest: queue.stats,
     budget_pb2.GetBudgetRequest: budget.get_budget,
     start_blockers.StartQuestion: start_blockers.held_up,
+    price_pb2.ListPricesRequest: price.list_prices,
+    price_pb2.GetPriceRequest: price.get_price,
+    usage_pb2.EstimateCostRequest: estimate.estimate_model,
 }
 """Asked after dispatch, and changing nothing: the answer is true at the end of the batch."""
 
@@ -129,6 +143,7 @@ _BY_TASK_ID = (
 )
 _BY_TOKEN = (
     worker_pb2.ReportProgressRequest,
+    worker_pb2.ReportUsageRequest,
     worker_pb2.CompleteTaskRequest,
     worker_pb2.FailTaskRequest,
     worker_pb2.ReleaseTaskRequest,
@@ -211,5 +226,7 @@ def look(state: State, subject_id: str) -> None:
         state.alerts.look(subject_id)
     elif subject_id.startswith(alerts.QUEUE_SUBJECT):
         state.alerts.look_at_queue(subject_id.removeprefix(alerts.QUEUE_SUBJECT))
+    elif subject_id == USAGE:
+        state.usage.tell()
     else:
         state.queues.rate_is_free(subject_id)

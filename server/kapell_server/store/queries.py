@@ -206,6 +206,10 @@ def resource_of(event: Event) -> Resource:
             return event.alert
         case "webhook":
             return event.webhook
+        case "usage":
+            return event.usage
+        case "price":
+            return event.price
         case "secret":
             return event.secret
         case "token":

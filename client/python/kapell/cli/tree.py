@@ -91,10 +91,10 @@ TREE = Node(
                 kapell run release --param token=secret:github-token
             """,
             children={
-                "list": Node("List secrets, never their values.", "secret:list_"),
+                "list": Node("List secrets, the newest first.", "secret:list_"),
                 "set": Node("Create or replace a secret.", "secret:set_"),
                 "delete": Node("Forget secrets.", "secret:delete"),
-                "rotate-key": Node("Encrypt all values with a new key.", "secret:rotate_key"),
+                "rotate-key": Node("Make a new key and encrypt all values with it.", "secret:rotate_key"),
             },
         ),
         "limit": Node(
@@ -205,6 +205,34 @@ TREE = Node(
                 "download": Node("Download an artifact.", "artifact:download"),
                 "get": Node("Show one artifact.", "artifact:get"),
                 "delete": Node("Delete artifacts.", "artifact:delete"),
+            },
+        ),
+        "usage": Node(
+            "What agents' work has used, and what it costs.",
+            examples="""
+                kapell usage show --by model,day
+                kapell usage export --since 7d
+                kapell usage estimate --model gpt-5 --input-tokens 20000 --output-tokens 3000 --runs 100
+            """,
+            children={
+                "show": Node("Sum usage by time, model, agent, task or label.", "usage:show"),
+                "export": Node("Print the records themselves.", "usage:export"),
+                "estimate": Node("Tell what work will cost.", "usage:estimate"),
+            },
+        ),
+        "price": Node(
+            "What models cost.",
+            examples="""
+                kapell price list --provider anthropic
+                kapell price set mycloud llama-4 --input-price 0.20 --output-price 0.60
+                kapell price reprice --dry-run
+            """,
+            children={
+                "list": Node("List prices of models.", "price:list_"),
+                "get": Node("Show the price of a model.", "price:get"),
+                "set": Node("Set the price of a model.", "price:set_"),
+                "delete": Node("Forget prices that were set.", "price:delete"),
+                "reprice": Node("Cost what was recorded anew.", "price:reprice"),
             },
         ),
         "profile": Node(

@@ -124,6 +124,12 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """A webhook was created."""
     EVENT_KIND_WEBHOOK_DELETED: _EventKind.ValueType  # 149
     """The webhook was deleted; the event carries its last form."""
+    EVENT_KIND_USAGE_UPDATE: _EventKind.ValueType  # 130
+    """What a task or an agent has used has grown or was corrected; at most one a second for each."""
+    EVENT_KIND_PRICE_SET: _EventKind.ValueType  # 131
+    """price.set: the price of a model was set."""
+    EVENT_KIND_PRICE_DELETED: _EventKind.ValueType  # 132
+    """price.deleted: a price that was set was forgotten or replaced."""
     EVENT_KIND_TOKEN_CREATED: _EventKind.ValueType  # 160
     """A token was made."""
     EVENT_KIND_TOKEN_REVOKED: _EventKind.ValueType  # 161
@@ -235,6 +241,12 @@ EVENT_KIND_WEBHOOK_CREATED: EventKind.ValueType  # 148
 """A webhook was created."""
 EVENT_KIND_WEBHOOK_DELETED: EventKind.ValueType  # 149
 """The webhook was deleted; the event carries its last form."""
+EVENT_KIND_USAGE_UPDATE: EventKind.ValueType  # 130
+"""What a task or an agent has used has grown or was corrected; at most one a second for each."""
+EVENT_KIND_PRICE_SET: EventKind.ValueType  # 131
+"""price.set: the price of a model was set."""
+EVENT_KIND_PRICE_DELETED: EventKind.ValueType  # 132
+"""price.deleted: a price that was set was forgotten or replaced."""
 EVENT_KIND_TOKEN_CREATED: EventKind.ValueType  # 160
 """A token was made."""
 EVENT_KIND_TOKEN_REVOKED: EventKind.ValueType  # 161
