@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack
 import structlog
 from kapell._version import __version__
 
-from kapell_server.clock import SystemClock
+from kapell_server.clock import Clock, SystemClock
 from kapell_server.config import Config
 from kapell_server.data_dir import DataDirectory, StartRefusedError, explain
 from kapell_server.domain.access import Keyring
@@ -29,6 +29,7 @@ from kapell_server.rpc.agents import AgentServicer
 from kapell_server.rpc.approvals import ApprovalServicer
 from kapell_server.rpc.artifacts import ArtifactServicer
 from kapell_server.rpc.auth import Authenticator
+from kapell_server.rpc.budgets import AlertServicer, BudgetServicer
 from kapell_server.rpc.calls import OpenCalls
 from kapell_server.rpc.directives import Directives
 from kapell_server.rpc.events import EventServicer
@@ -47,6 +48,7 @@ from kapell_server.rpc.templates import TemplateServicer
 from kapell_server.rpc.tls import Tls, TlsFiles, TlsUnusableError
 from kapell_server.rpc.tokens import AuditServicer, TokenServicer, keep_uses, write_uses
 from kapell_server.rpc.usage import PriceServicer, UsageServicer
+from kapell_server.rpc.webhooks import WebhookServicer
 from kapell_server.rpc.workers import WorkerServicer
 from kapell_server.shipped_prices import shipped_prices
 from kapell_server.shipped_templates import install_templates
@@ -55,10 +57,12 @@ from kapell_server.store.artifacts import ArtifactStore
 from kapell_server.store.database import Database, StorageError, open_database
 from kapell_server.store.logs import MAX_BYTES, LogStore
 from kapell_server.store.migrate import begin_new_log
+from kapell_server.store.webhook_deliveries import WebhookDeliveries
 from kapell_server.supervise import Supervisor
 from kapell_server.telemetry import Telemetry
 from kapell_server.vault import Vault
 from kapell_server.watch.follow import Watches
+from kapell_server.webhooks.service import Webhooks
 
 _log = structlog.get_logger(__name__)
 
@@ -145,18 +149,9 @@ class App:
             await install_templates(engine)
         logs = LogStore(self.directory.logs)
         undo.callback(logs.close)
-        artifacts = self.artifacts = ArtifactStore(
-            database,
-            self.directory.artifacts,
-            clock=clock,
-            limits=_artifact_limits(config),
-            supervisor=self.supervisor,
-        )
-        undo.callback(artifacts.close)
-        await artifacts.open()
-        keeper = self.supervisor.spawn(artifacts.keep_house(), name="housekeeping of artifacts")
-        undo.callback(keeper.cancel)
+        artifacts = self.artifacts = await self._open_artifacts(database, clock)
         self._begin_retention(engine, database, logs, artifacts)
+        webhooks = await self._begin_webhooks(engine, database, keyring)
         undo.push_async_callback(rpc.stop, STOP_GRACE)
         undo.callback(engine.ring.close)
 
@@ -173,6 +168,7 @@ class App:
         self._begin_keeping_tokens(keyring, authenticator, engine)
         self._serves = True
         servicers = self._servicers(engine, logs, artifacts, spawner, database)
+        servicers["WebhookService"] = webhooks
         servicers["TokenService"] = TokenServicer(
             engine, engine.reads, keyring=keyring, authenticator=authenticator, clock=clock
         )
@@ -180,6 +176,21 @@ class App:
         undo.push_async_callback(rpc.drain)
         self.directory.announce(grpc_address=self.local_address, log_id=engine.log_id)
         undo.callback(self.directory.withdraw)
+
+    async def _open_artifacts(self, database: Database, clock: Clock) -> ArtifactStore:
+        """The files that tasks keep, and their housekeeping."""
+        artifacts = ArtifactStore(
+            database,
+            self.directory.artifacts,
+            clock=clock,
+            limits=_artifact_limits(self.config),
+            supervisor=self.supervisor,
+        )
+        self._undo.callback(artifacts.close)
+        await artifacts.open()
+        keeper = self.supervisor.spawn(artifacts.keep_house(), name="housekeeping of artifacts")
+        self._undo.callback(keeper.cancel)
+        return artifacts
 
     def _authenticator(self, keyring: Keyring) -> Authenticator:
         """Asks the engine only while calls are served, and then there is one."""
@@ -241,6 +252,14 @@ class App:
         retention.start(self.supervisor)
         self._undo.push_async_callback(retention.stop)
 
+    async def _begin_webhooks(self, engine: Engine, database: Database, keyring: Keyring) -> WebhookServicer:
+        """Sends events from now on."""
+        deliveries = WebhookDeliveries(database)
+        webhooks = Webhooks(engine, deliveries, keyring=keyring, clock=SystemClock(), supervisor=self.supervisor)
+        await webhooks.start()
+        self._undo.push_async_callback(webhooks.stop)
+        return WebhookServicer(engine, engine.reads, webhooks, deliveries)
+
     async def _settle(self, database: Database) -> None:
         """Gives a copied data directory a log of its own, before anything acts on it.
 
@@ -296,6 +315,8 @@ class App:
             "LockService": LockServicer(engine, watches),
             "SecretService": SecretServicer(engine, reads, self.vault),
             "ScheduleService": ScheduleServicer(engine, reads, SystemClock()),
+            "BudgetService": BudgetServicer(engine, reads),
+            "AlertService": AlertServicer(engine, reads),
             "WorkerService": WorkerServicer(
                 engine, logs=logs, directives=Directives(engine.ring, reads, self.supervisor)
             ),

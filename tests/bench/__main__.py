@@ -17,6 +17,7 @@ from pathlib import Path
 import uvloop
 
 from tests.bench import (
+    budgeting,
     creating,
     flooding,
     ledger,
@@ -40,6 +41,8 @@ MODULES = (
     queueing,
     parking,
     locks_dispatch,
+    budgeting,
+    parking,
     watching,
     reading,
     retaining,

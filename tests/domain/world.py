@@ -16,6 +16,7 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 from kapell.v1.agent_pb2 import Agent, AgentSpec, CommandRuntime, SpawnAgentRequest
 from kapell.v1.approval_pb2 import Approval, ApprovalAuditEntry, ApprovalContent
+from kapell.v1.budget_pb2 import Reservation
 from kapell.v1.queue_pb2 import (
     ConcurrencyLimit,
     DrainQueueRequest,
@@ -92,6 +93,8 @@ class Rows:
         self.bulk_jobs: dict[str, BulkJob] = {}
         self.bulk_steps: dict[tuple[str, int], bytes] = {}
         self.schedule_tasks: dict[str, TaskSpec] = {}
+        self.budget_spend: dict[tuple[str, int], int] = {}
+        self.reservations: dict[str, Reservation] = {}
         self.schedule_runs: dict[str, str] = {}
         self.event_times: list[int] = []
         self.usage = UsageRows()
@@ -166,6 +169,8 @@ class World:
         self.rows = Rows()
         self.now_ns = START_NS
         self.events: list[str] = []
+        self.deciders: dict[type, Any] = {}
+        """Commands that only tests have."""
 
     def do(self, *commands: Any, caller: Caller = USER) -> Any:
         """One batch. The last command's answer; its refusal is raised, the others' are dropped."""
@@ -197,7 +202,7 @@ class World:
         try:
             if isinstance(command, LeaseTasksRequest):
                 return dispatch.poll(self.state, command, object())
-            decide = DECIDERS.get(type(command)) or QUESTIONS[type(command)]
+            decide = DECIDERS.get(type(command)) or QUESTIONS.get(type(command)) or self.deciders[type(command)]
             return decide(self.state, command)
         except KapellError as error:
             self.state.rollback(mark)
@@ -236,6 +241,14 @@ class World:
         for key in pending.bulk.ended:
             rows.bulk_jobs.pop(key, None)
             rows.bulk_steps = {step: data for step, data in rows.bulk_steps.items() if step[0] != key}
+        for slice_key, units in pending.budget_spend.items():
+            rows.budget_spend.pop(slice_key, None)
+            if units:
+                rows.budget_spend[slice_key] = units
+        for reservation_id, reservation in pending.reservations.items():
+            rows.reservations.pop(reservation_id, None)
+            if reservation is not None:
+                rows.reservations[reservation_id] = reservation
         rows.attempts.update({key: record for key, (record, _) in pending.attempts.items()})
 
     def _place(self, resource: Resource) -> tuple[dict[Any, Any], Any]:
@@ -301,6 +314,7 @@ class World:
             list(state.edges.stirred),
             {key: found.SerializeToString() for key, found in self.rows.standing.items()},
             self._picture_of_queues(),
+            self._picture_of_budgets(),
             self.rows.usage.picture(state),
             len(state.polls),
             list(self.events),
@@ -308,6 +322,25 @@ class World:
             [found.SerializeToString() for found in state.approvals.pending()],
             {task_id: list(ids) for task_id, ids in state.approvals._of_task.items()},
             sorted(self.rows.approval_audit),
+        )
+
+    def _picture_of_budgets(self) -> object:
+        """What is spent, reserved and crossed of each budget, who holds what, and the live alerts."""
+        budgets = self.state.budgets
+        return (
+            {
+                key: (one.limit, one.extended, one.spent, one.reserved, dict(one.slices), one.crossed, one.lifted)
+                for key, one in budgets.tallies.items()
+            },
+            {
+                key: [(hold.tally.budget_id, hold.granted, hold.reserved, hold.spent) for hold in held]
+                for key, held in budgets._held.items()
+            },
+            sorted(budgets.reservations),
+            dict(budgets._used),
+            dict(self.state.alerts._live),
+            dict(self.rows.budget_spend),
+            sorted(self.rows.reservations),
         )
 
     def _picture_of_queues(self) -> object:

@@ -6,6 +6,7 @@ from typing import Any
 
 from tests.rpc.rpc_approvals import APPROVALS, VALID_OF_APPROVALS
 from tests.rpc.rpc_artifacts import ARTIFACTS, VALID_OF_ARTIFACTS
+from tests.rpc.rpc_budgets import BUDGETS, VALID_OF_BUDGETS
 from tests.rpc.rpc_bulk import BULK
 from tests.rpc.rpc_locks import LOCKS, VALID_OF_LOCKS
 from tests.rpc.rpc_queues import QUEUES, VALID_OF_QUEUES
@@ -40,7 +41,8 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     **{
         name: case.malformed
         for name, case in (
-            TEMPLATES | BULK | QUEUES | ARTIFACTS | SCHEDULES | USAGE | APPROVALS | LOCKS | SECRETS | TOKENS
+            *(TEMPLATES | BULK | QUEUES | ARTIFACTS | SCHEDULES | USAGE | APPROVALS | LOCKS).items(),
+            *(BUDGETS | SECRETS | TOKENS).items(),
         ).items()
         if case.malformed
     },
@@ -81,6 +83,7 @@ VALID: dict[str, dict[str, Any]] = {
     **VALID_OF_ARTIFACTS,
     **VALID_OF_QUEUES,
     **VALID_OF_SCHEDULES,
+    **VALID_OF_BUDGETS,
     **VALID_OF_USAGE,
     **VALID_OF_LOCKS,
     **VALID_OF_SECRETS,

@@ -19,9 +19,10 @@ from kapell.v1.task_pb2 import (
     TaskProgress,
 )
 
-from tests.rpc import rpc_dependencies
+from tests.rpc import rpc_budgets, rpc_dependencies
 from tests.rpc.rpc_approvals import APPROVALS
 from tests.rpc.rpc_artifacts import ARTIFACTS
+from tests.rpc.rpc_budgets import BUDGETS
 from tests.rpc.rpc_bulk import BULK
 from tests.rpc.rpc_cases import (
     FAR_FUTURE,
@@ -65,6 +66,7 @@ TASKS: dict[str, Case] = {
         holds=lambda answer: answer.task.state == TASK_STATE_QUEUED and answer.task.revision == answer.revision,
         refused={
             **OF_CREATE_TASK,
+            **rpc_budgets.OF_CREATE_TASK,
             **rpc_dependencies.OF_CREATE_TASK,
             **QUEUE_DRAINING,
             **SECRET_NOT_FOUND,
@@ -420,6 +422,7 @@ CASES: dict[str, Case] = {
     **QUEUES,
     **TEMPLATES,
     **SCHEDULES,
+    **BUDGETS,
     **USAGE,
     **LOCKS,
     **SECRETS,

@@ -19,7 +19,9 @@ from google.protobuf.message import Message
 from kapell.v1 import (
     admin_pb2,
     agent_pb2,
+    alert_pb2,
     approval_pb2,
+    budget_pb2,
     lock_pb2,
     price_pb2,
     queue_pb2,
@@ -28,6 +30,7 @@ from kapell.v1 import (
     task_pb2,
     template_pb2,
     usage_pb2,
+    webhook_pb2,
     worker_pb2,
 )
 from kapell.v1.agent_pb2 import Agent, AgentSpec, CommandRuntime, SpawnAgentRequest
@@ -232,7 +235,8 @@ def decoded(request: Any, answer: bytes) -> Any:
         return None
     name = message.DESCRIPTOR.name.removesuffix("Request") + "Response"
     tasks = (task_pb2, template_pb2, schedule_pb2, approval_pb2)
-    modules = (*tasks, agent_pb2, queue_pb2, secret_pb2, worker_pb2, admin_pb2, usage_pb2, price_pb2, lock_pb2)
+    money = (usage_pb2, price_pb2, budget_pb2, alert_pb2, webhook_pb2)
+    modules = (*tasks, *money, agent_pb2, queue_pb2, secret_pb2, worker_pb2, admin_pb2, lock_pb2)
     [response] = [getattr(module, name) for module in modules if hasattr(module, name)]
     return response.FromString(answer)
 

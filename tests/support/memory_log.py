@@ -10,7 +10,9 @@ import copy
 from collections.abc import Collection
 
 from kapell.v1.agent_pb2 import Agent
+from kapell.v1.alert_pb2 import Alert
 from kapell.v1.approval_pb2 import Approval, ApprovalRule
+from kapell.v1.budget_pb2 import Budget
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse
 from kapell.v1.lock_pb2 import Lock, LockSession, LockTicket
 from kapell.v1.price_pb2 import Price
@@ -22,6 +24,7 @@ from kapell.v1.template_pb2 import Template
 from kapell.v1.token_pb2 import Token
 from kapell.v1.usage_pb2 import UsageUpdate
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT, EVENT_KIND_TASK_DELETED, EventKind
+from kapell.v1.webhook_pb2 import Webhook
 from kapell_server.domain.pending import Resource
 from kapell_server.store.record import Record
 from kapell_server.store.writes import resource_id
@@ -79,6 +82,9 @@ class MemoryLog:
             "queue": Queue,
             "limit": ConcurrencyLimit,
             "schedule": Schedule,
+            "budget": Budget,
+            "alert": Alert,
+            "webhook": Webhook,
             "price": Price,
             "usage": UsageUpdate,
             "approval": Approval,

@@ -16,9 +16,11 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSe
 from kapell.v1 import (
     admin_pb2,
     agent_pb2,
+    alert_pb2,
     approval_pb2,
     artifact_pb2,
     audit_pb2,
+    budget_pb2,
     event_pb2,
     lock_pb2,
     price_pb2,
@@ -29,6 +31,7 @@ from kapell.v1 import (
     template_pb2,
     token_pb2,
     usage_pb2,
+    webhook_pb2,
     worker_pb2,
 )
 
@@ -54,7 +57,9 @@ def services() -> list[ServiceDescriptor]:
         admin_pb2,
         agent_pb2,
         approval_pb2,
+        alert_pb2,
         artifact_pb2,
+        budget_pb2,
         audit_pb2,
         event_pb2,
         price_pb2,
@@ -64,6 +69,7 @@ def services() -> list[ServiceDescriptor]:
         secret_pb2,
         task_pb2,
         template_pb2,
+        webhook_pb2,
         usage_pb2,
         token_pb2,
         worker_pb2,

@@ -26,7 +26,20 @@ ROOMS: dict[str, set[str]] = {
     "store": {"domain", "watch", *GROUND},
     "engine": {"domain", "store", "watch", *GROUND},
     "spawner": {"domain", "store", "watch", "engine", *GROUND},
-    "rpc": {"domain", "store", "watch", "engine", "spawner", "config", "profiles", "telemetry", "vault", *GROUND},
+    "webhooks": {"domain", "store", "engine", *GROUND},
+    "rpc": {
+        "domain",
+        "store",
+        "watch",
+        "engine",
+        "spawner",
+        "webhooks",
+        "config",
+        "profiles",
+        "telemetry",
+        "vault",
+        *GROUND,
+    },
 }
 
 

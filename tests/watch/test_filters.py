@@ -136,6 +136,9 @@ def test_the_snapshot_passes_whatever_kinds_are_wanted() -> None:
     assert found.matches(task_record(kind=EVENT_KIND_SNAPSHOT))
 
 
+FIRST = ("task", "agent", "template", "queue", "limit", "schedule")
+
+
 @pytest.mark.parametrize(
     ("wanted", "kinds"),
     [

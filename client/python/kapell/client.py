@@ -15,8 +15,10 @@ from typing import Self, TypeVar, Unpack, overload
 
 from kapell.admin import Admin
 from kapell.agents import Agents
+from kapell.alerts import Alerts
 from kapell.approvals import Approvals
 from kapell.artifacts import Artifacts
+from kapell.budgets import Budgets
 from kapell.connection import DEFAULT_TIMEOUT, Connection
 from kapell.discovery import Endpoint, Tls, discover
 from kapell.emitter import Emitter, Handler
@@ -33,6 +35,7 @@ from kapell.usage import Prices, Usage
 from kapell.v1.event_pb2 import Event
 from kapell.v1.lock_pb2 import LockItem
 from kapell.watch import Watch
+from kapell.webhooks import Webhooks
 
 _H = TypeVar("_H", bound=Handler)
 
@@ -69,6 +72,9 @@ class Client:
         self.templates = Templates(server)
         self.artifacts = Artifacts(server)
         self.schedules = Schedules(server)
+        self.budgets = Budgets(server)
+        self.alerts = Alerts(server)
+        self.webhooks = Webhooks(server)
         self.usage = Usage(server)
         self.prices = Prices(server)
         self.approvals = Approvals(server)

@@ -21,8 +21,10 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 from kapell._locks.blocking import SyncHeldLocks, SyncHeldSession
 from kapell.admin import Admin
 from kapell.agents import Agents
+from kapell.alerts import Alerts
 from kapell.approvals import Approvals
 from kapell.artifacts import Artifacts
+from kapell.budgets import Budgets
 from kapell.client import Client
 from kapell.connection import DEFAULT_TIMEOUT, Connection
 from kapell.discovery import Endpoint, Tls
@@ -38,6 +40,7 @@ from kapell.templates import Templates
 from kapell.tokens import Audit, Tokens
 from kapell.usage import Prices, Usage
 from kapell.v1.lock_pb2 import LockItem
+from kapell.webhooks import Webhooks
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -277,6 +280,41 @@ class SyncSchedules(_Face[Schedules]):
     preview = blocking(Schedules.preview)
 
 
+class SyncBudgets(_Face[Budgets]):
+    """`client.budgets`, blocking."""
+
+    create = blocking(Budgets.create)
+    get = blocking(Budgets.get)
+    list = blocking(Budgets.list)
+    iterate = streaming(Budgets.iterate)
+    update = blocking(Budgets.update)
+    delete = blocking(Budgets.delete)
+    resume = blocking(Budgets.resume)
+    reserve = blocking(Budgets.reserve)
+    settle = blocking(Budgets.settle)
+    release = blocking(Budgets.release)
+
+
+class SyncAlerts(_Face[Alerts]):
+    """`client.alerts`, blocking."""
+
+    list = blocking(Alerts.list)
+    iterate = streaming(Alerts.iterate)
+    acknowledge = blocking(Alerts.acknowledge)
+
+
+class SyncWebhooks(_Face[Webhooks]):
+    """`client.webhooks`, blocking."""
+
+    create = blocking(Webhooks.create)
+    list = blocking(Webhooks.list)
+    iterate = streaming(Webhooks.iterate)
+    delete = blocking(Webhooks.delete)
+    test = blocking(Webhooks.test)
+    deliveries = blocking(Webhooks.deliveries)
+    resend = blocking(Webhooks.resend)
+
+
 class SyncUsage(_Face[Usage]):
     """`client.usage`, blocking."""
 
@@ -396,6 +434,9 @@ class SyncClient:
         self.templates = SyncTemplates(loop, client.templates)
         self.artifacts = SyncArtifacts(loop, client.artifacts)
         self.schedules = SyncSchedules(loop, client.schedules)
+        self.budgets = SyncBudgets(loop, client.budgets)
+        self.alerts = SyncAlerts(loop, client.alerts)
+        self.webhooks = SyncWebhooks(loop, client.webhooks)
         self.usage = SyncUsage(loop, client.usage)
         self.prices = SyncPrices(loop, client.prices)
         self.approvals = SyncApprovals(loop, client.approvals)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Struct
 
+from kapell.amounts import task_estimate
 from kapell.connection import Connection, Stream
 from kapell.dependencies import Dependency, dependencies
 from kapell.errors import KapellError, WaitTimeout
@@ -32,6 +33,7 @@ from kapell.messages import (
 from kapell.reconnect import CONNECT_TIMEOUT, Reconnect
 from kapell.v1 import task_pb2 as pb
 from kapell.v1.approval_policy_pb2 import ApprovalPolicy
+from kapell.v1.budget_pb2 import TaskEstimate
 from kapell.v1.common_pb2 import LIST_ORDER_UNSPECIFIED, ListOrder
 from kapell.v1.lock_pb2 import LockItem, TaskLock
 from kapell.v1.task_pb2_grpc import TaskServiceStub
@@ -85,6 +87,10 @@ class TaskFields(TypedDict, total=False):
     """Paths that it changes: it starts when all of its locks are free, and has them while it runs."""
     read_locks: Iterable[str | LockItem]
     """Paths that it only reads, beside others that do."""
+    estimate: str | TaskEstimate
+    """What each attempt is expected to use at most: "$0.20", or "$0.20, 50k tokens, 10m"."""
+    budget_id: str
+    """A budget that it draws from besides those whose scope it is in."""
 
 
 class BulkKeywords(TaskQuery, total=False):
@@ -131,6 +137,8 @@ def task_spec(agent_type: str = "", prompt: str = "", **fields: Unpack[TaskField
         concurrency_keys=fields.get("concurrency_keys", ()),
         approval=fields.get("approval"),
         locks=task_locks(fields.get("locks", ()), fields.get("read_locks", ())),
+        estimate=task_estimate(fields["estimate"]) if "estimate" in fields else None,
+        budget_id=fields.get("budget_id", ""),
         secrets=fields.get("secrets", {}),
     )
 

@@ -131,6 +131,11 @@ class Keyring:
         subject = f"{agent_id}.{instance}"
         return f"kapell_agent_{subject}.{self._mac('agent:' + subject)}"
 
+    def webhook_key(self, webhook_id: str, create_ns: int) -> bytes:
+        """What the deliveries of a webhook are signed by; one that is made again under its id has another."""
+        subject = f"webhook:{webhook_id}.{create_ns:x}"
+        return hashlib.blake2b(subject.encode(), key=self._key, digest_size=32).digest()
+
     def token_secret(self, token_id: str) -> str:
         """The whole secret of a user's token, which begins with its id."""
         mac = hashlib.blake2b(f"token:{token_id}".encode(), key=self._key, digest_size=32).hexdigest()

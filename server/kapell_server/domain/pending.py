@@ -9,6 +9,7 @@ from typing import Protocol
 from kapell.v1.agent_pb2 import Agent
 from kapell.v1.approval_pb2 import Approval, ApprovalAuditEntry, ApprovalContent
 from kapell.v1.audit_pb2 import AuditEntry
+from kapell.v1.budget_pb2 import Reservation
 from kapell.v1.task_pb2 import Task, TaskAttempt, TaskEdit, TaskSpec
 from kapell.v1.template_pb2 import Template, TemplateVersion
 from kapell.v1.usage_pb2 import UsageUpdate
@@ -85,7 +86,13 @@ class Pending:
     """Sealed values of secrets; empty for those that were deleted."""
     starts: dict[tuple[str, int], int] = field(default_factory=dict)
     """Starts under a rate, as (limit id, time), each with the time before which earlier ones are forgotten."""
+    webhook_urls: dict[str, str | None] = field(default_factory=dict)
+    """Where webhooks are sent to; None of those that were deleted."""
     forgotten_starts: dict[str, bool] = field(default_factory=dict)
+    budget_spend: dict[tuple[str, int], int] = field(default_factory=dict)
+    """What was spent, by budget and slice; 0 where the slice is no more."""
+    reservations: dict[str, Reservation | None] = field(default_factory=dict)
+    """Reservations of callers; None of those that have ended."""
     instance_keys: dict[str, str] = field(default_factory=dict)
     specs: dict[str, bytes] = field(default_factory=dict)
     deleted_agents: dict[str, bool] = field(default_factory=dict)

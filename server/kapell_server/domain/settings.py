@@ -33,6 +33,8 @@ class Settings:
     """How long a request_id is remembered."""
     starving_after: float = 600.0
     """A task that is QUEUED for so long gets every fourth turn of each agent, whatever its priority."""
+    queue_age_alert: float = 900.0
+    """A task that is QUEUED for so long fires an alert about its type."""
     keep_tasks_for: float = 30 * 86_400.0
     """How long finished tasks are kept; 0 for ever."""
     keep_tasks: int = 1_000_000

@@ -24,7 +24,10 @@ from kapell.v1.task_pb2 import (
 from kapell.v1.watch_pb2 import EventKind
 
 from kapell_server.domain.access import Caller, Keyring, system
+from kapell_server.domain.alerts.alerts import Alerts
 from kapell_server.domain.approvals.shelf import ApprovalShelf
+from kapell_server.domain.budgets import from_ledger
+from kapell_server.domain.budgets.budgets import Budgets
 from kapell_server.domain.ids import IdMinter
 from kapell_server.domain.locks import grants
 from kapell_server.domain.locks.table import LockTable
@@ -100,6 +103,9 @@ class State:
         self.audit_number = 0
         self.schedule_lives = ScheduleLives(self)
         self._undo: list[tuple[Any, ...]] = []
+        self.alerts = Alerts(self)
+        self.budgets = Budgets(self)
+        self.usage.settlers.append(from_ledger.settle)
         self.queues = Queues(self)
         self.vault: Vault = NoVault()
         self.secret_values: dict[str, bytes] = {}  # by name, sealed
@@ -135,6 +141,7 @@ class State:
         """The batch is committed: it cannot be undone any more, even if the next one fails before it begins."""
         self._undo.clear()
         self.queues.trim()
+        self.budgets.trim()
         if len(self._due) > 2 * len(self._scheduled) + _SLACK:
             self._due = [(due_ns, subject_id) for subject_id, due_ns in self._scheduled.items()]
             heapq.heapify(self._due)
@@ -353,6 +360,7 @@ class State:
         """Grants a lease with its attempt."""
         self.leases.add(lease)
         self._undo.append((self.leases.remove, lease))
+        self.budgets.attach(lease)
         self.put_attempt(lease.record, lease.poll_id, new=True)
         self.busy_agents.add(lease.agent_id)
         self.schedule(lease.expire_ns, lease.task_id)
@@ -362,6 +370,7 @@ class State:
         self.leases.remove(lease)
         self._undo.append((self.leases.restore, lease))
         grants.end_attempt(self, record)
+        self.budgets.finish(lease, record)
         self.put_attempt(record, lease.poll_id)
         self.busy_agents.add(lease.agent_id)
         self.polls.touch_agent(lease.agent_id)
@@ -415,6 +424,7 @@ class State:
             self.assign(self.pending.deleted_agents, agent.agent_id, True)
         else:
             self.assign(self.agents, agent.agent_id, agent)
+        self.alerts.agent_changed(agent, deleted=deleted)
         return agent
 
     def set_instance_key(self, agent_id: str, instance_key: str) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 from kapell.v1 import (
     admin_pb2,
     agent_pb2,
+    alert_pb2,
     approval_pb2,
+    budget_pb2,
     lock_pb2,
     price_pb2,
     queue_pb2,
@@ -18,10 +20,14 @@ from kapell.v1 import (
     template_pb2,
     token_pb2,
     usage_pb2,
+    webhook_pb2,
     worker_pb2,
 )
 
+from kapell_server.domain.alerts import alerts
 from kapell_server.domain.approvals import decision, expiry, inbox, request, rules
+from kapell_server.domain.budgets import budget, reservation
+from kapell_server.domain.budgets.budgets import HOLD_SUBJECT
 from kapell_server.domain.locks import deadlock, grants, lock, resumption, session, ticket, views
 from kapell_server.domain.queueing import explain, queue, start_blockers
 from kapell_server.domain.schedules import schedule, schedule_run
@@ -34,6 +40,7 @@ from kapell_server.domain.templates import template
 from kapell_server.domain.tokens import token
 from kapell_server.domain.usage import estimate, ledger, price, reprice
 from kapell_server.domain.usage.shelf import SUBJECT as USAGE
+from kapell_server.domain.webhooks import webhook
 from kapell_server.domain.workers import agent, attempt, worker
 from kapell_server.engine.facts import (
     AgentProcessExited,
@@ -85,6 +92,16 @@ DECIDERS: dict[type, Decide] = {
     schedule_pb2.PauseScheduleRequest: schedule.pause_schedule,
     schedule_pb2.ResumeScheduleRequest: schedule.resume_schedule,
     schedule_pb2.TriggerScheduleRequest: schedule.trigger_schedule,
+    budget_pb2.CreateBudgetRequest: budget.create_budget,
+    budget_pb2.UpdateBudgetRequest: budget.update_budget,
+    budget_pb2.DeleteBudgetRequest: budget.delete_budget,
+    budget_pb2.ResumeBudgetRequest: budget.resume_budget,
+    budget_pb2.ReserveBudgetRequest: reservation.reserve_budget,
+    budget_pb2.SettleReservationRequest: reservation.settle_reservation,
+    budget_pb2.ReleaseReservationRequest: reservation.release_reservation,
+    alert_pb2.AcknowledgeAlertRequest: alerts.acknowledge_alert,
+    webhook_pb2.CreateWebhookRequest: webhook.create_webhook,
+    webhook_pb2.DeleteWebhookRequest: webhook.delete_webhook,
     usage_pb2.RecordUsageRequest: ledger.record_usage,
     UsageChunk: lambda state, chunk: ledger.record_usage(state, chunk.request),
     reprice.RepriceCommand: reprice.reprice,
@@ -131,6 +148,7 @@ DECIDERS: dict[type, Decide] = {
 QUESTIONS: dict[type, Decide] = {
     task_pb2.ExplainTaskRequest: explain.explain,
     queue_pb2.GetQueueStatsRequest: queue.stats,
+    budget_pb2.GetBudgetRequest: budget.get_budget,
     start_blockers.StartQuestion: start_blockers.held_up,
     price_pb2.ListPricesRequest: price.list_prices,
     price_pb2.GetPriceRequest: price.get_price,
@@ -214,8 +232,8 @@ def tasks_to_look_at(state: State, subject_ids: Iterable[str]) -> Iterable[str]:
     for subject_id in subject_ids:
         if subject_id.startswith("schedule_"):
             yield from state.schedule_lives.of(subject_id)
-        elif subject_id.startswith("task_"):
-            yield subject_id
+        elif subject_id.startswith(("task_", HOLD_SUBJECT)):
+            yield subject_id.removeprefix(HOLD_SUBJECT)
 
 
 _LOOKS: dict[str, Callable[[State, str], object]] = {
@@ -227,15 +245,21 @@ _LOOKS: dict[str, Callable[[State, str], object]] = {
     "grant": grants.look_at_grant,
     "ticket": resumption.look_at_ticket,
     "lock": resumption.look_at_lock,
+    "budget": lambda state, subject_id: state.budgets.look(subject_id),
+    "reservation": reservation.look_at_reservation,
+    "hold": lambda state, subject_id: state.budgets.look_at_hold(subject_id.removeprefix(HOLD_SUBJECT)),
+    "alert": lambda state, subject_id: state.alerts.look(subject_id),
     USAGE: lambda state, _: state.usage.tell(),
 }
 """By the prefix of the subject's id."""
 
 
 def look(state: State, subject_id: str) -> None:
-    """Does what time asks of a subject; what has no prefix of its own is the limit of a queue or key."""
+    """Does what time asks of a subject; what has no prefix of its own is about a queue or a key."""
     at = _LOOKS.get(subject_id.partition("_")[0])
     if at is not None:
         at(state, subject_id)
+    elif subject_id.startswith(alerts.QUEUE_SUBJECT):
+        state.alerts.look_at_queue(subject_id.removeprefix(alerts.QUEUE_SUBJECT))
     else:
         state.queues.rate_is_free(subject_id)

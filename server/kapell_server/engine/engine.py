@@ -18,6 +18,7 @@ from typing import Any
 import structlog
 from kapell.rules.redaction import Redactor
 from kapell.v1.agent_pb2 import TERMINATE_MODE_FORCE, Agent, TerminateAgentRequest
+from kapell.v1.budget_pb2 import Budget
 from kapell.v1.error_pb2 import ERROR_REASON_QUEUE_FULL, ERROR_REASON_SERVER_DRAINING
 from kapell.v1.lock_pb2 import AcquireLocksRequest, CheckFenceRequest, CheckFenceResponse
 from kapell.v1.price_pb2 import Price
@@ -294,6 +295,12 @@ class Engine:
     def key_use(self, key: str) -> tuple[int, int]:
         """How many tasks of a concurrency key run, and how many are QUEUED."""
         return self._state.queues.keys.count(key)
+
+    def fill_in_budget(self, budget: Budget) -> None:
+        """Puts what is spent and reserved right now into a budget; one that is gone stays as it is."""
+        tally = self._state.budgets.tallies.get(budget.budget_id)
+        if tally is not None:
+            budget.status.CopyFrom(self._state.budgets.status(tally))
 
     def costed_anew(
         self, request: RepriceUsageRequest, records: Sequence[UsageRecord]

@@ -55,6 +55,8 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
         state.schedule(grace, record.task_id)
     resumption.load(state, request_key)
     state.queues.load(loaded.queued, loaded.leased, loaded.resting, loaded.starts)
+    state.budgets.load(*loaded.budgets)
+    state.alerts.load()
     state.edges.load(loaded.edges, loaded.stirred)
     state.token_digests.update(load_token_digests(connection))
     state.audit_number = load_audit_number(connection)

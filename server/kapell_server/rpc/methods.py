@@ -14,9 +14,11 @@ from google.protobuf.message_factory import GetMessageClass
 from kapell.v1 import (
     admin_pb2,
     agent_pb2,
+    alert_pb2,
     approval_pb2,
     artifact_pb2,
     audit_pb2,
+    budget_pb2,
     common_pb2,
     event_pb2,
     lock_pb2,
@@ -28,6 +30,7 @@ from kapell.v1 import (
     template_pb2,
     token_pb2,
     usage_pb2,
+    webhook_pb2,
     worker_pb2,
 )
 
@@ -38,6 +41,9 @@ FILES = (
     artifact_pb2,
     template_pb2,
     schedule_pb2,
+    budget_pb2,
+    alert_pb2,
+    webhook_pb2,
     usage_pb2,
     price_pb2,
     secret_pb2,

@@ -49,6 +49,7 @@ _TASK = ("kapell.v1.Task", "task_id")
 _AGENT = ("kapell.v1.Agent", "agent_id")
 _TEMPLATE = ("kapell.v1.Template", "template_id")
 _QUEUE = ("kapell.v1.Queue", "agent_type")
+_BUDGET = ("kapell.v1.Budget", "budget_id")
 _ARTIFACT = ("kapell.v1.Artifact", "artifact_id")
 _APPROVAL = ("kapell.v1.Approval", "approval_id")
 
@@ -115,6 +116,11 @@ TABLE: dict[reasons.ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_LOCK_LOST: Row(StatusCode.ABORTED),
     reasons.ERROR_REASON_LOCK_TICKET_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.LockTicket", "ticket_id")),
     reasons.ERROR_REASON_LOCK_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
+    reasons.ERROR_REASON_BUDGET_NOT_FOUND: Row(StatusCode.NOT_FOUND, _BUDGET),
+    reasons.ERROR_REASON_BUDGET_EXCEEDED: Row(StatusCode.RESOURCE_EXHAUSTED, _BUDGET),
+    reasons.ERROR_REASON_RESERVATION_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Reservation", "reservation_id")),
+    reasons.ERROR_REASON_ALERT_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Alert", "alert_id")),
+    reasons.ERROR_REASON_WEBHOOK_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Webhook", "webhook_id")),
     reasons.ERROR_REASON_TOKEN_EXPIRED: Row(StatusCode.UNAUTHENTICATED),
     reasons.ERROR_REASON_TOKEN_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Token", "token_id")),
     reasons.ERROR_REASON_RATE_LIMITED: Row(StatusCode.RESOURCE_EXHAUSTED, retry_after=1.0),

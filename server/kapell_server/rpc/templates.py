@@ -86,6 +86,8 @@ class TemplateServicer:
         rendered = compile_version(version).render(plain_struct(request.parameters), "parameters")
         agent_type = request.agent_type or spec.agent_type
         steps = rendered_steps(spec, rendered, agent_type)
+        labels = tuple(spec.labels.items())
+        held_up = await self._held_up(agent_type, steps, rendered, (template.template_id, labels), caller)
         return template_pb2.RenderTemplateResponse(
             template_id=template.template_id,
             version=template.version,
@@ -97,21 +99,26 @@ class TemplateServicer:
             retry_policy=with_defaults(spec.retry_policy),
             timeouts=spec.timeouts if spec.HasField("timeouts") else None,
             history=_history(await self._reads.templates.history(template.template_id)),
-            blockers=await self._blockers(agent_type, steps, rendered, caller),
+            blockers=held_up.blockers,
+            budget_holds=held_up.budget_holds,
             revision=revision,
             steps=steps,
             concurrency_keys=rendered.concurrency_keys,
             locks=rendered.locks,
         )
 
-    async def _blockers(
+    async def _held_up(
         self,
         agent_type: str,
         steps: list[template_pb2.RenderedStep],
         rendered: Rendered,
+        features: tuple[str, tuple[tuple[str, str], ...]],
         caller: Caller,
-    ) -> list[template_pb2.StartBlocker]:
-        """What would keep the first steps, or the task itself, from starting now; and types that nobody serves."""
+    ) -> template_pb2.RenderTemplateResponse:
+        """What would keep the first steps, or the task itself, from starting now; and types that nobody serves.
+
+        `features` are the template and its labels. The answer has blockers and budget_holds alone.
+        """
         ahead = [step for step in steps if not step.left_out]
         beginning = [step for step in ahead if not step.depends_on]
         first = dict.fromkeys(step.agent_type for step in beginning) or {agent_type: None}
@@ -123,9 +130,10 @@ class TemplateServicer:
         starting: Sequence[template_pb2.RenderedStep | Rendered] = beginning or (rendered,)
         keys = dict.fromkeys(key for one in starting for key in one.concurrency_keys)
         locks = tuple(tuple(one.locks) for one in starting)
-        question = StartQuestion(tuple(needed), tuple(first), tuple(keys), locks)
+        question = StartQuestion(tuple(needed), tuple(first), tuple(keys), locks, *features)
         held_up = template_pb2.RenderTemplateResponse.FromString(await self._engine.submit(question, caller))
-        return [*held_up.blockers, *blockers]
+        held_up.blockers.extend(blockers)
+        return held_up
 
     async def _blockers_of(self, agent_type: str) -> list[template_pb2.StartBlocker]:
         """What would keep a task of this type from starting now."""

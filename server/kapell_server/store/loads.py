@@ -29,6 +29,7 @@ from kapell_server.domain.tasks.edges import KEPT, Edge
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL
 from kapell_server.domain.usage.entry import Dims, Entry, Series, Total
 from kapell_server.store import approval_rows, usage_rows
+from kapell_server.store.budget_rows import BudgetRows, load_budget_rows
 from kapell_server.store.bulk import Bulk, Lookup
 from kapell_server.store.retention import newest_event_before, oldest_revision
 from kapell_server.store.schedule_rows import load_schedule_runs, load_schedule_task
@@ -184,6 +185,8 @@ class Resumption:
     """Tasks under keys that wait for their next attempt: id, time they first joined, concurrency keys."""
     starts: list[tuple[str, int]]
     """When tasks under a start rate began: limit id and time, in order of time."""
+    budgets: BudgetRows
+    """What was spent of budgets, and what callers have reserved."""
     secret_values: dict[str, bytes]
     """Values of secrets by name, sealed."""
     agent_secrets: dict[str, dict[str, str]]
@@ -213,6 +216,7 @@ def load_resumption(connection: Connection) -> Resumption:
         leased=_load_leased(connection),
         resting=_load_resting(connection),
         starts=[(limit_id, ns) for limit_id, ns in connection.execute(_starts_in_order)],
+        budgets=load_budget_rows(connection),
         secret_values=load_secret_values(connection),
         agent_secrets=_load_agent_secrets(connection),
         schedule_runs=load_schedule_runs(connection),

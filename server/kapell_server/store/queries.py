@@ -202,6 +202,12 @@ def resource_of(event: Event) -> Resource:
             return event.limit
         case "schedule":
             return event.schedule
+        case "budget":
+            return event.budget
+        case "alert":
+            return event.alert
+        case "webhook":
+            return event.webhook
         case "usage":
             return event.usage
         case "price":

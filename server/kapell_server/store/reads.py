@@ -7,7 +7,9 @@ from typing import Literal
 
 import sqlalchemy as sa
 from kapell.v1.agent_pb2 import Agent, AgentSpec, ListAgentsRequest, ListAgentsResponse
+from kapell.v1.alert_pb2 import Alert
 from kapell.v1.approval_pb2 import Approval, ApprovalRule
+from kapell.v1.budget_pb2 import Budget
 from kapell.v1.common_pb2 import LIST_ORDER_OLDEST_FIRST
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse, ListEventsRequest
 from kapell.v1.lock_pb2 import Lock, LockSession, LockTicket
@@ -31,6 +33,7 @@ from kapell.v1.template_pb2 import Template
 from kapell.v1.token_pb2 import Token
 from kapell.v1.usage_pb2 import UsageUpdate
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
+from kapell.v1.webhook_pb2 import Webhook
 from sqlalchemy.engine import Connection
 
 from kapell_server.domain.not_found import agent_not_found, task_not_found
@@ -81,6 +84,9 @@ ResourceKind = Literal[
     "schedule",
     "price",
     "usage",
+    "budget",
+    "alert",
+    "webhook",
     "approval",
     "approval_rule",
     "lock",
@@ -331,6 +337,9 @@ _TABLES: dict[ResourceKind, tuple[sa.Table, type[Resource]]] = {
     "queue": (standing, Queue),
     "limit": (standing, ConcurrencyLimit),
     "schedule": (standing, Schedule),
+    "budget": (standing, Budget),
+    "alert": (standing, Alert),
+    "webhook": (standing, Webhook),
     "price": (standing, Price),
     "usage": (usage_totals, UsageUpdate),
     "approval": (approvals, Approval),

@@ -31,6 +31,8 @@ metadata = MetaData(
 
 SHIPPED_DIGEST = "shipped_templates"
 """The entry of `meta` that tells which of Kapell's own templates are in the database."""
+WEBHOOK_CURSOR = "webhook_cursor"
+"""The entry of `meta` that tells up to which revision events were taken up for webhooks."""
 OLDEST_REVISION = "oldest_revision"
 """The entry of `meta` that tells up to which revision the log was compacted; absent where it never was."""
 
@@ -267,6 +269,25 @@ secret_values = Table(
 )
 """The value of each stored secret, sealed (see vault)."""
 
+budget_spend = Table(
+    "budget_spend",
+    metadata,
+    Column("budget_id", String(64), primary_key=True),
+    Column("slice_ns", BigInteger, primary_key=True),
+    Column("units", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""What was spent of each budget, in the slices that its window still covers. Units as in domain/budgets/amounts."""
+
+budget_reservations = Table(
+    "budget_reservations",
+    metadata,
+    Column("reservation_id", String(64), primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""What callers have reserved. What attempts have stands in their rows."""
+
 starts = Table(
     "starts",
     metadata,
@@ -285,6 +306,33 @@ template_versions = Table(
     sqlite_with_rowid=False,
 )
 """Every version whole; written once, never changed."""
+
+webhook_targets = Table(
+    "webhook_targets",
+    metadata,
+    Column("webhook_id", String(64), primary_key=True),
+    Column("url", String(2000), nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Where each webhook is sent to: its record has the URL without what may be secret in it."""
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("number", _Revision, primary_key=True, autoincrement=False),
+    Column("delivery_id", String(64), nullable=False),
+    Column("webhook_id", String(64), nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    # Every try, and sending again.
+    Index(None, "delivery_id", unique=True),
+    # List, newest first, and forgetting the oldest.
+    Index(None, "webhook_id", "number"),
+    # The start: what is still to be sent.
+    Index(None, "state", "number"),
+)
+"""What webhooks were sent or are to be sent; written past the writer. `number` is the order of creation."""
 
 artifacts = Table(
     "artifacts",

@@ -19,6 +19,7 @@ from kapell_server.domain.standing import KINDS, standing_id
 from kapell_server.domain.times import timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL
 from kapell_server.store.approval_rows import write_approval_audit, write_approvals
+from kapell_server.store.budget_rows import write_budget_rows
 from kapell_server.store.bulk import Bulk
 from kapell_server.store.bulk_jobs import write_bulk_jobs
 from kapell_server.store.encode import encode_event, encode_time
@@ -44,6 +45,7 @@ from kapell_server.store.secret_rows import write_secret_values
 from kapell_server.store.standing_rows import write_standing
 from kapell_server.store.token_rows import write_audit, write_token_digests
 from kapell_server.store.usage_rows import write_usage
+from kapell_server.store.webhook_rows import write_webhook_urls
 
 Row = tuple[Any, ...]
 
@@ -212,6 +214,10 @@ def write_batch(connection: Connection, pending: Pending, written: Written, give
         write_bulk_jobs(connection, pending.bulk)
     if pending.starts or pending.forgotten_starts:
         _write_starts(connection, pending)
+    if pending.budget_spend or pending.reservations:
+        write_budget_rows(connection, pending.budget_spend, pending.reservations)
+    if pending.webhook_urls:
+        write_webhook_urls(connection, pending.webhook_urls)
     if pending.shipped_digest:
         connection.execute(sa.delete(meta).where(meta.c.name == SHIPPED_DIGEST))
         connection.execute(sa.insert(meta), {"name": SHIPPED_DIGEST, "value": pending.shipped_digest})

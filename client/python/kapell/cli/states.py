@@ -42,6 +42,24 @@ ATTEMPT_STATES = {
     "ATTEMPT_STATE_CANCELLED": Look("cancelled", "⊘", "dim", final=True),
 }
 
+BUDGET_STATES = {
+    "BUDGET_STATE_OPEN": Look("open", "●", "green"),
+    "BUDGET_STATE_STOPPED": Look("stopped", "■", "red"),
+    "BUDGET_STATE_AWAITING_APPROVAL": Look("asks", "?", "yellow"),
+}
+
+ALERT_STATES = {
+    "ALERT_STATE_FIRING": Look("firing", "▲", "red"),
+    "ALERT_STATE_ACKNOWLEDGED": Look("noted", "△", "yellow"),
+    "ALERT_STATE_RESOLVED": Look("resolved", "✓", "dim", final=True),
+}
+
+DELIVERY_STATES = {
+    "WEBHOOK_DELIVERY_STATE_PENDING": Look("pending", "◔", "plain"),
+    "WEBHOOK_DELIVERY_STATE_DELIVERED": Look("delivered", "✓", "green", final=True),
+    "WEBHOOK_DELIVERY_STATE_FAILED": Look("failed", "✗", "red", final=True),
+}
+
 AGENT_STATES = {
     "AGENT_STATE_PENDING": Look("pending", "◔", "dim"),
     "AGENT_STATE_STARTING": Look("starting", "◔", "yellow"),

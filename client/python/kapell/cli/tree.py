@@ -156,6 +156,50 @@ TREE = Node(
                 "forget": Node("Revoke rules.", "approval_rules:forget"),
             },
         ),
+        "budget": Node(
+            "How much tasks may cost, and what happens at the limit.",
+            examples="""
+                kapell budget create nightly --limit '$5' --window daily --timezone Europe/Berlin
+                kapell budget list
+                kapell budget get nightly
+                kapell budget resume nightly --add '$2'
+            """,
+            children={
+                "create": Node("Create a budget.", "budget:create"),
+                "list": Node("List budgets with what is spent and reserved.", "budget:list_"),
+                "get": Node("Show one budget.", "budget:get"),
+                "update": Node("Change a budget.", "budget:update"),
+                "resume": Node("Let work go on that a budget holds back.", "budget:resume"),
+                "delete": Node("Delete budgets.", "budget:delete"),
+            },
+        ),
+        "alert": Node(
+            "What somebody should know of.",
+            examples="""
+                kapell alert list
+                kapell alert ack alert_01kabc --until 2h
+            """,
+            children={
+                "list": Node("List alerts, those that are firing first.", "alert:list_"),
+                "ack": Node("Say that somebody has taken note of alerts.", "alert:ack"),
+            },
+        ),
+        "webhook": Node(
+            "Events that the server sends to an address of yours.",
+            examples="""
+                kapell webhook create pager --url http://127.0.0.1:8080/kapell
+                kapell webhook test pager
+                kapell webhook deliveries pager
+            """,
+            children={
+                "create": Node("Create a webhook.", "webhook:create"),
+                "list": Node("List webhooks, the newest first.", "webhook:list_"),
+                "delete": Node("Delete webhooks.", "webhook:delete"),
+                "test": Node("Send a test event to a webhook now.", "webhook:test"),
+                "deliveries": Node("List what was sent to a webhook.", "webhook:deliveries"),
+                "resend": Node("Send deliveries of a webhook again.", "webhook:resend"),
+            },
+        ),
         "agent": Node(
             "Spawn, watch and end agents.",
             examples="""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kapell.cli import states, times
 from kapell.cli.approval_views import matches_text, state_cell
+from kapell.cli.budget_views import alert_state, budget_state, budget_text
 from kapell.cli.output import View, as_data
 from kapell.cli.queue_views import limit_max, limit_text, queue_event, queue_state
 from kapell.cli.states import Look
@@ -341,6 +342,9 @@ _OTHERS: dict[str, tuple[Callable[[Any], str], Callable[[Any], Cell], Callable[[
     "schedule": (lambda schedule: schedule.schedule_id, _schedule_state, _schedule_text),
     "approval": (lambda approval: approval.approval_id, state_cell, lambda approval: approval.title),
     "approval_rule": (lambda rule: rule.rule_id, lambda rule: Cell("rule"), matches_text),
+    "budget": (lambda budget: budget.budget_id, budget_state, budget_text),
+    "alert": (lambda alert: alert.alert_id, alert_state, lambda alert: alert.message),
+    "webhook": (lambda webhook: webhook.webhook_id, lambda webhook: Cell("on"), lambda webhook: webhook.spec.url),
     "limit": (lambda limit: limit.key, lambda limit: Cell(f"max {limit_max(limit)}"), limit_text),
 }
 

@@ -50,7 +50,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_PROFILE_NOT_FOUND: _ErrorReason.ValueType  # 11
     """NOT_FOUND: the configuration has no profile of this name. Metadata: profile, known."""
     ERROR_REASON_ID_TAKEN: _ErrorReason.ValueType  # 12
-    """ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id or schedule_id or rule_id."""
+    """ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id or schedule_id
+    or rule_id or budget_id or webhook_id.
+    """
     ERROR_REASON_TASK_STATE_CONFLICT: _ErrorReason.ValueType  # 13
     """FAILED_PRECONDITION: the task's state does not allow this. Metadata: task_id, state, allowed."""
     ERROR_REASON_AGENT_STATE_CONFLICT: _ErrorReason.ValueType  # 14
@@ -129,6 +131,20 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the artifact's state does not allow this. Metadata: artifact_id, state."""
     ERROR_REASON_ARTIFACT_LIMIT: _ErrorReason.ValueType  # 74
     """RESOURCE_EXHAUSTED: the artifact, its task or all artifacts would take more than they may. Metadata: setting, limit."""
+    ERROR_REASON_BUDGET_NOT_FOUND: _ErrorReason.ValueType  # 90
+    """NOT_FOUND: no budget has this id. Metadata: budget_id."""
+    ERROR_REASON_BUDGET_EXCEEDED: _ErrorReason.ValueType  # 91
+    """RESOURCE_EXHAUSTED: the budget has no room for the amount. Metadata: budget_id, spent, reserved, limit; where
+    something comes back also reset_time.
+    """
+    ERROR_REASON_RESERVATION_NOT_FOUND: _ErrorReason.ValueType  # 92
+    """NOT_FOUND: no reservation has this id: it was settled or released, or its ttl is over. Metadata: reservation_id."""
+    ERROR_REASON_ALERT_NOT_FOUND: _ErrorReason.ValueType  # 93
+    """NOT_FOUND: no alert has this id. Metadata: alert_id."""
+    ERROR_REASON_WEBHOOK_NOT_FOUND: _ErrorReason.ValueType  # 94
+    """NOT_FOUND: no webhook has this id, or it has no such delivery. Metadata: webhook_id; where the delivery is
+    missing also delivery_id.
+    """
     ERROR_REASON_PRICE_NOT_FOUND: _ErrorReason.ValueType  # 85
     """NOT_FOUND: no price is known for the model, or no price was set with this id. Metadata: model or price_id."""
     ERROR_REASON_PRICE_LIMIT: _ErrorReason.ValueType  # 86
@@ -218,7 +234,9 @@ ERROR_REASON_ATTEMPT_NOT_FOUND: ErrorReason.ValueType  # 10
 ERROR_REASON_PROFILE_NOT_FOUND: ErrorReason.ValueType  # 11
 """NOT_FOUND: the configuration has no profile of this name. Metadata: profile, known."""
 ERROR_REASON_ID_TAKEN: ErrorReason.ValueType  # 12
-"""ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id or schedule_id or rule_id."""
+"""ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id or schedule_id
+or rule_id or budget_id or webhook_id.
+"""
 ERROR_REASON_TASK_STATE_CONFLICT: ErrorReason.ValueType  # 13
 """FAILED_PRECONDITION: the task's state does not allow this. Metadata: task_id, state, allowed."""
 ERROR_REASON_AGENT_STATE_CONFLICT: ErrorReason.ValueType  # 14
@@ -297,6 +315,20 @@ ERROR_REASON_ARTIFACT_STATE_CONFLICT: ErrorReason.ValueType  # 73
 """FAILED_PRECONDITION: the artifact's state does not allow this. Metadata: artifact_id, state."""
 ERROR_REASON_ARTIFACT_LIMIT: ErrorReason.ValueType  # 74
 """RESOURCE_EXHAUSTED: the artifact, its task or all artifacts would take more than they may. Metadata: setting, limit."""
+ERROR_REASON_BUDGET_NOT_FOUND: ErrorReason.ValueType  # 90
+"""NOT_FOUND: no budget has this id. Metadata: budget_id."""
+ERROR_REASON_BUDGET_EXCEEDED: ErrorReason.ValueType  # 91
+"""RESOURCE_EXHAUSTED: the budget has no room for the amount. Metadata: budget_id, spent, reserved, limit; where
+something comes back also reset_time.
+"""
+ERROR_REASON_RESERVATION_NOT_FOUND: ErrorReason.ValueType  # 92
+"""NOT_FOUND: no reservation has this id: it was settled or released, or its ttl is over. Metadata: reservation_id."""
+ERROR_REASON_ALERT_NOT_FOUND: ErrorReason.ValueType  # 93
+"""NOT_FOUND: no alert has this id. Metadata: alert_id."""
+ERROR_REASON_WEBHOOK_NOT_FOUND: ErrorReason.ValueType  # 94
+"""NOT_FOUND: no webhook has this id, or it has no such delivery. Metadata: webhook_id; where the delivery is
+missing also delivery_id.
+"""
 ERROR_REASON_PRICE_NOT_FOUND: ErrorReason.ValueType  # 85
 """NOT_FOUND: no price is known for the model, or no price was set with this id. Metadata: model or price_id."""
 ERROR_REASON_PRICE_LIMIT: ErrorReason.ValueType  # 86

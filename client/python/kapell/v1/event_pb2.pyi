@@ -9,7 +9,9 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from kapell.v1 import agent_pb2 as _agent_pb2
+from kapell.v1 import alert_pb2 as _alert_pb2
 from kapell.v1 import approval_pb2 as _approval_pb2
+from kapell.v1 import budget_pb2 as _budget_pb2
 from kapell.v1 import common_pb2 as _common_pb2
 from kapell.v1 import lock_pb2 as _lock_pb2
 from kapell.v1 import price_pb2 as _price_pb2
@@ -21,6 +23,7 @@ from kapell.v1 import template_pb2 as _template_pb2
 from kapell.v1 import token_pb2 as _token_pb2
 from kapell.v1 import usage_pb2 as _usage_pb2
 from kapell.v1 import watch_pb2 as _watch_pb2
+from kapell.v1 import webhook_pb2 as _webhook_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -51,6 +54,9 @@ class Event(_message.Message):
     QUEUE_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     SCHEDULE_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
+    ALERT_FIELD_NUMBER: _builtins.int
+    WEBHOOK_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
     APPROVAL_FIELD_NUMBER: _builtins.int
@@ -105,6 +111,18 @@ class Event(_message.Message):
         """A schedule, without prompt, input and parameters of its task."""
 
     @_builtins.property
+    def budget(self) -> _budget_pb2.Budget:
+        """A budget."""
+
+    @_builtins.property
+    def alert(self) -> _alert_pb2.Alert:
+        """An alert."""
+
+    @_builtins.property
+    def webhook(self) -> _webhook_pb2.Webhook:
+        """A webhook, without its secret."""
+
+    @_builtins.property
     def usage(self) -> _usage_pb2.UsageUpdate:
         """What a task or an agent has used."""
 
@@ -156,6 +174,9 @@ class Event(_message.Message):
         queue: _queue_pb2.Queue | None = ...,
         limit: _queue_pb2.ConcurrencyLimit | None = ...,
         schedule: _schedule_pb2.Schedule | None = ...,
+        budget: _budget_pb2.Budget | None = ...,
+        alert: _alert_pb2.Alert | None = ...,
+        webhook: _webhook_pb2.Webhook | None = ...,
         usage: _usage_pb2.UsageUpdate | None = ...,
         price: _price_pb2.Price | None = ...,
         approval: _approval_pb2.Approval | None = ...,
@@ -166,11 +187,11 @@ class Event(_message.Message):
         secret: _secret_pb2.Secret | None = ...,
         token: _token_pb2.Token | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "approval", b"approval", "approval_rule", b"approval_rule", "event_time", b"event_time", "limit", b"limit", "lock", b"lock", "price", b"price", "queue", b"queue", "resource", b"resource", "schedule", b"schedule", "secret", b"secret", "session", b"session", "task", b"task", "template", b"template", "ticket", b"ticket", "token", b"token", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "alert", b"alert", "approval", b"approval", "approval_rule", b"approval_rule", "budget", b"budget", "event_time", b"event_time", "limit", b"limit", "lock", b"lock", "price", b"price", "queue", b"queue", "resource", b"resource", "schedule", b"schedule", "secret", b"secret", "session", b"session", "task", b"task", "template", b"template", "ticket", b"ticket", "token", b"token", "usage", b"usage", "webhook", b"webhook"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "approval", b"approval", "approval_rule", b"approval_rule", "changed_fields", b"changed_fields", "event_time", b"event_time", "kind", b"kind", "limit", b"limit", "lock", b"lock", "previous_agent_state", b"previous_agent_state", "previous_task_state", b"previous_task_state", "price", b"price", "queue", b"queue", "resource", b"resource", "revision", b"revision", "schedule", b"schedule", "secret", b"secret", "session", b"session", "task", b"task", "template", b"template", "ticket", b"ticket", "token", b"token", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "alert", b"alert", "approval", b"approval", "approval_rule", b"approval_rule", "budget", b"budget", "changed_fields", b"changed_fields", "event_time", b"event_time", "kind", b"kind", "limit", b"limit", "lock", b"lock", "previous_agent_state", b"previous_agent_state", "previous_task_state", b"previous_task_state", "price", b"price", "queue", b"queue", "resource", b"resource", "revision", b"revision", "schedule", b"schedule", "secret", b"secret", "session", b"session", "task", b"task", "template", b"template", "ticket", b"ticket", "token", b"token", "usage", b"usage", "webhook", b"webhook"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["task", "agent", "template", "queue", "limit", "schedule", "usage", "price", "approval", "approval_rule", "lock", "ticket", "session", "secret", "token"]  # noqa: Y015
+    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["task", "agent", "template", "queue", "limit", "schedule", "budget", "alert", "webhook", "usage", "price", "approval", "approval_rule", "lock", "ticket", "session", "secret", "token"]  # noqa: Y015
     _WhichOneofArgType_resource: _TypeAlias = _typing.Literal["resource", b"resource"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_resource) -> _WhichOneofReturnType_resource | None: ...
 

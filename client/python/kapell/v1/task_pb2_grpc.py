@@ -145,7 +145,7 @@ class TaskServiceServicer:
         """Creates one task. It is durable when the call answers.
         Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, QUEUE_DRAINING, TEMPLATE_NOT_FOUND,
         TEMPLATE_PARAMETERS_INVALID, TASK_NOT_FOUND (a dependency, or the parent), DEPENDENCY_CYCLE,
-        TASK_STATE_CONFLICT (the parent has ended), CHILD_LIMIT, SECRET_NOT_FOUND.
+        TASK_STATE_CONFLICT (the parent has ended), CHILD_LIMIT, BUDGET_NOT_FOUND, SECRET_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

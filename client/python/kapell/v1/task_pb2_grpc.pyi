@@ -37,7 +37,7 @@ class TaskServiceStub:
     """Creates one task. It is durable when the call answers.
     Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, QUEUE_DRAINING, TEMPLATE_NOT_FOUND,
     TEMPLATE_PARAMETERS_INVALID, TASK_NOT_FOUND (a dependency, or the parent), DEPENDENCY_CYCLE,
-    TASK_STATE_CONFLICT (the parent has ended), CHILD_LIMIT, SECRET_NOT_FOUND.
+    TASK_STATE_CONFLICT (the parent has ended), CHILD_LIMIT, BUDGET_NOT_FOUND, SECRET_NOT_FOUND.
     """
     BatchCreateTasks: _grpc.UnaryUnaryMultiCallable[_task_pb2.BatchCreateTasksRequest, _task_pb2.BatchCreateTasksResponse]
     """Creates up to 2,500 tasks, all or none. They may depend on each other, see TaskSpec.dependencies.
@@ -137,7 +137,7 @@ class TaskServiceAsyncStub(TaskServiceStub):
     """Creates one task. It is durable when the call answers.
     Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, QUEUE_DRAINING, TEMPLATE_NOT_FOUND,
     TEMPLATE_PARAMETERS_INVALID, TASK_NOT_FOUND (a dependency, or the parent), DEPENDENCY_CYCLE,
-    TASK_STATE_CONFLICT (the parent has ended), CHILD_LIMIT, SECRET_NOT_FOUND.
+    TASK_STATE_CONFLICT (the parent has ended), CHILD_LIMIT, BUDGET_NOT_FOUND, SECRET_NOT_FOUND.
     """
     BatchCreateTasks: _aio.UnaryUnaryMultiCallable[_task_pb2.BatchCreateTasksRequest, _task_pb2.BatchCreateTasksResponse]  # type: ignore[assignment]
     """Creates up to 2,500 tasks, all or none. They may depend on each other, see TaskSpec.dependencies.
@@ -240,7 +240,7 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         """Creates one task. It is durable when the call answers.
         Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, QUEUE_DRAINING, TEMPLATE_NOT_FOUND,
         TEMPLATE_PARAMETERS_INVALID, TASK_NOT_FOUND (a dependency, or the parent), DEPENDENCY_CYCLE,
-        TASK_STATE_CONFLICT (the parent has ended), CHILD_LIMIT, SECRET_NOT_FOUND.
+        TASK_STATE_CONFLICT (the parent has ended), CHILD_LIMIT, BUDGET_NOT_FOUND, SECRET_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod

@@ -46,6 +46,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from kapell.v1 import approval_policy_pb2 as _approval_policy_pb2
+from kapell.v1 import budget_pb2 as _budget_pb2
 from kapell.v1 import common_pb2 as _common_pb2
 from kapell.v1 import dependency_pb2 as _dependency_pb2
 from kapell.v1 import lock_pb2 as _lock_pb2
@@ -144,6 +145,8 @@ class _StartBlockerKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Star
     """A limit of the queue of the type, of "*" or of a concurrency key is reached: max_running or start_rate."""
     START_BLOCKER_KIND_LOCK: _StartBlockerKind.ValueType  # 20
     """A lock that it needs is held, or asked for by somebody who comes before it."""
+    START_BLOCKER_KIND_BUDGET: _StartBlockerKind.ValueType  # 21
+    """A budget has no room for what it would need."""
 
 class StartBlockerKind(_StartBlockerKind, metaclass=_StartBlockerKindEnumTypeWrapper):
     """What would keep a task from starting at once."""
@@ -164,6 +167,8 @@ START_BLOCKER_KIND_LIMIT: StartBlockerKind.ValueType  # 6
 """A limit of the queue of the type, of "*" or of a concurrency key is reached: max_running or start_rate."""
 START_BLOCKER_KIND_LOCK: StartBlockerKind.ValueType  # 20
 """A lock that it needs is held, or asked for by somebody who comes before it."""
+START_BLOCKER_KIND_BUDGET: StartBlockerKind.ValueType  # 21
+"""A budget has no room for what it would need."""
 Global___StartBlockerKind: _TypeAlias = StartBlockerKind  # noqa: Y015
 
 @_typing.final
@@ -1516,6 +1521,7 @@ class RenderTemplateResponse(_message.Message):
     STEPS_FIELD_NUMBER: _builtins.int
     CONCURRENCY_KEYS_FIELD_NUMBER: _builtins.int
     LOCKS_FIELD_NUMBER: _builtins.int
+    BUDGET_HOLDS_FIELD_NUMBER: _builtins.int
     template_id: _builtins.str
     """The template's id."""
     version: _builtins.int
@@ -1562,6 +1568,10 @@ class RenderTemplateResponse(_message.Message):
     def locks(self) -> _containers.RepeatedCompositeFieldContainer[_lock_pb2.LockItem]:
         """The locks it would take; who has them now is among the blockers."""
 
+    @_builtins.property
+    def budget_holds(self) -> _containers.RepeatedCompositeFieldContainer[_budget_pb2.BudgetHold]:
+        """What its first attempt would reserve of which budgets; of its steps, those of the first ones."""
+
     def __init__(
         self,
         *,
@@ -1580,10 +1590,11 @@ class RenderTemplateResponse(_message.Message):
         steps: _abc.Iterable[Global___RenderedStep] | None = ...,
         concurrency_keys: _abc.Iterable[_builtins.str] | None = ...,
         locks: _abc.Iterable[_lock_pb2.LockItem] | None = ...,
+        budget_holds: _abc.Iterable[_budget_pb2.BudgetHold] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["history", b"history", "parameters", b"parameters", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "blockers", b"blockers", "concurrency_keys", b"concurrency_keys", "display_name", b"display_name", "history", b"history", "locks", b"locks", "parameters", b"parameters", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "revision", b"revision", "steps", b"steps", "template_id", b"template_id", "timeouts", b"timeouts", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "blockers", b"blockers", "budget_holds", b"budget_holds", "concurrency_keys", b"concurrency_keys", "display_name", b"display_name", "history", b"history", "locks", b"locks", "parameters", b"parameters", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "revision", b"revision", "steps", b"steps", "template_id", b"template_id", "timeouts", b"timeouts", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -102,6 +102,28 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """The task of a run could not be made; last_run says why."""
     EVENT_KIND_SCHEDULE_DELETED: _EventKind.ValueType  # 109
     """The schedule was deleted; the event carries its last form."""
+    EVENT_KIND_BUDGET_CREATED: _EventKind.ValueType  # 140
+    """A budget was created."""
+    EVENT_KIND_BUDGET_UPDATED: _EventKind.ValueType  # 141
+    """What a budget says was changed, or it was resumed."""
+    EVENT_KIND_BUDGET_DELETED: _EventKind.ValueType  # 142
+    """The budget was deleted; the event carries its last form."""
+    EVENT_KIND_BUDGET_SPENT: _EventKind.ValueType  # 143
+    """What is spent or reserved of a budget, or its window, has changed. At most every two seconds for the
+    changes by tasks.
+    """
+    EVENT_KIND_ALERT_DELETED: _EventKind.ValueType  # 144
+    """A resolved alert was forgotten, since a newer one needs its place; the event carries its last form."""
+    EVENT_KIND_ALERT_FIRED: _EventKind.ValueType  # 145
+    """An alert fires: for the first time, or since its acknowledgement has expired."""
+    EVENT_KIND_ALERT_ACKNOWLEDGED: _EventKind.ValueType  # 146
+    """The alert was acknowledged."""
+    EVENT_KIND_ALERT_RESOLVED: _EventKind.ValueType  # 147
+    """The alert's cause is gone."""
+    EVENT_KIND_WEBHOOK_CREATED: _EventKind.ValueType  # 148
+    """A webhook was created."""
+    EVENT_KIND_WEBHOOK_DELETED: _EventKind.ValueType  # 149
+    """The webhook was deleted; the event carries its last form."""
     EVENT_KIND_USAGE_UPDATE: _EventKind.ValueType  # 130
     """What a task or an agent has used has grown or was corrected; at most one a second for each."""
     EVENT_KIND_PRICE_SET: _EventKind.ValueType  # 131
@@ -239,6 +261,28 @@ EVENT_KIND_SCHEDULE_REFUSED: EventKind.ValueType  # 108
 """The task of a run could not be made; last_run says why."""
 EVENT_KIND_SCHEDULE_DELETED: EventKind.ValueType  # 109
 """The schedule was deleted; the event carries its last form."""
+EVENT_KIND_BUDGET_CREATED: EventKind.ValueType  # 140
+"""A budget was created."""
+EVENT_KIND_BUDGET_UPDATED: EventKind.ValueType  # 141
+"""What a budget says was changed, or it was resumed."""
+EVENT_KIND_BUDGET_DELETED: EventKind.ValueType  # 142
+"""The budget was deleted; the event carries its last form."""
+EVENT_KIND_BUDGET_SPENT: EventKind.ValueType  # 143
+"""What is spent or reserved of a budget, or its window, has changed. At most every two seconds for the
+changes by tasks.
+"""
+EVENT_KIND_ALERT_DELETED: EventKind.ValueType  # 144
+"""A resolved alert was forgotten, since a newer one needs its place; the event carries its last form."""
+EVENT_KIND_ALERT_FIRED: EventKind.ValueType  # 145
+"""An alert fires: for the first time, or since its acknowledgement has expired."""
+EVENT_KIND_ALERT_ACKNOWLEDGED: EventKind.ValueType  # 146
+"""The alert was acknowledged."""
+EVENT_KIND_ALERT_RESOLVED: EventKind.ValueType  # 147
+"""The alert's cause is gone."""
+EVENT_KIND_WEBHOOK_CREATED: EventKind.ValueType  # 148
+"""A webhook was created."""
+EVENT_KIND_WEBHOOK_DELETED: EventKind.ValueType  # 149
+"""The webhook was deleted; the event carries its last form."""
 EVENT_KIND_USAGE_UPDATE: EventKind.ValueType  # 130
 """What a task or an agent has used has grown or was corrected; at most one a second for each."""
 EVENT_KIND_PRICE_SET: EventKind.ValueType  # 131

@@ -20,6 +20,7 @@ from kapell.v1.watch_pb2 import (
     EVENT_KIND_TASK_STARTED,
 )
 
+from kapell_server.domain.budgets.gate import BudgetGate
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.queueing.fair_share import FairShare
 from kapell_server.domain.queueing.gates import Gate
@@ -47,7 +48,9 @@ class Queues:
         self.starts = Starts(state)
         self.keys = ConcurrencyKeys(state, self.starts, self.retry)
         self.locks = LockGate(state, self.let_try)
-        self._gates: dict[str, Gate] = {gate.kind: gate for gate in (self.keys, self.locks)}
+        self.budgets = BudgetGate(state, state.budgets)
+        gates: tuple[Gate, ...] = (self.keys, self.locks, self.budgets)
+        self._gates: dict[str, Gate] = {gate.kind: gate for gate in gates}
         """In the order in which they are asked."""
         self._fair = FairShare(state.on_rollback)
         self._running: dict[str, int] = {}
@@ -81,6 +84,7 @@ class Queues:
         self.ready.add(entry, name)
         if name:
             self._gate(name).parked(entry, name)
+        state.alerts.queue_grew(entry.agent_type, entry.queue_ns)
         state.polls.touch_type(task.agent_type)
 
     def leave(self, task: Task, *, starts: bool) -> None:
@@ -90,6 +94,7 @@ class Queues:
             return
         entry, name = place
         self._fair.left(entry, task.fairness_key, served=starts)
+        self._state.alerts.queue_shrank(entry.agent_type)
         for gate in self._gates.values():
             gate.leave(entry)
         if not starts and not name:
@@ -317,6 +322,8 @@ class Queues:
         for entry, _, name in placed:
             if name:
                 self._gate(name).parked(entry, name)
+        for agent_type in self.ready.depths():
+            self._state.alerts.queue_grew(agent_type, self.ready.oldest_ns(agent_type))
 
     def trim(self) -> None:
         """Forgets what no decision needs any more; between batches only."""

@@ -275,6 +275,10 @@ class ReadyIndex:
             heapq.heappop(ages)
         return 0
 
+    def is_parked_under(self, key: str) -> bool:
+        """Whether any task waits under a key."""
+        return any(self._is_at(entry, key) for heap in self._parked.get(key, {}).values() for entry in heap)
+
     def types_parked_under(self, key: str) -> list[str]:
         """The agent types that have, or had, tasks parked under a key."""
         return list(self._parked.get(key, ()))

@@ -13,6 +13,7 @@ from kapell.v1.queue_pb2 import (
 )
 from kapell.v1.task_pb2 import WAIT_KIND_CONCURRENCY_LIMIT, WAIT_KIND_QUEUE_PAUSED, WAIT_KIND_START_RATE, Blocker, Task
 from kapell.v1.template_pb2 import (
+    START_BLOCKER_KIND_BUDGET,
     START_BLOCKER_KIND_LIMIT,
     START_BLOCKER_KIND_LOCK,
     START_BLOCKER_KIND_QUEUE_DRAINING,
@@ -44,14 +45,33 @@ class StartQuestion:
     """The concurrency keys of the first ones."""
     locks: tuple[tuple[LockItem, ...], ...] = ()
     """The locks of each of the first ones."""
+    template_id: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+    """What else budgets look at."""
 
 
 def held_up(state: State, question: StartQuestion) -> RenderTemplateResponse:
     """The blockers alone. One of all queues is named once."""
+    tasks = [
+        Task(agent_type=agent_type, template_id=question.template_id, labels=dict(question.labels))
+        for agent_type in question.first
+    ]
     found = [*_draining(state, question.needed), *_queues(state, question.first), *_keys(state, question.keys)]
     found += _locks(state, question.locks)
+    found += [_budget(blocker) for task in tasks for blocker in state.queues.budgets.blockers(task)]
     once = {blocker.message: blocker for blocker in found}
-    return RenderTemplateResponse(blockers=once.values(), revision=state.revision)
+    response = RenderTemplateResponse(blockers=once.values(), revision=state.revision)
+    for task in tasks:
+        response.budget_holds.extend(tally.untouched(need) for tally, need in state.budgets.needs(task))
+    return response
+
+
+def _budget(blocker: Blocker) -> StartBlocker:
+    text = f"{blocker.message} Wait, raise its limit, or resume it."
+    told = StartBlocker(kind=START_BLOCKER_KIND_BUDGET, message=text)
+    if blocker.HasField("until_time"):
+        told.until_time.CopyFrom(blocker.until_time)
+    return told
 
 
 def _draining(state: State, agent_types: tuple[str, ...]) -> Iterator[StartBlocker]:

@@ -22,6 +22,7 @@ def create_children(state: State, request: CreateChildTasksRequest) -> list[Task
     ours.update(entry.task_id for entry in parent.dependencies)
     for index, spec in enumerate(request.tasks):
         _check_modest(spec, parent, f"tasks[{index}]")
+        _check_budget(spec, parent, f"tasks[{index}]")
         for number, wanted in enumerate(spec.dependencies):
             if wanted.task_id and wanted.task_id not in ours and not _is_related(state, wanted.task_id, parent):
                 raise _foreign(f"tasks[{index}].dependencies[{number}]", wanted.task_id)
@@ -40,6 +41,12 @@ def _check_modest(spec: TaskSpec, parent: Task, path: str) -> None:
         raise _immodest(f"{path}.fairness_key", "must be that of the task above it, or empty")
     if not set(spec.concurrency_keys) <= set(parent.concurrency_keys):
         raise _immodest(f"{path}.concurrency_keys", "must be among those of the task above it, or of a template")
+
+
+def _check_budget(spec: TaskSpec, parent: Task, path: str) -> None:
+    """A child draws from the budget that its parent names: an agent cannot spend another's."""
+    if spec.budget_id and spec.budget_id != parent.budget_id:
+        raise _immodest(f"{path}.budget_id", "must be that of the task above it, or empty")
 
 
 def _is_related(state: State, task_id: str, parent: Task) -> bool:

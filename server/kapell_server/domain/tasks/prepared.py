@@ -17,6 +17,7 @@ from kapell.v1.task_pb2 import TaskSpec
 from kapell.v1.template_pb2 import TemplateSpec, TemplateStep
 from kapell.v1.watch_pb2 import Actor
 
+from kapell_server.domain.budgets.named import check_named
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.locks.declared import declared
 from kapell_server.domain.queueing.queues import check_takes_in
@@ -76,6 +77,8 @@ def prepare_all(state: State, specs: Sequence[TaskSpec], path: str) -> list[Prep
         prepared = _prepare(state, spec, path.format(index))
         for task in (prepared, *prepared.steps):
             check_takes_in(state, task.spec.agent_type)
+        if spec.budget_id:
+            check_named(state, spec.budget_id, prepared.path)
         wanted[prepared.task_id] = prepared
         count += 1 + len(prepared.steps)
         size += sum(step.spec.ByteSize() for step in prepared.steps)

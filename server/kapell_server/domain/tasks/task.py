@@ -226,6 +226,12 @@ def _new_task(state: State, prepared: Prepared, parent: Task | None = None) -> t
     if spec.HasField("timeouts"):
         task.timeouts.CopyFrom(spec.timeouts)
     _take_policy(task, prepared, parent)
+    if spec.HasField("estimate"):
+        task.estimate.CopyFrom(spec.estimate)
+    if spec.budget_id:
+        task.budget_id = spec.budget_id
+    elif parent is not None and parent.budget_id:
+        task.budget_id = parent.budget_id
     stamp(task.create_time, now)
     task.state_time.CopyFrom(task.create_time)
     if not spec.HasField("not_before_time"):

@@ -47,6 +47,14 @@ _SHARES = (
         callback=lambda _ctx, _param, values: values or None,
         help="What only so many tasks may use at a time, see `kapell limit`; may be repeated.",
     ),
+    click.option("--estimate", metavar="AMOUNT", help="What an attempt uses at most: '$0.20', or '$0.20, 50k tokens'."),
+    click.option(
+        "--budget",
+        "budget_id",
+        metavar="BUDGET",
+        callback=lambda _ctx, _param, value: value and "budget_" + value.removeprefix("budget_"),
+        help="A budget that it draws from, besides those whose scope it is in.",
+    ),
 )
 LOCKS = (
     click.option(
