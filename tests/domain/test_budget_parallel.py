@@ -34,7 +34,7 @@ class Audited(Purse):
     def _commit(self) -> None:
         super()._commit()
         for budget_id, limit in self.limits.items():
-            spent = sum(units for (of, _), units in self.rows.budget_spend.items() if of == budget_id)
+            spent = sum(units for (of, _), units in self.rows.budgets.spend.items() if of == budget_id)
             reserved = sum(
                 units_of(hold.reserved)
                 for attempt in self.rows.attempts.values()
@@ -42,7 +42,7 @@ class Audited(Purse):
                 for hold in attempt.budget_holds
                 if hold.budget_id == budget_id
             )
-            kept = [one for one in self.rows.reservations.values() if one.budget_id == budget_id]
+            kept = [one for one in self.rows.budgets.reservations.values() if one.budget_id == budget_id]
             reserved += sum(units_of(one.amount) for one in kept)
             tally = self.state.budgets.tallies[budget_id]
             assert (spent, reserved) == (tally.spent, tally.reserved), "memory and rows tell the same"

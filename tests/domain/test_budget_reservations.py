@@ -28,11 +28,11 @@ def test_a_reservation_takes_room_and_settling_it_gives_the_rest_back() -> None:
 
     reservation_id = _reserve(world, 60)
     assert world.figures() == (0, 60)
-    assert world.rows.reservations.keys() == {reservation_id}
+    assert world.rows.budgets.reservations.keys() == {reservation_id}
     world.do(SettleReservationRequest(reservation_id=reservation_id, amount=cents(45)))
 
     assert world.figures() == (45, 0)
-    assert world.rows.reservations == {}
+    assert world.rows.budgets.reservations == {}
     with world.refuses("RESERVATION_NOT_FOUND"):
         world.do(ReleaseReservationRequest(reservation_id=reservation_id))
 
@@ -94,7 +94,7 @@ def test_a_deleted_budget_takes_its_reservations_along() -> None:
 
     world.do(DeleteBudgetRequest(budget_id="budget_b"))
 
-    assert world.rows.reservations == {}
+    assert world.rows.budgets.reservations == {}
     with world.refuses("RESERVATION_NOT_FOUND"):
         world.do(ReleaseReservationRequest(reservation_id=reservation_id))
     world.advance(400)

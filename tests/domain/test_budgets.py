@@ -145,7 +145,7 @@ def test_a_calendar_window_that_ends_gives_back_what_was_spent_in_it() -> None:
     assert world.task(waiting).state == TASK_STATE_RUNNING
     assert world.percents() == []
     assert world.status().window_start_time == reset
-    assert world.rows.budget_spend == {}
+    assert world.rows.budgets.spend == {}
 
 
 def test_a_rolling_window_gives_back_what_has_left_it() -> None:
@@ -445,6 +445,6 @@ def _restarted(world: Purse) -> Budgets:
     for lease in world.state.leases.by_task.values():
         lease.record = world.rows.attempts[lease.task_id, lease.attempt]
         state.leases.add(lease)
-    spend = [(*key, units) for key, units in world.rows.budget_spend.items()]
-    state.budgets.load(spend, world.rows.reservations.values())
+    spend = [(*key, units) for key, units in world.rows.budgets.spend.items()]
+    state.budgets.load(spend, world.rows.budgets.reservations.values())
     return state.budgets

@@ -16,7 +16,6 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 from kapell.v1.agent_pb2 import Agent, AgentSpec, CommandRuntime, SpawnAgentRequest
 from kapell.v1.approval_pb2 import Approval, ApprovalAuditEntry, ApprovalContent
-from kapell.v1.budget_pb2 import Reservation
 from kapell.v1.queue_pb2 import (
     ConcurrencyLimit,
     DrainQueueRequest,
@@ -70,6 +69,7 @@ from kapell_server.engine.commands import DECIDERS, QUESTIONS, look
 from kapell_server.engine.facts import SpawnCommand
 from kapell_server.shipped_prices import shipped_prices
 
+from tests.domain.budget_rows import BudgetRows
 from tests.domain.usage_rows import UsageRows
 
 USER = user("admin")
@@ -93,8 +93,7 @@ class Rows:
         self.bulk_jobs: dict[str, BulkJob] = {}
         self.bulk_steps: dict[tuple[str, int], bytes] = {}
         self.schedule_tasks: dict[str, TaskSpec] = {}
-        self.budget_spend: dict[tuple[str, int], int] = {}
-        self.reservations: dict[str, Reservation] = {}
+        self.budgets = BudgetRows()
         self.schedule_runs: dict[str, str] = {}
         self.event_times: list[int] = []
         self.usage = UsageRows()
@@ -241,14 +240,7 @@ class World:
         for key in pending.bulk.ended:
             rows.bulk_jobs.pop(key, None)
             rows.bulk_steps = {step: data for step, data in rows.bulk_steps.items() if step[0] != key}
-        for slice_key, units in pending.budget_spend.items():
-            rows.budget_spend.pop(slice_key, None)
-            if units:
-                rows.budget_spend[slice_key] = units
-        for reservation_id, reservation in pending.reservations.items():
-            rows.reservations.pop(reservation_id, None)
-            if reservation is not None:
-                rows.reservations[reservation_id] = reservation
+        rows.budgets.take(pending)
         rows.attempts.update({key: record for key, (record, _) in pending.attempts.items()})
 
     def _place(self, resource: Resource) -> tuple[dict[Any, Any], Any]:
@@ -314,7 +306,7 @@ class World:
             list(state.edges.stirred),
             {key: found.SerializeToString() for key, found in self.rows.standing.items()},
             self._picture_of_queues(),
-            self._picture_of_budgets(),
+            self.rows.budgets.picture(state),
             self.rows.usage.picture(state),
             len(state.polls),
             list(self.events),
@@ -322,25 +314,6 @@ class World:
             [found.SerializeToString() for found in state.approvals.pending()],
             {task_id: list(ids) for task_id, ids in state.approvals._of_task.items()},
             sorted(self.rows.approval_audit),
-        )
-
-    def _picture_of_budgets(self) -> object:
-        """What is spent, reserved and crossed of each budget, who holds what, and the live alerts."""
-        budgets = self.state.budgets
-        return (
-            {
-                key: (one.limit, one.extended, one.spent, one.reserved, dict(one.slices), one.crossed, one.lifted)
-                for key, one in budgets.tallies.items()
-            },
-            {
-                key: [(hold.tally.budget_id, hold.granted, hold.reserved, hold.spent) for hold in held]
-                for key, held in budgets._held.items()
-            },
-            sorted(budgets.reservations),
-            dict(budgets._used),
-            dict(self.state.alerts._live),
-            dict(self.rows.budget_spend),
-            sorted(self.rows.reservations),
         )
 
     def _picture_of_queues(self) -> object:
