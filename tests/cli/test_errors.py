@@ -74,6 +74,11 @@ EXIT_CODES = {
     "STORAGE_BUSY": 1,
     "DEADLINE_EXCEEDED": 1,
     "INTERNAL": 1,
+    "TOKEN_EXPIRED": 4,
+    "TOKEN_NOT_FOUND": 3,
+    "TOKEN_LIMIT": 1,
+    "NOT_FOR_AGENTS": 4,
+    "RATE_LIMITED": 1,
 }
 
 

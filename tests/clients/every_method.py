@@ -16,12 +16,14 @@ from kapell.v1 import (
     artifact_pb2,
     audit_pb2,
     event_pb2,
+    price_pb2,
     queue_pb2,
     schedule_pb2,
     secret_pb2,
     task_pb2,
     template_pb2,
     token_pb2,
+    usage_pb2,
     worker_pb2,
 )
 
@@ -37,10 +39,12 @@ FILES = (
     template_pb2,
     audit_pb2,
     event_pb2,
+    price_pb2,
     queue_pb2,
     schedule_pb2,
     task_pb2,
     template_pb2,
+    usage_pb2,
     token_pb2,
     worker_pb2,
 )

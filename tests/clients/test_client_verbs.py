@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from kapell import Client, errors
 from kapell.connection import STREAMING_METHODS
+from kapell.records import usage_record
 from kapell.tasks import task_spec
 from kapell.v1 import agent_pb2, task_pb2, template_pb2
 
@@ -97,6 +98,16 @@ VERBS: dict[str, Callable[[Client], Awaitable[object]]] = {
     "ResumeSchedule": lambda c: c.schedules.resume("schedule_1"),
     "TriggerSchedule": lambda c: c.schedules.trigger("schedule_1", overlap_policy="allow"),
     "PreviewSchedule": lambda c: c.schedules.preview(cron="@daily", count=3),
+    "RecordUsage": lambda c: c.usage.record([usage_record(model="gpt-5", input_tokens=3)]),
+    "QueryUsage": lambda c: c.usage.query(by=["model"], bucket="day", time_zone="UTC", unpriced=True),
+    "ListUsageRecords": lambda c: c.usage.list(models=["gpt-5"], include_raw=True),
+    "WatchUsage": lambda c: c.usage.watch(task_ids=["task_1"]).ready(),
+    "RepriceUsage": lambda c: c.usage.reprice(preview=True, labels={"a": "b"}),
+    "EstimateCost": lambda c: c.usage.estimate(model="gpt-5", runs=3),
+    "ListPrices": lambda c: c.prices.list(provider="openai", include_past=True),
+    "GetPrice": lambda c: c.prices.get("gpt-5"),
+    "SetPrice": lambda c: c.prices.set("acme", "m", input="0.1", output=2, cache_read=0.05, units={"searches": "0.01"}),
+    "DeletePrice": lambda c: c.prices.delete("price_1"),
     "WatchTasks": lambda c: c.tasks.watch(states=["queued"]).ready(),
 }
 

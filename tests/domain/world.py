@@ -38,6 +38,7 @@ from kapell.v1.task_pb2 import (
     TaskSpec,
 )
 from kapell.v1.template_pb2 import Template, TemplateVersion
+from kapell.v1.usage_pb2 import UsageUpdate
 from kapell.v1.watch_pb2 import EventKind
 from kapell.v1.worker_pb2 import (
     CompleteTaskRequest,
@@ -61,9 +62,13 @@ from kapell_server.domain.tasks.bulk_job import BulkJob
 from kapell_server.domain.tasks.edges import Edge, EdgeKey
 from kapell_server.domain.times import SECOND, timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL
+from kapell_server.domain.usage.entry import Dims, Entry, Series, Total
 from kapell_server.domain.workers import agent
 from kapell_server.engine.commands import DECIDERS, QUESTIONS, look
 from kapell_server.engine.facts import SpawnCommand
+from kapell_server.shipped_prices import shipped_prices
+
+from tests.domain.usage_rows import UsageRows
 
 USER = user("admin")
 START_NS = 1_800_000_000 * SECOND
@@ -88,6 +93,7 @@ class Rows:
         self.schedule_tasks: dict[str, TaskSpec] = {}
         self.schedule_runs: dict[str, str] = {}
         self.event_times: list[int] = []
+        self.usage = UsageRows()
 
     def load_tasks(self, task_ids: Iterable[str]) -> list[Task]:
         return [self.tasks[task_id] for task_id in task_ids if task_id in self.tasks]
@@ -116,6 +122,18 @@ class Rows:
     def newest_event_before(self, time_ns: int) -> int:
         return sum(time < time_ns for time in self.event_times)
 
+    def load_usage_versions(self, record_ids: Iterable[str]) -> list[Entry]:
+        return self.usage.versions(record_ids)
+
+    def load_usage_series(self, names: Iterable[str]) -> dict[str, Series]:
+        return {name: self.usage.series[name] for name in names if name in self.usage.series}
+
+    def load_usage_key(self, dims: Dims) -> int | None:
+        return self.usage.keys.get(dims)
+
+    def load_usage_totals(self, usage_ids: Iterable[str]) -> dict[str, Total]:
+        return {usage_id: self.usage.totals[usage_id] for usage_id in usage_ids if usage_id in self.usage.totals}
+
     def count_live_tasks_of(self, template_id: str) -> int:
         return sum(t.template_id == template_id and t.state not in TASK_FINAL for t in self.tasks.values())
 
@@ -130,6 +148,7 @@ class World:
     def __init__(self, **settings: Any) -> None:
         self.keyring = Keyring(b"k" * 32, admin_token="admin")
         self.state = State(settings=Settings(**settings), keyring=self.keyring, random=Random(7), log_id="log_world")
+        self.state.usage.prices.ship(shipped_prices())
         self.rows = Rows()
         self.now_ns = START_NS
         self.events: list[str] = []
@@ -172,6 +191,7 @@ class World:
 
     def _commit(self) -> None:
         rows, pending = self.rows, self.state.pending
+        rows.usage.commit(pending.usage)
         for change in pending.changes:
             resource = change.resource
             table, key = self._place(resource)
@@ -209,6 +229,8 @@ class World:
                 return self.rows.agents, resource.agent_id
             case Template():
                 return self.rows.templates, resource.template_id
+            case UsageUpdate():
+                return self.rows.usage.told, resource.usage_id
             case _:
                 return self.rows.standing, (KINDS[type(resource)].name, standing_id(resource))
 
@@ -260,6 +282,7 @@ class World:
             list(state.edges.stirred),
             {key: found.SerializeToString() for key, found in self.rows.standing.items()},
             self._picture_of_queues(),
+            self.rows.usage.picture(state),
             len(state.polls),
             list(self.events),
         )

@@ -11,6 +11,7 @@ from tests.rpc.rpc_schedules import SCHEDULES, VALID_OF_SCHEDULES
 from tests.rpc.rpc_secrets import SECRETS, VALID_OF_SECRETS
 from tests.rpc.rpc_templates import TEMPLATES
 from tests.rpc.rpc_tokens import TOKENS, VALID_OF_TOKENS
+from tests.rpc.rpc_usage import USAGE, VALID_OF_USAGE
 
 BOTH_STARTS = {"options": {"sendInitialState": True, "startAfterRevision": "1"}}
 NO_ID: dict[str, Any] = {}
@@ -36,7 +37,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "WatchTasks": (BOTH_STARTS, "options"),
     **{
         name: case.malformed
-        for name, case in (TEMPLATES | BULK | QUEUES | ARTIFACTS | SCHEDULES | SECRETS | TOKENS).items()
+        for name, case in (TEMPLATES | BULK | QUEUES | ARTIFACTS | SCHEDULES | USAGE | SECRETS | TOKENS).items()
         if case.malformed
     },
     "SpawnAgent": (NO_ID, "source"),
@@ -57,6 +58,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "Heartbeat": ({"agentId": "agent_1", "leases": [{}]}, "leases[0].lease_token"),
     "ReportProgress": ({"leaseToken": "t", "progress": {"fraction": 2}}, "progress.fraction"),
     "AppendTaskLogs": ({"leaseToken": "t"}, "entries"),
+    "ReportUsage": ({"leaseToken": "t"}, "records"),
     "CreateChildTasks": ({"leaseToken": "t"}, "tasks"),
     "WaitChildTasks": ({"leaseToken": "t", "wait": "61s"}, "wait"),
     "GetTaskTree": (NO_ID, "task_id"),
@@ -74,6 +76,7 @@ VALID: dict[str, dict[str, Any]] = {
     **VALID_OF_ARTIFACTS,
     **VALID_OF_QUEUES,
     **VALID_OF_SCHEDULES,
+    **VALID_OF_USAGE,
     **VALID_OF_SECRETS,
     **VALID_OF_TOKENS,
     "CreateTemplate": {"templateId": "greet", "spec": TEMPLATE},

@@ -54,6 +54,7 @@ from tests.rpc.rpc_schedules import SCHEDULES
 from tests.rpc.rpc_secrets import SECRET_NOT_FOUND, SECRETS
 from tests.rpc.rpc_templates import OF_CREATE_TASK, TEMPLATES
 from tests.rpc.rpc_tokens import TOKENS
+from tests.rpc.rpc_usage import REPORT_USAGE, USAGE
 from tests.rpc.scene import Ask
 
 TASKS: dict[str, Case] = {
@@ -274,6 +275,7 @@ AGENTS: dict[str, Case] = {
 }
 
 WORKERS: dict[str, Case] = {
+    "ReportUsage": REPORT_USAGE,
     "RegisterWorker": Case(
         works=lambda scene: Ask(
             worker_pb2.RegisterWorkerRequest(instance_key=scene.name("instance-"), agent_types=["idle"])
@@ -416,6 +418,7 @@ CASES: dict[str, Case] = {
     **QUEUES,
     **TEMPLATES,
     **SCHEDULES,
+    **USAGE,
     **SECRETS,
     **AGENTS,
     **WORKERS,
@@ -434,6 +437,8 @@ NEVER_REFUSED = {
     "DrainQueue": "as PauseQueue",
     "ValidateTemplate": "what is wrong is its answer",
     "ListAgentProfiles": "lists the configuration",
+    "RecordUsage": "every record has an outcome of its own",
+    "RepriceUsage": "costs what there is",
     "BatchCompleteTasks": "every attempt has an outcome of its own",
     "GetLogInfo": "takes nothing",
     "GetServerInfo": "takes nothing",

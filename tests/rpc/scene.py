@@ -20,6 +20,8 @@ from kapell.v1.watch_pb2 import (
     ACTOR_KIND_USER,
     EVENT_KIND_LIMIT_DELETED,
     EVENT_KIND_LIMIT_UPDATED,
+    EVENT_KIND_PRICE_DELETED,
+    EVENT_KIND_PRICE_SET,
     EVENT_KIND_QUEUE_UPDATED,
     EVENT_KIND_SECRET_DELETED,
     EVENT_KIND_SECRET_UPDATED,
@@ -221,13 +223,15 @@ class Scene:
 _KINDS = {
     "queue": [EVENT_KIND_QUEUE_UPDATED],
     "limit": [EVENT_KIND_LIMIT_UPDATED, EVENT_KIND_LIMIT_DELETED],
+    "price": [EVENT_KIND_PRICE_SET, EVENT_KIND_PRICE_DELETED],
     "secret": [EVENT_KIND_SECRET_UPDATED, EVENT_KIND_SECRET_DELETED],
     "token": [EVENT_KIND_TOKEN_CREATED, EVENT_KIND_TOKEN_REVOKED],
 }
 
 
 def _names(event: Event, name: str) -> bool:
-    return name in (event.queue.agent_type, event.limit.key, event.secret.name, event.token.token_id)
+    names = (event.queue.agent_type, event.limit.key, event.price.price_id, event.secret.name, event.token.token_id)
+    return name in names
 
 
 def unpack(error: Any) -> Refusal:

@@ -20,7 +20,7 @@ from kapell.v1 import task_pb2, worker_pb2
 from kapell.v1.common_pb2 import SCOPE_READ, SCOPE_WORKER, Scope
 from kapell_server.rpc.methods import Method
 
-from tests.rpc import rpc_queues, rpc_schedules, rpc_secrets, rpc_tokens
+from tests.rpc import rpc_queues, rpc_schedules, rpc_secrets, rpc_tokens, rpc_usage
 from tests.rpc.rpc_table import CASES, NEVER_REFUSED, SHORT_STREAMS
 from tests.rpc.scene import METHODS, Ask, Scene
 from tests.support.server_process import ServerProcess
@@ -34,8 +34,8 @@ LONG_POLLS = [name for name in LASTING if not METHODS[name].streams]
 REFUSALS = [(name, reason) for name, case in CASES.items() for reason in case.refused]
 # Artifacts are no events; that a repeat makes one artifact only is shown by tests/store/test_artifacts.py. Nor is
 # the beginning of the log, which tests/engine/test_compaction.py moves, or a key, of which tests/domain/test_secrets.py
-# tells.
-WITHOUT_EVENTS = {"CompactEvents", "CreateArtifact", "DeleteArtifact", "RotateSecretKey"}
+# tells; of usage only totals are, now and then.
+WITHOUT_EVENTS = {"CompactEvents", "CreateArtifact", "DeleteArtifact", "RotateSecretKey", "RecordUsage", "RepriceUsage"}
 MALFORMED = [name for name, case in CASES.items() if case.malformed is not None]
 
 every_rpc = pytest.mark.parametrize("name", METHODS)
@@ -227,9 +227,9 @@ def _subject(answer: Any | None, ask: Ask) -> str:
     if answer is not None and hasattr(answer, "tasks"):
         return str(answer.tasks[0].task_id)
     if hasattr(ask.request, "filter"):
-        return str(ask.request.filter.task_ids[0])
+        return str(ask.request.filter.task_ids[0]) if ask.request.filter.task_ids else ""
     for message in (answer, ask.request):
-        for part in (rpc_queues, rpc_secrets, rpc_schedules, rpc_tokens):
+        for part in (rpc_queues, rpc_secrets, rpc_schedules, rpc_tokens, rpc_usage):
             if subject := part.subject_of(message):
                 return subject
     for message in (answer, ask.request):
@@ -256,7 +256,7 @@ def _comparable(answer: Any) -> Any:
 
 
 def _alter(request: Any) -> None:
-    if rpc_queues.alter(request) or rpc_secrets.alter(request) or rpc_tokens.alter(request):
+    if any(part.alter(request) for part in (rpc_queues, rpc_secrets, rpc_tokens, rpc_usage)):
         return
     if hasattr(request, "tasks"):
         request.tasks[0].prompt = "another"

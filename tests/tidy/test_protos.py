@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.descriptor import Descriptor
-from kapell.v1 import agent_pb2, event_pb2, task_pb2
+from kapell.v1 import agent_pb2, event_pb2, task_pb2, usage_pb2
 
 from tests.tidy.api import BUF, elements, files, shape
 from tests.tidy.sources import ROOT
@@ -57,19 +57,22 @@ def test_the_committed_stubs_are_those_of_the_protos(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "left_out"),
     [
-        (task_pb2.TaskEvent.DESCRIPTOR, {"previous_agent_state", "agent"}),
-        (agent_pb2.AgentEvent.DESCRIPTOR, {"previous_task_state", "task"}),
+        (task_pb2.TaskEvent.DESCRIPTOR, {"previous_agent_state", "agent", "usage"}),
+        (agent_pb2.AgentEvent.DESCRIPTOR, {"previous_task_state", "task", "usage"}),
+        (usage_pb2.UsageEvent.DESCRIPTOR, {"previous_task_state", "previous_agent_state", "task", "agent"}),
     ],
 )
 def test_the_events_of_one_kind_have_the_wire_format_of_all_events(part: Descriptor, left_out: set[str]) -> None:
     whole = shape(event_pb2.Event.DESCRIPTOR)
 
-    others = {"template", "queue", "limit", "schedule", "token", "secret"}
+    others = {"template", "queue", "limit", "schedule", "price", "token", "secret"}
     expected = {number: field for number, field in whole.items() if field[0] not in left_out | others}
     assert shape(part) == expected
 
 
-@pytest.mark.parametrize("response", [task_pb2.WatchTasksResponse, agent_pb2.WatchAgentsResponse])
+@pytest.mark.parametrize(
+    "response", [task_pb2.WatchTasksResponse, agent_pb2.WatchAgentsResponse, usage_pb2.WatchUsageResponse]
+)
 def test_all_watches_answer_in_one_wire_format(response: type) -> None:
     fields = response.DESCRIPTOR.fields_by_name  # type: ignore[attr-defined]
     reference = event_pb2.WatchResponse.DESCRIPTOR.fields_by_name

@@ -22,6 +22,14 @@ from tests.tidy.sources import sources
 # Which command of the CLI an rpc is for.
 COMMANDS = {
     "AdminService.GetServerInfo": "version",
+    "PriceService.ListPrices": "price list",
+    "PriceService.GetPrice": "price get",
+    "PriceService.SetPrice": "price set",
+    "PriceService.DeletePrice": "price delete",
+    "UsageService.QueryUsage": "usage show",
+    "UsageService.ListUsageRecords": "usage export",
+    "UsageService.EstimateCost": "usage estimate",
+    "UsageService.RepriceUsage": "price reprice",
     "ScheduleService.CreateSchedule": "schedule create",
     "ScheduleService.GetSchedule": "schedule get",
     "ScheduleService.ListSchedules": "schedule list",
@@ -99,6 +107,8 @@ COMMANDS = {
     "TemplateService.CloneTemplate": "template clone",
 }
 NO_COMMAND = {
+    "UsageService.RecordUsage": "records come from programs; a person has a price to correct, not a record",
+    "UsageService.WatchUsage": "`kapell event watch --kind usage.update` shows it",
     "AdminService.GetDiagnostics": "for operators' dashboards; `kapell status` shows what a person needs",
     "AgentService.UpdateAgent": "labels and names are given when an agent is spawned; changing them is for programs",
     "EventService.GetLogInfo": "resuming is done by the SDK; a person has no use for the bounds of the log",

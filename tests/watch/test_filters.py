@@ -133,7 +133,10 @@ def test_the_snapshot_passes_whatever_kinds_are_wanted() -> None:
 @pytest.mark.parametrize(
     ("wanted", "kinds"),
     [
-        (EventFilter(), ("task", "agent", "template", "queue", "limit", "schedule", "secret", "token")),
+        (
+            EventFilter(),
+            ("task", "agent", "template", "queue", "limit", "schedule", "price", "usage", "secret", "token"),
+        ),
         (EventFilter(schedule_ids=["schedule_a"]), ("schedule",)),
         (EventFilter(schedule_ids=["schedule_a"], template_ids=["review"]), ()),
         (EventFilter(labels={"a": "b"}), ("task", "agent")),

@@ -26,6 +26,7 @@ from kapell.secrets import Secrets
 from kapell.tasks import Tasks
 from kapell.templates import Templates
 from kapell.tokens import Audit, Tokens
+from kapell.usage import Prices, Usage
 from kapell.v1.event_pb2 import Event
 from kapell.watch import Watch
 
@@ -64,6 +65,8 @@ class Client:
         self.templates = Templates(server)
         self.artifacts = Artifacts(server)
         self.schedules = Schedules(server)
+        self.usage = Usage(server)
+        self.prices = Prices(server)
         self.events = Events(server)
         self.admin = Admin(server)
         self.tokens = Tokens(server)

@@ -43,6 +43,7 @@ STREAMING_METHODS = (
     ("kapell.v1.EventService", "Watch"),
     ("kapell.v1.TaskService", "StreamTaskLogs"),
     ("kapell.v1.TaskService", "WatchTasks"),
+    ("kapell.v1.UsageService", "WatchUsage"),
     ("kapell.v1.WorkerService", "WatchDirectives"),
 )
 """Methods that gRPC does not retry; compared with the descriptors by a test."""

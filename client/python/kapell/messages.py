@@ -27,6 +27,7 @@ from kapell.v1.task_pb2 import (
     TASK_STATE_SUCCEEDED,
     TaskState,
 )
+from kapell.v1.usage_pb2 import UsageBucket
 from kapell.v1.watch_pb2 import EventKind
 
 FINAL_TASK_STATES = frozenset({TASK_STATE_SUCCEEDED, TASK_STATE_FAILED, TASK_STATE_CANCELLED})
@@ -111,6 +112,11 @@ def concurrency_strategy(value: ConcurrencyStrategy.ValueType | str) -> Concurre
 def overlap_policy(value: OverlapPolicy.ValueType | str) -> OverlapPolicy.ValueType:
     """A policy by value or by word, as in "skip"."""
     return _by_word(value, _words(OverlapPolicy.items(), "OVERLAP_POLICY_"), "an overlap policy")
+
+
+def usage_bucket(value: UsageBucket.ValueType | str) -> UsageBucket.ValueType:
+    """A length of stretches by value or by word, as in "day"."""
+    return _by_word(value, _words(UsageBucket.items(), "USAGE_BUCKET_"), "a bucket")
 
 
 def event_kind(value: EventKind.ValueType | str) -> EventKind.ValueType:

@@ -32,6 +32,7 @@ from kapell.secrets import Secrets
 from kapell.tasks import Tasks
 from kapell.templates import Templates
 from kapell.tokens import Audit, Tokens
+from kapell.usage import Prices, Usage
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -270,6 +271,28 @@ class SyncSchedules(_Face[Schedules]):
     preview = blocking(Schedules.preview)
 
 
+class SyncUsage(_Face[Usage]):
+    """`client.usage`, blocking."""
+
+    record = blocking(Usage.record)
+    query = blocking(Usage.query)
+    list = blocking(Usage.list)
+    iterate = streaming(Usage.iterate)
+    watch = streaming(Usage.watch)
+    reprice = blocking(Usage.reprice)
+    estimate = blocking(Usage.estimate)
+
+
+class SyncPrices(_Face[Prices]):
+    """`client.prices`, blocking."""
+
+    list = blocking(Prices.list)
+    iterate = streaming(Prices.iterate)
+    get = blocking(Prices.get)
+    set = blocking(Prices.set)
+    delete = blocking(Prices.delete)
+
+
 class SyncAdmin(_Face[Admin]):
     """`client.admin`, blocking."""
 
@@ -320,6 +343,8 @@ class SyncClient:
         self.templates = SyncTemplates(loop, client.templates)
         self.artifacts = SyncArtifacts(loop, client.artifacts)
         self.schedules = SyncSchedules(loop, client.schedules)
+        self.usage = SyncUsage(loop, client.usage)
+        self.prices = SyncPrices(loop, client.prices)
         self.events = SyncEvents(loop, client.events)
         self.admin = SyncAdmin(loop, client.admin)
         self.tokens = SyncTokens(loop, client.tokens)

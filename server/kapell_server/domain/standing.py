@@ -1,6 +1,6 @@
 """Standing resources: the few, small things that stay until somebody changes them.
 
-Queues, limits, schedules. All of them are in memory from the start on, so decisions find them
+Queues, limits, schedules, prices. All of them are in memory from the start on, so decisions find them
 without a query. Undone with the rest of State, through its journal.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from kapell.v1.price_pb2 import Price
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
 from kapell.v1.secret_pb2 import Secret
@@ -19,8 +20,8 @@ from kapell.v1.watch_pb2 import EventKind
 if TYPE_CHECKING:
     from kapell_server.domain.state import State
 
-Standing = Queue | ConcurrencyLimit | Schedule | Secret | Token
-_T = TypeVar("_T", Queue, ConcurrencyLimit, Schedule, Secret, Token)
+Standing = Queue | ConcurrencyLimit | Schedule | Price | Secret | Token
+_T = TypeVar("_T", Queue, ConcurrencyLimit, Schedule, Price, Secret, Token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ KINDS: dict[type, StandingKind] = {
         StandingKind(1, "queue", Queue, "agent_type"),
         StandingKind(2, "limit", ConcurrencyLimit, "key"),
         StandingKind(3, "schedule", Schedule, "schedule_id"),
+        StandingKind(7, "price", Price, "price_id"),
         StandingKind(15, "secret", Secret, "name"),
         StandingKind(14, "token", Token, "token_id"),
     )

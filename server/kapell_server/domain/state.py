@@ -43,6 +43,7 @@ from kapell_server.domain.tasks.edges import Edges
 from kapell_server.domain.tasks.family import Families
 from kapell_server.domain.templates.template_shelf import TemplateShelf
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL, TASK_LEASED
+from kapell_server.domain.usage.shelf import UsageShelf
 from kapell_server.domain.workers.leases import Lease, LeaseTable
 
 _BETWEEN_ATTEMPTS = frozenset({WAIT_KIND_RETRY_BACKOFF, WAIT_KIND_PROVIDER_RATE_LIMIT})
@@ -92,6 +93,7 @@ class State:
         self.bulk_jobs: dict[str, BulkJob] = {}
         self.standing = StandingShelf(self)
         self.schedule_tasks = ScheduleTasks(self)
+        self.usage = UsageShelf(self)
         self.token_digests: dict[str, bytes] = {}
         """What proves each token, by its id."""
         self.audit_number = 0
@@ -114,6 +116,7 @@ class State:
         self._undo.clear()
         self.passing_tasks.clear()
         self.queues.begin()
+        self.usage.begin()
         self._ticks = 0
 
     def mark(self) -> int:
@@ -122,9 +125,8 @@ class State:
 
     def rollback(self, mark: int) -> None:
         """Undoes every write since the mark, the last one first."""
-        undo = self._undo
-        while len(undo) > mark:
-            step, *arguments = undo.pop()
+        while len(self._undo) > mark:
+            step, *arguments = self._undo.pop()
             step(*arguments)
 
     def settle(self) -> None:
@@ -152,10 +154,8 @@ class State:
         for task_id in self.passing_tasks:
             self._tasks.pop(task_id, None)
         self.passing_tasks.clear()
-        excess = len(self._tasks) - _TASK_CACHE
-        if excess > 0:
-            for task_id in list(itertools.islice(self._tasks, excess)):
-                del self._tasks[task_id]
+        for task_id in list(itertools.islice(self._tasks, max(0, len(self._tasks) - _TASK_CACHE))):
+            del self._tasks[task_id]
         self.templates.trim()
         self.families.trim()
         self.schedule_tasks.trim()

@@ -8,12 +8,14 @@ from typing import Any
 from kapell.v1 import (
     admin_pb2,
     agent_pb2,
+    price_pb2,
     queue_pb2,
     schedule_pb2,
     secret_pb2,
     task_pb2,
     template_pb2,
     token_pb2,
+    usage_pb2,
     worker_pb2,
 )
 
@@ -26,6 +28,8 @@ from kapell_server.domain.tasks import bulk, child, retention, task
 from kapell_server.domain.tasks.bulk_job import BulkCommand, BulkStep
 from kapell_server.domain.templates import template
 from kapell_server.domain.tokens import token
+from kapell_server.domain.usage import estimate, ledger, price, reprice
+from kapell_server.domain.usage.shelf import SUBJECT as USAGE
 from kapell_server.domain.workers import agent, attempt, worker
 from kapell_server.engine.facts import (
     AgentProcessExited,
@@ -35,6 +39,7 @@ from kapell_server.engine.facts import (
     SpawnCommand,
     TasksOutlived,
     TemplatesShipped,
+    UsageChunk,
 )
 
 Decide = Callable[[State, Any], Any]
@@ -67,6 +72,11 @@ DECIDERS: dict[type, Decide] = {
     schedule_pb2.PauseScheduleRequest: schedule.pause_schedule,
     schedule_pb2.ResumeScheduleRequest: schedule.resume_schedule,
     schedule_pb2.TriggerScheduleRequest: schedule.trigger_schedule,
+    usage_pb2.RecordUsageRequest: ledger.record_usage,
+    UsageChunk: lambda state, chunk: ledger.record_usage(state, chunk.request),
+    reprice.RepriceCommand: reprice.reprice,
+    price_pb2.SetPriceRequest: price.set_price,
+    price_pb2.DeletePriceRequest: price.delete_price,
     SetSecretCommand: secret.set_secret,
     secret_pb2.DeleteSecretRequest: secret.delete_secret,
     RotateKeyCommand: secret.seal_anew,
@@ -80,6 +90,7 @@ DECIDERS: dict[type, Decide] = {
     worker_pb2.RegisterWorkerRequest: worker.register,
     worker_pb2.HeartbeatRequest: worker.heartbeat,
     worker_pb2.ReportProgressRequest: worker.report_progress,
+    worker_pb2.ReportUsageRequest: worker.report_usage,
     worker_pb2.CompleteTaskRequest: worker.complete_task,
     worker_pb2.BatchCompleteTasksRequest: worker.complete_tasks,
     worker_pb2.FailTaskRequest: worker.fail_task,
@@ -100,6 +111,9 @@ QUESTIONS: dict[type, Decide] = {
     task_pb2.ExplainTaskRequest: explain.explain,
     queue_pb2.GetQueueStatsRequest: queue.stats,
     start_blockers.StartQuestion: start_blockers.held_up,
+    price_pb2.ListPricesRequest: price.list_prices,
+    price_pb2.GetPriceRequest: price.get_price,
+    usage_pb2.EstimateCostRequest: estimate.estimate_model,
 }
 """Asked after dispatch, and changing nothing: the answer is true at the end of the batch."""
 
@@ -111,6 +125,7 @@ _BY_TASK_ID = (
 )
 _BY_TOKEN = (
     worker_pb2.ReportProgressRequest,
+    worker_pb2.ReportUsageRequest,
     worker_pb2.CompleteTaskRequest,
     worker_pb2.FailTaskRequest,
     worker_pb2.ReleaseTaskRequest,
@@ -176,12 +191,14 @@ def tasks_to_look_at(state: State, subject_ids: Iterable[str]) -> Iterable[str]:
 
 
 def look(state: State, subject_id: str) -> None:
-    """Does what time asks of a task, an agent, a schedule or a limit."""
+    """Does what time asks of a task, an agent, a schedule, the totals of usage or a limit."""
     if subject_id.startswith("task_"):
         attempt.look_at_task(state, subject_id)
     elif subject_id.startswith("agent_"):
         agent.look_at_agent(state, subject_id)
     elif subject_id.startswith("schedule_"):
         schedule_run.look_at_schedule(state, subject_id)
+    elif subject_id == USAGE:
+        state.usage.tell()
     else:
         state.queues.rate_is_free(subject_id)

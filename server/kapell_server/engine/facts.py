@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from kapell.v1.agent_pb2 import AgentSpec, SpawnAgentRequest
 from kapell.v1.common_pb2 import ProcessExit
 from kapell.v1.template_pb2 import TemplateSpec
+from kapell.v1.usage_pb2 import RecordUsageRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,14 @@ class TemplatesShipped:
     specs: tuple[tuple[str, TemplateSpec], ...]
     digest: str
     """Remembered with them, so that the next start knows them by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class UsageChunk:
+    """Some of the records of a RecordUsage, under a request_id of their own; `request` tells the whole by a digest."""
+
+    request: RecordUsageRequest
+    request_id: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,14 @@ from kapell.v1 import (
     audit_pb2,
     common_pb2,
     event_pb2,
+    price_pb2,
     queue_pb2,
     schedule_pb2,
     secret_pb2,
     task_pb2,
     template_pb2,
     token_pb2,
+    usage_pb2,
     worker_pb2,
 )
 
@@ -34,6 +36,8 @@ FILES = (
     artifact_pb2,
     template_pb2,
     schedule_pb2,
+    usage_pb2,
+    price_pb2,
     secret_pb2,
     worker_pb2,
     event_pb2,

@@ -26,6 +26,8 @@ from kapell_server.domain.queueing.ready import ReadyEntry
 from kapell_server.domain.standing import Standing
 from kapell_server.domain.tasks.edges import KEPT, Edge
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL
+from kapell_server.domain.usage.entry import Dims, Entry, Series, Total
+from kapell_server.store import usage_rows
 from kapell_server.store.bulk import Bulk, Lookup
 from kapell_server.store.retention import newest_event_before, oldest_revision
 from kapell_server.store.schedule_rows import load_schedule_runs, load_schedule_task
@@ -119,6 +121,22 @@ class RowLoader:
     def has_live_member(self, root_id: str) -> bool:
         """Whether a task below the root has not ended."""
         return self._connection.scalar(_live_member, {"root_id": root_id}) is not None
+
+    def load_usage_versions(self, record_ids: Collection[str]) -> list[Entry]:
+        """All versions of these records of usage, the first ones first."""
+        return usage_rows.load_versions(self._connection, record_ids)
+
+    def load_usage_series(self, names: Collection[str]) -> dict[str, Series]:
+        """The running totals of those of these series that exist."""
+        return usage_rows.load_series(self._connection, names)
+
+    def load_usage_key(self, dims: Dims) -> int | None:
+        """The line of the sums of usage for these values, or None."""
+        return usage_rows.load_key(self._connection, dims)
+
+    def load_usage_totals(self, usage_ids: Collection[str]) -> dict[str, Total]:
+        """The totals of those tasks and agents that have used anything."""
+        return usage_rows.load_totals(self._connection, usage_ids)
 
     def newest_event_before(self, time_ns: int) -> int:
         """The revision of the newest event from before the time; 0 where there is none."""

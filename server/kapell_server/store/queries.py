@@ -200,6 +200,10 @@ def resource_of(event: Event) -> Resource:
             return event.limit
         case "schedule":
             return event.schedule
+        case "usage":
+            return event.usage
+        case "price":
+            return event.price
         case "secret":
             return event.secret
         case "token":

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from kapell.v1.agent_pb2 import Agent
 from kapell.v1.task_pb2 import Task
 from kapell.v1.template_pb2 import Template
+from kapell.v1.usage_pb2 import UsageUpdate
 from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
@@ -40,6 +41,7 @@ from kapell_server.store.schema import (
 from kapell_server.store.secret_rows import write_secret_values
 from kapell_server.store.standing_rows import write_standing
 from kapell_server.store.token_rows import write_audit, write_token_digests
+from kapell_server.store.usage_rows import write_usage
 
 Row = tuple[Any, ...]
 
@@ -156,6 +158,8 @@ def resource_id(resource: Resource) -> str:
             return resource.agent_id
         case Template():
             return resource.template_id
+        case UsageUpdate():
+            return resource.usage_id
         case _:
             return standing_id(resource)
 
@@ -175,6 +179,8 @@ def write_batch(connection: Connection, pending: Pending, written: Written, give
         standing_changes = [change for change in pending.changes if type(change.resource) in KINDS]
         if standing_changes:
             write_standing(connection, standing_changes, written.encoded)
+    if pending.usage:
+        write_usage(connection, pending.usage)
     if pending.schedule_tasks:
         write_schedule_tasks(connection, pending.schedule_tasks)
     if pending.token_digests:

@@ -15,12 +15,16 @@ from kapell.v1.event_pb2 import EventFilter
 from kapell.v1.schedule_pb2 import Schedule
 from kapell.v1.task_pb2 import Task, TaskFilter
 from kapell.v1.template_pb2 import Template
+from kapell.v1.usage_pb2 import UsageUpdate, UsageUpdateFilter
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
 
 from kapell_server.domain.tasks.task_filter import task_test
 from kapell_server.store.record import Record
 
-ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule", "secret", "token"]
+ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule", "price", "usage", "secret", "token"]
+_ALL_KINDS: tuple[ResourceKind, ...] = (
+    *("task", "agent", "template", "queue", "limit", "schedule", "price", "usage", "secret", "token"),
+)
 Test = Callable[[Record], bool]
 
 
@@ -46,16 +50,7 @@ class Filter:
 def for_events(wanted: EventFilter) -> Filter:
     """Events of everything alike. SNAPSHOT records pass whatever `kinds` says."""
     tests: list[Test] = []
-    kinds_of_resource: tuple[ResourceKind, ...] = (
-        "task",
-        "agent",
-        "template",
-        "queue",
-        "limit",
-        "schedule",
-        "secret",
-        "token",
-    )
+    kinds_of_resource: tuple[ResourceKind, ...] = _ALL_KINDS
     if wanted.kinds:
         kinds = frozenset({*wanted.kinds, EVENT_KIND_SNAPSHOT})
         tests.append(lambda record: record.kind in kinds)
@@ -109,6 +104,24 @@ def for_agents(wanted: AgentFilter) -> Filter:
     return Filter(key=_key(b"agent", wanted), kinds_of_resource=("agent",), ids=ids, tests=tuple(tests))
 
 
+def for_usage(wanted: UsageUpdateFilter) -> Filter:
+    """Totals of usage only."""
+    task_ids, agent_ids = frozenset(wanted.task_ids), frozenset(wanted.agent_ids)
+    root_ids = frozenset(wanted.root_task_ids)
+
+    def matches(record: Record) -> bool:
+        update = record.resource
+        if not isinstance(update, UsageUpdate):
+            return False
+        if task_ids and update.task_id not in task_ids:
+            return False
+        if root_ids and update.root_task_id not in root_ids:
+            return False
+        return not agent_ids or update.agent_id in agent_ids
+
+    return Filter(key=_key(b"usage", wanted), kinds_of_resource=("usage",), ids=(), tests=(matches,))
+
+
 def _is_a(resource_type: type[Task] | type[Agent] | type[Template] | type[Schedule]) -> Test:
     return lambda record: type(record.resource) is resource_type
 
@@ -134,5 +147,5 @@ def _has_labels(labels: Mapping[str, str]) -> Test:
     return has_labels
 
 
-def _key(kind: bytes, wanted: EventFilter | TaskFilter | AgentFilter) -> bytes:
+def _key(kind: bytes, wanted: EventFilter | TaskFilter | AgentFilter | UsageUpdateFilter) -> bytes:
     return kind + wanted.SerializeToString(deterministic=True)

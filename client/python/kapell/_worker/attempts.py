@@ -17,7 +17,7 @@ from typing import Any
 
 from google.protobuf.struct_pb2 import Value
 
-from kapell._worker import logs, progress
+from kapell._worker import logs, progress, usage
 from kapell._worker.context import TaskContext
 from kapell._worker.leases import Lease, Phase
 from kapell._worker.outbox import Outbox
@@ -70,12 +70,16 @@ class Attempts:
             lease.progress.on_first(
                 lambda: _start(reporting, progress.report(self._session, lease), f"progress of {lease.task_id}")
             )
+            lease.usage.on_first(
+                lambda: _start(reporting, usage.ship(self._session, lease), f"usage of {lease.task_id}")
+            )
             try:
                 ending = await self._outcome(handler, lease)
             finally:
                 lease.worked.set()
                 lease.log.close()
                 lease.progress.close()
+                lease.usage.close()
             await _until_reported(lease)
         if not lease.lost.is_set() and not lease.interrupted:
             await self._send(lease, ending)
@@ -138,8 +142,8 @@ def _start(group: asyncio.TaskGroup, sending: Coroutine[Any, Any, None], name: s
 
 
 async def _until_reported(lease: Lease) -> None:
-    """Waits until log and progress are out, but not once nobody takes them any more."""
-    senders = [sender for sender in (lease.log.sender, lease.progress.sender) if sender is not None]
+    """Waits until log, progress and usage are out, but not once nobody takes them any more."""
+    senders = [sender for sender in (lease.log.sender, lease.progress.sender, lease.usage.sender) if sender is not None]
     if not senders:
         return
     lost = asyncio.create_task(lease.lost.wait(), name=f"lease of {lease.task_id}")

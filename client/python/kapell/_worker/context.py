@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
-from typing import Literal
+from typing import Literal, Unpack
 
 from kapell._upload import creation, upload
 from kapell._worker import children
@@ -16,6 +16,7 @@ from kapell._worker.session import Session
 from kapell._worker.values import from_struct, printable
 from kapell.errors import LeaseLost
 from kapell.messages import Instant, Seconds, timestamp
+from kapell.records import UsageFields, raw_usage_record, usage_record
 from kapell.rules.redaction import Redactor
 from kapell.v1.artifact_pb2 import Artifact
 from kapell.v1.common_pb2 import LOG_STREAM_STDOUT, LogStream
@@ -100,6 +101,23 @@ class TaskContext:
         `message` at 1,000.
         """
         self._lease.progress.put(fraction, step, message)
+
+    def usage(self, **fields: Unpack[UsageFields]) -> None:
+        """Says what the work has used: `ctx.usage(model="gpt-5", input_tokens=1200, output_tokens=80)`; never waits.
+
+        Takes what `kapell.records.usage_record` takes, but for task and agent, which are this attempt's. Give the
+        provider's id of the response as `record_id`, so that it counts once whoever else reports it. It is
+        sent at once, and before the attempt ends.
+        """
+        self._lease.usage.put(usage_record(**fields))
+
+    def usage_from(self, response: Mapping[str, object], *, record_id: str = "", series: str = "") -> None:
+        """Says what the work has used, in a provider's own words: its response as a dictionary; never waits.
+
+        Responses of Anthropic, OpenAI (chat and responses) and Gemini are known, and more; see
+        `kapell.records.raw_usage_record`. Texts in it are not sent.
+        """
+        self._lease.usage.put(raw_usage_record(response, record_id=record_id, series=series))
 
     @contextmanager
     def waiting(self, kind: WaitsFor, detail: str = "", *, until: Instant | None = None) -> Iterator[None]:

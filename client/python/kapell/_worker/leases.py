@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 from kapell._worker.logs import ROOM_BYTES, LogBuffer, room_for
 from kapell._worker.progress import ProgressSlot
+from kapell._worker.usage import UsageBuffer
 from kapell.rules.redaction import Redactor
 from kapell.v1.task_pb2 import AttemptWait, Task
 from kapell.v1.worker_pb2 import (
@@ -57,6 +58,7 @@ class Lease:
         self.redactor = Redactor(self.secrets.values())
         self.log = LogBuffer(log_room_bytes, self.redactor)
         self.progress = ProgressSlot(self.redactor)
+        self.usage = UsageBuffer()
         self._on_stop: Callable[[], None] = _nothing
 
     @property

@@ -163,6 +163,34 @@ TREE = Node(
                 "delete": Node("Delete artifacts.", "artifact:delete"),
             },
         ),
+        "usage": Node(
+            "What agents' work has used, and what it costs.",
+            examples="""
+                kapell usage show --by model,day
+                kapell usage export --since 7d
+                kapell usage estimate --model gpt-5 --input-tokens 20000 --output-tokens 3000 --runs 100
+            """,
+            children={
+                "show": Node("Sum usage by time, model, agent, task or label.", "usage:show"),
+                "export": Node("Print the records themselves.", "usage:export"),
+                "estimate": Node("Tell what work will cost.", "usage:estimate"),
+            },
+        ),
+        "price": Node(
+            "What models cost.",
+            examples="""
+                kapell price list --provider anthropic
+                kapell price set mycloud llama-4 --input-price 0.20 --output-price 0.60
+                kapell price reprice --dry-run
+            """,
+            children={
+                "list": Node("List prices of models.", "price:list_"),
+                "get": Node("Show the price of a model.", "price:get"),
+                "set": Node("Set the price of a model.", "price:set_"),
+                "delete": Node("Forget prices that were set.", "price:delete"),
+                "reprice": Node("Cost what was recorded anew.", "price:reprice"),
+            },
+        ),
         "profile": Node(
             "The profiles agents are spawned from.",
             examples="kapell profile list",

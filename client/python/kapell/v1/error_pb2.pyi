@@ -129,6 +129,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the artifact's state does not allow this. Metadata: artifact_id, state."""
     ERROR_REASON_ARTIFACT_LIMIT: _ErrorReason.ValueType  # 74
     """RESOURCE_EXHAUSTED: the artifact, its task or all artifacts would take more than they may. Metadata: setting, limit."""
+    ERROR_REASON_PRICE_NOT_FOUND: _ErrorReason.ValueType  # 85
+    """NOT_FOUND: no price is known for the model, or no price was set with this id. Metadata: model or price_id."""
+    ERROR_REASON_PRICE_LIMIT: _ErrorReason.ValueType  # 86
+    """RESOURCE_EXHAUSTED: there are as many prices as may be set. Metadata: limit."""
+    ERROR_REASON_USAGE_QUERY_TOO_LARGE: _ErrorReason.ValueType  # 87
+    """RESOURCE_EXHAUSTED: the answer would have more rows or stretches of time than it may. Metadata: limit."""
+    ERROR_REASON_USAGE_CONFLICT: _ErrorReason.ValueType  # 88
+    """ALREADY_EXISTS: the record_id is known with other figures, which are not larger. Metadata: record_id.
+    In outcomes of records only.
+    """
     ERROR_REASON_SECRET_NOT_FOUND: _ErrorReason.ValueType  # 105
     """NOT_FOUND: no secret has this name. Metadata: name."""
     ERROR_REASON_SECRET_LIMIT: _ErrorReason.ValueType  # 106
@@ -255,6 +265,16 @@ ERROR_REASON_ARTIFACT_STATE_CONFLICT: ErrorReason.ValueType  # 73
 """FAILED_PRECONDITION: the artifact's state does not allow this. Metadata: artifact_id, state."""
 ERROR_REASON_ARTIFACT_LIMIT: ErrorReason.ValueType  # 74
 """RESOURCE_EXHAUSTED: the artifact, its task or all artifacts would take more than they may. Metadata: setting, limit."""
+ERROR_REASON_PRICE_NOT_FOUND: ErrorReason.ValueType  # 85
+"""NOT_FOUND: no price is known for the model, or no price was set with this id. Metadata: model or price_id."""
+ERROR_REASON_PRICE_LIMIT: ErrorReason.ValueType  # 86
+"""RESOURCE_EXHAUSTED: there are as many prices as may be set. Metadata: limit."""
+ERROR_REASON_USAGE_QUERY_TOO_LARGE: ErrorReason.ValueType  # 87
+"""RESOURCE_EXHAUSTED: the answer would have more rows or stretches of time than it may. Metadata: limit."""
+ERROR_REASON_USAGE_CONFLICT: ErrorReason.ValueType  # 88
+"""ALREADY_EXISTS: the record_id is known with other figures, which are not larger. Metadata: record_id.
+In outcomes of records only.
+"""
 ERROR_REASON_SECRET_NOT_FOUND: ErrorReason.ValueType  # 105
 """NOT_FOUND: no secret has this name. Metadata: name."""
 ERROR_REASON_SECRET_LIMIT: ErrorReason.ValueType  # 106

@@ -10,12 +10,14 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from kapell.v1 import agent_pb2 as _agent_pb2
 from kapell.v1 import common_pb2 as _common_pb2
+from kapell.v1 import price_pb2 as _price_pb2
 from kapell.v1 import queue_pb2 as _queue_pb2
 from kapell.v1 import schedule_pb2 as _schedule_pb2
 from kapell.v1 import secret_pb2 as _secret_pb2
 from kapell.v1 import task_pb2 as _task_pb2
 from kapell.v1 import template_pb2 as _template_pb2
 from kapell.v1 import token_pb2 as _token_pb2
+from kapell.v1 import usage_pb2 as _usage_pb2
 from kapell.v1 import watch_pb2 as _watch_pb2
 import builtins as _builtins
 import sys
@@ -47,6 +49,8 @@ class Event(_message.Message):
     QUEUE_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     SCHEDULE_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
@@ -94,6 +98,14 @@ class Event(_message.Message):
         """A schedule, without prompt, input and parameters of its task."""
 
     @_builtins.property
+    def usage(self) -> _usage_pb2.UsageUpdate:
+        """What a task or an agent has used."""
+
+    @_builtins.property
+    def price(self) -> _price_pb2.Price:
+        """A price that was set."""
+
+    @_builtins.property
     def secret(self) -> _secret_pb2.Secret:
         """A secret, without its value."""
 
@@ -117,14 +129,16 @@ class Event(_message.Message):
         queue: _queue_pb2.Queue | None = ...,
         limit: _queue_pb2.ConcurrencyLimit | None = ...,
         schedule: _schedule_pb2.Schedule | None = ...,
+        usage: _usage_pb2.UsageUpdate | None = ...,
+        price: _price_pb2.Price | None = ...,
         secret: _secret_pb2.Secret | None = ...,
         token: _token_pb2.Token | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "event_time", b"event_time", "limit", b"limit", "queue", b"queue", "resource", b"resource", "schedule", b"schedule", "secret", b"secret", "task", b"task", "template", b"template", "token", b"token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "event_time", b"event_time", "limit", b"limit", "price", b"price", "queue", b"queue", "resource", b"resource", "schedule", b"schedule", "secret", b"secret", "task", b"task", "template", b"template", "token", b"token", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "changed_fields", b"changed_fields", "event_time", b"event_time", "kind", b"kind", "limit", b"limit", "previous_agent_state", b"previous_agent_state", "previous_task_state", b"previous_task_state", "queue", b"queue", "resource", b"resource", "revision", b"revision", "schedule", b"schedule", "secret", b"secret", "task", b"task", "template", b"template", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "changed_fields", b"changed_fields", "event_time", b"event_time", "kind", b"kind", "limit", b"limit", "previous_agent_state", b"previous_agent_state", "previous_task_state", b"previous_task_state", "price", b"price", "queue", b"queue", "resource", b"resource", "revision", b"revision", "schedule", b"schedule", "secret", b"secret", "task", b"task", "template", b"template", "token", b"token", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["task", "agent", "template", "queue", "limit", "schedule", "secret", "token"]  # noqa: Y015
+    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["task", "agent", "template", "queue", "limit", "schedule", "usage", "price", "secret", "token"]  # noqa: Y015
     _WhichOneofArgType_resource: _TypeAlias = _typing.Literal["resource", b"resource"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_resource) -> _WhichOneofReturnType_resource | None: ...
 

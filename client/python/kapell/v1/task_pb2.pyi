@@ -15,6 +15,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from kapell.v1 import common_pb2 as _common_pb2
 from kapell.v1 import dependency_pb2 as _dependency_pb2
 from kapell.v1 import error_pb2 as _error_pb2
+from kapell.v1 import usage_pb2 as _usage_pb2
 from kapell.v1 import watch_pb2 as _watch_pb2
 import builtins as _builtins
 import sys
@@ -716,6 +717,8 @@ class Task(_message.Message):
     SCHEDULE_ID_FIELD_NUMBER: _builtins.int
     SCHEDULE_TIME_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    TREE_USAGE_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The id; "task_" and a time-sortable part, or the client's choice."""
@@ -868,6 +871,14 @@ class Task(_message.Message):
         """What the running attempt waits for, as its agent says; unset while it works."""
 
     @_builtins.property
+    def usage(self) -> _usage_pb2.UsageTotals:
+        """What its attempts have used. Filled in on reading; events have it not, usage.update tells of it."""
+
+    @_builtins.property
+    def tree_usage(self) -> _usage_pb2.UsageTotals:
+        """What it and all tasks below it have used, those that were deleted included. Filled in on reading."""
+
+    @_builtins.property
     def secrets(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Secrets that its agent is given: what it finds each under, and the secret's name. Never a value."""
 
@@ -922,11 +933,13 @@ class Task(_message.Message):
         schedule_id: _builtins.str = ...,
         schedule_time: _timestamp_pb2.Timestamp | None = ...,
         waiting: Global___AttemptWait | None = ...,
+        usage: _usage_pb2.UsageTotals | None = ...,
+        tree_usage: _usage_pb2.UsageTotals | None = ...,
         secrets: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "failure", b"failure", "first_queue_time", b"first_queue_time", "input", b"input", "lease", b"lease", "not_before_time", b"not_before_time", "progress", b"progress", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "schedule_time", b"schedule_time", "start_time", b"start_time", "state_time", b"state_time", "timeouts", b"timeouts", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "failure", b"failure", "first_queue_time", b"first_queue_time", "input", b"input", "lease", b"lease", "not_before_time", b"not_before_time", "progress", b"progress", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "schedule_time", b"schedule_time", "start_time", b"start_time", "state_time", b"state_time", "timeouts", b"timeouts", "tree_usage", b"tree_usage", "usage", b"usage", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "attempt", b"attempt", "attempts_used", b"attempts_used", "concurrency_keys", b"concurrency_keys", "content_bytes", b"content_bytes", "create_time", b"create_time", "creator", b"creator", "dependencies", b"dependencies", "depth", b"depth", "display_name", b"display_name", "edited", b"edited", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "fairness_key", b"fairness_key", "first_queue_time", b"first_queue_time", "input", b"input", "labels", b"labels", "lease", b"lease", "not_before_time", b"not_before_time", "parent_task_id", b"parent_task_id", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "prompt_parts", b"prompt_parts", "prompt_pending", b"prompt_pending", "queue_rank", b"queue_rank", "queue_time", b"queue_time", "rate_limited_count", b"rate_limited_count", "result", b"result", "retries", b"retries", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "revision", b"revision", "root_task_id", b"root_task_id", "schedule_id", b"schedule_id", "schedule_time", b"schedule_time", "secrets", b"secrets", "skipped", b"skipped", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "task_id", b"task_id", "template_id", b"template_id", "template_version", b"template_version", "timeouts", b"timeouts", "waiting", b"waiting", "waiting_on", b"waiting_on"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "attempt", b"attempt", "attempts_used", b"attempts_used", "concurrency_keys", b"concurrency_keys", "content_bytes", b"content_bytes", "create_time", b"create_time", "creator", b"creator", "dependencies", b"dependencies", "depth", b"depth", "display_name", b"display_name", "edited", b"edited", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "fairness_key", b"fairness_key", "first_queue_time", b"first_queue_time", "input", b"input", "labels", b"labels", "lease", b"lease", "not_before_time", b"not_before_time", "parent_task_id", b"parent_task_id", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "prompt_parts", b"prompt_parts", "prompt_pending", b"prompt_pending", "queue_rank", b"queue_rank", "queue_time", b"queue_time", "rate_limited_count", b"rate_limited_count", "result", b"result", "retries", b"retries", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "revision", b"revision", "root_task_id", b"root_task_id", "schedule_id", b"schedule_id", "schedule_time", b"schedule_time", "secrets", b"secrets", "skipped", b"skipped", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "task_id", b"task_id", "template_id", b"template_id", "template_version", b"template_version", "timeouts", b"timeouts", "tree_usage", b"tree_usage", "usage", b"usage", "waiting", b"waiting", "waiting_on", b"waiting_on"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -102,6 +102,12 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """The task of a run could not be made; last_run says why."""
     EVENT_KIND_SCHEDULE_DELETED: _EventKind.ValueType  # 109
     """The schedule was deleted; the event carries its last form."""
+    EVENT_KIND_USAGE_UPDATE: _EventKind.ValueType  # 130
+    """What a task or an agent has used has grown or was corrected; at most one a second for each."""
+    EVENT_KIND_PRICE_SET: _EventKind.ValueType  # 131
+    """price.set: the price of a model was set."""
+    EVENT_KIND_PRICE_DELETED: _EventKind.ValueType  # 132
+    """price.deleted: a price that was set was forgotten or replaced."""
     EVENT_KIND_TOKEN_CREATED: _EventKind.ValueType  # 160
     """A token was made."""
     EVENT_KIND_TOKEN_REVOKED: _EventKind.ValueType  # 161
@@ -191,6 +197,12 @@ EVENT_KIND_SCHEDULE_REFUSED: EventKind.ValueType  # 108
 """The task of a run could not be made; last_run says why."""
 EVENT_KIND_SCHEDULE_DELETED: EventKind.ValueType  # 109
 """The schedule was deleted; the event carries its last form."""
+EVENT_KIND_USAGE_UPDATE: EventKind.ValueType  # 130
+"""What a task or an agent has used has grown or was corrected; at most one a second for each."""
+EVENT_KIND_PRICE_SET: EventKind.ValueType  # 131
+"""price.set: the price of a model was set."""
+EVENT_KIND_PRICE_DELETED: EventKind.ValueType  # 132
+"""price.deleted: a price that was set was forgotten or replaced."""
 EVENT_KIND_TOKEN_CREATED: EventKind.ValueType  # 160
 """A token was made."""
 EVENT_KIND_TOKEN_REVOKED: EventKind.ValueType  # 161
