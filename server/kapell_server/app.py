@@ -26,6 +26,7 @@ from kapell_server.engine.engine import Engine
 from kapell_server.engine.retention import Retention
 from kapell_server.rpc.admin import AdminServicer, ServerFacts
 from kapell_server.rpc.agents import AgentServicer
+from kapell_server.rpc.approvals import ApprovalServicer
 from kapell_server.rpc.artifacts import ArtifactServicer
 from kapell_server.rpc.auth import Authenticator
 from kapell_server.rpc.calls import OpenCalls
@@ -33,6 +34,7 @@ from kapell_server.rpc.directives import Directives
 from kapell_server.rpc.events import EventServicer
 from kapell_server.rpc.fence import Fence
 from kapell_server.rpc.limits import CallLimits
+from kapell_server.rpc.locks import LockServicer
 from kapell_server.rpc.logins import FailedLogins
 from kapell_server.rpc.pipeline import Pipeline
 from kapell_server.rpc.queues import QueueServicer
@@ -290,6 +292,7 @@ class App:
             "AgentService": AgentServicer(engine, reads, watches=watches, spawner=spawner, profiles=config.profiles),
             "TemplateService": TemplateServicer(engine, reads),
             "QueueService": QueueServicer(engine, reads),
+            "LockService": LockServicer(engine, watches),
             "SecretService": SecretServicer(engine, reads, self.vault),
             "ScheduleService": ScheduleServicer(engine, reads, SystemClock()),
             "WorkerService": WorkerServicer(
@@ -298,6 +301,7 @@ class App:
             "UsageService": UsageServicer(engine, reads, watches=watches, clock=SystemClock()),
             "PriceService": PriceServicer(engine),
             "ArtifactService": ArtifactServicer(engine, reads, artifacts),
+            "ApprovalService": ApprovalServicer(engine, reads, watches=watches),
             "EventService": EventServicer(reads, watches=watches),
             "AuditService": AuditServicer(reads),
             "AdminService": AdminServicer(engine, watches=watches, facts=facts),

@@ -13,9 +13,11 @@ from grpc import aio
 from kapell.v1 import (
     admin_pb2,
     agent_pb2,
+    approval_pb2,
     artifact_pb2,
     audit_pb2,
     event_pb2,
+    lock_pb2,
     price_pb2,
     queue_pb2,
     schedule_pb2,
@@ -30,8 +32,11 @@ from kapell.v1 import (
 FILES = (
     admin_pb2,
     agent_pb2,
+    approval_pb2,
     artifact_pb2,
+    audit_pb2,
     event_pb2,
+    lock_pb2,
     queue_pb2,
     schedule_pb2,
     secret_pb2,

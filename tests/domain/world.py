@@ -15,6 +15,7 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from kapell.v1.agent_pb2 import Agent, AgentSpec, CommandRuntime, SpawnAgentRequest
+from kapell.v1.approval_pb2 import Approval, ApprovalAuditEntry, ApprovalContent
 from kapell.v1.queue_pb2 import (
     ConcurrencyLimit,
     DrainQueueRequest,
@@ -94,6 +95,9 @@ class Rows:
         self.schedule_runs: dict[str, str] = {}
         self.event_times: list[int] = []
         self.usage = UsageRows()
+        self.approvals: dict[str, Approval] = {}
+        self.approval_contents: dict[str, ApprovalContent] = {}
+        self.approval_audit: dict[int, ApprovalAuditEntry] = {}
 
     def load_tasks(self, task_ids: Iterable[str]) -> list[Task]:
         return [self.tasks[task_id] for task_id in task_ids if task_id in self.tasks]
@@ -133,6 +137,16 @@ class Rows:
 
     def load_usage_totals(self, usage_ids: Iterable[str]) -> dict[str, Total]:
         return {usage_id: self.usage.totals[usage_id] for usage_id in usage_ids if usage_id in self.usage.totals}
+
+    def load_approval(self, approval_id: str) -> Approval | None:
+        return self.approvals.get(approval_id)
+
+    def load_named_approval(self, task_id: str, request_key: str) -> Approval | None:
+        found = [a for a in self.approvals.values() if (a.task_id, a.request_key) == (task_id, request_key)]
+        return max(found, key=lambda one: one.approval_id, default=None)
+
+    def load_approval_content(self, approval_id: str) -> ApprovalContent:
+        return self.approval_contents.get(approval_id, ApprovalContent())
 
     def count_live_tasks_of(self, template_id: str) -> int:
         return sum(t.template_id == template_id and t.state not in TASK_FINAL for t in self.tasks.values())
@@ -209,6 +223,9 @@ class World:
         rows.schedule_runs.update(pending.schedule_runs)
         rows.schedule_runs = {run: schedule for run, schedule in rows.schedule_runs.items() if schedule}
         rows.contents.update(pending.contents)
+        rows.approval_contents.update(pending.approval_contents)
+        assert not rows.approval_audit.keys() & pending.approval_audit.keys(), "the audit is only added to"
+        rows.approval_audit.update(pending.approval_audit)
         for key in pending.dropped_edges:
             del rows.edges[key]
         assert not rows.edges.keys() & pending.new_edges.keys(), "an edge is inserted once"
@@ -231,6 +248,8 @@ class World:
                 return self.rows.templates, resource.template_id
             case UsageUpdate():
                 return self.rows.usage.told, resource.usage_id
+            case Approval():
+                return self.rows.approvals, resource.approval_id
             case _:
                 return self.rows.standing, (KINDS[type(resource)].name, standing_id(resource))
 
@@ -263,7 +282,7 @@ class World:
             {template_id: found.SerializeToString() for template_id, found in self.rows.templates.items()},
             sorted(self.rows.template_versions),
             [found.SerializeToString() for found in self.rows.standing.values()],
-            [list(state.standing.all(kind)) for kind in KINDS],
+            [sorted(state.standing.all(kind), key=standing_id) for kind in KINDS],
             dict(self.rows.schedule_tasks),
             dict(self.rows.schedule_runs),
             {
@@ -285,6 +304,10 @@ class World:
             self.rows.usage.picture(state),
             len(state.polls),
             list(self.events),
+            {key: found.SerializeToString() for key, found in self.rows.approvals.items()},
+            [found.SerializeToString() for found in state.approvals.pending()],
+            {task_id: list(ids) for task_id, ids in state.approvals._of_task.items()},
+            sorted(self.rows.approval_audit),
         )
 
     def _picture_of_queues(self) -> object:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.rpc.rpc_approvals import APPROVALS, VALID_OF_APPROVALS
 from tests.rpc.rpc_artifacts import ARTIFACTS, VALID_OF_ARTIFACTS
 from tests.rpc.rpc_bulk import BULK
+from tests.rpc.rpc_locks import LOCKS, VALID_OF_LOCKS
 from tests.rpc.rpc_queues import QUEUES, VALID_OF_QUEUES
 from tests.rpc.rpc_schedules import SCHEDULES, VALID_OF_SCHEDULES
 from tests.rpc.rpc_secrets import SECRETS, VALID_OF_SECRETS
@@ -37,7 +39,9 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "WatchTasks": (BOTH_STARTS, "options"),
     **{
         name: case.malformed
-        for name, case in (TEMPLATES | BULK | QUEUES | ARTIFACTS | SCHEDULES | USAGE | SECRETS | TOKENS).items()
+        for name, case in (
+            TEMPLATES | BULK | QUEUES | ARTIFACTS | SCHEDULES | USAGE | APPROVALS | LOCKS | SECRETS | TOKENS
+        ).items()
         if case.malformed
     },
     "SpawnAgent": (NO_ID, "source"),
@@ -73,10 +77,12 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
 }
 TEMPLATE = {"agentType": "shell", "prompt": "echo hello"}
 VALID: dict[str, dict[str, Any]] = {
+    **VALID_OF_APPROVALS,
     **VALID_OF_ARTIFACTS,
     **VALID_OF_QUEUES,
     **VALID_OF_SCHEDULES,
     **VALID_OF_USAGE,
+    **VALID_OF_LOCKS,
     **VALID_OF_SECRETS,
     **VALID_OF_TOKENS,
     "CreateTemplate": {"templateId": "greet", "spec": TEMPLATE},

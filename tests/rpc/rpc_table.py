@@ -20,6 +20,7 @@ from kapell.v1.task_pb2 import (
 )
 
 from tests.rpc import rpc_dependencies
+from tests.rpc.rpc_approvals import APPROVALS
 from tests.rpc.rpc_artifacts import ARTIFACTS
 from tests.rpc.rpc_bulk import BULK
 from tests.rpc.rpc_cases import (
@@ -49,6 +50,7 @@ from tests.rpc.rpc_cases import (
     task_change,
     ticket_of_another_process,
 )
+from tests.rpc.rpc_locks import LOCKS
 from tests.rpc.rpc_queues import EXPLAIN_TASK, QUEUE_DRAINING, QUEUES
 from tests.rpc.rpc_schedules import SCHEDULES
 from tests.rpc.rpc_secrets import SECRET_NOT_FOUND, SECRETS
@@ -419,10 +421,12 @@ CASES: dict[str, Case] = {
     **TEMPLATES,
     **SCHEDULES,
     **USAGE,
+    **LOCKS,
     **SECRETS,
     **AGENTS,
     **WORKERS,
     **ARTIFACTS,
+    **APPROVALS,
     **EVENTS_AND_ADMIN,
     **TOKENS,
 }
@@ -443,6 +447,7 @@ NEVER_REFUSED = {
     "GetLogInfo": "takes nothing",
     "GetServerInfo": "takes nothing",
     "GetDiagnostics": "takes nothing",
+    "OpenSession": "only one too many is, which a domain test does",
     "GetCaller": "takes nothing",
     "CreateToken": "but for TOKEN_LIMIT, after a thousand",
 }

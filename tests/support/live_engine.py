@@ -19,6 +19,8 @@ from google.protobuf.message import Message
 from kapell.v1 import (
     admin_pb2,
     agent_pb2,
+    approval_pb2,
+    lock_pb2,
     price_pb2,
     queue_pb2,
     schedule_pb2,
@@ -229,8 +231,8 @@ def decoded(request: Any, answer: bytes) -> Any:
         assert answer == b""
         return None
     name = message.DESCRIPTOR.name.removesuffix("Request") + "Response"
-    modules = (task_pb2, agent_pb2, queue_pb2, template_pb2, schedule_pb2, secret_pb2, worker_pb2, admin_pb2)
-    modules += (usage_pb2, price_pb2)
+    tasks = (task_pb2, template_pb2, schedule_pb2, approval_pb2)
+    modules = (*tasks, agent_pb2, queue_pb2, secret_pb2, worker_pb2, admin_pb2, usage_pb2, price_pb2, lock_pb2)
     [response] = [getattr(module, name) for module in modules if hasattr(module, name)]
     return response.FromString(answer)
 

@@ -10,7 +10,9 @@ import copy
 from collections.abc import Collection
 
 from kapell.v1.agent_pb2 import Agent
+from kapell.v1.approval_pb2 import Approval, ApprovalRule
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse
+from kapell.v1.lock_pb2 import Lock, LockSession, LockTicket
 from kapell.v1.price_pb2 import Price
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
@@ -79,6 +81,11 @@ class MemoryLog:
             "schedule": Schedule,
             "price": Price,
             "usage": UsageUpdate,
+            "approval": Approval,
+            "approval_rule": ApprovalRule,
+            "lock": Lock,
+            "ticket": LockTicket,
+            "session": LockSession,
             "secret": Secret,
             "token": Token,
         }[kind]
@@ -109,4 +116,10 @@ def _record(revision: int, kind: EventKind.ValueType, resource: Resource) -> Rec
             event.template.CopyFrom(resource)
         case Schedule():
             event.schedule.CopyFrom(resource)
+        case Lock():
+            event.lock.CopyFrom(resource)
+        case LockTicket():
+            event.ticket.CopyFrom(resource)
+        case LockSession():
+            event.session.CopyFrom(resource)
     return Record(revision, kind, resource_id(resource), resource, event.SerializeToString())

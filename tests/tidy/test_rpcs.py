@@ -55,6 +55,16 @@ COMMANDS = {
     "AgentService.StreamAgentLogs": "agent logs",
     "AgentService.WatchAgents": "agent watch",
     "AgentService.ListAgentProfiles": "profile list",
+    "ApprovalService.GetApproval": "approval show",
+    "ApprovalService.ListApprovals": "approval list",
+    "ApprovalService.DecideApproval": "approval approve",
+    "ApprovalService.WatchApprovals": "approval watch",
+    "ApprovalService.ListApprovalAudit": "approval audit",
+    "ApprovalService.CreateApprovalRule": "approval remember",
+    "ApprovalService.PreviewApprovalRule": "approval remember",
+    "ApprovalService.ListApprovalRules": "approval rules",
+    "ApprovalService.DeleteApprovalRule": "approval forget",
+    "TaskService.ApproveTask": "task approve",
     "ArtifactService.CreateArtifact": "artifact upload",
     "ArtifactService.UploadArtifact": "artifact upload",
     "ArtifactService.CompleteArtifact": "artifact upload",
@@ -111,9 +121,22 @@ NO_COMMAND = {
     "UsageService.WatchUsage": "`kapell event watch --kind usage.update` shows it",
     "AdminService.GetDiagnostics": "for operators' dashboards; `kapell status` shows what a person needs",
     "AgentService.UpdateAgent": "labels and names are given when an agent is spawned; changing them is for programs",
+    "ApprovalService.BatchDecideApprovals": "for screens that show several at once; a shell decides one by one",
+    "ApprovalService.CancelApproval": "for the agent that has asked; a person denies, or cancels the task",
+    "ApprovalService.RequestApproval": "for agents, with the token of a lease",
+    "ApprovalService.WaitApproval": "for agents; a person watches the task",
     "EventService.GetLogInfo": "resuming is done by the SDK; a person has no use for the bounds of the log",
     "TaskService.BatchCreateTasks": "for programs; a shell creates tasks one by one",
 }
+# The commands of locks are being made; each of these gets its own.
+NO_COMMAND.update(
+    (f"LockService.{verb}", "LOCK-CLIENT follows")
+    for verb in (
+        *("AcquireLocks", "RenewLocks", "ReleaseLocks", "ForceReleaseLocks", "ListLocks", "CheckFence", "WatchLocks"),
+        *("GetLockGraph", "GetLockTicket", "WatchLockTicket", "CancelLockTicket"),
+        *("OpenSession", "RenewSession", "CloseSession", "ListSessions"),
+    )
+)
 # A worker is a program, so nothing of WorkerService has a command.
 PROGRAMS_ONLY = "WorkerService"
 

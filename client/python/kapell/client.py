@@ -15,11 +15,14 @@ from typing import Self, TypeVar, Unpack, overload
 
 from kapell.admin import Admin
 from kapell.agents import Agents
+from kapell.approvals import Approvals
 from kapell.artifacts import Artifacts
 from kapell.connection import DEFAULT_TIMEOUT, Connection
 from kapell.discovery import Endpoint, Tls, discover
 from kapell.emitter import Emitter, Handler
 from kapell.events import Events, EventWatchKeywords
+from kapell.locks import HeldLocks, Locks
+from kapell.messages import Seconds
 from kapell.queues import Limits, Queues
 from kapell.schedules import Schedules
 from kapell.secrets import Secrets
@@ -28,6 +31,7 @@ from kapell.templates import Templates
 from kapell.tokens import Audit, Tokens
 from kapell.usage import Prices, Usage
 from kapell.v1.event_pb2 import Event
+from kapell.v1.lock_pb2 import LockItem
 from kapell.watch import Watch
 
 _H = TypeVar("_H", bound=Handler)
@@ -67,6 +71,8 @@ class Client:
         self.schedules = Schedules(server)
         self.usage = Usage(server)
         self.prices = Prices(server)
+        self.approvals = Approvals(server)
+        self.locks = Locks(server)
         self.events = Events(server)
         self.admin = Admin(server)
         self.tokens = Tokens(server)
@@ -76,13 +82,32 @@ class Client:
     def watch(self, **keywords: Unpack[EventWatchKeywords]) -> Watch[Event]:
         """Every matching change, once and in order, through lost connections and restarts.
 
-        `kinds`, `task_ids`, `agent_ids`, `template_ids`, `schedule_ids` and `labels` filter. It begins now, or after
+        `kinds`, `task_ids`, `agent_ids`, `template_ids`, `schedule_ids`, `approval_ids` and `labels`
+        filter. It begins now, or after
         `after_revision` (with `log_id`, to be refused by another log), or with `initial_state` by
         everything that is, as SNAPSHOT events. Where the log no longer reaches back to the cursor
         it raises RevisionCompacted, or with `on_compacted="snapshot"` calls `on_reset` and begins
         anew with what there is. `connect_timeout` bounds the search for the first connection.
         """
         return self.events.watch(**keywords)
+
+    def lock(
+        self,
+        *paths: str | LockItem,
+        shared: bool = False,
+        timeout: Seconds | None = None,
+        ttl: Seconds | None = None,
+        priority: int | None = None,
+        note: str = "",
+    ) -> HeldLocks:
+        """Locks on paths and everything below them, for the length of an `async with`; all or none.
+
+        Waits its turn in the queue up to `timeout` (None: for ever, 0: not at all), then raises LockHeld;
+        Deadlock where the wait would never end. While the block lasts the locks are renewed; where that
+        fails for a `ttl` (60 s unless given) or they are taken away, `lost` is set, `check()` raises
+        LockLost, and so does the end of the block. Cancelled half-way, nothing stays held.
+        """
+        return self.locks.lock(*paths, shared=shared, timeout=timeout, ttl=ttl, priority=priority, note=note)
 
     @overload
     def on(self, name: str, handler: Handler) -> Handler: ...

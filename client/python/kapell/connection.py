@@ -39,8 +39,11 @@ MAX_ATTEMPTS = 5
 STREAMING_METHODS = (
     ("kapell.v1.AgentService", "StreamAgentLogs"),
     ("kapell.v1.AgentService", "WatchAgents"),
+    ("kapell.v1.ApprovalService", "WatchApprovals"),
     ("kapell.v1.ArtifactService", "DownloadArtifact"),
     ("kapell.v1.EventService", "Watch"),
+    ("kapell.v1.LockService", "WatchLockTicket"),
+    ("kapell.v1.LockService", "WatchLocks"),
     ("kapell.v1.TaskService", "StreamTaskLogs"),
     ("kapell.v1.TaskService", "WatchTasks"),
     ("kapell.v1.UsageService", "WatchUsage"),

@@ -19,6 +19,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from kapell.errors import InvalidRequest
 from kapell.v1.agent_pb2 import AgentState
+from kapell.v1.approval_pb2 import ApprovalKind, RiskLevel
+from kapell.v1.approval_policy_pb2 import ApprovalState
 from kapell.v1.queue_pb2 import ConcurrencyStrategy
 from kapell.v1.schedule_pb2 import OverlapPolicy
 from kapell.v1.task_pb2 import (
@@ -117,6 +119,23 @@ def overlap_policy(value: OverlapPolicy.ValueType | str) -> OverlapPolicy.ValueT
 def usage_bucket(value: UsageBucket.ValueType | str) -> UsageBucket.ValueType:
     """A length of stretches by value or by word, as in "day"."""
     return _by_word(value, _words(UsageBucket.items(), "USAGE_BUCKET_"), "a bucket")
+
+
+def approval_states(values: Iterable[ApprovalState.ValueType | str]) -> Iterable[ApprovalState.ValueType]:
+    """States by value or by word, as in "pending"."""
+    words = _words(ApprovalState.items(), "APPROVAL_STATE_")
+    return [_by_word(value, words, "a state of an approval") for value in values]
+
+
+def approval_kinds(values: Iterable[ApprovalKind.ValueType | str]) -> Iterable[ApprovalKind.ValueType]:
+    """Kinds by value or by word, as in "task_start"."""
+    words = _words(ApprovalKind.items(), "APPROVAL_KIND_")
+    return [_by_word(value, words, "a kind of approval") for value in values]
+
+
+def risk_level(value: RiskLevel.ValueType | str) -> RiskLevel.ValueType:
+    """A risk by value or by word, as in "high"."""
+    return _by_word(value, _words(RiskLevel.items(), "RISK_LEVEL_"), "a risk")
 
 
 def event_kind(value: EventKind.ValueType | str) -> EventKind.ValueType:

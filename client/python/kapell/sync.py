@@ -18,14 +18,18 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
+from kapell._locks.blocking import SyncHeldLocks, SyncHeldSession
 from kapell.admin import Admin
 from kapell.agents import Agents
+from kapell.approvals import Approvals
 from kapell.artifacts import Artifacts
 from kapell.client import Client
 from kapell.connection import DEFAULT_TIMEOUT, Connection
 from kapell.discovery import Endpoint, Tls
 from kapell.emitter import Handler
 from kapell.events import Events
+from kapell.locks import Locks
+from kapell.messages import Seconds
 from kapell.queues import Limits, Queues
 from kapell.schedules import Schedules
 from kapell.secrets import Secrets
@@ -33,6 +37,7 @@ from kapell.tasks import Tasks
 from kapell.templates import Templates
 from kapell.tokens import Audit, Tokens
 from kapell.usage import Prices, Usage
+from kapell.v1.lock_pb2 import LockItem
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -166,6 +171,7 @@ class SyncTasks(_Face[Tasks]):
     tree = blocking(Tasks.tree)
     attempts = blocking(Tasks.attempts)
     explain = blocking(Tasks.explain)
+    approve = blocking(Tasks.approve)
     wait = blocking(Tasks.wait)
     watch = streaming(Tasks.watch)
     logs = streaming(Tasks.logs)
@@ -293,6 +299,53 @@ class SyncPrices(_Face[Prices]):
     delete = blocking(Prices.delete)
 
 
+class SyncApprovals(_Face[Approvals]):
+    """`client.approvals`, blocking."""
+
+    request = blocking(Approvals.request)
+    get = blocking(Approvals.get)
+    get_with_precedent = blocking(Approvals.get_with_precedent)
+    list = blocking(Approvals.list)
+    iterate = streaming(Approvals.iterate)
+    decide = blocking(Approvals.decide)
+    decide_all = blocking(Approvals.decide_all)
+    cancel = blocking(Approvals.cancel)
+    wait = blocking(Approvals.wait)
+    watch = streaming(Approvals.watch)
+    watch_events = streaming(Approvals.watch_events)
+    audit = blocking(Approvals.audit)
+    export_audit = streaming(Approvals.export_audit)
+    create_rule = blocking(Approvals.create_rule)
+    list_rules = blocking(Approvals.list_rules)
+    delete_rule = blocking(Approvals.delete_rule)
+    preview_rule = blocking(Approvals.preview_rule)
+
+
+class SyncLocks(_Face[Locks]):
+    """`client.locks`, blocking."""
+
+    acquire = blocking(Locks.acquire)
+    renew = blocking(Locks.renew)
+    release = blocking(Locks.release)
+    force_release = blocking(Locks.force_release)
+    check_fence = blocking(Locks.check_fence)
+    list = blocking(Locks.list)
+    iterate = streaming(Locks.iterate)
+    graph = blocking(Locks.graph)
+    watch = streaming(Locks.watch)
+    ticket = blocking(Locks.ticket)
+    watch_ticket = streaming(Locks.watch_ticket)
+    cancel_ticket = blocking(Locks.cancel_ticket)
+    open_session = blocking(Locks.open_session)
+    renew_session = blocking(Locks.renew_session)
+    close_session = blocking(Locks.close_session)
+    sessions = blocking(Locks.sessions)
+
+    def session(self, display_name: str = "", *, ttl: Seconds | None = None) -> SyncHeldSession:
+        """A session for the length of a `with`, renewed by the client's thread."""
+        return SyncHeldSession(self._loop.run, lambda: self._face.session(display_name, ttl=ttl))
+
+
 class SyncAdmin(_Face[Admin]):
     """`client.admin`, blocking."""
 
@@ -345,12 +398,30 @@ class SyncClient:
         self.schedules = SyncSchedules(loop, client.schedules)
         self.usage = SyncUsage(loop, client.usage)
         self.prices = SyncPrices(loop, client.prices)
+        self.approvals = SyncApprovals(loop, client.approvals)
+        self.locks = SyncLocks(loop, client.locks)
         self.events = SyncEvents(loop, client.events)
         self.admin = SyncAdmin(loop, client.admin)
         self.tokens = SyncTokens(loop, client.tokens)
         self.audit = SyncAudit(loop, client.audit)
         self.watch = self.events.watch
         self._closed = False
+
+    def lock(
+        self,
+        *paths: str | LockItem,
+        shared: bool = False,
+        timeout: Seconds | None = None,
+        ttl: Seconds | None = None,
+        priority: int | None = None,
+        note: str = "",
+    ) -> SyncHeldLocks:
+        """As `Client.lock`, for the length of a `with`; the client's thread renews them."""
+        locks = self._client.locks
+        return SyncHeldLocks(
+            self._loop.run,
+            lambda: locks.lock(*paths, shared=shared, timeout=timeout, ttl=ttl, priority=priority, note=note),
+        )
 
     @overload
     def on(self, name: str, handler: Handler) -> Handler: ...

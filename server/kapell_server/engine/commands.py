@@ -8,6 +8,8 @@ from typing import Any
 from kapell.v1 import (
     admin_pb2,
     agent_pb2,
+    approval_pb2,
+    lock_pb2,
     price_pb2,
     queue_pb2,
     schedule_pb2,
@@ -19,6 +21,8 @@ from kapell.v1 import (
     worker_pb2,
 )
 
+from kapell_server.domain.approvals import decision, expiry, inbox, request, rules
+from kapell_server.domain.locks import deadlock, grants, lock, resumption, session, ticket, views
 from kapell_server.domain.queueing import explain, queue, start_blockers
 from kapell_server.domain.schedules import schedule, schedule_run
 from kapell_server.domain.secrets import secret
@@ -35,7 +39,9 @@ from kapell_server.engine.facts import (
     AgentProcessExited,
     AgentProcessStarted,
     AgentStartFailed,
+    ChildrenAwaited,
     EventsOutlived,
+    InboxQuestion,
     SpawnCommand,
     TasksOutlived,
     TemplatesShipped,
@@ -52,6 +58,13 @@ DECIDERS: dict[type, Decide] = {
     task_pb2.CancelTaskRequest: task.cancel_task,
     task_pb2.RetryTaskRequest: task.retry_task,
     task_pb2.DeleteTaskRequest: task.delete_task,
+    task_pb2.ApproveTaskRequest: decision.approve_task,
+    approval_pb2.RequestApprovalRequest: request.request_approval,
+    approval_pb2.DecideApprovalRequest: decision.decide,
+    approval_pb2.BatchDecideApprovalsRequest: decision.decide_batch,
+    approval_pb2.CancelApprovalRequest: request.cancel_approval,
+    approval_pb2.CreateApprovalRuleRequest: rules.create_rule,
+    approval_pb2.DeleteApprovalRuleRequest: rules.delete_rule,
     BulkCommand: bulk.begin,
     BulkStep: bulk.step,
     queue_pb2.PauseQueueRequest: queue.pause,
@@ -99,6 +112,14 @@ DECIDERS: dict[type, Decide] = {
     worker_pb2.DeregisterRequest: worker.deregister,
     AgentProcessStarted: lambda state, fact: agent.process_started(state, fact.agent_id, fact.pid),
     AgentProcessExited: lambda state, fact: agent.process_exited(state, fact.agent_id, fact.exit, fact.reason),
+    lock_pb2.RenewLocksRequest: lock.renew,
+    lock_pb2.ReleaseLocksRequest: lock.release,
+    lock_pb2.ForceReleaseLocksRequest: lock.force_release,
+    lock_pb2.CancelLockTicketRequest: ticket.cancel_ticket,
+    lock_pb2.OpenSessionRequest: session.open_session,
+    lock_pb2.RenewSessionRequest: session.renew_session,
+    lock_pb2.CloseSessionRequest: session.close_session,
+    ChildrenAwaited: lambda state, fact: deadlock.check(state, fact.task_id),
     token_pb2.CreateTokenRequest: token.create_token,
     token_pb2.RevokeTokenRequest: token.revoke_token,
     admin_pb2.CompactEventsRequest: retention.compact_events,
@@ -114,6 +135,11 @@ QUESTIONS: dict[type, Decide] = {
     price_pb2.ListPricesRequest: price.list_prices,
     price_pb2.GetPriceRequest: price.get_price,
     usage_pb2.EstimateCostRequest: estimate.estimate_model,
+    InboxQuestion: lambda state, asked: inbox.listed(state, asked.request, asked.first, asked.size),
+    views.LocksQuestion: views.list_locks,
+    views.SessionsQuestion: views.list_sessions,
+    views.GraphQuestion: views.graph,
+    lock_pb2.GetLockTicketRequest: views.get_ticket,
 }
 """Asked after dispatch, and changing nothing: the answer is true at the end of the batch."""
 
@@ -122,6 +148,7 @@ _BY_TASK_ID = (
     task_pb2.RetryTaskRequest,
     task_pb2.DeleteTaskRequest,
     task_pb2.ExplainTaskRequest,
+    task_pb2.ApproveTaskRequest,
 )
 _BY_TOKEN = (
     worker_pb2.ReportProgressRequest,
@@ -129,6 +156,7 @@ _BY_TOKEN = (
     worker_pb2.CompleteTaskRequest,
     worker_pb2.FailTaskRequest,
     worker_pb2.ReleaseTaskRequest,
+    approval_pb2.RequestApprovalRequest,
 )
 
 
@@ -190,15 +218,24 @@ def tasks_to_look_at(state: State, subject_ids: Iterable[str]) -> Iterable[str]:
             yield subject_id
 
 
+_LOOKS: dict[str, Callable[[State, str], object]] = {
+    "task": attempt.look_at_task,
+    "agent": agent.look_at_agent,
+    "approval": expiry.look_at_approval,
+    "schedule": schedule_run.look_at_schedule,
+    "session": session.look_at_session,
+    "grant": grants.look_at_grant,
+    "ticket": resumption.look_at_ticket,
+    "lock": resumption.look_at_lock,
+    USAGE: lambda state, _: state.usage.tell(),
+}
+"""By the prefix of the subject's id."""
+
+
 def look(state: State, subject_id: str) -> None:
-    """Does what time asks of a task, an agent, a schedule, the totals of usage or a limit."""
-    if subject_id.startswith("task_"):
-        attempt.look_at_task(state, subject_id)
-    elif subject_id.startswith("agent_"):
-        agent.look_at_agent(state, subject_id)
-    elif subject_id.startswith("schedule_"):
-        schedule_run.look_at_schedule(state, subject_id)
-    elif subject_id == USAGE:
-        state.usage.tell()
+    """Does what time asks of a subject; what has no prefix of its own is the limit of a queue or key."""
+    at = _LOOKS.get(subject_id.partition("_")[0])
+    if at is not None:
+        at(state, subject_id)
     else:
         state.queues.rate_is_free(subject_id)

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -18,6 +19,7 @@ import structlog
 from kapell.rules.redaction import Redactor
 from kapell.v1.agent_pb2 import TERMINATE_MODE_FORCE, Agent, TerminateAgentRequest
 from kapell.v1.error_pb2 import ERROR_REASON_QUEUE_FULL, ERROR_REASON_SERVER_DRAINING
+from kapell.v1.lock_pb2 import AcquireLocksRequest, CheckFenceRequest, CheckFenceResponse
 from kapell.v1.price_pb2 import Price
 from kapell.v1.task_pb2 import TASK_STATE_CANCELLING, Task
 from kapell.v1.token_pb2 import Token
@@ -27,6 +29,7 @@ from kapell.v1.worker_pb2 import LEASE_DIRECTIVE_CANCEL, LEASE_DIRECTIVE_CONTINU
 from kapell_server.clock import Clock, SystemClock
 from kapell_server.domain.access import Caller, Keyring
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.locks import lock
 from kapell_server.domain.secrets import use
 from kapell_server.domain.secrets.vault import NoVault, Vault
 from kapell_server.domain.settings import Settings
@@ -39,7 +42,7 @@ from kapell_server.domain.usage import reprice
 from kapell_server.domain.workers import attempt
 from kapell_server.engine.batch import Batcher, Command, Outcome, PollOver, StaleMemoryError
 from kapell_server.engine.bulk import BulkLine
-from kapell_server.engine.facts import Termination
+from kapell_server.engine.facts import ChildrenAwaited, Termination
 from kapell_server.engine.gather import Gather
 from kapell_server.engine.resume import resume
 from kapell_server.store.cache import TaskCache
@@ -178,12 +181,15 @@ class Engine:
 
         `request` is a validated request message or a fact; `caller` has the scope for it. The same
         request_id gives the first answer again. Raises KapellError. Once this has begun, cancelling
-        the caller does not take the command back. LeaseTasks waits inside for up to its `wait`.
+        the caller does not take the command back. LeaseTasks and AcquireLocks wait inside for up to their `wait`.
         """
         command = Command(request, caller, asyncio.get_running_loop().create_future())
         self._enqueue(command)
         if type(request) is LeaseTasksRequest:
-            return await self._poll(command)
+            wait = duration_ns(request.wait) / SECOND if request.HasField("wait") else _DEFAULT_WAIT
+            return await self._poll(command, wait)
+        if type(request) is AcquireLocksRequest and duration_ns(request.wait) > 0:
+            return await self._poll(command, duration_ns(request.wait) / SECOND)
         return await command.future
 
     async def change_tasks(self, request: BulkRequest, caller: Caller) -> bytes:
@@ -220,9 +226,8 @@ class Engine:
         self._mailbox.append(command)
         self._gather.arrived(len(self._mailbox))
 
-    async def _poll(self, command: Command) -> bytes:
-        request = command.request
-        wait = duration_ns(request.wait) / SECOND if request.HasField("wait") else _DEFAULT_WAIT
+    async def _poll(self, command: Command, wait: float) -> bytes:
+        """Waits inside for up to `wait` seconds."""
         loop = asyncio.get_running_loop()
         timer = loop.call_later(wait, self._end_poll, command, False)
         try:
@@ -260,6 +265,19 @@ class Engine:
         task = self._state.cached_task(lease.task_id)
         cancelling = task is not None and task.state == TASK_STATE_CANCELLING
         return lease.task_id, lease.attempt, LEASE_DIRECTIVE_CANCEL if cancelling else LEASE_DIRECTIVE_CONTINUE
+
+    def check_fence(self, request: CheckFenceRequest) -> CheckFenceResponse:
+        """The lock that covers the path with this token. Raises FENCING_TOKEN_STALE. Does not pass the writer."""
+        return lock.check_fence(self._state, request, self._clock.now_ns())
+
+    def awaiting_children(self, task_id: str) -> AbstractContextManager[None]:
+        """While the attempt of the task waits for its children, so that a deadlock by locks is seen."""
+        return self._state.locks.awaiting_children(task_id)
+
+    async def check_children_awaited(self, task_id: str, caller: Caller) -> None:
+        """Raises DEADLOCK where a child waits for what the task, or who waits for it, holds."""
+        if self._state.locks.held:
+            await self.submit(ChildrenAwaited(task_id), caller)
 
     def sealed_values(self) -> list[bytes]:
         """The values of secrets as they are stored."""
@@ -388,6 +406,8 @@ class Engine:
             command = command.request.command
             if command.poll is not None:
                 self._state.polls.remove(command.poll)
+            if command.wait is not None and command in command.wait.handles:
+                command.wait.handles.remove(command)
         if type(command.request) is BulkStep:
             for waiter, _ in self._bulk.failed(command.request.job, error):
                 self._fail(waiter, error)
@@ -446,6 +466,9 @@ class Engine:
         for poll in self._state.polls.all():
             if not poll.handle.future.done():
                 poll.handle.future.set_exception(_draining())
+        for wait in self._state.locks.waits.values():
+            for handle in wait.handles:
+                self._fail(handle, _draining())
 
     # -- time --------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kapell.v1.agent_pb2 import AgentSpec, SpawnAgentRequest
+from kapell.v1.approval_pb2 import ListApprovalsRequest
 from kapell.v1.common_pb2 import ProcessExit
 from kapell.v1.template_pb2 import TemplateSpec
 from kapell.v1.usage_pb2 import RecordUsageRequest
@@ -50,6 +51,13 @@ class AgentStartFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class ChildrenAwaited:
+    """The attempt of a task waits for its children, which is noted in the table of locks."""
+
+    task_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class TemplatesShipped:
     """The templates that this version of Kapell brings along, by id, in the order they are to be created."""
 
@@ -79,6 +87,15 @@ class EventsOutlived:
     """Events up to this revision need not be kept any more."""
 
     revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class InboxQuestion:
+    """A page of the approvals that wait, by position."""
+
+    request: ListApprovalsRequest
+    first: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ _AGENT = ("kapell.v1.Agent", "agent_id")
 _TEMPLATE = ("kapell.v1.Template", "template_id")
 _QUEUE = ("kapell.v1.Queue", "agent_type")
 _ARTIFACT = ("kapell.v1.Artifact", "artifact_id")
+_APPROVAL = ("kapell.v1.Approval", "approval_id")
 
 TABLE: dict[reasons.ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_REQUEST_INVALID: Row(StatusCode.INVALID_ARGUMENT),
@@ -103,6 +104,17 @@ TABLE: dict[reasons.ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_SECRET_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
     reasons.ERROR_REASON_SCHEDULE_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Schedule", "schedule_id")),
     reasons.ERROR_REASON_SCHEDULE_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
+    reasons.ERROR_REASON_APPROVAL_NOT_FOUND: Row(StatusCode.NOT_FOUND, _APPROVAL),
+    reasons.ERROR_REASON_APPROVAL_ALREADY_DECIDED: Row(StatusCode.ALREADY_EXISTS, _APPROVAL),
+    reasons.ERROR_REASON_SELF_APPROVAL: Row(StatusCode.PERMISSION_DENIED, _APPROVAL),
+    reasons.ERROR_REASON_APPROVAL_CHANGED: Row(StatusCode.ABORTED, _APPROVAL),
+    reasons.ERROR_REASON_NOT_APPROVER: Row(StatusCode.PERMISSION_DENIED, _APPROVAL),
+    reasons.ERROR_REASON_LOCK_HELD: Row(StatusCode.ABORTED),
+    reasons.ERROR_REASON_FENCING_TOKEN_STALE: Row(StatusCode.ABORTED),
+    reasons.ERROR_REASON_DEADLOCK: Row(StatusCode.FAILED_PRECONDITION),
+    reasons.ERROR_REASON_LOCK_LOST: Row(StatusCode.ABORTED),
+    reasons.ERROR_REASON_LOCK_TICKET_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.LockTicket", "ticket_id")),
+    reasons.ERROR_REASON_LOCK_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
     reasons.ERROR_REASON_TOKEN_EXPIRED: Row(StatusCode.UNAUTHENTICATED),
     reasons.ERROR_REASON_TOKEN_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Token", "token_id")),
     reasons.ERROR_REASON_RATE_LIMITED: Row(StatusCode.RESOURCE_EXHAUSTED, retry_after=1.0),

@@ -58,6 +58,7 @@ class TaskServicer:
         self.RetryTasks = engine.change_tasks
         self.ReprioritizeTasks = engine.change_tasks
         self.ExplainTask = engine.submit
+        self.ApproveTask = engine.submit
 
     async def GetTask(self, request: task_pb2.GetTaskRequest, caller: Caller) -> bytes:
         revision = self._engine.revision

@@ -7,8 +7,10 @@ from typing import Literal
 
 import sqlalchemy as sa
 from kapell.v1.agent_pb2 import Agent, AgentSpec, ListAgentsRequest, ListAgentsResponse
+from kapell.v1.approval_pb2 import Approval, ApprovalRule
 from kapell.v1.common_pb2 import LIST_ORDER_OLDEST_FIRST
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse, ListEventsRequest
+from kapell.v1.lock_pb2 import Lock, LockSession, LockTicket
 from kapell.v1.price_pb2 import Price
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
@@ -31,13 +33,14 @@ from kapell.v1.usage_pb2 import UsageUpdate
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
 from sqlalchemy.engine import Connection
 
+from kapell_server.domain.not_found import agent_not_found, task_not_found
 from kapell_server.domain.pending import Resource
 from kapell_server.domain.standing import KINDS
-from kapell_server.domain.state import agent_not_found, task_not_found
 from kapell_server.domain.tasks.bulk_job import Selection
 from kapell_server.domain.tasks.retention import compacted
 from kapell_server.domain.times import stamp
 from kapell_server.store import queries
+from kapell_server.store.approval_reads import ApprovalReads
 from kapell_server.store.cache import TaskCache
 from kapell_server.store.database import Database
 from kapell_server.store.family_reads import FamilyReads
@@ -47,7 +50,17 @@ from kapell_server.store.pages import ANSWER_BYTES, Page
 from kapell_server.store.record import Record
 from kapell_server.store.retention import oldest_revision
 from kapell_server.store.schedule_reads import ScheduleReads
-from kapell_server.store.schema import agents, attempts, events, standing, task_contents, tasks, templates
+from kapell_server.store.schema import (
+    agents,
+    approvals,
+    attempts,
+    events,
+    locks,
+    standing,
+    task_contents,
+    tasks,
+    templates,
+)
 from kapell_server.store.standing_reads import StandingReads
 from kapell_server.store.task_selection import select_tasks
 from kapell_server.store.template_reads import TemplateReads
@@ -59,7 +72,23 @@ from kapell_server.wire import field, int_field
 
 _MAX_ATTEMPTS = 1000
 
-ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule", "price", "usage", "secret", "token"]
+ResourceKind = Literal[
+    "task",
+    "agent",
+    "template",
+    "queue",
+    "limit",
+    "schedule",
+    "price",
+    "usage",
+    "approval",
+    "approval_rule",
+    "lock",
+    "ticket",
+    "session",
+    "secret",
+    "token",
+]
 
 _task_with_content = (
     sa.select(tasks.c.data, task_contents.c.data)
@@ -93,6 +122,7 @@ class Reads:
         self.standing = StandingReads(database)
         self.schedules = ScheduleReads(database)
         self.usage = UsageReads(database, has_usage)
+        self.approvals = ApprovalReads(database)
         self.tokens = TokenReads(database)
 
     # -- tasks -------------------------------------------------------------------------------
@@ -268,7 +298,7 @@ class Reads:
             .limit(limit)
         )
         if standing_kind is not None:
-            statement = statement.where(standing.c.kind == standing_kind.number)
+            statement = statement.where(table.c.kind == standing_kind.number)
         if ids:
             statement = statement.where(table.c["resource_id" if standing_kind is not None else f"{kind}_id"].in_(ids))
         rows = await self._database.read(lambda connection: connection.execute(statement).all())
@@ -303,6 +333,11 @@ _TABLES: dict[ResourceKind, tuple[sa.Table, type[Resource]]] = {
     "schedule": (standing, Schedule),
     "price": (standing, Price),
     "usage": (usage_totals, UsageUpdate),
+    "approval": (approvals, Approval),
+    "approval_rule": (standing, ApprovalRule),
+    "lock": (locks, Lock),
+    "ticket": (locks, LockTicket),
+    "session": (locks, LockSession),
     "secret": (standing, Secret),
     "token": (standing, Token),
 }

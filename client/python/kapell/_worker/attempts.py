@@ -18,6 +18,7 @@ from typing import Any
 from google.protobuf.struct_pb2 import Value
 
 from kapell._worker import logs, progress, usage
+from kapell._worker.approvals import Parked
 from kapell._worker.context import TaskContext
 from kapell._worker.leases import Lease, Phase
 from kapell._worker.outbox import Outbox
@@ -92,6 +93,12 @@ class Attempts:
             return _checked(await work)
         except TaskFailed as failure:
             return failure
+        except (Parked, BaseExceptionGroup) as error:
+            if lease.is_parked:
+                return TaskFailed("PARKED", "the task waits for an approval")
+            if not isinstance(error, Exception):
+                raise
+            return _crash(error, lease)
         except asyncio.CancelledError:
             current = asyncio.current_task()
             if not lease.cancelled.is_set() or (current is not None and current.cancelling()):

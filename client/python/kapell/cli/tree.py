@@ -42,6 +42,9 @@ TREE = Node(
                 "reprioritize": Node("Give tasks another priority.", "task_steer:reprioritize"),
                 "cancel": Node("Cancel tasks, and those below them.", "task_end:cancel"),
                 "retry": Node("Queue failed or cancelled tasks again.", "task_steer:retry"),
+                "approve": Node(
+                    "Decide about the start of a task, perhaps with other parameters.", "approval_decide:approve_task"
+                ),
                 "edits": Node("List what a task was before it was edited.", "task_steer:edits"),
                 "delete": Node("Delete ended tasks with their logs.", "task_end:delete"),
             },
@@ -128,6 +131,29 @@ TREE = Node(
                 "resume": Node("Let paused schedules run again.", "schedule_steer:resume"),
                 "trigger": Node("Make a run of a schedule now.", "schedule_steer:trigger"),
                 "delete": Node("Delete schedules.", "schedule_steer:delete"),
+            },
+        ),
+        "approval": Node(
+            "What waits for a decision of yours, and the rules that decide for you.",
+            examples="""
+                kapell approval list
+                kapell approval show approval_01kabc
+                kapell approval approve approval_01kabc -m "go on"
+                kapell approval deny approval_01kabc -m "not before the release"
+            """,
+            children={
+                "list": Node(
+                    "List what waits for a decision: what blocks most first, then what expires first.",
+                    "approval_read:list_",
+                ),
+                "show": Node("Show one approval with all that is decided about.", "approval_read:show"),
+                "approve": Node("Approve what is asked for, or answer a question.", "approval_decide:approve"),
+                "deny": Node("Refuse what is asked for.", "approval_decide:deny"),
+                "watch": Node("Show what waits for a decision, and what comes, as it happens.", "approval_read:watch"),
+                "audit": Node("List who decided what, when and from where, the newest first.", "approval_read:audit"),
+                "rules": Node("List the rules that decide by themselves, the newest first.", "approval_rules:rules"),
+                "remember": Node("Create a rule that decides what matches from now on.", "approval_rules:remember"),
+                "forget": Node("Revoke rules.", "approval_rules:forget"),
             },
         ),
         "agent": Node(

@@ -98,6 +98,12 @@ class TaskServiceStub:
     """Tells every reason why a task is not running yet, and its place in the queue.
     Errors: TASK_NOT_FOUND.
     """
+    ApproveTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.ApproveTaskRequest, _task_pb2.ApproveTaskResponse]
+    """Decides about the start of a task that is AWAITING_APPROVAL, or about what its agent was parked for: DecideApproval
+    by the id of the task, with edits. An edit is checked, kept as a TaskEdit, and approved as it then is.
+    Errors: TASK_NOT_FOUND, APPROVAL_NOT_FOUND (it waits for none), APPROVAL_ALREADY_DECIDED, APPROVAL_CHANGED,
+    SELF_APPROVAL, NOT_APPROVER, REQUEST_INVALID, TEMPLATE_NOT_FOUND, TEMPLATE_PARAMETERS_INVALID.
+    """
     WaitTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.WaitTaskRequest, _task_pb2.WaitTaskResponse]
     """Waits until the task has ended, at most `wait`. Answers with the task as it
     is by then; look at its state.
@@ -191,6 +197,12 @@ class TaskServiceAsyncStub(TaskServiceStub):
     ExplainTask: _aio.UnaryUnaryMultiCallable[_task_pb2.ExplainTaskRequest, _task_pb2.ExplainTaskResponse]  # type: ignore[assignment]
     """Tells every reason why a task is not running yet, and its place in the queue.
     Errors: TASK_NOT_FOUND.
+    """
+    ApproveTask: _aio.UnaryUnaryMultiCallable[_task_pb2.ApproveTaskRequest, _task_pb2.ApproveTaskResponse]  # type: ignore[assignment]
+    """Decides about the start of a task that is AWAITING_APPROVAL, or about what its agent was parked for: DecideApproval
+    by the id of the task, with edits. An edit is checked, kept as a TaskEdit, and approved as it then is.
+    Errors: TASK_NOT_FOUND, APPROVAL_NOT_FOUND (it waits for none), APPROVAL_ALREADY_DECIDED, APPROVAL_CHANGED,
+    SELF_APPROVAL, NOT_APPROVER, REQUEST_INVALID, TEMPLATE_NOT_FOUND, TEMPLATE_PARAMETERS_INVALID.
     """
     WaitTask: _aio.UnaryUnaryMultiCallable[_task_pb2.WaitTaskRequest, _task_pb2.WaitTaskResponse]  # type: ignore[assignment]
     """Waits until the task has ended, at most `wait`. Answers with the task as it
@@ -366,6 +378,18 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_task_pb2.ExplainTaskResponse, _abc.Awaitable[_task_pb2.ExplainTaskResponse]]:
         """Tells every reason why a task is not running yet, and its place in the queue.
         Errors: TASK_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ApproveTask(
+        self,
+        request: _task_pb2.ApproveTaskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_task_pb2.ApproveTaskResponse, _abc.Awaitable[_task_pb2.ApproveTaskResponse]]:
+        """Decides about the start of a task that is AWAITING_APPROVAL, or about what its agent was parked for: DecideApproval
+        by the id of the task, with edits. An edit is checked, kept as a TaskEdit, and approved as it then is.
+        Errors: TASK_NOT_FOUND, APPROVAL_NOT_FOUND (it waits for none), APPROVAL_ALREADY_DECIDED, APPROVAL_CHANGED,
+        SELF_APPROVAL, NOT_APPROVER, REQUEST_INVALID, TEMPLATE_NOT_FOUND, TEMPLATE_PARAMETERS_INVALID.
         """
 
     @_abc_1.abstractmethod

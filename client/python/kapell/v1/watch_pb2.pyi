@@ -44,7 +44,7 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """
     EVENT_KIND_TASK_UPDATED: _EventKind.ValueType  # 15
     """Priority, labels or the display name were changed; or the dependencies were met and the task waits
-    for its time.
+    for its time, or for an approval.
     """
     EVENT_KIND_TASK_CANCELLING: _EventKind.ValueType  # 16
     """Cancelling was asked for; the agent is being told."""
@@ -108,6 +108,48 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """price.set: the price of a model was set."""
     EVENT_KIND_PRICE_DELETED: _EventKind.ValueType  # 132
     """price.deleted: a price that was set was forgotten or replaced."""
+    EVENT_KIND_APPROVAL_REQUIRED: _EventKind.ValueType  # 150
+    """approval.required: an approval was asked for and waits for a decision."""
+    EVENT_KIND_APPROVAL_DECIDED: _EventKind.ValueType  # 151
+    """approval.decided: it was approved or refused, by somebody or by a rule; a rule may do so at once."""
+    EVENT_KIND_APPROVAL_VOTED: _EventKind.ValueType  # 152
+    """approval.voted: one of several votes was given."""
+    EVENT_KIND_APPROVAL_EXPIRED: _EventKind.ValueType  # 153
+    """approval.expired: nobody has decided in time; with HOLD it waits on."""
+    EVENT_KIND_APPROVAL_ESCALATED: _EventKind.ValueType  # 154
+    """approval.escalated: nobody has decided in time; others may now as well."""
+    EVENT_KIND_APPROVAL_CANCELLED: _EventKind.ValueType  # 155
+    """approval.cancelled: it is not needed any more."""
+    EVENT_KIND_APPROVAL_SUPERSEDED: _EventKind.ValueType  # 156
+    """approval.superseded: another approval has taken its place."""
+    EVENT_KIND_APPROVAL_RULE_CREATED: _EventKind.ValueType  # 157
+    """approval.rule_created: a rule was created."""
+    EVENT_KIND_APPROVAL_RULE_USED: _EventKind.ValueType  # 158
+    """approval.rule_used: a rule has decided."""
+    EVENT_KIND_APPROVAL_RULE_DELETED: _EventKind.ValueType  # 159
+    """approval.rule_deleted: the rule was revoked; the event carries its last form."""
+    EVENT_KIND_TICKET_DELETED: _EventKind.ValueType  # 119
+    """A ticket that ended an hour ago was forgotten; the event carries its last form."""
+    EVENT_KIND_LOCK_GRANTED: _EventKind.ValueType  # 120
+    """A lock was granted."""
+    EVENT_KIND_LOCK_RELEASED: _EventKind.ValueType  # 121
+    """A lock was given back, or ended with its owner; the event carries its last form."""
+    EVENT_KIND_LOCK_EXPIRED: _EventKind.ValueType  # 122
+    """A lock was lost: its ttl was over, or its attempt was lost; the event carries its last form."""
+    EVENT_KIND_LOCK_REVOKED: _EventKind.ValueType  # 123
+    """A lock was taken away by an administrator; the event carries its last form."""
+    EVENT_KIND_LOCK_UPDATED: _EventKind.ValueType  # 124
+    """A lock became EXCLUSIVE or SHARED."""
+    EVENT_KIND_TICKET_QUEUED: _EventKind.ValueType  # 125
+    """A durable place in the queue for locks was taken."""
+    EVENT_KIND_TICKET_ENDED: _EventKind.ValueType  # 126
+    """A ticket was granted, cancelled, expired or refused; its state says which."""
+    EVENT_KIND_SESSION_OPENED: _EventKind.ValueType  # 127
+    """A session was opened."""
+    EVENT_KIND_SESSION_CLOSED: _EventKind.ValueType  # 128
+    """A session was closed; the event carries its last form."""
+    EVENT_KIND_SESSION_EXPIRED: _EventKind.ValueType  # 129
+    """A session was not renewed in time; the event carries its last form."""
     EVENT_KIND_TOKEN_CREATED: _EventKind.ValueType  # 160
     """A token was made."""
     EVENT_KIND_TOKEN_REVOKED: _EventKind.ValueType  # 161
@@ -139,7 +181,7 @@ and waits for its dependencies.
 """
 EVENT_KIND_TASK_UPDATED: EventKind.ValueType  # 15
 """Priority, labels or the display name were changed; or the dependencies were met and the task waits
-for its time.
+for its time, or for an approval.
 """
 EVENT_KIND_TASK_CANCELLING: EventKind.ValueType  # 16
 """Cancelling was asked for; the agent is being told."""
@@ -203,6 +245,48 @@ EVENT_KIND_PRICE_SET: EventKind.ValueType  # 131
 """price.set: the price of a model was set."""
 EVENT_KIND_PRICE_DELETED: EventKind.ValueType  # 132
 """price.deleted: a price that was set was forgotten or replaced."""
+EVENT_KIND_APPROVAL_REQUIRED: EventKind.ValueType  # 150
+"""approval.required: an approval was asked for and waits for a decision."""
+EVENT_KIND_APPROVAL_DECIDED: EventKind.ValueType  # 151
+"""approval.decided: it was approved or refused, by somebody or by a rule; a rule may do so at once."""
+EVENT_KIND_APPROVAL_VOTED: EventKind.ValueType  # 152
+"""approval.voted: one of several votes was given."""
+EVENT_KIND_APPROVAL_EXPIRED: EventKind.ValueType  # 153
+"""approval.expired: nobody has decided in time; with HOLD it waits on."""
+EVENT_KIND_APPROVAL_ESCALATED: EventKind.ValueType  # 154
+"""approval.escalated: nobody has decided in time; others may now as well."""
+EVENT_KIND_APPROVAL_CANCELLED: EventKind.ValueType  # 155
+"""approval.cancelled: it is not needed any more."""
+EVENT_KIND_APPROVAL_SUPERSEDED: EventKind.ValueType  # 156
+"""approval.superseded: another approval has taken its place."""
+EVENT_KIND_APPROVAL_RULE_CREATED: EventKind.ValueType  # 157
+"""approval.rule_created: a rule was created."""
+EVENT_KIND_APPROVAL_RULE_USED: EventKind.ValueType  # 158
+"""approval.rule_used: a rule has decided."""
+EVENT_KIND_APPROVAL_RULE_DELETED: EventKind.ValueType  # 159
+"""approval.rule_deleted: the rule was revoked; the event carries its last form."""
+EVENT_KIND_TICKET_DELETED: EventKind.ValueType  # 119
+"""A ticket that ended an hour ago was forgotten; the event carries its last form."""
+EVENT_KIND_LOCK_GRANTED: EventKind.ValueType  # 120
+"""A lock was granted."""
+EVENT_KIND_LOCK_RELEASED: EventKind.ValueType  # 121
+"""A lock was given back, or ended with its owner; the event carries its last form."""
+EVENT_KIND_LOCK_EXPIRED: EventKind.ValueType  # 122
+"""A lock was lost: its ttl was over, or its attempt was lost; the event carries its last form."""
+EVENT_KIND_LOCK_REVOKED: EventKind.ValueType  # 123
+"""A lock was taken away by an administrator; the event carries its last form."""
+EVENT_KIND_LOCK_UPDATED: EventKind.ValueType  # 124
+"""A lock became EXCLUSIVE or SHARED."""
+EVENT_KIND_TICKET_QUEUED: EventKind.ValueType  # 125
+"""A durable place in the queue for locks was taken."""
+EVENT_KIND_TICKET_ENDED: EventKind.ValueType  # 126
+"""A ticket was granted, cancelled, expired or refused; its state says which."""
+EVENT_KIND_SESSION_OPENED: EventKind.ValueType  # 127
+"""A session was opened."""
+EVENT_KIND_SESSION_CLOSED: EventKind.ValueType  # 128
+"""A session was closed; the event carries its last form."""
+EVENT_KIND_SESSION_EXPIRED: EventKind.ValueType  # 129
+"""A session was not renewed in time; the event carries its last form."""
 EVENT_KIND_TOKEN_CREATED: EventKind.ValueType  # 160
 """A token was made."""
 EVENT_KIND_TOKEN_REVOKED: EventKind.ValueType  # 161

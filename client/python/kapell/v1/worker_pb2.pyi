@@ -1146,21 +1146,27 @@ class WatchDirectivesResponse(_message.Message):
 
     DIRECTIVE_FIELD_NUMBER: _builtins.int
     CANCEL_TASK_IDS_FIELD_NUMBER: _builtins.int
+    DECIDED_APPROVAL_IDS_FIELD_NUMBER: _builtins.int
     directive: Global___AgentDirective.ValueType
     """What the agent is to do."""
     @_builtins.property
     def cancel_task_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tasks of the agent that are to be cancelled."""
 
+    @_builtins.property
+    def decided_approval_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Approvals the agent has asked for that are not PENDING any more: read them with GetApproval."""
+
     def __init__(
         self,
         *,
         directive: Global___AgentDirective.ValueType = ...,
         cancel_task_ids: _abc.Iterable[_builtins.str] | None = ...,
+        decided_approval_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_task_ids", b"cancel_task_ids", "directive", b"directive"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_task_ids", b"cancel_task_ids", "decided_approval_ids", b"decided_approval_ids", "directive", b"directive"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -19,7 +19,7 @@ from kapell.v1.error_pb2 import (
     ERROR_REASON_REQUEST_INVALID,
     ERROR_REASON_TOKEN_INVALID,
 )
-from kapell.v1.task_pb2 import TASK_STATE_CANCELLING
+from kapell.v1.task_pb2 import ATTEMPT_WAIT_KIND_APPROVAL, TASK_STATE_CANCELLING, AttemptWait, Task
 from kapell.v1.usage_pb2 import UsageOutcome, UsageRecord
 from kapell.v1.watch_pb2 import EVENT_KIND_AGENT_SPAWNED
 from kapell.v1.worker_pb2 import (
@@ -60,6 +60,7 @@ from kapell_server.domain.transitions import AGENT_FINAL, agent_state_conflict
 from kapell_server.domain.usage import ledger
 from kapell_server.domain.workers import agent as agents
 from kapell_server.domain.workers import attempt, liveness
+from kapell_server.domain.workers.leases import Lease
 
 
 def register(state: State, request: RegisterWorkerRequest) -> RegisterWorkerResponse:
@@ -191,10 +192,19 @@ def _beat(state: State, agent_id: str, beat: LeaseBeat) -> LeaseDirective.ValueT
     if beat.HasField("progress"):
         task = attempt.note_progress(state, lease, task, beat.progress)
     if beat.HasField("waiting") or task.HasField("waiting") or lease.waiting:
-        task = attempt.note_waiting(state, lease, task, beat.waiting)
+        task = attempt.note_waiting(state, lease, task, _waiting(state, lease, task, beat))
     if beat.program_ended:
         liveness.note_ended(state, lease)
     return LEASE_DIRECTIVE_CANCEL if task.state == TASK_STATE_CANCELLING else LEASE_DIRECTIVE_CONTINUE
+
+
+def _waiting(state: State, lease: Lease, task: Task, beat: LeaseBeat) -> AttemptWait:
+    """What an attempt waits for: as it says, else for an approval that it has asked for, whatever it says of it."""
+    is_asking = task.waiting.kind == ATTEMPT_WAIT_KIND_APPROVAL
+    if beat.HasField("waiting") or not is_asking:
+        return beat.waiting
+    waits = any(open_.attempt == lease.attempt for open_ in state.approvals.of_task(task.task_id))
+    return task.waiting if waits else beat.waiting
 
 
 def agent_directive(current: Agent) -> AgentDirective.ValueType:
