@@ -118,8 +118,7 @@ class App:
         _refuse_exposure(config)
         self.directory.acquire()
         undo.callback(self.directory.release)
-        keyring, self.vault = self.directory.keyring(), self.directory.vault()
-        self.admin_token = self.directory.admin_token()
+        keyring, self.vault, self.admin_token = self.directory.keys()
 
         undo.push_async_callback(self.supervisor.stop)
         calls = OpenCalls()

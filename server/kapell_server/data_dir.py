@@ -166,6 +166,10 @@ class DataDirectory:
         self._admin_token = token
         return token
 
+    def keys(self) -> tuple[Keyring, Vault, str]:
+        """All that is secret here: the server's key, what seals secrets, the admin token. Raises StartRefusedError."""
+        return self.keyring(), self.vault(), self.admin_token()
+
     def vault(self) -> Vault:
         """What seals secrets, its key made if there is none. Raises StartRefusedError."""
         name = "secrets.key"

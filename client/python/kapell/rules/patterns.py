@@ -12,6 +12,7 @@ from functools import lru_cache
 _CLASS = re.compile(r"\[(\^?)((?:\\.|[^\]\\])+)\](?:\{(\d+)(,?)(\d*)\}|([*+?]))?")
 _MANY = 1 << 30
 _NAMED = {"\\x00": "NUL", "\\x5c": "\\", "\\x7f": ""}
+_KNOWN = {"[0-9]{4}-[0-9]{2}-[0-9]{2}": "a date such as 2026-11-23"}
 _WRONG = re.compile(r"does not match regex pattern `(.+)`")
 
 
@@ -58,6 +59,8 @@ def _without(found: re.Match[str]) -> str:
 
 def _sequence(body: str) -> str:
     """Text, then one or two classes: the second goes on where the first has begun."""
+    if body in _KNOWN:
+        return _KNOWN[body]
     text = re.match(r"(?:[^\[\\(){}*+?|.^$]|\[[*]\])*", body)
     assert text is not None
     literal = text[0].replace("[*]", "*")
