@@ -19,6 +19,8 @@ import uvloop
 from tests.bench import (
     creating,
     flooding,
+    ledger,
+    locks_dispatch,
     parking,
     queueing,
     reading,
@@ -32,7 +34,20 @@ from tests.bench.place import can_pin, floor, pin_this_process
 from tests.bench.result import Row, table
 from tests.bench.suite import BENCHMARKS, LONG, Setting
 
-MODULES = (creating, working, queueing, parking, watching, reading, retaining, templating, flooding, starting)
+MODULES = (
+    creating,
+    working,
+    queueing,
+    parking,
+    locks_dispatch,
+    watching,
+    reading,
+    retaining,
+    templating,
+    ledger,
+    flooding,
+    starting,
+)
 
 
 def main() -> int:
