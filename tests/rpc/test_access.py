@@ -45,7 +45,10 @@ OF_WHOEVER_ASKS = {
     "GetApproval": {"NOT_OWNER"},
     "WaitApproval": {"NOT_OWNER"},
     "BatchCompleteTasks": set(),  # every attempt has an outcome of its own: LEASE_LOST
-    **dict.fromkeys(("RenewLocks", "ReleaseLocks", "CancelLockTicket", "RenewSession", "CloseSession"), {"NOT_OWNER"}),
+    **{
+        name: {"NOT_OWNER"}
+        for name in ("RenewLocks", "ReleaseLocks", "CancelLockTicket", "RenewSession", "CloseSession")
+    },
 }
 MAKES_ITS_OWN = {"AcquireLocks", "OpenSession"}
 """What an agent makes by these is its own from the start."""
