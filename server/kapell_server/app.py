@@ -30,6 +30,7 @@ from kapell_server.rpc.auth import Authenticator
 from kapell_server.rpc.calls import OpenCalls
 from kapell_server.rpc.directives import Directives
 from kapell_server.rpc.events import EventServicer
+from kapell_server.rpc.locks import LockServicer
 from kapell_server.rpc.pipeline import Pipeline
 from kapell_server.rpc.queues import QueueServicer
 from kapell_server.rpc.schedules import ScheduleServicer
@@ -215,6 +216,7 @@ class App:
             "AgentService": AgentServicer(engine, reads, watches=watches, spawner=spawner, profiles=config.profiles),
             "TemplateService": TemplateServicer(engine, reads),
             "QueueService": QueueServicer(engine, reads),
+            "LockService": LockServicer(engine, watches),
             "ScheduleService": ScheduleServicer(engine, reads, SystemClock()),
             "WorkerService": WorkerServicer(
                 engine, logs=logs, directives=Directives(engine.ring, reads, self.supervisor)

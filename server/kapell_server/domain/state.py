@@ -29,6 +29,8 @@ from kapell.v1.watch_pb2 import EventKind
 from kapell_server.domain.access import Caller, Keyring, system
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.ids import IdMinter
+from kapell_server.domain.locks import grants
+from kapell_server.domain.locks.table import LockTable
 from kapell_server.domain.pending import Change, Loader, Pending, Resource
 from kapell_server.domain.queueing.polls import PollBoard
 from kapell_server.domain.queueing.queues import Queues
@@ -90,6 +92,7 @@ class State:
         self.bulk_jobs: dict[str, BulkJob] = {}
         self.standing = StandingShelf(self)
         self.schedule_tasks = ScheduleTasks(self)
+        self.locks = LockTable(self)
         self._undo: list[tuple[Any, ...]] = []
         self.queues = Queues(self)
         self.turns: dict[str, int] = {}
@@ -104,6 +107,7 @@ class State:
         self._undo.clear()
         self.passing_tasks.clear()
         self.queues.begin()
+        self.locks.served.clear()
         self._ticks = 0
 
     def mark(self) -> int:
@@ -346,9 +350,10 @@ class State:
         self.schedule(lease.expire_ns, lease.task_id)
 
     def close_lease(self, lease: Lease, record: TaskAttempt) -> None:
-        """Ends a lease; `record` is the attempt as it ended."""
+        """Ends a lease and whatever it holds; `record` is the attempt as it ended."""
         self.leases.remove(lease)
         self._undo.append((self.leases.restore, lease))
+        grants.end_attempt(self, record)
         self.put_attempt(record, lease.poll_id)
         self.busy_agents.add(lease.agent_id)
         self.polls.touch_agent(lease.agent_id)

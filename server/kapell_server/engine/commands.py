@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from kapell.v1 import admin_pb2, agent_pb2, queue_pb2, schedule_pb2, task_pb2, template_pb2, worker_pb2
+from kapell.v1 import admin_pb2, agent_pb2, lock_pb2, queue_pb2, schedule_pb2, task_pb2, template_pb2, worker_pb2
 
+from kapell_server.domain.locks import deadlock, grants, lock, resumption, session, ticket, views
 from kapell_server.domain.queueing import explain, queue, start_blockers
 from kapell_server.domain.schedules import schedule, schedule_run
 from kapell_server.domain.state import State
@@ -18,6 +19,7 @@ from kapell_server.engine.facts import (
     AgentProcessExited,
     AgentProcessStarted,
     AgentStartFailed,
+    ChildrenAwaited,
     EventsOutlived,
     SpawnCommand,
     TasksOutlived,
@@ -72,6 +74,14 @@ DECIDERS: dict[type, Decide] = {
     worker_pb2.DeregisterRequest: worker.deregister,
     AgentProcessStarted: lambda state, fact: agent.process_started(state, fact.agent_id, fact.pid),
     AgentProcessExited: lambda state, fact: agent.process_exited(state, fact.agent_id, fact.exit, fact.reason),
+    lock_pb2.RenewLocksRequest: lock.renew,
+    lock_pb2.ReleaseLocksRequest: lock.release,
+    lock_pb2.ForceReleaseLocksRequest: lock.force_release,
+    lock_pb2.CancelLockTicketRequest: ticket.cancel_ticket,
+    lock_pb2.OpenSessionRequest: session.open_session,
+    lock_pb2.RenewSessionRequest: session.renew_session,
+    lock_pb2.CloseSessionRequest: session.close_session,
+    ChildrenAwaited: lambda state, fact: deadlock.check(state, fact.task_id),
     admin_pb2.CompactEventsRequest: retention.compact_events,
     EventsOutlived: lambda state, fact: retention.compact_to(state, fact.revision),
     TasksOutlived: lambda state, fact: retention.delete_ended(state, fact.task_ids, fact.ended_by_ns),
@@ -82,6 +92,10 @@ QUESTIONS: dict[type, Decide] = {
     task_pb2.ExplainTaskRequest: explain.explain,
     queue_pb2.GetQueueStatsRequest: queue.stats,
     start_blockers.StartQuestion: start_blockers.held_up,
+    views.LocksQuestion: views.list_locks,
+    views.SessionsQuestion: views.list_sessions,
+    views.GraphQuestion: views.graph,
+    lock_pb2.GetLockTicketRequest: views.get_ticket,
 }
 """Asked after dispatch, and changing nothing: the answer is true at the end of the batch."""
 
@@ -160,12 +174,20 @@ def tasks_to_look_at(state: State, subject_ids: Iterable[str]) -> Iterable[str]:
 
 
 def look(state: State, subject_id: str) -> None:
-    """Does what time asks of a task, an agent, a schedule or a limit."""
+    """Does what time asks of a task, an agent, a schedule, an owner of locks or a limit."""
     if subject_id.startswith("task_"):
         attempt.look_at_task(state, subject_id)
     elif subject_id.startswith("agent_"):
         agent.look_at_agent(state, subject_id)
     elif subject_id.startswith("schedule_"):
         schedule_run.look_at_schedule(state, subject_id)
+    elif subject_id.startswith("session_"):
+        session.look_at_session(state, subject_id)
+    elif subject_id.startswith("grant_"):
+        grants.look_at_grant(state, subject_id)
+    elif subject_id.startswith("ticket_"):
+        resumption.look_at_ticket(state, subject_id)
+    elif subject_id.startswith("lock_"):
+        resumption.look_at_lock(state, subject_id)
     else:
         state.queues.rate_is_free(subject_id)

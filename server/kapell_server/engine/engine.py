@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -16,12 +18,14 @@ from typing import Any
 import structlog
 from kapell.v1.agent_pb2 import TERMINATE_MODE_FORCE, Agent, TerminateAgentRequest
 from kapell.v1.error_pb2 import ERROR_REASON_QUEUE_FULL, ERROR_REASON_SERVER_DRAINING
+from kapell.v1.lock_pb2 import AcquireLocksRequest, CheckFenceRequest, CheckFenceResponse
 from kapell.v1.task_pb2 import TASK_STATE_CANCELLING
 from kapell.v1.worker_pb2 import LEASE_DIRECTIVE_CANCEL, LEASE_DIRECTIVE_CONTINUE, LeaseTasksRequest
 
 from kapell_server.clock import Clock, SystemClock
 from kapell_server.domain.access import Caller, Keyring
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.locks import lock
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks.bulk import DEFAULT_AFFECTED
@@ -31,7 +35,7 @@ from kapell_server.domain.transitions import AGENT_FINAL
 from kapell_server.domain.workers import attempt
 from kapell_server.engine.batch import Batcher, Command, Outcome, PollOver, StaleMemoryError
 from kapell_server.engine.bulk import BulkLine
-from kapell_server.engine.facts import Termination
+from kapell_server.engine.facts import ChildrenAwaited, Termination
 from kapell_server.engine.gather import Gather
 from kapell_server.engine.resume import resume
 from kapell_server.store.cache import TaskCache
@@ -161,12 +165,15 @@ class Engine:
 
         `request` is a validated request message or a fact; `caller` has the scope for it. The same
         request_id gives the first answer again. Raises KapellError. Once this has begun, cancelling
-        the caller does not take the command back. LeaseTasks waits inside for up to its `wait`.
+        the caller does not take the command back. LeaseTasks and AcquireLocks wait inside for up to their `wait`.
         """
         command = Command(request, caller, asyncio.get_running_loop().create_future())
         self._enqueue(command)
         if type(request) is LeaseTasksRequest:
-            return await self._poll(command)
+            wait = duration_ns(request.wait) / SECOND if request.HasField("wait") else _DEFAULT_WAIT
+            return await self._poll(command, wait)
+        if type(request) is AcquireLocksRequest and duration_ns(request.wait) > 0:
+            return await self._poll(command, duration_ns(request.wait) / SECOND)
         return await command.future
 
     async def change_tasks(self, request: BulkRequest, caller: Caller) -> bytes:
@@ -203,9 +210,8 @@ class Engine:
         self._mailbox.append(command)
         self._gather.arrived(len(self._mailbox))
 
-    async def _poll(self, command: Command) -> bytes:
-        request = command.request
-        wait = duration_ns(request.wait) / SECOND if request.HasField("wait") else _DEFAULT_WAIT
+    async def _poll(self, command: Command, wait: float) -> bytes:
+        """Waits inside for up to `wait` seconds."""
         loop = asyncio.get_running_loop()
         timer = loop.call_later(wait, self._end_poll, command, False)
         try:
@@ -243,6 +249,27 @@ class Engine:
         task = self._state.cached_task(lease.task_id)
         cancelling = task is not None and task.state == TASK_STATE_CANCELLING
         return lease.task_id, lease.attempt, LEASE_DIRECTIVE_CANCEL if cancelling else LEASE_DIRECTIVE_CONTINUE
+
+    def check_fence(self, request: CheckFenceRequest) -> CheckFenceResponse:
+        """The lock that covers the path with this token. Raises FENCING_TOKEN_STALE. Does not pass the writer."""
+        return lock.check_fence(self._state, request, self._clock.now_ns())
+
+    @asynccontextmanager
+    async def awaiting_children(self, task_id: str) -> AsyncIterator[None]:
+        """While the attempt of the task waits for its children, so that a deadlock by locks is seen."""
+        waits = self._state.locks.child_waits
+        waits[task_id] = waits.get(task_id, 0) + 1
+        try:
+            yield
+        finally:
+            waits[task_id] -= 1
+            if not waits[task_id]:
+                del waits[task_id]
+
+    async def check_children_awaited(self, task_id: str, caller: Caller) -> None:
+        """Raises DEADLOCK where a child waits for what the task, or who waits for it, holds."""
+        if self._state.locks.held:
+            await self.submit(ChildrenAwaited(task_id), caller)
 
     def key_use(self, key: str) -> tuple[int, int]:
         """How many tasks of a concurrency key run, and how many are QUEUED."""
@@ -347,6 +374,8 @@ class Engine:
             command = command.request.command
             if command.poll is not None:
                 self._state.polls.remove(command.poll)
+            if command.wait is not None and command in command.wait.handles:
+                command.wait.handles.remove(command)
         if type(command.request) is BulkStep:
             for waiter, _ in self._bulk.failed(command.request.job, error):
                 self._fail(waiter, error)
@@ -403,6 +432,9 @@ class Engine:
         for poll in self._state.polls.all():
             if not poll.handle.future.done():
                 poll.handle.future.set_exception(_draining())
+        for wait in self._state.locks.waits.values():
+            for handle in wait.handles:
+                self._fail(handle, _draining())
 
     # -- time --------------------------------------------------------------------------------
 

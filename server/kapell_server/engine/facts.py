@@ -49,6 +49,13 @@ class AgentStartFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class ChildrenAwaited:
+    """The attempt of a task waits for its children, which is noted in the table of locks."""
+
+    task_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class TemplatesShipped:
     """The templates that this version of Kapell brings along, by id, in the order they are to be created."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from kapell.v1.schedule_pb2 import Schedule
 
+from kapell_server.domain.locks import resumption
 from kapell_server.domain.schedules import schedule_run
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks.deadlines import agent_start_deadline_ns
@@ -18,6 +19,7 @@ from kapell_server.engine.batch import load_deadlines
 from kapell_server.store.bulk_jobs import load_bulk_jobs
 from kapell_server.store.database import Connection
 from kapell_server.store.loads import RowLoader, load_resumption
+from kapell_server.store.remembered import request_key
 
 
 def resume(connection: Connection, state: State, now_ns: int) -> None:
@@ -45,6 +47,7 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
     for record, poll_id in loaded.attempts:
         state.leases.add(Lease(record=record, expire_ns=grace, poll_id=poll_id, confirmed=True, news_ns=now_ns))
         state.schedule(grace, record.task_id)
+    resumption.load(state, request_key)
     state.queues.load(loaded.queued, loaded.leased, loaded.starts)
     state.edges.load(loaded.edges, loaded.stirred)
     load_deadlines(connection, state, 0)

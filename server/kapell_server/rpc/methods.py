@@ -17,6 +17,7 @@ from kapell.v1 import (
     artifact_pb2,
     common_pb2,
     event_pb2,
+    lock_pb2,
     queue_pb2,
     schedule_pb2,
     task_pb2,
@@ -24,7 +25,10 @@ from kapell.v1 import (
     worker_pb2,
 )
 
-FILES = (task_pb2, queue_pb2, agent_pb2, artifact_pb2, template_pb2, schedule_pb2, worker_pb2, event_pb2, admin_pb2)
+FILES = (
+    *(task_pb2, queue_pb2, agent_pb2, artifact_pb2, template_pb2, schedule_pb2, worker_pb2),
+    *(lock_pb2, event_pb2, admin_pb2),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -97,6 +97,12 @@ TABLE: dict[reasons.ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_ARTIFACT_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
     reasons.ERROR_REASON_SCHEDULE_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Schedule", "schedule_id")),
     reasons.ERROR_REASON_SCHEDULE_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
+    reasons.ERROR_REASON_LOCK_HELD: Row(StatusCode.ABORTED),
+    reasons.ERROR_REASON_FENCING_TOKEN_STALE: Row(StatusCode.ABORTED),
+    reasons.ERROR_REASON_DEADLOCK: Row(StatusCode.FAILED_PRECONDITION),
+    reasons.ERROR_REASON_LOCK_LOST: Row(StatusCode.ABORTED),
+    reasons.ERROR_REASON_LOCK_TICKET_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.LockTicket", "ticket_id")),
+    reasons.ERROR_REASON_LOCK_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
     reasons.ERROR_REASON_INTERNAL: Row(StatusCode.INTERNAL),
 }
 

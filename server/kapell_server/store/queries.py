@@ -200,6 +200,12 @@ def resource_of(event: Event) -> Resource:
             return event.limit
         case "schedule":
             return event.schedule
+        case "lock":
+            return event.lock
+        case "ticket":
+            return event.ticket
+        case "session":
+            return event.session
         case _:
             return event.task
 
@@ -235,6 +241,8 @@ def _history(connection: Connection, revision: int, wanted: EventFilter, page: P
     return Rows(found, last)
 
 
+_LOCK_IDS = ("lock_", "ticket_", "session_")
+
 _event_by_revision = sa.select(events.c.kind, events.c.resource_id, events.c.previous_revision, events.c.data).where(
     events.c.revision == sa.bindparam("revision")
 )
@@ -251,6 +259,8 @@ def _newest_revision(connection: Connection, resource_id: str) -> int | None:
         data = connection.scalar(sa.select(standing.c.data).where(*of_id))
         if data is not None:
             return Schedule.FromString(data).revision
+    elif resource_id.startswith(_LOCK_IDS):
+        return None  # The log is searched: few are asked for, and most are gone.
     elif not resource_id.startswith("task_"):
         data = connection.scalar(sa.select(templates.c.data).where(templates.c.template_id == resource_id))
         if data is not None:

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from kapell.v1.agent_pb2 import Agent, AgentSpec, ListAgentsRequest, ListAgentsResponse
 from kapell.v1.common_pb2 import LIST_ORDER_OLDEST_FIRST
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse, ListEventsRequest
+from kapell.v1.lock_pb2 import Lock, LockSession, LockTicket
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
 from kapell.v1.task_pb2 import (
@@ -43,7 +44,7 @@ from kapell_server.store.pages import ANSWER_BYTES, Page
 from kapell_server.store.record import Record
 from kapell_server.store.retention import oldest_revision
 from kapell_server.store.schedule_reads import ScheduleReads
-from kapell_server.store.schema import agents, attempts, events, standing, task_contents, tasks, templates
+from kapell_server.store.schema import agents, attempts, events, locks, standing, task_contents, tasks, templates
 from kapell_server.store.standing_reads import StandingReads
 from kapell_server.store.task_selection import select_tasks
 from kapell_server.store.template_reads import TemplateReads
@@ -52,7 +53,7 @@ from kapell_server.wire import field, int_field
 
 _MAX_ATTEMPTS = 1000
 
-ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule"]
+ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule", "lock", "ticket", "session"]
 
 _task_with_content = (
     sa.select(tasks.c.data, task_contents.c.data)
@@ -258,7 +259,7 @@ class Reads:
             .limit(limit)
         )
         if standing_kind is not None:
-            statement = statement.where(standing.c.kind == standing_kind.number)
+            statement = statement.where(table.c.kind == standing_kind.number)
         if ids:
             statement = statement.where(table.c["resource_id" if standing_kind is not None else f"{kind}_id"].in_(ids))
         rows = await self._database.read(lambda connection: connection.execute(statement).all())
@@ -282,6 +283,9 @@ _TABLES: dict[ResourceKind, tuple[sa.Table, type[Resource]]] = {
     "queue": (standing, Queue),
     "limit": (standing, ConcurrencyLimit),
     "schedule": (standing, Schedule),
+    "lock": (locks, Lock),
+    "ticket": (locks, LockTicket),
+    "session": (locks, LockSession),
 }
 
 

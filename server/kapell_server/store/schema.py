@@ -18,7 +18,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = "0008"
+VERSION = "0009"
 """The newest migration; a test holds it against store/migrations."""
 
 metadata = MetaData(
@@ -203,6 +203,18 @@ standing = Table(
     Index(None, "kind", "resource_id", unique=True),
 )
 """What is small and stays: queues, limits. `kind` as in domain/standing. All of it is loaded at the start."""
+
+locks = Table(
+    "locks",
+    metadata,
+    Column("create_revision", _Revision, primary_key=True, autoincrement=False),
+    Column("kind", SmallInteger, nullable=False),
+    Column("resource_id", String(64), nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    # Every write: the row of an id. Snapshots: those of a kind.
+    Index(None, "kind", "resource_id", unique=True),
+)
+"""Locks, tickets and sessions, in the form of `standing`. All of it is loaded at the start."""
 
 schedule_tasks = Table(
     "schedule_tasks",

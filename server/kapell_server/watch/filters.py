@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from kapell.v1.agent_pb2 import Agent, AgentFilter
 from kapell.v1.event_pb2 import EventFilter
+from kapell.v1.lock_pb2 import Lock, LockFilter, LockOwner, LockSession, LockTicket
 from kapell.v1.schedule_pb2 import Schedule
 from kapell.v1.task_pb2 import Task, TaskFilter
 from kapell.v1.template_pb2 import Template
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
 
+from kapell_server.domain.locks.views import filter_test
 from kapell_server.domain.tasks.task_filter import task_test
 from kapell_server.store.record import Record
 
-ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule"]
+ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule", "lock", "ticket", "session"]
 Test = Callable[[Record], bool]
 
 
@@ -46,7 +48,7 @@ class Filter:
 def for_events(wanted: EventFilter) -> Filter:
     """Events of everything alike. SNAPSHOT records pass whatever `kinds` says."""
     tests: list[Test] = []
-    kinds_of_resource: tuple[ResourceKind, ...] = ("task", "agent", "template", "queue", "limit", "schedule")
+    kinds_of_resource: tuple[ResourceKind, ...] = get_args(ResourceKind)
     if wanted.kinds:
         kinds = frozenset({*wanted.kinds, EVENT_KIND_SNAPSHOT})
         tests.append(lambda record: record.kind in kinds)
@@ -100,6 +102,24 @@ def for_agents(wanted: AgentFilter) -> Filter:
     return Filter(key=_key(b"agent", wanted), kinds_of_resource=("agent",), ids=ids, tests=tuple(tests))
 
 
+def for_locks(wanted: LockFilter) -> Filter:
+    """Locks, tickets and sessions; the filter's path is canonical."""
+
+    def matches(record: Record) -> bool:
+        match record.resource:
+            case Lock() as lock:
+                return filter_test(wanted, [lock.path], lock.owner)
+            case LockTicket() as ticket:
+                return filter_test(wanted, [item.path for item in ticket.items], ticket.owner)
+            case LockSession() as session:
+                owner = LockOwner(session_id=session.session_id, actor=session.actor)
+                return not wanted.path and filter_test(wanted, [], owner)
+        return False
+
+    kinds: tuple[ResourceKind, ...] = ("lock", "ticket") if wanted.path else ("lock", "ticket", "session")
+    return Filter(key=_key(b"lock", wanted), kinds_of_resource=kinds, ids=(), tests=(matches,))
+
+
 def _is_a(resource_type: type[Task] | type[Agent] | type[Template] | type[Schedule]) -> Test:
     return lambda record: type(record.resource) is resource_type
 
@@ -125,5 +145,5 @@ def _has_labels(labels: Mapping[str, str]) -> Test:
     return has_labels
 
 
-def _key(kind: bytes, wanted: EventFilter | TaskFilter | AgentFilter) -> bytes:
+def _key(kind: bytes, wanted: EventFilter | TaskFilter | AgentFilter | LockFilter) -> bytes:
     return kind + wanted.SerializeToString(deterministic=True)
