@@ -247,3 +247,19 @@ def test_priority_counts_as_much_as_waiting(world: LockWorld) -> None:
 
     assert patient.locks
     assert urgent.answer is None
+
+
+def test_there_are_only_so_many_locks_waits_and_sessions() -> None:
+    world = LockWorld(max_locks=2, max_lock_waits=1, max_lock_tickets=1, max_lock_sessions=1)
+    first = world.acquire("", "a").locks
+    world.acquire("", "a", wait=60, keep_queued=True)
+    world.session()
+
+    with world.refuses("LOCK_LIMIT"):
+        world.acquire("", "b", "c")
+    with world.refuses("LOCK_LIMIT"):
+        world.acquire("", "a", wait=60)
+    with world.refuses("LOCK_LIMIT"):
+        world.session()
+
+    world.give_back(*first)

@@ -6,6 +6,7 @@ from typing import Any
 
 from tests.rpc.rpc_artifacts import ARTIFACTS, VALID_OF_ARTIFACTS
 from tests.rpc.rpc_bulk import BULK
+from tests.rpc.rpc_locks import LOCKS, VALID_OF_LOCKS
 from tests.rpc.rpc_queues import QUEUES, VALID_OF_QUEUES
 from tests.rpc.rpc_schedules import SCHEDULES, VALID_OF_SCHEDULES
 from tests.rpc.rpc_templates import TEMPLATES
@@ -34,7 +35,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "WatchTasks": (BOTH_STARTS, "options"),
     **{
         name: case.malformed
-        for name, case in (TEMPLATES | BULK | QUEUES | ARTIFACTS | SCHEDULES).items()
+        for name, case in (TEMPLATES | BULK | QUEUES | ARTIFACTS | SCHEDULES | LOCKS).items()
         if case.malformed
     },
     "SpawnAgent": (NO_ID, "source"),
@@ -72,6 +73,7 @@ VALID: dict[str, dict[str, Any]] = {
     **VALID_OF_ARTIFACTS,
     **VALID_OF_QUEUES,
     **VALID_OF_SCHEDULES,
+    **VALID_OF_LOCKS,
     "CreateTemplate": {"templateId": "greet", "spec": TEMPLATE},
     "GetTemplate": {"template": "greet"},
     "UpdateTemplate": {"templateId": "greet", "spec": TEMPLATE},

@@ -49,6 +49,7 @@ from tests.rpc.rpc_cases import (
     task_change,
     ticket_of_another_process,
 )
+from tests.rpc.rpc_locks import LOCKS
 from tests.rpc.rpc_queues import EXPLAIN_TASK, QUEUE_DRAINING, QUEUES
 from tests.rpc.rpc_schedules import SCHEDULES
 from tests.rpc.rpc_templates import OF_CREATE_TASK, TEMPLATES
@@ -413,6 +414,7 @@ CASES: dict[str, Case] = {
     **QUEUES,
     **TEMPLATES,
     **SCHEDULES,
+    **LOCKS,
     **AGENTS,
     **WORKERS,
     **ARTIFACTS,
@@ -432,6 +434,7 @@ NEVER_REFUSED = {
     "GetLogInfo": "takes nothing",
     "GetServerInfo": "takes nothing",
     "GetDiagnostics": "takes nothing",
+    "OpenSession": "only one too many is, which a domain test does",
 }
 
 # Streams that end by themselves: with what there is to send.

@@ -21,6 +21,7 @@ from kapell.v1.watch_pb2 import (
     EVENT_KIND_LIMIT_DELETED,
     EVENT_KIND_LIMIT_UPDATED,
     EVENT_KIND_QUEUE_UPDATED,
+    EventKind,
 )
 from kapell_server.domain.access import Keyring
 from kapell_server.rpc.methods import methods
@@ -214,11 +215,17 @@ class Scene:
         return agent
 
 
-_KINDS = {"queue": [EVENT_KIND_QUEUE_UPDATED], "limit": [EVENT_KIND_LIMIT_UPDATED, EVENT_KIND_LIMIT_DELETED]}
+_OF_LOCKS = ("EVENT_KIND_LOCK_", "EVENT_KIND_TICKET_", "EVENT_KIND_SESSION_")
+_KINDS = {
+    "queue": [EVENT_KIND_QUEUE_UPDATED],
+    "limit": [EVENT_KIND_LIMIT_UPDATED, EVENT_KIND_LIMIT_DELETED],
+    "locks": [kind for name, kind in EventKind.items() if name.startswith(_OF_LOCKS)],
+}
 
 
 def _names(event: Event, name: str) -> bool:
-    return name in (event.queue.agent_type, event.limit.key)
+    of_locks = (event.lock.lock_id, event.ticket.ticket_id, event.session.session_id)
+    return name in (event.queue.agent_type, event.limit.key, *of_locks)
 
 
 def unpack(error: Any) -> Refusal:

@@ -20,7 +20,7 @@ from kapell.v1 import task_pb2, worker_pb2
 from kapell.v1.common_pb2 import SCOPE_READ, SCOPE_WORKER, Scope
 from kapell_server.rpc.methods import Method
 
-from tests.rpc import rpc_queues, rpc_schedules
+from tests.rpc import rpc_locks, rpc_queues, rpc_schedules
 from tests.rpc.rpc_table import CASES, NEVER_REFUSED, SHORT_STREAMS
 from tests.rpc.scene import METHODS, Ask, Scene
 from tests.support.server_process import ServerProcess
@@ -223,6 +223,9 @@ def _subject(answer: Any | None, ask: Ask) -> str:
     """The id of the resource that a call was about; without an answer, empty where the call makes it."""
     if answer is not None and hasattr(answer, "tasks"):
         return str(answer.tasks[0].task_id)
+    for message in (answer, ask.request):
+        if rpc_locks.is_one(message):
+            return rpc_locks.subject_of(answer, ask.request)
     if hasattr(ask.request, "filter"):
         return str(ask.request.filter.task_ids[0])
     for message in (answer, ask.request):
@@ -252,7 +255,7 @@ def _comparable(answer: Any) -> Any:
 
 
 def _alter(request: Any) -> None:
-    if rpc_queues.alter(request):
+    if rpc_queues.alter(request) or rpc_locks.alter(request):
         return
     if hasattr(request, "tasks"):
         request.tasks[0].prompt = "another"

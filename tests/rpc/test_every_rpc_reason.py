@@ -58,6 +58,7 @@ HERE = {
 ELSEWHERE = {
     "INTERNAL": "tests/rpc/test_pipeline.py",
     "SCHEDULE_LIMIT": "tests/domain/test_schedules.py",  # ten thousand of them
+    "LOCK_LIMIT": "tests/domain/test_locks.py",  # a hundred thousand of them
 }
 
 

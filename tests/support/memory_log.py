@@ -11,6 +11,7 @@ from collections.abc import Collection
 
 from kapell.v1.agent_pb2 import Agent
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse
+from kapell.v1.lock_pb2 import Lock, LockSession, LockTicket
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
 from kapell.v1.task_pb2 import Task
@@ -73,6 +74,9 @@ class MemoryLog:
             "queue": Queue,
             "limit": ConcurrencyLimit,
             "schedule": Schedule,
+            "lock": Lock,
+            "ticket": LockTicket,
+            "session": LockSession,
         }[kind]
         self.pages_read += 1
         everything = [record for record in self._resources.values() if type(record.resource) is wanted]
@@ -101,4 +105,10 @@ def _record(revision: int, kind: EventKind.ValueType, resource: Resource) -> Rec
             event.template.CopyFrom(resource)
         case Schedule():
             event.schedule.CopyFrom(resource)
+        case Lock():
+            event.lock.CopyFrom(resource)
+        case LockTicket():
+            event.ticket.CopyFrom(resource)
+        case LockSession():
+            event.session.CopyFrom(resource)
     return Record(revision, kind, resource_id(resource), resource, event.SerializeToString())

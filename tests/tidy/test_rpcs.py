@@ -95,6 +95,15 @@ NO_COMMAND = {
     "EventService.GetLogInfo": "resuming is done by the SDK; a person has no use for the bounds of the log",
     "TaskService.BatchCreateTasks": "for programs; a shell creates tasks one by one",
 }
+# The commands of locks are being made; each of these gets its own.
+NO_COMMAND.update(
+    (f"LockService.{verb}", "LOCK-CLIENT follows")
+    for verb in (
+        *("AcquireLocks", "RenewLocks", "ReleaseLocks", "ForceReleaseLocks", "ListLocks", "CheckFence", "WatchLocks"),
+        *("GetLockGraph", "GetLockTicket", "WatchLockTicket", "CancelLockTicket"),
+        *("OpenSession", "RenewSession", "CloseSession", "ListSessions"),
+    )
+)
 # A worker is a program, so nothing of WorkerService has a command.
 PROGRAMS_ONLY = "WorkerService"
 

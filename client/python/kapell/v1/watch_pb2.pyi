@@ -98,6 +98,8 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """The task of a run could not be made; last_run says why."""
     EVENT_KIND_SCHEDULE_DELETED: _EventKind.ValueType  # 109
     """The schedule was deleted; the event carries its last form."""
+    EVENT_KIND_TICKET_DELETED: _EventKind.ValueType  # 119
+    """A ticket that ended an hour ago was forgotten; the event carries its last form."""
     EVENT_KIND_LOCK_GRANTED: _EventKind.ValueType  # 120
     """A lock was granted."""
     EVENT_KIND_LOCK_RELEASED: _EventKind.ValueType  # 121
@@ -111,7 +113,7 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     EVENT_KIND_TICKET_QUEUED: _EventKind.ValueType  # 125
     """A durable place in the queue for locks was taken."""
     EVENT_KIND_TICKET_ENDED: _EventKind.ValueType  # 126
-    """A ticket was granted, cancelled, expired or refused; its state says which. Sent once more when it is forgotten."""
+    """A ticket was granted, cancelled, expired or refused; its state says which."""
     EVENT_KIND_SESSION_OPENED: _EventKind.ValueType  # 127
     """A session was opened."""
     EVENT_KIND_SESSION_CLOSED: _EventKind.ValueType  # 128
@@ -197,6 +199,8 @@ EVENT_KIND_SCHEDULE_REFUSED: EventKind.ValueType  # 108
 """The task of a run could not be made; last_run says why."""
 EVENT_KIND_SCHEDULE_DELETED: EventKind.ValueType  # 109
 """The schedule was deleted; the event carries its last form."""
+EVENT_KIND_TICKET_DELETED: EventKind.ValueType  # 119
+"""A ticket that ended an hour ago was forgotten; the event carries its last form."""
 EVENT_KIND_LOCK_GRANTED: EventKind.ValueType  # 120
 """A lock was granted."""
 EVENT_KIND_LOCK_RELEASED: EventKind.ValueType  # 121
@@ -210,7 +214,7 @@ EVENT_KIND_LOCK_UPDATED: EventKind.ValueType  # 124
 EVENT_KIND_TICKET_QUEUED: EventKind.ValueType  # 125
 """A durable place in the queue for locks was taken."""
 EVENT_KIND_TICKET_ENDED: EventKind.ValueType  # 126
-"""A ticket was granted, cancelled, expired or refused; its state says which. Sent once more when it is forgotten."""
+"""A ticket was granted, cancelled, expired or refused; its state says which."""
 EVENT_KIND_SESSION_OPENED: EventKind.ValueType  # 127
 """A session was opened."""
 EVENT_KIND_SESSION_CLOSED: EventKind.ValueType  # 128

@@ -36,6 +36,7 @@ from kapell.v1.watch_pb2 import (
     EVENT_KIND_LOCK_RELEASED,
     EVENT_KIND_LOCK_REVOKED,
     EVENT_KIND_LOCK_UPDATED,
+    EVENT_KIND_TICKET_DELETED,
     EVENT_KIND_TICKET_ENDED,
     EVENT_KIND_TICKET_QUEUED,
     EventKind,
@@ -229,7 +230,7 @@ def look_at_ticket(state: State, ticket_id: str) -> None:
         state.schedule(forget_ns, ticket_id)
     else:
         state.locks.forget_ticket(ticket_id)
-        state.standing.put(copied(ticket), EVENT_KIND_TICKET_ENDED, ("state",), deleted=True)
+        state.standing.put(copied(ticket), EVENT_KIND_TICKET_DELETED, (), deleted=True)
 
 
 def look_at_grant(state: State, grant_id: str) -> None:
