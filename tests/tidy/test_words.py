@@ -29,6 +29,9 @@ HOSTS = {
     "semver.org",
     "www.apache.org",
     "example.com",
+    # Where the forms of their hooks are told.
+    "code.claude.com",
+    "developers.openai.com",
 }
 URL = re.compile(r"https?://([A-Za-z0-9.-]+)")
 

@@ -17,6 +17,7 @@ from kapell.connection import Connection, Stream
 from kapell.dependencies import Dependency, dependencies
 from kapell.errors import KapellError, WaitTimeout
 from kapell.filters import TaskQuery, task_filter
+from kapell.locks import task_locks
 from kapell.logs import LogStream
 from kapell.messages import (
     FINAL_TASK_STATES,
@@ -31,6 +32,7 @@ from kapell.messages import (
 from kapell.reconnect import CONNECT_TIMEOUT, Reconnect
 from kapell.v1 import task_pb2 as pb
 from kapell.v1.common_pb2 import LIST_ORDER_UNSPECIFIED, ListOrder
+from kapell.v1.lock_pb2 import LockItem
 from kapell.v1.task_pb2_grpc import TaskServiceStub
 from kapell.v1.watch_pb2 import EVENT_KIND_TASK_DELETED
 from kapell.watch import Watch, WatchKeywords, split_start
@@ -72,6 +74,10 @@ class TaskFields(TypedDict, total=False):
     """Whose share of the agents it uses; keys take turns."""
     concurrency_keys: Iterable[str]
     """Of each of these only so many tasks run at a time; see `client.limits`."""
+    locks: Iterable[str | LockItem]
+    """Paths that it changes: it starts when all of its locks are free, and has them while it runs."""
+    read_locks: Iterable[str | LockItem]
+    """Paths that it only reads, beside others that do."""
 
 
 class BulkKeywords(TaskQuery, total=False):
@@ -120,6 +126,7 @@ def task_spec(agent_type: str = "", prompt: str = "", **fields: Unpack[TaskField
         parent_task_id=fields.get("parent_task_id", ""),
         fairness_key=fields.get("fairness_key", ""),
         concurrency_keys=fields.get("concurrency_keys", ()),
+        locks=task_locks(fields.get("locks", ()), fields.get("read_locks", ())),
     )
 
 

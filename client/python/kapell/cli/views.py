@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kapell.cli import states, times
-from kapell.cli.lock_views import lock_event, lock_state, session_state, ticket_event, ticket_state
+from kapell.cli.lock_views import lock_event, lock_state, session_state, task_locks_text, ticket_event, ticket_state
 from kapell.cli.output import View, as_data
 from kapell.cli.queue_views import limit_max, limit_text, queue_event, queue_state
 from kapell.cli.states import Look
@@ -143,6 +143,7 @@ def task_card(task: Task) -> list[Line]:
         Line("Labels", labels_text(task.labels)),
         Line("Fairness", task.fairness_key),
         Line("Concurrency", ", ".join(task.concurrency_keys)),
+        Line("Locks", task_locks_text(task.locks)),
         Line("Skipped", "yes, it was not needed" if task.skipped else ""),
         Line("Created", times.local(task.create_time)),
         Line("Started", times.local(task.start_time)),

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Protocol
 
+from kapell._locks.environment import KnownLock
 from kapell.v1.artifact_pb2 import Artifact
 from kapell.v1.common_pb2 import LOG_STREAM_STDOUT, LogStream
 from kapell.v1.task_pb2 import Task
@@ -20,6 +21,11 @@ class Attempt(Protocol):
     @property
     def attempt(self) -> int:
         """The number of the attempt, from 1."""
+        ...
+
+    @property
+    def locks(self) -> list[KnownLock]:
+        """The locks that the task declares and the attempt has, as a program is to be told."""
         ...
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from kapell.cli.app import App
 from kapell.cli.errors import Exit, Refusal, refusal_of
 from kapell.cli.output import note, write
 from kapell.cli.shape import command
+from kapell.cli.terminal import visible
 from kapell.cli.times import DURATION
 
 if TYPE_CHECKING:
@@ -41,6 +43,15 @@ class Rules:
     timeout: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Why something is refused: a line for each path, who is in the way, and the command that may help."""
+
+    lines: list[str]
+    why: str
+    next: str
+
+
 @command(
     "guard",
     "Refuse changes of files whose locks are not held, as a hook of git, Claude Code or Codex.",
@@ -48,7 +59,7 @@ class Rules:
         kapell lock guard --install                    # a pre-commit hook for this repository
         kapell lock guard --git                        # what the hook runs: checks what is staged
         kapell lock guard src/a.py docs                # may these be changed?
-        kapell lock guard --prefix web < tool-call.json
+        kapell lock guard --prefix web --shell deny    # the tool call comes by standard input
     """,
     epilog="Without paths, --git and --install it reads the tool call of a pre-tool hook from standard input and "
     "answers in JSON. The locks are those of KAPELL_LOCKS, which agents of Kapell and `kapell lock run` set; each is "
@@ -131,7 +142,7 @@ def _answer_hook(app: App, rules: Rules) -> None:
 
 
 def _judge(app: App, rules: Rules, call: ToolCall) -> str:
-    """Why the call is refused; empty where it may go on."""
+    """Why the call is refused; empty where it may go on. Raises Refusal, too."""
     from kapell._guard.calls import effect
 
     found = effect(call, harmless=rules.harmless)
@@ -145,7 +156,8 @@ def _judge(app: App, rules: Rules, call: ToolCall) -> str:
     needed = _needed(space, rules, found.files, call.cwd)
     if found.is_shell and rules.shell == "whole":
         needed[space.prefix] = "a command line"
-    return _refusal(app, rules, needed, all_ours=found.is_shell and rules.shell == "locked")
+    verdict = _verdict(app, rules, needed, all_ours=found.is_shell and rules.shell == "locked")
+    return "" if verdict is None else f"{'; '.join(verdict.lines)}. {verdict.why} To get it: {verdict.next}"
 
 
 def _check_files(app: App, rules: Rules, files: tuple[str, ...]) -> None:
@@ -160,12 +172,12 @@ def _check_files(app: App, rules: Rules, files: tuple[str, ...]) -> None:
         top = _asking_git(staged.top, cwd)
         space = _workspace(rules, top, root=top)
         needed = {space.lock_path_of(path): path for path in _asking_git(staged.staged, top)}
-    if reason := _refusal(app, rules, needed):
-        *lines, last = reason.split("\n")
-        for line in lines:
-            note(line)
-        what = "the commit" if not files else "the change"
-        raise Refusal(f"{what} is refused: {last}", exit=Exit.CONFLICT)
+    verdict = _verdict(app, rules, needed)
+    if verdict is not None:
+        for line in verdict.lines:
+            note(visible(line))
+        what = "this change is refused" if files else "this commit is refused"
+        raise Refusal(what, why=verdict.why, next=verdict.next, exit=Exit.CONFLICT)
 
 
 def _install(app: App, rules: Rules, *, yes: bool, dry_run: bool) -> None:
@@ -211,22 +223,23 @@ def _needed(space: Workspace, rules: Rules, files: tuple[str, ...], cwd: str) ->
     return needed
 
 
-def _refusal(app: App, rules: Rules, needed: dict[str, str], *, all_ours: bool = False) -> str:
-    """Why the paths may not be touched, and who is in the way; empty where they may.
+def _verdict(app: App, rules: Rules, needed: dict[str, str], *, all_ours: bool = False) -> Verdict | None:
+    """Why the paths may not be touched; None where they may. Raises Refusal where nobody knows.
 
     With `all_ours` every lock that we believe to have must be in force, and there must be one.
     """
     if not needed and not all_ours:
-        return ""
+        return None
     ours = _our_locks()
     if not ours:
         wanted = next(iter(needed), rules.prefix or "PATH")
-        return (
-            "KAPELL_LOCKS names no lock, so nothing may be changed. A task gets the locks that it declares; "
-            f"by hand: kapell lock run {wanted} -- COMMAND"
+        return Verdict(
+            lines=["KAPELL_LOCKS names no lock, so nothing may be changed"],
+            why="A task gets the locks that it declares.",
+            next=f"kapell lock run {shlex.quote(wanted)} -- COMMAND",
         )
 
-    async def work(client: Client) -> str:
+    async def work(client: Client) -> Verdict | None:
         import asyncio
 
         from kapell._guard import fences
@@ -235,7 +248,7 @@ def _refusal(app: App, rules: Rules, needed: dict[str, str], *, all_ours: bool =
             found = await fences.missing(client, needed, ours)
             if all_ours and not found:
                 found = await fences.stale(client, ours)
-            return await _told(client, found, needed, ours) if found else ""
+            return await _told(client, found, needed, ours) if found else None
 
     try:
         return app.run(work)
@@ -246,17 +259,20 @@ def _refusal(app: App, rules: Rules, needed: dict[str, str], *, all_ours: bool =
         ) from None
 
 
-async def _told(client: Client, found: list[Missing], needed: dict[str, str], ours: list[KnownLock]) -> str:
+async def _told(client: Client, found: list[Missing], needed: dict[str, str], ours: list[KnownLock]) -> Verdict:
     """The refusal in words: each path, who holds what touches the first of them, and what to do."""
     from kapell._guard.fences import in_the_way
     from kapell.cli.lock_views import lock_words
 
-    shown = [f"{needed.get(one.path, 'a command line')} (lock {one.path}): {one.why}" for one in found[:_LISTED]]
+    lines = [f"{needed.get(one.path, 'a command line')} (lock {one.path}): {one.why}" for one in found[:_LISTED]]
     if len(found) > _LISTED:
-        shown.append(f"and {len(found) - _LISTED} more paths")
+        lines.append(f"and {len(found) - _LISTED} more paths")
     held = "; ".join(lock_words(lock) for lock in await in_the_way(client, found[0].path, ours))
-    who = f"It is held: {held}." if held else "Nobody else holds it."
-    return "\n".join([*shown, f"{who} To get it: kapell lock run {found[0].path} -- COMMAND"])
+    return Verdict(
+        lines=lines,
+        why=f"It is held: {held}." if held else "Nobody else holds it.",
+        next=f"kapell lock run {shlex.quote(found[0].path)} -- COMMAND",
+    )
 
 
 def _our_locks() -> list[KnownLock]:

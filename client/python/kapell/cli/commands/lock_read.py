@@ -103,7 +103,7 @@ def waiters(app: App, /, **query: Unpack[LockQuery]) -> None:
     examples="""
         kapell lock graph
         kapell lock graph --path web
-        kapell lock graph --as dot > locks.dot
+        kapell lock graph --as dot
         kapell lock graph --as mermaid
     """,
 )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kapell._locks.holding import HeldLocks
 
 _GRACE = 5.0
+_PAUSE = 0.05
 _NOT_FOUND, _NOT_EXECUTABLE, _SIGNALLED = 127, 126, 128
 
 
@@ -35,7 +36,8 @@ _NOT_FOUND, _NOT_EXECUTABLE, _SIGNALLED = 127, 126, 128
         kapell lock run web/src web/docs --note "release notes" -- git commit -m "Release"
     """,
     epilog="The exit code is that of the command; 5 when the locks are held by somebody else, or were lost. A command "
-    "whose locks are lost gets SIGTERM and, 5 s later, SIGKILL, unless --on-loss warn.",
+    "whose locks are lost gets SIGTERM and, 5 s later, SIGKILL, with all that it started, unless --on-loss warn. "
+    "What it leaves running in the background when it ends is not protected any more.",
     cls=ProgramCommand,
 )
 @click.argument("paths", nargs=-1, required=True, metavar="PATH... -- COMMAND...")
@@ -84,6 +86,7 @@ async def _hold(held: HeldLocks, argv: list[str], *, kills: bool) -> int:
     import asyncio
 
     from kapell._locks import environment
+    from kapell.runtimes._processes import become_subreaper
 
     known = environment.known(held.locks)
     outer = os.environ.get(environment.VARIABLE)
@@ -92,6 +95,8 @@ async def _hold(held: HeldLocks, argv: list[str], *, kills: bool) -> int:
             known += environment.parse(outer)
         except ValueError as error:
             raise Refusal(str(error), exit=Exit.USAGE) from None
+    # What the command starts and leaves behind stays below us, so that none outlives a lost lock.
+    become_subreaper()
     process = _start(argv, {**os.environ, environment.VARIABLE: environment.dump(known)})
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, process.send_signal, signal.SIGTERM)
@@ -131,8 +136,27 @@ async def _lose(held: HeldLocks, process: subprocess.Popen[bytes], ending: async
     note(f"kapell: {held.loss.error}")
     if kills:
         note(f"kapell: the command is ended: SIGTERM, SIGKILL after {_GRACE:g} s")
-        process.terminate()
-        await asyncio.wait((ending,), timeout=_GRACE)
-        if not ending.done():
-            process.kill()
+        await _end_family()
     await asyncio.wait((ending,))
+
+
+async def _end_family() -> None:
+    """Ends the command and all that it has started, however far that ran away."""
+    import asyncio
+    import contextlib
+
+    from kapell.runtimes import _processes
+
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _GRACE
+    told: set[int] = set()
+    while family := _processes.below(os.getpid()):
+        for process in family:
+            if loop.time() >= deadline:
+                _processes.kill(process)
+            elif process.pid not in told:
+                told.add(process.pid)
+                with contextlib.suppress(OSError):
+                    os.kill(process.pid, signal.SIGTERM)
+        # Orphans that became ours end without a signal to us.
+        await asyncio.sleep(_PAUSE)

@@ -42,6 +42,22 @@ _SHARES = (
         callback=lambda _ctx, _param, values: values or None,
         help="What only so many tasks may use at a time, see `kapell limit`; may be repeated.",
     ),
+    click.option(
+        "--lock",
+        "locks",
+        multiple=True,
+        metavar="PATH",
+        callback=lambda _ctx, _param, values: values or None,
+        help="A path it changes, as in web/src; it runs while no other task has it. May be repeated.",
+    ),
+    click.option(
+        "--read-lock",
+        "read_locks",
+        multiple=True,
+        metavar="PATH",
+        callback=lambda _ctx, _param, values: values or None,
+        help="A path it only reads, beside others that do. May be repeated.",
+    ),
 )
 _PARAMETERS = (
     click.argument("prompt", nargs=-1, metavar="[PROMPT]..."),
