@@ -39,7 +39,8 @@ class Oracle:
         return False
 
     def free(self, order: tuple[int, str], owner: str, items: Items) -> bool:
-        return not self.holders(owner, items) and all(self.reaches(o, owner) for o in self.ahead(order, owner, items))
+        ahead, has = self.ahead(order, owner, items), any(o == owner for o, _ in self.held)
+        return not self.holders(owner, items) and all(has and self.reaches(o, owner) for o in ahead)
 
     def grant(self, owner: str, items: Items) -> bool:
         before = copy.copy(self.held)

@@ -58,6 +58,8 @@ class Over:
 class LockWorld(World):
     """A World whose batches take Calls and Overs, too."""
 
+    starts = 0
+
     def _decide(self, command: Any) -> Any:
         if not isinstance(command, (Call, Over)):
             return super()._decide(command)
@@ -131,7 +133,9 @@ class LockWorld(World):
     def restart(self) -> None:
         """Another server on the same rows. Leases and ttls get their grace; calls that waited are gone."""
         old = self.state
-        self.state = State(settings=old.settings, keyring=self.keyring, random=Random(old.revision), log_id="log_world")
+        self.starts += 1
+        random = Random(1_000 + self.starts)
+        self.state = State(settings=old.settings, keyring=self.keyring, random=random, log_id="log_world")
         state = self.state
         state.begin(self.now_ns, self.rows)
         state.revision = old.revision

@@ -88,7 +88,8 @@ class LockMachine(RuleBasedStateMachine):
             wait_id = answer.ticket.ticket_id
             order = (answer.ticket.create_time.ToNanoseconds() - priority * 60 * SECOND, wait_id)
         else:
-            wait_id, order = "refused", (self.world.now_ns + 10**6 - priority * 60 * SECOND, "~")
+            came = max(self.world.now_ns + 1000, arrival + 1)
+            wait_id, order = "refused", (came - priority * 60 * SECOND, "~")
         who = owner or self.grant_of(call, wait_id)
         expected = self.decide(order, wait_id, who, items, wait or keep, ttl)
         got = answer.reason_name if isinstance(answer, KapellError) else "" if call.wait is None else "waits"
@@ -311,7 +312,7 @@ class LockMachine(RuleBasedStateMachine):
         held = {(owner_of(one), one.path): one.mode == LOCK_MODE_EXCLUSIVE for one in self.world.locks()}
         ended = {owner for owner, end in self.expiry.items() if end <= self.world.now_ns}
         if not ended:
-            assert held == self.oracle.held
+            assert held == self.oracle.held, held.items() ^ self.oracle.held.items()
             assert set(table.waits) == set(self.oracle.queue)
         in_memory = {(one.owner, one.path): one.exclusive for one in table.held.values()}
         assert in_memory == held

@@ -263,3 +263,13 @@ def test_there_are_only_so_many_locks_waits_and_sessions() -> None:
         world.session()
 
     world.give_back(*first)
+
+
+def test_weakening_a_plain_lock_does_not_renew_it(world: LockWorld) -> None:
+    call = world.acquire("", "p", ttl=5)
+    world.advance(4)
+
+    world.give_back(*call.locks, keep_shared=True)
+    world.advance(1)
+
+    assert world.held() == {}

@@ -4,7 +4,9 @@ The nodes are owners: tasks, sessions and plain acquisitions. The edges: a wait 
 what is in its way; an attempt that waits for its children waits for each that has not ended; a task that has
 not begun waits for its dependencies, and will wait for those who hold the locks that it declares. These
 are the edges that last, and a circle of them is a deadlock. A place in the queue is an edge that gives
-way: nobody waits behind one who waits for him, which is what `waits_for` is asked for.
+way: who holds something, or is waited for as a task, does not wait behind one who waits for him, which is what
+`waits_for` is asked for. In every other circle, two edges that last follow one another at each holder, so
+all of it lasts.
 
 A circle can only be closed when somebody begins to wait, or is granted something while he waits
 elsewhere. It goes through him, so one search from him finds it.
@@ -105,7 +107,10 @@ def _hops_of_task(state: State, task_id: str, *, parked: bool) -> Iterator[Hop]:
 
 
 def waits_for(state: State, owner_id: str, goal_id: str) -> bool:
-    """Whether the one waits for the other, directly or by any detour, places in the queue included."""
+    """Whether the one waits, directly or by any detour, for the other, who holds something or is a task waited for.
+
+    Places in the queue count as waits; who only stands in one himself, and has nothing, gives way to nobody.
+    """
     if not _is_waited_for(state, goal_id):
         return False
     seen = {owner_id}

@@ -47,7 +47,7 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.domain.locks import deadlock
 from kapell_server.domain.locks.entries import Held, Wait
 from kapell_server.domain.locks.paths import touch
-from kapell_server.domain.times import SECOND, set_duration, stamp, timestamp_ns
+from kapell_server.domain.times import SECOND, duration_ns, set_duration, stamp, timestamp_ns
 
 if TYPE_CHECKING:
     from kapell_server.domain.state import State
@@ -150,10 +150,11 @@ def _change_mode(state: State, held: Held, *, exclusive: bool) -> Held:
     changed = ("mode", "fencing_token") if exclusive else ("mode",)
     if exclusive:
         lock.fencing_token = state.revision + 1
+    expire_ns = state.locks.owners[held.owner].expire_ns
     state.locks.let_go(held)
     state.standing.put(lock, EVENT_KIND_LOCK_UPDATED, changed)
     changed_one = Held(lock)
-    state.locks.hold(changed_one, ttl_ns=held.lock.ttl.ToNanoseconds())
+    state.locks.hold(changed_one, ttl_ns=duration_ns(lock.ttl), expire_ns=expire_ns)
     return changed_one
 
 

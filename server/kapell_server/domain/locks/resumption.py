@@ -48,6 +48,7 @@ def load(state: State, key_of: Callable[[Caller, str], str]) -> None:
             table.remember_ticket(key, ticket.ticket_id)
         if ticket.state == LOCK_TICKET_STATE_WAITING:
             table.join(_wait_of(ticket, caller, key))
+            table.note_arrival(timestamp_ns(ticket.create_time))
         # Those that wait too: what stood before them may have been a call that is gone.
         state.schedule(state.now_ns, ticket.ticket_id)
 

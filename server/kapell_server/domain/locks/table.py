@@ -1,8 +1,8 @@
 """The table of locks: who holds what, who waits, in which order, and under what.
 
 Who waits stands in a queue. A wait may go when no lock of another owner is in its way and no wait that
-conflicts comes before it, unless that one waits itself, by whatever detour, for the owner of this one: else
-both would wait for ever. Whatever is in its way, one such thing is enough: the wait is parked under it and
+conflicts comes before it, unless that one waits itself, by whatever detour, for what the owner of this one
+holds: else both would wait for ever. Whatever is in its way, one such thing is enough: the wait is parked under it and
 looked at again when that is gone. So a lock that is given back wakes those that may profit, and a look costs
 as much as the depth of its paths.
 
@@ -58,12 +58,12 @@ class LockTable:
 
     # -- locks -------------------------------------------------------------------------------
 
-    def hold(self, held: Held, *, ttl_ns: int = 0) -> None:
-        """The lock is in force from now on."""
+    def hold(self, held: Held, *, ttl_ns: int = 0, expire_ns: int = 0) -> None:
+        """The lock is in force from now on. With a ttl its owner has that long, or until `expire_ns`."""
         owner = self._owner(held.owner)
         if ttl_ns:
             owner.ttl_ns = ttl_ns
-            owner.expire_ns = self._state.now_ns + ttl_ns
+            owner.expire_ns = expire_ns or self._state.now_ns + ttl_ns
             self._state.schedule(owner.expire_ns, owner.key)
         assign = self._state.assign
         assign(self.held, held.lock_id, held)
@@ -123,6 +123,10 @@ class LockTable:
         arrival = max(self._state.tick_ns(), self._last_arrival.get(None, 0) + 1)
         self._state.assign(self._last_arrival, None, arrival)
         return arrival
+
+    def note_arrival(self, arrival_ns: int) -> None:
+        """Somebody arrived at this time, before the server started: whoever comes now comes later."""
+        self._last_arrival[None] = max(arrival_ns, self._last_arrival.get(None, 0))
 
     def join(self, wait: Wait) -> None:
         """The wait takes its place, and is looked at by the next `settle`."""
