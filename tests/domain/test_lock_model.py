@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from kapell.v1.lock_pb2 import (
     LOCK_MODE_EXCLUSIVE,
     CancelLockTicketRequest,
@@ -36,6 +42,8 @@ jumps = st.sampled_from([0.4, 1, 4, 9, 59, 61, 3700, 90_000])
 
 class LockMachine(RuleBasedStateMachine):
     """One table of locks and its oracle. Owners that live are in `expiry`, with the time at which they end."""
+
+    steps = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,6 +79,16 @@ class LockMachine(RuleBasedStateMachine):
     @rule(items=item_sets, priority=priorities, wait=st.booleans(), keep=st.booleans(), ttl=st.sampled_from([1, 8, 90]))
     def acquire_plainly(self, items: Items, priority: int, wait: bool, keep: bool, ttl: int) -> None:
         self.ask("", items, priority, wait, keep, ttl=ttl)
+
+    @rule(
+        ring=st.lists(sessions, min_size=2, max_size=3, unique=True), wanted=st.lists(item_sets, min_size=3, max_size=3)
+    )
+    def cross(self, ring: list[int], wanted: list[Items]) -> None:
+        """Each takes something, then wants what the next one has: the stuff that deadlocks are made of."""
+        for turn in (0, 1):
+            for place, number in enumerate(ring):
+                items = wanted[(place + turn) % len(ring)][:1]
+                self.ask(self.pick(number), items, 500, wait=bool(turn), keep=bool(turn and place))
 
     def ask(self, owner: str, items: Items, priority: int, wait: bool, keep: bool, ttl: int = 0) -> None:
         self.pass_time()
@@ -307,6 +325,7 @@ class LockMachine(RuleBasedStateMachine):
 
     @invariant()
     def all_is_as_the_oracle_says(self) -> None:
+        LockMachine.steps += 1
         self.after()
         table = self.world.state.locks
         held = {(owner_of(one), one.path): one.mode == LOCK_MODE_EXCLUSIVE for one in self.world.locks()}
@@ -354,13 +373,14 @@ def owner_of(one: Any) -> str:
 
 LockModel = LockMachine.TestCase
 LockModel.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+LONG = settings(max_examples=1_150, stateful_step_count=100, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-class TestLockModelForLong(LockMachine.TestCase):  # type: ignore[misc, name-defined]
-    """At least 100,000 steps."""
+def test_locks_live_a_hundred_thousand_steps() -> None:
+    before = LockMachine.steps
 
-    settings = settings(
-        max_examples=1_100, stateful_step_count=100, deadline=None, suppress_health_check=list(HealthCheck)
-    )
+    run_state_machine_as_test(LockMachine, settings=LONG)
+
+    assert LockMachine.steps - before >= 100_000

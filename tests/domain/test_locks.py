@@ -6,6 +6,7 @@ import pytest
 from kapell.v1.lock_pb2 import CheckFenceRequest, ForceReleaseLocksRequest, RenewLocksRequest
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.locks import lock
+from kapell_server.engine.facts import ChildrenAwaited
 
 from tests.domain.lock_world import LockWorld, Over
 
@@ -273,3 +274,59 @@ def test_weakening_a_plain_lock_does_not_renew_it(world: LockWorld) -> None:
     world.advance(1)
 
     assert world.held() == {}
+
+
+def test_short_locks_with_long_ttls_leave_nothing_behind(world: LockWorld) -> None:
+    for number in range(20):
+        call = world.acquire("", f"p/{number}", ttl=86_400)
+        world.give_back(*call.locks)
+
+    assert world.state.next_due_ns() == 0 or not any(key.startswith("grant_") for key in world.state._scheduled)
+    assert world.state.locks.owners == {}
+
+
+def test_a_child_that_wants_what_its_waiting_parent_holds_is_a_deadlock(world: LockWorld) -> None:
+    parent = world.running()
+    world.acquire(parent, "repo")
+    child = world.running(parent_task_id=parent)
+    world.state.locks.child_waits[parent] = 1
+
+    with world.refuses("DEADLOCK") as caught:
+        world.acquire(child, "repo/a", wait=60)
+
+    assert f"{parent} waits for its child {child}" in caught[0].message
+
+
+def test_a_parent_that_begins_to_wait_for_a_child_that_waits_for_it_is_a_deadlock(world: LockWorld) -> None:
+    parent = world.running()
+    world.acquire(parent, "repo")
+    child = world.running(parent_task_id=parent)
+    world.acquire(child, "repo/a", wait=60)
+    world.state.locks.child_waits[parent] = 1
+
+    with world.refuses("DEADLOCK"):
+        world.do(ChildrenAwaited(parent))
+
+
+def test_a_call_of_an_attempt_that_ends_is_told_so(world: LockWorld) -> None:
+    session, task = world.session(), world.running()
+    world.acquire(session, "p")
+    call = world.acquire(task, "p", wait=60)
+
+    world.complete(task)
+
+    with pytest.raises(KapellError, match="lease is lost"):
+        assert call.locks
+
+
+def test_a_clock_that_was_set_back_over_a_restart_lets_nobody_overtake(world: LockWorld) -> None:
+    held = world.acquire(world.session(), "p")
+    first = world.acquire("", "p", keep_queued=True).answer.ticket
+    world.now_ns -= 3_000_000_000
+    world.restart()
+    second = world.acquire("", "p", keep_queued=True).answer.ticket
+
+    world.give_back(*held.locks)
+
+    assert world.ticket(first.ticket_id).locks
+    assert not world.ticket(second.ticket_id).locks

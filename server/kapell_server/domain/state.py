@@ -231,7 +231,7 @@ class State:
         if due_ns and (not self.due_horizon_ns or due_ns < self.due_horizon_ns):
             self.schedule(due_ns, task_id)
         elif deleted or state in TASK_FINAL:
-            self._forget_due(task_id)
+            self.forget_due(task_id)
         if task.schedule_id and state in TASK_FINAL:
             self.schedule(self.now_ns, task.schedule_id)  # A run may wait for this end.
         return task
@@ -269,11 +269,11 @@ class State:
             self._scheduled[subject_id] = due_ns
             heapq.heappush(self._due, (due_ns, subject_id))
 
-    def _forget_due(self, task_id: str) -> None:
-        """A task that has ended needs no look."""
-        due_ns = self._scheduled.pop(task_id, 0)
+    def forget_due(self, subject_id: str) -> None:
+        """What has ended needs no look."""
+        due_ns = self._scheduled.pop(subject_id, 0)
         if due_ns:
-            self._undo.append((self.schedule, due_ns, task_id))
+            self._undo.append((self.schedule, due_ns, subject_id))
 
     def next_due_ns(self) -> int:
         """When to look next; 0 for never. Beyond the horizon the database knows more."""

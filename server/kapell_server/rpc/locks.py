@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 DEFAULT_SIZE = 50
 RECHECK = 2.0
 """A place may change without an event, when somebody joins before it: so often it is looked at, seconds."""
+SOON = 0.2
 READ_LIMIT = 512
 _OF_LOCKS = (lock_pb2.Lock, lock_pb2.LockTicket, lock_pb2.LockSession)
 
@@ -107,14 +108,18 @@ class LockServicer:
                 told = place
             if answer.ticket.state != lock_pb2.LOCK_TICKET_STATE_WAITING:
                 return
-            await self._change_of_locks(revision)
+            await self._change_of_locks(revision, answer.ticket)
 
-    async def _change_of_locks(self, revision: int) -> None:
-        """Returns when something of locks has changed beyond the revision, or after a while."""
+    async def _change_of_locks(self, revision: int, ticket: lock_pb2.LockTicket) -> None:
+        """Returns at once when the ticket has ended; soon after anything else of locks has changed; or after a while.
+
+        Soon, and not at once, since each who looks costs the writer a count of those before it.
+        """
         ring = self._engine.ring
         while await ring.wait_beyond(revision, RECHECK):
             records = ring.after(revision, READ_LIMIT)
             if records is None or any(isinstance(record.resource, _OF_LOCKS) for record in records):
+                await ring.wait_resource(ticket.ticket_id, ticket.revision, SOON)
                 return
             revision = records[-1].revision if records else ring.head
 

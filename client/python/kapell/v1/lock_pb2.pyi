@@ -21,8 +21,8 @@ conflict with each other. They end when the owner ends, whatever ends it.
 
 Who waits stands in a queue: by time of arrival, where each step of priority counts as much as a minute of
 waiting. So priority comes first, and yet nobody is overtaken for ever. A later request does not overtake an
-earlier one that it conflicts with, SHARED or not; except that nobody waits behind somebody who is waiting for
-him. A wait that could never end is refused with DEADLOCK, naming every hop.
+earlier one that it conflicts with, SHARED or not; except that who holds a lock does not wait behind somebody who
+is waiting for him. A wait that could never end is refused with DEADLOCK, naming every hop.
 
 Every grant has a fencing token, which is larger than all that were granted before. Whoever guards a
 resource checks it with CheckFence, or keeps the largest token it has seen and refuses smaller ones.
@@ -499,7 +499,7 @@ class LockTicket(_message.Message):
     state_reason: _builtins.str
     """Why it ended so, in words."""
     position: _builtins.int
-    """How many conflicting requests come before it, and 1. In answers only; 0 once it has ended."""
+    """How many conflicting requests come before it, counted up to 1,000, and 1. In answers only; 0 once it has ended."""
     etag: _builtins.str
     """Changes with every change."""
     revision: _builtins.int
@@ -1025,7 +1025,7 @@ class ListLocksResponse(_message.Message):
 
     @_builtins.property
     def waiters(self) -> _containers.RepeatedCompositeFieldContainer[Global___LockTicket]:
-        """Who waits and matches the filter, in the order of the queue; on the first page only, at most 1,000."""
+        """Who waits and matches the filter, in the order of the queue; on the first page only, at most 200."""
 
     def __init__(
         self,

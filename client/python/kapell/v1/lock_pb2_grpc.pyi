@@ -21,8 +21,8 @@ conflict with each other. They end when the owner ends, whatever ends it.
 
 Who waits stands in a queue: by time of arrival, where each step of priority counts as much as a minute of
 waiting. So priority comes first, and yet nobody is overtaken for ever. A later request does not overtake an
-earlier one that it conflicts with, SHARED or not; except that nobody waits behind somebody who is waiting for
-him. A wait that could never end is refused with DEADLOCK, naming every hop.
+earlier one that it conflicts with, SHARED or not; except that who holds a lock does not wait behind somebody who
+is waiting for him. A wait that could never end is refused with DEADLOCK, naming every hop.
 
 Every grant has a fencing token, which is larger than all that were granted before. Whoever guards a
 resource checks it with CheckFence, or keeps the largest token it has seen and refuses smaller ones.

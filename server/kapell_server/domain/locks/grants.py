@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kapell.v1.error_pb2 import ERROR_REASON_LOCK_HELD, ERROR_REASON_LOCK_LOST
+from kapell.v1.error_pb2 import ERROR_REASON_LEASE_LOST, ERROR_REASON_LOCK_HELD, ERROR_REASON_LOCK_LOST
 from kapell.v1.lock_pb2 import (
     LOCK_MODE_EXCLUSIVE,
     LOCK_MODE_SHARED,
@@ -300,6 +300,12 @@ def lock_held(state: State, wait: Wait, obstacle: Held | Wait) -> KapellError:
 
 def owner_lost(owner: LockOwner, reason: str) -> KapellError:
     """Who waited, or held, has ended."""
+    if owner.task_id:
+        return KapellError(
+            ERROR_REASON_LEASE_LOST,
+            f"The lease is lost: {reason}. Stop working on the task and discard its result.",
+            metadata={"task_id": owner.task_id, "attempt": str(owner.attempt)},
+        )
     return lock_lost("session_id" if owner.session_id else "lock_id", owner.session_id or owner.grant_id, reason)
 
 

@@ -104,6 +104,7 @@ class LockTable:
     def close_owner(self, key: str) -> None:
         """A session has ended, and let go of everything before."""
         self._state.remove(self.owners, key)
+        self._state.forget_due(key)
 
     def _owner(self, key: str) -> Owner:
         owner = self.owners.get(key)
@@ -115,6 +116,8 @@ class LockTable:
     def _forget(self, owner: Owner) -> None:
         if not owner.held and not owner.waits and not owner.key.startswith("session_"):
             self._state.remove(self.owners, owner.key)
+            if owner.expire_ns:
+                self._state.forget_due(owner.key)
 
     # -- the queue ---------------------------------------------------------------------------
 

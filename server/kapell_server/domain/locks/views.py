@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from kapell_server.domain.state import State
 
 _MOST_BLOCKERS = 10
-_MOST_WAITERS = 1_000
+_MOST_WAITERS = 200
+_MOST_BEFORE = 1_000
 _MOST_NODES = 1_000
 _MOST_EDGES = 5_000
 
@@ -146,8 +147,9 @@ def ticket_of(state: State, wait: Wait) -> LockTicket:
 
 
 def _add_place(state: State, wait: Wait, ticket: LockTicket) -> None:
-    """Position and blockers."""
-    ticket.position = 1 + len({other.wait_id for _, other in state.locks.before(wait)})
+    """Position and blockers. Only so many that come before it are counted: this is asked of the writer."""
+    before = islice(state.locks.before(wait), _MOST_BEFORE)
+    ticket.position = 1 + len({other.wait_id for _, other in before})
     ticket.blockers.extend(blockers_of(state, wait))
 
 
