@@ -20,16 +20,16 @@ PATCH = """*** Begin Patch
 
 
 def call(tool: str, **arguments: object) -> ToolCall:
-    return ToolCall(tool=tool, arguments=dict(arguments), cwd="/work")
+    return ToolCall(tool=tool, arguments=dict(arguments), cwd="/home")
 
 
 @pytest.mark.parametrize(
     ("made", "files"),
     [
-        (call("Edit", file_path="/work/a.py", old_string="a", new_string="b"), ("/work/a.py",)),
+        (call("Edit", file_path="/home/a.py", old_string="a", new_string="b"), ("/home/a.py",)),
         (call("Write", file_path="a b.py", content="x"), ("a b.py",)),
-        (call("MultiEdit", file_path="/work/a.py", edits=[]), ("/work/a.py",)),
-        (call("NotebookEdit", notebook_path="/work/n.ipynb", new_source=""), ("/work/n.ipynb",)),
+        (call("MultiEdit", file_path="/home/a.py", edits=[]), ("/home/a.py",)),
+        (call("NotebookEdit", notebook_path="/home/n.ipynb", new_source=""), ("/home/n.ipynb",)),
         (call("apply_patch", command=PATCH), ("new/a.py", "src/old.py", "src/new name.py", "gone.py")),
         (call("apply_patch", input=PATCH), ("new/a.py", "src/old.py", "src/new name.py", "gone.py")),
         (call("apply_patch", command=["apply_patch", PATCH]), ("new/a.py", "src/old.py", "src/new name.py", "gone.py")),
