@@ -8,6 +8,7 @@ standard input ends, all end.
 Every line of a worker's file is one write, whole or cut by its death. Times are of the monotonic
 clock, which all processes of the machine share. What a worker writes:
 
+    granted  the server has answered with these locks, some time after it gave them
     hold     it believes from now on that it has these locks, until `until` at the latest
     wrote    the guard let its write through; `asked` and `told` enclose the moment of the check
     refused  the guard did not

@@ -20,16 +20,16 @@ PATCH = """*** Begin Patch
 
 
 def call(tool: str, **arguments: object) -> ToolCall:
-    return ToolCall(tool=tool, arguments=dict(arguments), cwd="/home")
+    return ToolCall(tool=tool, arguments=dict(arguments), cwd="/srv")
 
 
 @pytest.mark.parametrize(
     ("made", "files"),
     [
-        (call("Edit", file_path="/home/a.py", old_string="a", new_string="b"), ("/home/a.py",)),
+        (call("Edit", file_path="/srv/a.py", old_string="a", new_string="b"), ("/srv/a.py",)),
         (call("Write", file_path="a b.py", content="x"), ("a b.py",)),
-        (call("MultiEdit", file_path="/home/a.py", edits=[]), ("/home/a.py",)),
-        (call("NotebookEdit", notebook_path="/home/n.ipynb", new_source=""), ("/home/n.ipynb",)),
+        (call("MultiEdit", file_path="/srv/a.py", edits=[]), ("/srv/a.py",)),
+        (call("NotebookEdit", notebook_path="/srv/n.ipynb", new_source=""), ("/srv/n.ipynb",)),
         (call("apply_patch", command=PATCH), ("new/a.py", "src/old.py", "src/new name.py", "gone.py")),
         (call("apply_patch", input=PATCH), ("new/a.py", "src/old.py", "src/new name.py", "gone.py")),
         (call("apply_patch", command=["apply_patch", PATCH]), ("new/a.py", "src/old.py", "src/new name.py", "gone.py")),
