@@ -18,6 +18,7 @@ from kapell._version import __version__
 from kapell_server.clock import SystemClock
 from kapell_server.config import Config
 from kapell_server.data_dir import DataDirectory, StartRefusedError, explain
+from kapell_server.domain.access import Keyring
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.tasks.artifact import MIB, ArtifactLimits
@@ -30,14 +31,20 @@ from kapell_server.rpc.auth import Authenticator
 from kapell_server.rpc.calls import OpenCalls
 from kapell_server.rpc.directives import Directives
 from kapell_server.rpc.events import EventServicer
+from kapell_server.rpc.fence import Fence
+from kapell_server.rpc.limits import CallLimits
 from kapell_server.rpc.locks import LockServicer
+from kapell_server.rpc.logins import FailedLogins
 from kapell_server.rpc.pipeline import Pipeline
 from kapell_server.rpc.queues import QueueServicer
 from kapell_server.rpc.schedules import ScheduleServicer
+from kapell_server.rpc.secrets import SecretServicer
 from kapell_server.rpc.server import AddressUnusableError, RpcServer, is_loopback
 from kapell_server.rpc.task_logs import TaskLogs
 from kapell_server.rpc.tasks import TaskServicer
 from kapell_server.rpc.templates import TemplateServicer
+from kapell_server.rpc.tls import Tls, TlsFiles, TlsUnusableError
+from kapell_server.rpc.tokens import AuditServicer, TokenServicer, keep_uses, write_uses
 from kapell_server.rpc.workers import WorkerServicer
 from kapell_server.shipped_templates import install_templates
 from kapell_server.spawner.spawner import Spawner
@@ -47,12 +54,15 @@ from kapell_server.store.logs import MAX_BYTES, LogStore
 from kapell_server.store.migrate import begin_new_log
 from kapell_server.supervise import Supervisor
 from kapell_server.telemetry import Telemetry
+from kapell_server.vault import Vault
 from kapell_server.watch.follow import Watches
 
 _log = structlog.get_logger(__name__)
 
 # How long calls that were accepted may take to end when the server stops, seconds.
 STOP_GRACE = 5.0
+# How often admin.token is looked at, seconds.
+TOKEN_LOOK = 1.0
 
 
 class App:
@@ -63,12 +73,16 @@ class App:
         self.telemetry = Telemetry()
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.address = ""
+        self.local_address = ""
         self.admin_token = ""
         self.directory = DataDirectory(config.data_dir)
         self.supervisor = Supervisor(on_crash=self._crashed)
         self._undo = AsyncExitStack()
         self._terminate_agents = False
+        self._serves = False
         self.engine: Engine
+        self.vault: Vault
+        self.artifacts: ArtifactStore
         self.rpc: RpcServer
 
     async def start(self) -> None:
@@ -97,21 +111,16 @@ class App:
         _refuse_exposure(config)
         self.directory.acquire()
         undo.callback(self.directory.release)
-        keyring = self.directory.keyring()
+        keyring, self.vault = self.directory.keyring(), self.directory.vault()
         self.admin_token = self.directory.admin_token()
 
         undo.push_async_callback(self.supervisor.stop)
         calls = OpenCalls()
-        authenticator = Authenticator(keyring, required=not config.no_auth)
-        pipeline = Pipeline(
-            authenticator,
-            calls,
-            self.telemetry,
-            lives=lambda agent_id, instance: self.engine.agent_lives(agent_id, instance),
-        )
+        authenticator = self._authenticator(keyring)
+        pipeline = self._pipeline(authenticator, calls)
         self.rpc = rpc = RpcServer(pipeline, calls)
         undo.push_async_callback(rpc.stop, STOP_GRACE)
-        self.address = rpc.bind(config.grpc_address)
+        self._bind(rpc)
 
         database = await open_database(config.database_url, config.data_dir)
         undo.push_async_callback(database.close)
@@ -124,6 +133,7 @@ class App:
             clock=clock,
             settings=_settings(config),
             supervisor=self.supervisor,
+            vault=self.vault,
         )
         await engine.start()
         undo.push_async_callback(engine.stop)
@@ -131,7 +141,7 @@ class App:
             await install_templates(engine)
         logs = LogStore(self.directory.logs)
         undo.callback(logs.close)
-        artifacts = ArtifactStore(
+        artifacts = self.artifacts = ArtifactStore(
             database,
             self.directory.artifacts,
             clock=clock,
@@ -150,16 +160,69 @@ class App:
             engine,
             engine.reads,
             data_dir=config.data_dir,
-            server_address=lambda: self.address,
+            server_address=lambda: self.local_address,
             keyring=keyring,
         )
         await spawner.start()
         undo.push_async_callback(self._stop_spawner, spawner)
         self.supervisor.spawn(calls.watch(), name="open calls")
-        await rpc.start(self._servicers(engine, logs, artifacts, spawner, database))
+        self._begin_keeping_tokens(keyring, authenticator, engine)
+        self._serves = True
+        servicers = self._servicers(engine, logs, artifacts, spawner, database)
+        servicers["TokenService"] = TokenServicer(
+            engine, engine.reads, keyring=keyring, authenticator=authenticator, clock=clock
+        )
+        await rpc.start(servicers)
         undo.push_async_callback(rpc.drain)
-        self.directory.announce(grpc_address=self.address, log_id=engine.log_id)
+        self.directory.announce(grpc_address=self.local_address, log_id=engine.log_id)
         undo.callback(self.directory.withdraw)
+
+    def _authenticator(self, keyring: Keyring) -> Authenticator:
+        """Asks the engine only while calls are served, and then there is one."""
+        return Authenticator(
+            keyring,
+            required=not self.config.no_auth,
+            find=lambda token_id: self.engine.find_token(token_id),
+            version=lambda: self.engine.tokens_version if self._serves else 0,
+        )
+
+    def _pipeline(self, authenticator: Authenticator, calls: OpenCalls) -> Pipeline:
+        config = self.config
+        return Pipeline(
+            authenticator,
+            calls,
+            self.telemetry,
+            lives=lambda agent_id, instance: self.engine.agent_lives(agent_id, instance),
+            agents_fence=Fence(lambda: self.engine, lambda: self.artifacts),
+            logins=FailedLogins(burst=config.max_failed_logins),
+            limits=CallLimits(
+                at_once=config.max_calls_at_once,
+                a_second=config.max_calls_a_second,
+                watches=config.max_watches_of_one,
+                polls=config.max_polls_of_one,
+            ),
+        )
+
+    def _begin_keeping_tokens(self, keyring: Keyring, authenticator: Authenticator, engine: Engine) -> None:
+        """From now on the owner's token may change, and is written down when others were used."""
+        self.supervisor.spawn(self._watch_admin_token(keyring), name="owner's token")
+        self.supervisor.spawn(keep_uses(authenticator, engine.reads), name="uses of tokens")
+        self._undo.push_async_callback(write_uses, authenticator, engine.reads)
+
+    def _bind(self, rpc: RpcServer) -> None:
+        """Takes the address; with TLS also a second one in plain text, for what runs on this machine.
+
+        Hosts of agents have neither the certificates nor a way to be told of new ones, and outlive the server:
+        theirs is an address that stays.
+        """
+        config = self.config
+        if config.tls_cert is None or config.tls_key is None:
+            self.address = self.local_address = rpc.bind(config.grpc_address)
+            return
+        files = TlsFiles(cert=config.tls_cert, key=config.tls_key, client_ca=config.tls_client_ca)
+        self.address = rpc.bind(config.grpc_address, Tls(files))
+        self.local_address = rpc.bind(config.local_address or self.directory.local_address())
+        self._undo.callback(self.directory.remove_socket)
 
     def _begin_retention(self, engine: Engine, database: Database, logs: LogStore, artifacts: ArtifactStore) -> None:
         """Lets finished tasks and old events go from now on; with a task goes what it has outside of its rows."""
@@ -187,6 +250,16 @@ class App:
             log_id = await database.write(begin_new_log)
             _log.warning("the data directory is a copy, it begins a new log", copied_from=str(original), log_id=log_id)
         self.directory.settle()
+
+    async def _watch_admin_token(self, keyring: Keyring) -> None:
+        """Takes another content of admin.token for the owner's token, within a second or two."""
+        while True:
+            await asyncio.sleep(TOKEN_LOOK)
+            token = self.directory.changed_admin_token()
+            if token is not None:
+                keyring.replace_admin(token)
+                self.admin_token = token
+                _log.info("the owner's token was replaced", file=str(self.directory.admin_token_file))
 
     async def _stop_spawner(self, spawner: Spawner) -> None:
         await spawner.stop(terminate_agents=self._terminate_agents)
@@ -217,12 +290,14 @@ class App:
             "TemplateService": TemplateServicer(engine, reads),
             "QueueService": QueueServicer(engine, reads),
             "LockService": LockServicer(engine, watches),
+            "SecretService": SecretServicer(engine, reads, self.vault),
             "ScheduleService": ScheduleServicer(engine, reads, SystemClock()),
             "WorkerService": WorkerServicer(
                 engine, logs=logs, directives=Directives(engine.ring, reads, self.supervisor)
             ),
             "ArtifactService": ArtifactServicer(engine, reads, artifacts),
             "EventService": EventServicer(reads, watches=watches),
+            "AuditService": AuditServicer(reads),
             "AdminService": AdminServicer(engine, watches=watches, facts=facts),
         }
 
@@ -254,6 +329,11 @@ def _artifact_limits(config: Config) -> ArtifactLimits:
 
 def _refuse_exposure(config: Config) -> None:
     """Without TLS, tokens must not cross a network unless somebody said that they may."""
+    if config.local_address and not is_loopback(config.local_address):
+        raise StartRefusedError(
+            f"local_address is in plain text, but {config.local_address} can be reached from other machines."
+            " Give one of this machine, such as 127.0.0.1:50052 or unix:/run/kapell/local.sock."
+        )
     if is_loopback(config.grpc_address):
         return
     if config.no_auth:
@@ -261,10 +341,11 @@ def _refuse_exposure(config: Config) -> None:
             f"--no-auth and {config.grpc_address} together would let anyone on the network run commands here."
             " Leave out --no-auth, or listen on 127.0.0.1."
         )
-    if not config.insecure_bind:
+    if config.tls_cert is None and not config.insecure_bind:
         raise StartRefusedError(
             f"{config.grpc_address} can be reached from other machines, and tokens would cross the network"
-            " unencrypted. Listen on 127.0.0.1, or add --insecure-bind where something else encrypts."
+            " unencrypted. Give --tls-cert and --tls-key, listen on 127.0.0.1, or add --insecure-bind where something"
+            " else encrypts."
         )
 
 
@@ -273,7 +354,7 @@ def _as_refusal(error: BaseException, config: Config) -> StartRefusedError | Non
     match error:
         case StartRefusedError():
             return error
-        case StorageError() | AddressUnusableError():
+        case StorageError() | AddressUnusableError() | TlsUnusableError():
             text = str(error)
             return StartRefusedError(text[:1].upper() + text[1:])
         case KapellError():

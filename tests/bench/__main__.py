@@ -18,6 +18,7 @@ import uvloop
 
 from tests.bench import (
     creating,
+    flooding,
     locking,
     parking,
     queueing,
@@ -32,7 +33,7 @@ from tests.bench.place import can_pin, floor, pin_this_process
 from tests.bench.result import Row, table
 from tests.bench.suite import BENCHMARKS, LONG, Setting
 
-MODULES = (creating, working, queueing, locking, parking, watching, reading, retaining, templating, starting)
+MODULES = (creating, working, queueing, locking, parking, watching, reading, retaining, templating, flooding, starting)
 
 
 def main() -> int:

@@ -353,7 +353,7 @@ def test_starts_that_no_rate_looks_at_are_forgotten() -> None:
         world.advance(11)
         world.beat(agent_id)
 
-    assert len(world.state.queues._starts["key/k"]) <= 2
+    assert len(world.state.queues.starts._starts["key/k"]) <= 2
 
 
 # -- figures -------------------------------------------------------------------------------------

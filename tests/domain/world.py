@@ -86,6 +86,7 @@ class Rows:
         self.bulk_jobs: dict[str, BulkJob] = {}
         self.bulk_steps: dict[tuple[str, int], bytes] = {}
         self.schedule_tasks: dict[str, TaskSpec] = {}
+        self.schedule_runs: dict[str, str] = {}
         self.event_times: list[int] = []
 
     def load_tasks(self, task_ids: Iterable[str]) -> list[Task]:
@@ -185,6 +186,8 @@ class World:
             rows.schedule_tasks.pop(schedule_id, None)
             if spec is not None:
                 rows.schedule_tasks[schedule_id] = spec
+        rows.schedule_runs.update(pending.schedule_runs)
+        rows.schedule_runs = {run: schedule for run, schedule in rows.schedule_runs.items() if schedule}
         rows.contents.update(pending.contents)
         for key in pending.dropped_edges:
             del rows.edges[key]
@@ -210,13 +213,18 @@ class World:
                 return self.rows.standing, (KINDS[type(resource)].name, standing_id(resource))
 
     def edges(self) -> dict[EdgeKey, Edge]:
-        """The open edges as memory has them, which must agree from both ends."""
-        forward = {(a, b): edge for a, entries in self.state.edges.dependants.items() for b, edge in entries.items()}
-        backward = {(a, b): edge for b, entries in self.state.edges.unmet.items() for a, edge in entries.items()}
-        assert forward == backward
-        assert all(self.state.edges.dependants.values())
-        assert all(self.state.edges.unmet.values())
-        return forward
+        """Open edges and kept results as memory has them, which must agree from both ends."""
+        edges = self.state.edges
+        found: dict[EdgeKey, Edge] = {}
+        for by_dependency, by_dependant in ((edges.dependants, edges.unmet), (edges.kept, edges.keeps)):
+            forward = {(a, b): edge for a, entries in by_dependency.items() for b, edge in entries.items()}
+            backward = {(a, b): edge for b, entries in by_dependant.items() for a, edge in entries.items()}
+            assert forward == backward
+            assert all(by_dependency.values())
+            assert all(by_dependant.values())
+            assert not found.keys() & forward.keys()
+            found.update(forward)
+        return found
 
     def advance(self, seconds: float) -> None:
         """Lets time pass, and looks at what is due by then."""
@@ -235,6 +243,11 @@ class World:
             [found.SerializeToString() for found in self.rows.standing.values()],
             [list(state.standing.all(kind)) for kind in KINDS],
             dict(self.rows.schedule_tasks),
+            dict(self.rows.schedule_runs),
+            {
+                run: state.schedule_lives._runs[schedule][run]
+                for run, schedule in state.schedule_lives._schedule_of.items()
+            },
             {task_id: state.find_task(task_id) for task_id in self.rows.tasks},
             dict(self.rows.contents),
             {key: edit.SerializeToString() for key, edit in self.rows.edits.items()},
@@ -255,7 +268,7 @@ class World:
         """Places, ranks, what runs and waits under each key, starts, whose turn it is. What is empty is not there."""
         state, queues = self.state, self.state.queues
         fair = queues._fair._classes
-        keys = {*queues._running_of_key, *queues._queued_of_key}
+        keys = {*queues.keys._running, *queues.keys._queued, *queues.keys._resting}
         return (
             dict(queues.ready._places),
             queues.ready.depths(),
@@ -263,11 +276,11 @@ class World:
             {of: (one.now, dict(one.stamps)) for of, one in fair.items() if one.now or one.stamps},
             {name: count for name, count in queues._running.items() if count},
             {
-                key: (queues.holders(key), queues.queued(key))
+                key: (queues.keys.holders(key), queues.keys.queued(key), queues.keys.begun_or_queued(key))
                 for key in keys
-                if queues.holders(key) + queues.queued(key)
+                if queues.keys.begun_or_queued(key)
             },
-            {limit_id: list(starts) for limit_id, starts in queues._starts.items() if starts},
+            {limit_id: list(starts) for limit_id, starts in queues.starts._starts.items() if starts},
             list(queues.arrivals),
             dict(state.turns),
             {

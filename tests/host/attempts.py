@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kapell._locks.environment import KnownLock
+from kapell.rules.redaction import Redactor
 from kapell.v1.artifact_pb2 import Artifact
 from kapell.v1.common_pb2 import LOG_STREAM_STDERR, LOG_STREAM_STDOUT, LOG_STREAM_SYSTEM, LogStream
 
@@ -28,6 +29,7 @@ class RecordedAttempt:
     refused: dict[str, Exception] = field(default_factory=dict)
     uploads_may_end: asyncio.Event = field(default_factory=asyncio.Event)
     locks: list[KnownLock] = field(default_factory=list)
+    secrets: dict[str, str] = field(default_factory=dict)
     has_ended: bool = False
     logged: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -35,6 +37,10 @@ class RecordedAttempt:
     def __post_init__(self) -> None:
         self.room.set()
         self.uploads_may_end.set()
+
+    @property
+    def redactor(self) -> Redactor:
+        return Redactor(self.secrets.values())
 
     @property
     def log_full(self) -> bool:

@@ -101,6 +101,7 @@ class Checking:
             known.rank = after.queue_rank
             if before is None or before.state != after.state:
                 known.came = after.revision
+                known.arrived = known.arrived or after.revision
 
     async def check_state(self) -> None:
         """W2: the events are the state. And the state is the oracle's."""

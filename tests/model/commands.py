@@ -22,6 +22,7 @@ KINDS = ("red", "blue")
 FAILURES = {
     "EXIT": task_pb2.TaskFailure(reason="EXIT_CODE", message="it broke"),
     "FATAL": task_pb2.TaskFailure(reason="EXIT_CODE", message="hopeless", retryable=False),
+    "LIMITED": task_pb2.TaskFailure(reason="RATE_LIMITED", message="later"),
 }
 # A millisecond more than whole seconds, so that no sum of jumps meets a deadline to the nanosecond.
 JUMPS = (0.001, 1.001, 3.001, 6.001, 9.001, 11.001, 40.001, 95.001, 650.001)
@@ -55,7 +56,9 @@ class Commands:
     create = st.tuples(st.just("create"), new_ids, specs)
     update = st.tuples(st.just("update"), places, st.sampled_from((1, 500, 900)))
     by_task = st.tuples(st.sampled_from(("cancel", "retry", "delete")), places)
-    by_token = st.tuples(st.sampled_from(("complete", "EXIT", "EXIT", "FATAL", "release", "progress")), places)
+    by_token = st.tuples(
+        st.sampled_from(("complete", "EXIT", "EXIT", "FATAL", "LIMITED", "release", "progress")), places
+    )
     beat = st.tuples(st.just("beat"), places, st.lists(places, max_size=4))
     by_agent = st.tuples(st.sampled_from(("drain", "resume", "terminate", "deregister", "die", "delete_agent")), places)
     repeat = st.tuples(st.just("repeat"), places)
@@ -151,7 +154,7 @@ class Asking:
                     return self.ask(("cancel", 0))
                 request, first = self.given[index % len(self.given)]
                 return request, lambda: first
-            case (("complete" | "EXIT" | "FATAL" | "release" | "progress") as verb, place):
+            case (("complete" | "EXIT" | "FATAL" | "LIMITED" | "release" | "progress") as verb, place):
                 return self.ask_by_token(verb, self.token(place))
             case ("end", "cancel", task_id):
                 return self.ask(("cancel", list(oracle.tasks).index(task_id)))
@@ -198,6 +201,10 @@ class Asking:
                 progress = task_pb2.TaskProgress(step=str(self.requests))
                 report = worker_pb2.ReportProgressRequest(lease_token=token, progress=progress)
                 return report, lambda: oracle.progress(token)
+            case "LIMITED":
+                limit = worker_pb2.ProviderRateLimit(provider="model", reset_after=Duration(seconds=5))
+                limited = worker_pb2.FailTaskRequest(lease_token=token, failure=FAILURES[verb], rate_limited=limit)
+                return limited, lambda: oracle.limited(token, 5.0)
             case _:
                 failure = worker_pb2.FailTaskRequest(lease_token=token, failure=FAILURES[verb])
                 return failure, lambda: oracle.fail(token, verb)

@@ -24,7 +24,9 @@ class Day:
         self._priorities = self._random.choice(((500,), (500, 500, 900)))
         self.hours = self._random.randint(4, 9)
         self.starves = self._random.random() < 0.15
-        self._verbs = self._random.choice((("complete",), ("complete", "complete", "release", "EXIT", "cancel")))
+        self._verbs = self._random.choice(
+            (("complete",), ("complete", "complete", "release", "EXIT", "LIMITED", "cancel"))
+        )
 
     def limits(self) -> list[tuple[Any, ...]]:
         """Limits of the keys; the queues are open."""

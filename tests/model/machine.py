@@ -28,7 +28,7 @@ from tests.model.days import IDS, Day
 from tests.model.oracle import HELD, OVER, Oracle
 from tests.support.live_engine import LiveEngine, settled
 
-ENDS = ("complete", "EXIT", "FATAL", "release", "progress", "cancel", "die")
+ENDS = ("complete", "EXIT", "FATAL", "LIMITED", "release", "progress", "cancel", "die")
 
 
 class Machine(Asking, Checking, RuleBasedStateMachine):

@@ -32,9 +32,12 @@ class Task:
     keys: tuple[str, ...] = ()
     state: str = "PENDING"
     wakes: float = NEVER
+    earliest: float = 0.0
+    provider: str = ""
     since: float = 0.0
     rank: int = 0
     came: int = 0
+    arrived: int = 0
     place: float = 0
     overtaken: Counter[str] = field(default_factory=Counter, repr=False)
     tries: int = 0
@@ -86,7 +89,11 @@ class Oracle:
                 self._end_agent(agent_id, failed=True)
 
     def overdue(self) -> bool:
-        """Whether a task came back into play after its total timeout, which the next look will see."""
+        """Whether a task or agent came back into play after its time, which the next look will see."""
+        for agent in self.agents.values():
+            is_watched = agent.state == "ACTIVE" or (agent.state == "TERMINATING" and agent.external)
+            if is_watched and self.now - agent.seen >= LEASE:
+                return True
         alive = [task for task in self.tasks.values() if task.state in ("PENDING", "QUEUED", "RUNNING")]
         return any(self.now - task.born >= task.limits["total"] for task in alive)
 
@@ -110,9 +117,10 @@ class Oracle:
         task.state = "CANCELLING" if task.state == "RUNNING" else "FAILED"
 
     def _queue(self, task: Task, *, new: bool = False) -> None:
-        task.state, task.since, task.holder = "QUEUED", self.now, ""
+        task.state, task.since, task.holder, task.provider = "QUEUED", self.now, "", ""
         self.shares.join(task)
         if new:
+            task.arrived = 0
             self.arrivals.append(task)
 
     def _fail(self, task: Task, why: str, pause: float | None = None, again: bool = True) -> None:
@@ -168,7 +176,7 @@ class Oracle:
         if self.limits.refuses(spec["kind"]):
             return "QUEUE_DRAINING"
         wakes = spec.pop("wakes")
-        task = self.tasks[task_id] = Task(**spec, born=self.now, wakes=wakes)
+        task = self.tasks[task_id] = Task(**spec, born=self.now, wakes=wakes, earliest=wakes)
         if wakes <= self.now:
             self._queue(task, new=True)
         return None
@@ -203,8 +211,11 @@ class Oracle:
             return "TASK_NOT_FOUND"
         if task.state not in ("FAILED", "CANCELLED"):
             return "TASK_STATE_CONFLICT"
-        task.tries, task.why, task.born, task.skipped = 0, "", self.now, False
-        self._queue(task, new=True)
+        task.tries, task.why, task.born, task.skipped, task.provider = 0, "", self.now, False, ""
+        if task.earliest > self.now:
+            task.state, task.wakes = "PENDING", task.earliest
+        else:
+            self._queue(task, new=True)
         return None
 
     def delete(self, task_id: str) -> str | None:
@@ -223,21 +234,22 @@ class Oracle:
             later = came[number + 1 :]
             for key in task.keys:
                 there = [one for one in self.tasks.values() if one is not task and key in one.keys]
+                there = [one for one in there if one.state != "PENDING" or one.number]
                 there = [one for one in there if not any(one is other for other in later)]
                 if task.state == "QUEUED":
                     self._settle(task, self.limits.keys.get(key, Limit()), there)
         self.arrivals.clear()
 
     def _settle(self, task: Task, limit: Limit, there: list[Task]) -> None:
-        running = sorted((one for one in there if one.state == "RUNNING"), key=lambda one: one.came)
-        waiting = sorted((one for one in there if one.state == "QUEUED"), key=lambda one: one.came)
-        excess = len(running) + len(waiting) + 1 - limit.room
+        alive = [one for one in there if one.state in ("RUNNING", "PENDING", "QUEUED")]
+        alive.sort(key=lambda one: one.arrived)
+        excess = len(alive) + 1 - limit.room
         if excess <= 0:
             return
         if limit.strategy in ("CANCEL_NEWEST", "SKIP"):
             task.state, task.why, task.skipped = "CANCELLED", "", limit.strategy == "SKIP"
         elif limit.strategy == "CANCEL_IN_PROGRESS":
-            for one in (running + waiting)[:excess]:
+            for one in alive[:excess]:
                 one.why, one.since = "", self.now
                 one.state = "CANCELLING" if one.state == "RUNNING" else "CANCELLED"
 
@@ -258,6 +270,8 @@ class Oracle:
         """Why a task does not run, and its place among those that could. `asking` are the agents with an open poll."""
         match task.state:
             case "PENDING":
+                if task.provider:
+                    return [("PROVIDER_RATE_LIMIT", frozenset({task.provider}), task.wakes)], 0
                 return [("RETRY_BACKOFF" if task.number else "NOT_BEFORE", frozenset(), task.wakes)], 0
             case "CANCELLING":
                 return [("AGENT_LETTING_GO", frozenset({task.holder}), NEVER)], 0
@@ -315,6 +329,17 @@ class Oracle:
             return None
         known = self._by_token(token)
         return None if known is not None and known.why == why else "LEASE_LOST"
+
+    def limited(self, token: str, seconds: float) -> str | None:
+        """The provider of its model takes no calls: it waits, and no attempt is lost."""
+        task = self._by_token(token)
+        if task is None or task.state != "RUNNING":
+            return self.fail(token, "LIMITED")
+        self._heard(token)
+        task.tries -= 1
+        task.why, task.holder, task.since = "LIMITED", "", self.now
+        task.state, task.wakes, task.provider = "PENDING", self.now + seconds, "model"
+        return None
 
     def release(self, token: str) -> str | None:
         task = self._heard(token)

@@ -9,7 +9,9 @@ from tests.rpc.rpc_bulk import BULK
 from tests.rpc.rpc_locks import LOCKS, VALID_OF_LOCKS
 from tests.rpc.rpc_queues import QUEUES, VALID_OF_QUEUES
 from tests.rpc.rpc_schedules import SCHEDULES, VALID_OF_SCHEDULES
+from tests.rpc.rpc_secrets import SECRETS, VALID_OF_SECRETS
 from tests.rpc.rpc_templates import TEMPLATES
+from tests.rpc.rpc_tokens import TOKENS, VALID_OF_TOKENS
 
 BOTH_STARTS = {"options": {"sendInitialState": True, "startAfterRevision": "1"}}
 NO_ID: dict[str, Any] = {}
@@ -35,7 +37,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "WatchTasks": (BOTH_STARTS, "options"),
     **{
         name: case.malformed
-        for name, case in (TEMPLATES | BULK | QUEUES | ARTIFACTS | SCHEDULES | LOCKS).items()
+        for name, case in (TEMPLATES | BULK | QUEUES | ARTIFACTS | SCHEDULES | LOCKS | SECRETS | TOKENS).items()
         if case.malformed
     },
     "SpawnAgent": (NO_ID, "source"),
@@ -74,6 +76,8 @@ VALID: dict[str, dict[str, Any]] = {
     **VALID_OF_QUEUES,
     **VALID_OF_SCHEDULES,
     **VALID_OF_LOCKS,
+    **VALID_OF_SECRETS,
+    **VALID_OF_TOKENS,
     "CreateTemplate": {"templateId": "greet", "spec": TEMPLATE},
     "GetTemplate": {"template": "greet"},
     "UpdateTemplate": {"templateId": "greet", "spec": TEMPLATE},

@@ -52,7 +52,9 @@ from tests.rpc.rpc_cases import (
 from tests.rpc.rpc_locks import LOCKS
 from tests.rpc.rpc_queues import EXPLAIN_TASK, QUEUE_DRAINING, QUEUES
 from tests.rpc.rpc_schedules import SCHEDULES
+from tests.rpc.rpc_secrets import SECRET_NOT_FOUND, SECRETS
 from tests.rpc.rpc_templates import OF_CREATE_TASK, TEMPLATES
+from tests.rpc.rpc_tokens import TOKENS
 from tests.rpc.scene import Ask
 
 TASKS: dict[str, Case] = {
@@ -63,6 +65,7 @@ TASKS: dict[str, Case] = {
             **OF_CREATE_TASK,
             **rpc_dependencies.OF_CREATE_TASK,
             **QUEUE_DRAINING,
+            **SECRET_NOT_FOUND,
             "ID_TAKEN": lambda scene: Ask(task_pb2.CreateTaskRequest(task=scene.spec(task_id=scene.queued().task_id))),
         },
         malformed=({"task": {"agentType": "No Spaces"}}, "task.agent_type"),
@@ -415,10 +418,12 @@ CASES: dict[str, Case] = {
     **TEMPLATES,
     **SCHEDULES,
     **LOCKS,
+    **SECRETS,
     **AGENTS,
     **WORKERS,
     **ARTIFACTS,
     **EVENTS_AND_ADMIN,
+    **TOKENS,
 }
 
 # Rpcs that no state and no id can make fail, and why.
@@ -435,6 +440,8 @@ NEVER_REFUSED = {
     "GetServerInfo": "takes nothing",
     "GetDiagnostics": "takes nothing",
     "OpenSession": "only one too many is, which a domain test does",
+    "GetCaller": "takes nothing",
+    "CreateToken": "but for TOKEN_LIMIT, after a thousand",
 }
 
 # Streams that end by themselves: with what there is to send.

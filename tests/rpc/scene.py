@@ -21,6 +21,10 @@ from kapell.v1.watch_pb2 import (
     EVENT_KIND_LIMIT_DELETED,
     EVENT_KIND_LIMIT_UPDATED,
     EVENT_KIND_QUEUE_UPDATED,
+    EVENT_KIND_SECRET_DELETED,
+    EVENT_KIND_SECRET_UPDATED,
+    EVENT_KIND_TOKEN_CREATED,
+    EVENT_KIND_TOKEN_REVOKED,
     EventKind,
 )
 from kapell_server.domain.access import Keyring
@@ -217,15 +221,18 @@ class Scene:
 
 _OF_LOCKS = ("EVENT_KIND_LOCK_", "EVENT_KIND_TICKET_", "EVENT_KIND_SESSION_")
 _KINDS = {
+    "locks": [kind for name, kind in EventKind.items() if name.startswith(_OF_LOCKS)],
     "queue": [EVENT_KIND_QUEUE_UPDATED],
     "limit": [EVENT_KIND_LIMIT_UPDATED, EVENT_KIND_LIMIT_DELETED],
-    "locks": [kind for name, kind in EventKind.items() if name.startswith(_OF_LOCKS)],
+    "secret": [EVENT_KIND_SECRET_UPDATED, EVENT_KIND_SECRET_DELETED],
+    "token": [EVENT_KIND_TOKEN_CREATED, EVENT_KIND_TOKEN_REVOKED],
 }
 
 
 def _names(event: Event, name: str) -> bool:
     of_locks = (event.lock.lock_id, event.ticket.ticket_id, event.session.session_id)
-    return name in (event.queue.agent_type, event.limit.key, *of_locks)
+    others = (event.queue.agent_type, event.limit.key, event.secret.name, event.token.token_id)
+    return name in (*others, *of_locks)
 
 
 def unpack(error: Any) -> Refusal:

@@ -21,14 +21,14 @@ REASONS = [number for number in error_pb2.ErrorReason.values() if number]
 # The code that the comment of each reason in error.proto promises.
 DOCUMENTED = {
     "INVALID_ARGUMENT": {1, 2, 3, 41, 54},
-    "UNAUTHENTICATED": {4, 5},
-    "PERMISSION_DENIED": {6, 7},
-    "NOT_FOUND": {8, 9, 10, 11, 40, 51, 60, 70, 84},
+    "UNAUTHENTICATED": {4, 5, 100},
+    "PERMISSION_DENIED": {6, 7, 103},
+    "NOT_FOUND": {8, 9, 10, 11, 40, 51, 60, 70, 101, 84},
     "ALREADY_EXISTS": {12},
     "FAILED_PRECONDITION": {13, 14, 15, 42, 43, 50, 55, 65, 73, 82},
     "ABORTED": {16, 17, 71, 80, 81, 83},
     "OUT_OF_RANGE": {18, 19, 20, 72},
-    "RESOURCE_EXHAUSTED": {21, 22, 23, 24, 25, 56, 61, 74, 79},
+    "RESOURCE_EXHAUSTED": {21, 22, 23, 24, 25, 56, 61, 74, 102, 104, 79},
     "UNAVAILABLE": {26, 27},
     "DEADLINE_EXCEEDED": {28},
     "INTERNAL": {29},

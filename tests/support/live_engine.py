@@ -16,7 +16,17 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from kapell.v1 import admin_pb2, agent_pb2, lock_pb2, queue_pb2, schedule_pb2, task_pb2, template_pb2, worker_pb2
+from kapell.v1 import (
+    admin_pb2,
+    agent_pb2,
+    lock_pb2,
+    queue_pb2,
+    schedule_pb2,
+    secret_pb2,
+    task_pb2,
+    template_pb2,
+    worker_pb2,
+)
 from kapell.v1.agent_pb2 import Agent, AgentSpec, CommandRuntime, SpawnAgentRequest
 from kapell.v1.event_pb2 import Event
 from kapell.v1.task_pb2 import CancelTaskRequest, CreateTaskRequest, Task, TaskSpec
@@ -216,7 +226,7 @@ def decoded(request: Any, answer: bytes) -> Any:
         assert answer == b""
         return None
     name = message.DESCRIPTOR.name.removesuffix("Request") + "Response"
-    modules = (task_pb2, agent_pb2, queue_pb2, template_pb2, schedule_pb2, worker_pb2, admin_pb2, lock_pb2)
+    modules = (task_pb2, agent_pb2, queue_pb2, template_pb2, schedule_pb2, secret_pb2, worker_pb2, admin_pb2, lock_pb2)
     [response] = [getattr(module, name) for module in modules if hasattr(module, name)]
     return response.FromString(answer)
 

@@ -14,8 +14,10 @@ from kapell.v1.event_pb2 import Event, GetLogInfoResponse
 from kapell.v1.lock_pb2 import Lock, LockSession, LockTicket
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
+from kapell.v1.secret_pb2 import Secret
 from kapell.v1.task_pb2 import Task
 from kapell.v1.template_pb2 import Template
+from kapell.v1.token_pb2 import Token
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT, EVENT_KIND_TASK_DELETED, EventKind
 from kapell_server.domain.pending import Resource
 from kapell_server.store.record import Record
@@ -77,6 +79,8 @@ class MemoryLog:
             "lock": Lock,
             "ticket": LockTicket,
             "session": LockSession,
+            "secret": Secret,
+            "token": Token,
         }[kind]
         self.pages_read += 1
         everything = [record for record in self._resources.values() if type(record.resource) is wanted]

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kapell.rules.parameters import plain
 from kapell.template_files import read_template, write_template
 from kapell.v1.template_pb2 import Template, TemplateSpec, TemplateVersion
 from kapell_server import shipped_templates
-from kapell_server.domain.templates.parameters import plain
 from kapell_server.domain.templates.template_check import check_spec
 from kapell_server.domain.templates.template_version import Compiled, compile_version
 

@@ -17,12 +17,15 @@ from kapell.v1 import (
     admin_pb2,
     agent_pb2,
     artifact_pb2,
+    audit_pb2,
     event_pb2,
     lock_pb2,
     queue_pb2,
     schedule_pb2,
+    secret_pb2,
     task_pb2,
     template_pb2,
+    token_pb2,
     worker_pb2,
 )
 
@@ -48,12 +51,15 @@ def services() -> list[ServiceDescriptor]:
         admin_pb2,
         agent_pb2,
         artifact_pb2,
+        audit_pb2,
         event_pb2,
         lock_pb2,
         queue_pb2,
         schedule_pb2,
+        secret_pb2,
         task_pb2,
         template_pb2,
+        token_pb2,
         worker_pb2,
     )
     return [service for module in modules for service in module.DESCRIPTOR.services_by_name.values()]

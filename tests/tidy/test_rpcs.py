@@ -32,6 +32,11 @@ COMMANDS = {
     "ScheduleService.TriggerSchedule": "schedule trigger",
     "ScheduleService.PreviewSchedule": "schedule preview",
     "AdminService.CompactEvents": "event compact",
+    "TokenService.CreateToken": "auth token create",
+    "TokenService.ListTokens": "auth token list",
+    "TokenService.RevokeToken": "auth token revoke",
+    "TokenService.GetCaller": "auth whoami",
+    "AuditService.ListAuditEntries": "audit list",
     "AgentService.SpawnAgent": "agent spawn",
     "AgentService.GetAgent": "agent get",
     "AgentService.ListAgents": "agent list",
@@ -66,6 +71,10 @@ COMMANDS = {
     "QueueService.PauseQueue": "queue pause",
     "QueueService.ResumeQueue": "queue resume",
     "QueueService.DrainQueue": "queue drain",
+    "SecretService.SetSecret": "secret set",
+    "SecretService.ListSecrets": "secret list",
+    "SecretService.DeleteSecret": "secret delete",
+    "SecretService.RotateSecretKey": "secret rotate-key",
     "QueueService.SetConcurrencyLimit": "limit set",
     "QueueService.ListConcurrencyLimits": "limit list",
     "QueueService.DeleteConcurrencyLimit": "limit delete",
@@ -120,6 +129,14 @@ every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.k
 @every_method
 def test_it_names_its_scope(method: MethodDescriptor) -> None:
     assert method.GetOptions().Extensions[common_pb2.scope] != common_pb2.SCOPE_UNSPECIFIED
+
+
+@every_method
+def test_it_says_what_agents_may_do_where_their_scope_opens_it(method: MethodDescriptor) -> None:
+    options = method.GetOptions().Extensions
+    if options[common_pb2.scope] == common_pb2.SCOPE_WORKER:
+        said = options[common_pb2.agent_access]
+        assert said, f"{qualified(method)} is for workers: add `option (agent_access) = AGENT_ACCESS_OWN;`, ANY or NONE"
 
 
 @every_method

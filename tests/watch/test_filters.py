@@ -22,7 +22,7 @@ from kapell.v1.watch_pb2 import (
 from kapell_server.store.record import Record
 from kapell_server.watch.filters import for_agents, for_events, for_locks, for_tasks
 
-EVERYTHING = ("task", "agent", "template", "queue", "limit", "schedule", "lock", "ticket", "session")
+EVERYTHING = ("task", "agent", "template", "queue", "limit", "schedule", "lock", "ticket", "session", "secret", "token")
 TASK = Task(
     task_id="task_a",
     state=TASK_STATE_QUEUED,

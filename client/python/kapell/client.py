@@ -17,15 +17,17 @@ from kapell.admin import Admin
 from kapell.agents import Agents
 from kapell.artifacts import Artifacts
 from kapell.connection import DEFAULT_TIMEOUT, Connection
-from kapell.discovery import Endpoint, discover
+from kapell.discovery import Endpoint, Tls, discover
 from kapell.emitter import Emitter, Handler
 from kapell.events import Events, EventWatchKeywords
 from kapell.locks import HeldLocks, Locks
 from kapell.messages import Seconds
 from kapell.queues import Limits, Queues
 from kapell.schedules import Schedules
+from kapell.secrets import Secrets
 from kapell.tasks import Tasks
 from kapell.templates import Templates
+from kapell.tokens import Audit, Tokens
 from kapell.v1.event_pb2 import Event
 from kapell.v1.lock_pb2 import LockItem
 from kapell.watch import Watch
@@ -37,9 +39,10 @@ class Client:
     """A client of one server, named by "host:port", an Endpoint or a Connection, or found by itself.
 
     Without `server` it is KAPELL_ADDRESS or the server that runs on `data_dir`; without `token` it
-    is KAPELL_TOKEN or, for a server on this machine, the admin token in `data_dir`. `timeout` is
-    the default of unary calls, seconds, retries included. Raises ServerNotFound when there is
-    nothing to talk to; whether it answers shows in the first call.
+    is KAPELL_TOKEN or, for a server on this machine, the admin token in `data_dir`. `tls` says whom
+    to trust and what to show, else KAPELL_TLS_CA does. `timeout` is the default of unary calls,
+    seconds, retries included. Raises ServerNotFound when there is nothing to talk to; whether it
+    answers shows in the first call.
     """
 
     def __init__(
@@ -47,24 +50,28 @@ class Client:
         server: str | Endpoint | Connection | None = None,
         *,
         token: str | None = None,
+        tls: Tls | None = None,
         data_dir: str | os.PathLike[str] | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
         if not isinstance(server, Connection):
             if not isinstance(server, Endpoint):
-                server = discover(server, token=token, directory=data_dir)
+                server = discover(server, token=token, tls=tls, directory=data_dir)
             server = Connection(server, timeout=timeout)
         self.connection = server
         self.agents = Agents(server)
         self.tasks = Tasks(server)
         self.queues = Queues(server)
         self.limits = Limits(server)
+        self.secrets = Secrets(server)
         self.templates = Templates(server)
         self.artifacts = Artifacts(server)
         self.schedules = Schedules(server)
         self.locks = Locks(server)
         self.events = Events(server)
         self.admin = Admin(server)
+        self.tokens = Tokens(server)
+        self.audit = Audit(server)
         self._emitter = Emitter(self.events)
 
     def watch(self, **keywords: Unpack[EventWatchKeywords]) -> Watch[Event]:

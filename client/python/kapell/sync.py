@@ -24,15 +24,17 @@ from kapell.agents import Agents
 from kapell.artifacts import Artifacts
 from kapell.client import Client
 from kapell.connection import DEFAULT_TIMEOUT, Connection
-from kapell.discovery import Endpoint
+from kapell.discovery import Endpoint, Tls
 from kapell.emitter import Handler
 from kapell.events import Events
 from kapell.locks import Locks
 from kapell.messages import Seconds
 from kapell.queues import Limits, Queues
 from kapell.schedules import Schedules
+from kapell.secrets import Secrets
 from kapell.tasks import Tasks
 from kapell.templates import Templates
+from kapell.tokens import Audit, Tokens
 from kapell.v1.lock_pb2 import LockItem
 
 P = ParamSpec("P")
@@ -212,6 +214,7 @@ class SyncTemplates(_Face[Templates]):
     set_alias = blocking(Templates.set_alias)
     delete_alias = blocking(Templates.delete_alias)
     validate = blocking(Templates.validate)
+    check = blocking(Templates.check)
     render = blocking(Templates.render)
     clone = blocking(Templates.clone)
 
@@ -233,6 +236,16 @@ class SyncLimits(_Face[Limits]):
     list = blocking(Limits.list)
     iterate = streaming(Limits.iterate)
     delete = blocking(Limits.delete)
+
+
+class SyncSecrets(_Face[Secrets]):
+    """`client.secrets`, blocking."""
+
+    set = blocking(Secrets.set)
+    list = blocking(Secrets.list)
+    iterate = streaming(Secrets.iterate)
+    delete = blocking(Secrets.delete)
+    rotate_key = blocking(Secrets.rotate_key)
 
 
 class SyncArtifacts(_Face[Artifacts]):
@@ -294,6 +307,23 @@ class SyncAdmin(_Face[Admin]):
     compact_events = blocking(Admin.compact_events)
 
 
+class SyncTokens(_Face[Tokens]):
+    """`client.tokens`, blocking."""
+
+    create = blocking(Tokens.create)
+    list = blocking(Tokens.list)
+    iterate = streaming(Tokens.iterate)
+    revoke = blocking(Tokens.revoke)
+    caller = blocking(Tokens.caller)
+
+
+class SyncAudit(_Face[Audit]):
+    """`client.audit`, blocking."""
+
+    list = blocking(Audit.list)
+    iterate = streaming(Audit.iterate)
+
+
 class SyncClient:
     """`Client` without a loop; takes the same arguments. Close it, or use `with`."""
 
@@ -302,10 +332,11 @@ class SyncClient:
         server: str | Endpoint | Connection | None = None,
         *,
         token: str | None = None,
+        tls: Tls | None = None,
         data_dir: str | os.PathLike[str] | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
-        client = Client(server, token=token, data_dir=data_dir, timeout=timeout)
+        client = Client(server, token=token, tls=tls, data_dir=data_dir, timeout=timeout)
         self._client = client
         self._loop = loop = LoopThread()
         self._callbacks = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kapell-callbacks")
@@ -314,12 +345,15 @@ class SyncClient:
         self.tasks = SyncTasks(loop, client.tasks)
         self.queues = SyncQueues(loop, client.queues)
         self.limits = SyncLimits(loop, client.limits)
+        self.secrets = SyncSecrets(loop, client.secrets)
         self.templates = SyncTemplates(loop, client.templates)
         self.artifacts = SyncArtifacts(loop, client.artifacts)
         self.schedules = SyncSchedules(loop, client.schedules)
         self.locks = SyncLocks(loop, client.locks)
         self.events = SyncEvents(loop, client.events)
         self.admin = SyncAdmin(loop, client.admin)
+        self.tokens = SyncTokens(loop, client.tokens)
+        self.audit = SyncAudit(loop, client.audit)
         self.watch = self.events.watch
         self._closed = False
 

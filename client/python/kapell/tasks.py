@@ -64,6 +64,9 @@ class TaskFields(TypedDict, total=False):
     run_timeout: Seconds
     total_timeout: Seconds
     stall_timeout: Seconds
+    approval_wait_timeout: Seconds
+    lock_wait_timeout: Seconds
+    provider_wait_timeout: Seconds
     client_key: str
     """A name within one `create_batch`, for the dependencies of others."""
     dependencies: Iterable[Dependency]
@@ -72,6 +75,8 @@ class TaskFields(TypedDict, total=False):
     """Makes it a child of this task."""
     fairness_key: str
     """Whose share of the agents it uses; keys take turns."""
+    secrets: Mapping[str, str]
+    """What the agent is given: what it finds each under, and the secret's name."""
     concurrency_keys: Iterable[str]
     """Of each of these only so many tasks run at a time; see `client.limits`."""
     locks: Iterable[str | LockItem]
@@ -103,11 +108,7 @@ def task_spec(agent_type: str = "", prompt: str = "", **fields: Unpack[TaskField
     retry = fields.get("retry_policy")
     if retry is None and "max_attempts" in fields:
         retry = pb.RetryPolicy(max_attempts=fields["max_attempts"])
-    limits = {
-        name: fields[name]
-        for name in ("queue_timeout", "run_timeout", "total_timeout", "stall_timeout")
-        if name in fields
-    }
+    limits: dict[str, Seconds] = {name: fields[name] for name in _TIMEOUTS if name in fields}  # type: ignore[literal-required]
     return pb.TaskSpec(
         task_id=fields.get("task_id", ""),
         display_name=fields.get("display_name", ""),
@@ -127,6 +128,7 @@ def task_spec(agent_type: str = "", prompt: str = "", **fields: Unpack[TaskField
         fairness_key=fields.get("fairness_key", ""),
         concurrency_keys=fields.get("concurrency_keys", ()),
         locks=task_locks(fields.get("locks", ()), fields.get("read_locks", ())),
+        secrets=fields.get("secrets", {}),
     )
 
 
@@ -136,14 +138,23 @@ def task_timeouts(
     run_timeout: Seconds | None = None,
     total_timeout: Seconds | None = None,
     stall_timeout: Seconds | None = None,
+    approval_wait_timeout: Seconds | None = None,
+    lock_wait_timeout: Seconds | None = None,
+    provider_wait_timeout: Seconds | None = None,
 ) -> pb.TaskTimeouts:
-    """How long a task may take; what is left out has no limit."""
+    """How long a task may take, and its attempts may wait; what is left out has no limit."""
     return pb.TaskTimeouts(
         queue_timeout=duration(queue_timeout),
         run_timeout=duration(run_timeout),
         total_timeout=duration(total_timeout),
         stall_timeout=duration(stall_timeout),
+        approval_wait_timeout=duration(approval_wait_timeout),
+        lock_wait_timeout=duration(lock_wait_timeout),
+        provider_wait_timeout=duration(provider_wait_timeout),
     )
+
+
+_TIMEOUTS = tuple(field.name for field in pb.TaskTimeouts.DESCRIPTOR.fields)
 
 
 class Tasks:

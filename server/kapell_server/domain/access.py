@@ -15,15 +15,19 @@ from functools import lru_cache
 
 from kapell.v1.common_pb2 import (
     SCOPE_ADMIN,
+    SCOPE_APPROVE,
     SCOPE_READ,
     SCOPE_SPAWN,
+    SCOPE_SPAWN_INLINE,
     SCOPE_WORKER,
     SCOPE_WRITE,
     Scope,
 )
 from kapell.v1.watch_pb2 import ACTOR_KIND_AGENT, ACTOR_KIND_SYSTEM, ACTOR_KIND_USER, Actor
 
-ALL_SCOPES = frozenset({SCOPE_READ, SCOPE_WRITE, SCOPE_SPAWN, SCOPE_WORKER, SCOPE_ADMIN})
+ALL_SCOPES = frozenset(
+    {SCOPE_READ, SCOPE_WRITE, SCOPE_SPAWN, SCOPE_SPAWN_INLINE, SCOPE_APPROVE, SCOPE_WORKER, SCOPE_ADMIN}
+)
 AGENT_SCOPES = frozenset({SCOPE_READ, SCOPE_WORKER})
 TICKET_SCOPES = frozenset({SCOPE_WORKER})
 
@@ -46,6 +50,12 @@ class Caller:
     scopes: frozenset[Scope.ValueType]
     agent_id: str = ""
     instance: int = 0
+    token_id: str = ""
+    """Of a token that was made by CreateToken; else empty."""
+    expire_ns: int = 0
+    """When the token's time is over, in ns since 1970; 0: never."""
+    peer: str = ""
+    """Where the call comes from; set for those that are recorded."""
 
     @lru_cache(maxsize=1024)  # noqa: B019 - callers are few and values
     def actor(self) -> Actor:
@@ -85,7 +95,16 @@ class Keyring:
     def __init__(self, key: bytes, *, admin_token: str) -> None:
         assert len(key) >= 32, "the server key must have 32 bytes"
         self._key = key
+        self.version = 0
+        """Changes with the owner's token."""
         self._admin = hashlib.sha256(admin_token.encode()).digest()
+
+    def replace_admin(self, admin_token: str) -> None:
+        """Takes another token for the owner's; the one before is nobody's."""
+        digest = hashlib.sha256(admin_token.encode()).digest()
+        if digest != self._admin:
+            self._admin = digest
+            self.version += 1
 
     def _mac(self, subject: str) -> str:
         return hashlib.blake2b(subject.encode(), key=self._key, digest_size=18).hexdigest()
@@ -111,6 +130,11 @@ class Keyring:
         """The token of one instance of an agent."""
         subject = f"{agent_id}.{instance}"
         return f"kapell_agent_{subject}.{self._mac('agent:' + subject)}"
+
+    def token_secret(self, token_id: str) -> str:
+        """The whole secret of a user's token, which begins with its id."""
+        mac = hashlib.blake2b(f"token:{token_id}".encode(), key=self._key, digest_size=32).hexdigest()
+        return f"kapell_{token_id}.{mac}"
 
     def authenticate(self, token: str) -> Caller | None:
         """Whose token it is; None where it is nobody's. Whether an agent still lives is not checked here."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from kapell.v1.agent_pb2 import Agent
+from kapell.v1.audit_pb2 import AuditEntry
 from kapell.v1.task_pb2 import Task, TaskAttempt, TaskEdit, TaskSpec
 from kapell.v1.template_pb2 import Template, TemplateVersion
 from kapell.v1.watch_pb2 import EventKind
@@ -65,6 +66,13 @@ class Pending:
     oldest_revision: int = 0
     schedule_tasks: dict[str, TaskSpec | None] = field(default_factory=dict)
     """The whole task of schedules; None of those that were deleted."""
+    token_digests: dict[str, bytes | None] = field(default_factory=dict)
+    """What proves new tokens; None of those that were forgotten."""
+    audit: list[AuditEntry] = field(default_factory=list)
+    schedule_runs: dict[str, str] = field(default_factory=dict)
+    """Runs of schedules that live now, each with its schedule; empty for those that do no more."""
+    secret_values: dict[str, bytes] = field(default_factory=dict)
+    """Sealed values of secrets; empty for those that were deleted."""
     starts: dict[tuple[str, int], int] = field(default_factory=dict)
     """Starts under a rate, as (limit id, time), each with the time before which earlier ones are forgotten."""
     forgotten_starts: dict[str, bool] = field(default_factory=dict)

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, TypeVar
 from kapell.v1.lock_pb2 import Lock, LockSession, LockTicket
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
+from kapell.v1.secret_pb2 import Secret
+from kapell.v1.token_pb2 import Token
 from kapell.v1.watch_pb2 import EventKind
 
 if TYPE_CHECKING:
     from kapell_server.domain.state import State
 
-Standing = Queue | ConcurrencyLimit | Schedule | Lock | LockTicket | LockSession
-_T = TypeVar("_T", Queue, ConcurrencyLimit, Schedule, Lock, LockTicket, LockSession)
+Standing = Queue | ConcurrencyLimit | Schedule | Lock | LockTicket | LockSession | Secret | Token
+_T = TypeVar("_T", Queue, ConcurrencyLimit, Schedule, Lock, LockTicket, LockSession, Secret, Token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,8 @@ KINDS: dict[type, StandingKind] = {
         StandingKind(4, "lock", Lock, "lock_id"),
         StandingKind(5, "ticket", LockTicket, "ticket_id"),
         StandingKind(6, "session", LockSession, "session_id"),
+        StandingKind(15, "secret", Secret, "name"),
+        StandingKind(14, "token", Token, "token_id"),
     )
 }
 """Numbers are stored: never used again for another kind."""

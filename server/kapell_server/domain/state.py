@@ -15,7 +15,6 @@ from random import Random
 from typing import Any
 
 from kapell.v1.agent_pb2 import Agent, AgentSpec
-from kapell.v1.error_pb2 import ERROR_REASON_AGENT_NOT_FOUND, ERROR_REASON_TASK_NOT_FOUND
 from kapell.v1.task_pb2 import (
     TASK_STATE_QUEUED,
     WAIT_KIND_PROVIDER_RATE_LIMIT,
@@ -27,14 +26,16 @@ from kapell.v1.task_pb2 import (
 from kapell.v1.watch_pb2 import EventKind
 
 from kapell_server.domain.access import Caller, Keyring, system
-from kapell_server.domain.errors import KapellError
 from kapell_server.domain.ids import IdMinter
 from kapell_server.domain.locks import grants
 from kapell_server.domain.locks.table import LockTable
+from kapell_server.domain.not_found import agent_not_found, task_not_found
 from kapell_server.domain.pending import Change, Loader, Pending, Resource
 from kapell_server.domain.queueing.polls import PollBoard
 from kapell_server.domain.queueing.queues import Queues
+from kapell_server.domain.schedules.schedule_lives import ScheduleLives
 from kapell_server.domain.schedules.schedule_tasks import ScheduleTasks
+from kapell_server.domain.secrets.vault import NoVault, Vault
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.standing import StandingShelf
 from kapell_server.domain.tasks.bulk_job import BulkJob
@@ -93,8 +94,16 @@ class State:
         self.standing = StandingShelf(self)
         self.schedule_tasks = ScheduleTasks(self)
         self.locks = LockTable(self)
+        self.token_digests: dict[str, bytes] = {}
+        """What proves each token, by its id."""
+        self.audit_number = 0
+        self.schedule_lives = ScheduleLives(self)
         self._undo: list[tuple[Any, ...]] = []
         self.queues = Queues(self)
+        self.vault: Vault = NoVault()
+        self.secret_values: dict[str, bytes] = {}  # by name, sealed
+        self.agent_secrets: dict[str, dict[str, str]] = {}
+        """What spawned agents are given besides the secrets of their tasks: the variable, and the secret."""
         self.turns: dict[str, int] = {}
 
     # -- the batch ---------------------------------------------------------------------------
@@ -136,11 +145,9 @@ class State:
         for agent_id in self._passing_agents:
             agent = self.agents.get(agent_id)
             if agent is None or agent.state in AGENT_FINAL:
-                self.agents.pop(agent_id, None)
-                self.agent_seen_ns.pop(agent_id, None)
-                self.agent_polled_ns.pop(agent_id, None)
-                self.instance_keys.pop(agent_id, None)
-                self.turns.pop(agent_id, None)
+                seen, asked = self.agent_seen_ns, self.agent_polled_ns
+                for table in (self.agents, seen, asked, self.instance_keys, self.turns, self.agent_secrets):
+                    table.pop(agent_id, None)
         self._passing_agents.clear()
 
     def _trim(self) -> None:
@@ -222,24 +229,25 @@ class State:
         )
         self._tasks[task_id] = None if deleted else task
         self._undo.append((self._unput_task, task_id, previous))
-        if task_id in self.edges.unmet or task_id in self.edges.dependants:
+        if self.edges.concern(task_id):
             self.edges.notice(task, previous, deleted)
         if task.root_task_id and (created or deleted):
             self.families.notice(task, deleted)
         if previous is None or previous_state or previous.priority != task.priority:
             self._queue(previous, task)
+            self.schedule_lives.notice(task, previous)
         if due_ns and (not self.due_horizon_ns or due_ns < self.due_horizon_ns):
             self.schedule(due_ns, task_id)
         elif deleted or state in TASK_FINAL:
             self.forget_due(task_id)
-        if task.schedule_id and state in TASK_FINAL:
-            self.schedule(self.now_ns, task.schedule_id)  # A run may wait for this end.
         return task
 
     def _queue(self, previous: Task | None, task: Task) -> None:
         """Tells the queues of a task that has joined or left one, or an agent."""
         before = previous.state if previous is not None else 0
         after = task.state
+        if task.concurrency_keys and before != after:
+            self.queues.keys.note_rest(previous, task)
         if previous is not None and before == TASK_STATE_QUEUED:
             self.queues.leave(previous, starts=after in TASK_LEASED)
         if (before in TASK_LEASED) != (after in TASK_LEASED):
@@ -277,7 +285,7 @@ class State:
 
     def next_due_ns(self) -> int:
         """When to look next; 0 for never. Beyond the horizon the database knows more."""
-        if self.edges.stirred:
+        if self.edges.stirred or self.queues.unsettled:
             return self.now_ns
         first = self._due[0][0] if self._due else 0
         horizon = self.due_horizon_ns
@@ -417,6 +425,8 @@ class State:
     def keep_spec(self, agent_id: str, spec: AgentSpec) -> None:
         """Stores what a new agent is made of, secrets included, beside its record."""
         self.assign(self.pending.specs, agent_id, spec.SerializeToString())
+        if spec.command.env_from_secret:
+            self.assign(self.agent_secrets, agent_id, dict(spec.command.env_from_secret))
 
     def see_agent(self, agent_id: str) -> None:
         """Notes a sign of life: kept in memory and, with the next commit, in its narrow row."""
@@ -474,21 +484,3 @@ def _restore(mapping: dict[Any, Any], key: Any, old: Any) -> None:
         mapping.pop(key, None)
     else:
         mapping[key] = old
-
-
-def task_not_found(task_id: str) -> KapellError:
-    """No task has this id."""
-    return KapellError(
-        ERROR_REASON_TASK_NOT_FOUND,
-        f"Task {task_id} was not found: it never existed or was deleted. List the tasks to find its id.",
-        metadata={"task_id": task_id},
-    )
-
-
-def agent_not_found(agent_id: str) -> KapellError:
-    """No agent has this id."""
-    return KapellError(
-        ERROR_REASON_AGENT_NOT_FOUND,
-        f"Agent {agent_id} was not found: it never existed or was deleted. List the agents to find its id.",
-        metadata={"agent_id": agent_id},
-    )

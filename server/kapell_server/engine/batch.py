@@ -25,9 +25,11 @@ from kapell_server.domain.locks.grants import Served
 from kapell_server.domain.pending import Resource
 from kapell_server.domain.queueing import dispatch
 from kapell_server.domain.queueing.polls import Poll
+from kapell_server.domain.secrets.secret import SealedCommand
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks.bulk_job import BulkCommand, BulkJob, BulkStep
 from kapell_server.domain.times import SECOND
+from kapell_server.domain.tokens import audit
 from kapell_server.domain.workers import agent
 from kapell_server.engine.commands import DECIDERS, QUESTIONS, content_ids_of, look, task_ids_of, tasks_to_look_at
 from kapell_server.engine.offers import encode_offers
@@ -132,7 +134,7 @@ class Batcher:
         outcome.next_due_ns = state.next_due_ns()
         pending = state.pending
         outcome.oldest_revision = state.oldest_revision
-        facts = pending.shipped_digest or pending.oldest_revision or pending.bulk
+        facts = pending.shipped_digest or pending.oldest_revision or pending.bulk or pending.audit
         outcome.wrote = bool(pending.changes or pending.heartbeats or facts or run.given)
         return outcome
 
@@ -251,6 +253,7 @@ class _Run:
         result = decide(self._state, request)
         if isinstance(result, BulkJob):
             return self._go_on(command, result)
+        audit.note(self._state, request.request if isinstance(request, SealedCommand) else request)
         if key is not None:
             self._fresh[key] = _Remembered(fingerprint, command)
         return result

@@ -5,15 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from kapell.v1 import admin_pb2, agent_pb2, lock_pb2, queue_pb2, schedule_pb2, task_pb2, template_pb2, worker_pb2
+from kapell.v1 import (
+    admin_pb2,
+    agent_pb2,
+    lock_pb2,
+    queue_pb2,
+    schedule_pb2,
+    secret_pb2,
+    task_pb2,
+    template_pb2,
+    token_pb2,
+    worker_pb2,
+)
 
 from kapell_server.domain.locks import deadlock, grants, lock, resumption, session, ticket, views
 from kapell_server.domain.queueing import explain, queue, start_blockers
 from kapell_server.domain.schedules import schedule, schedule_run
+from kapell_server.domain.secrets import secret
+from kapell_server.domain.secrets.secret import RotateKeyCommand, SetSecretCommand
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks import bulk, child, retention, task
 from kapell_server.domain.tasks.bulk_job import BulkCommand, BulkStep
 from kapell_server.domain.templates import template
+from kapell_server.domain.tokens import token
 from kapell_server.domain.workers import agent, attempt, worker
 from kapell_server.engine.facts import (
     AgentProcessExited,
@@ -56,6 +70,9 @@ DECIDERS: dict[type, Decide] = {
     schedule_pb2.PauseScheduleRequest: schedule.pause_schedule,
     schedule_pb2.ResumeScheduleRequest: schedule.resume_schedule,
     schedule_pb2.TriggerScheduleRequest: schedule.trigger_schedule,
+    SetSecretCommand: secret.set_secret,
+    secret_pb2.DeleteSecretRequest: secret.delete_secret,
+    RotateKeyCommand: secret.seal_anew,
     TemplatesShipped: lambda state, fact: template.install_templates(state, fact.specs, fact.digest),
     SpawnCommand: lambda state, command: agent.spawn(state, command.request, command.profile, command.spec),
     agent_pb2.UpdateAgentRequest: agent.update,
@@ -82,6 +99,8 @@ DECIDERS: dict[type, Decide] = {
     lock_pb2.RenewSessionRequest: session.renew_session,
     lock_pb2.CloseSessionRequest: session.close_session,
     ChildrenAwaited: lambda state, fact: deadlock.check(state, fact.task_id),
+    token_pb2.CreateTokenRequest: token.create_token,
+    token_pb2.RevokeTokenRequest: token.revoke_token,
     admin_pb2.CompactEventsRequest: retention.compact_events,
     EventsOutlived: lambda state, fact: retention.compact_to(state, fact.revision),
     TasksOutlived: lambda state, fact: retention.delete_ended(state, fact.task_ids, fact.ended_by_ns),
@@ -163,12 +182,10 @@ def content_ids_of(request: Any) -> Iterable[str]:
 
 
 def tasks_to_look_at(state: State, subject_ids: Iterable[str]) -> Iterable[str]:
-    """The tasks that looks at these subjects will need: themselves, or the last one of a schedule."""
+    """The tasks that looks at these subjects will need: themselves, or the live runs of a schedule."""
     for subject_id in subject_ids:
         if subject_id.startswith("schedule_"):
-            known = state.standing.find(schedule_pb2.Schedule, subject_id)
-            if known is not None and known.last_task_id:
-                yield known.last_task_id
+            yield from state.schedule_lives.of(subject_id)
         elif subject_id.startswith("task_"):
             yield subject_id
 

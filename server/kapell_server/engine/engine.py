@@ -9,23 +9,26 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 import structlog
+from kapell.rules.redaction import Redactor
 from kapell.v1.agent_pb2 import TERMINATE_MODE_FORCE, Agent, TerminateAgentRequest
 from kapell.v1.error_pb2 import ERROR_REASON_QUEUE_FULL, ERROR_REASON_SERVER_DRAINING
 from kapell.v1.lock_pb2 import AcquireLocksRequest, CheckFenceRequest, CheckFenceResponse
-from kapell.v1.task_pb2 import TASK_STATE_CANCELLING
+from kapell.v1.task_pb2 import TASK_STATE_CANCELLING, Task
+from kapell.v1.token_pb2 import Token
 from kapell.v1.worker_pb2 import LEASE_DIRECTIVE_CANCEL, LEASE_DIRECTIVE_CONTINUE, LeaseTasksRequest
 
 from kapell_server.clock import Clock, SystemClock
 from kapell_server.domain.access import Caller, Keyring
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.locks import lock
+from kapell_server.domain.secrets import use
+from kapell_server.domain.secrets.vault import NoVault, Vault
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks.bulk import DEFAULT_AFFECTED
@@ -86,7 +89,9 @@ class Engine:
         settings: Settings | None = None,
         random: Random | None = None,
         supervisor: Supervisor | None = None,
+        vault: Vault | None = None,
     ) -> None:
+        self._vault = vault or NoVault()
         self._database = database
         self._clock = clock or SystemClock()
         self._settings = settings or Settings()
@@ -106,6 +111,8 @@ class Engine:
         self._quiet: asyncio.Future[None] | None = None
         self.oldest_revision = 0
         """The log holds what came after it: the oldest revision that a watch may start after."""
+        self.tokens_version = 0
+        """Changes with every token of a user that is made, revoked or forgotten."""
         self.compacted = asyncio.Event()
         """Set when `oldest_revision` has moved, for whoever removes the rows."""
         self._runner: asyncio.Task[Any] | None = None
@@ -119,6 +126,7 @@ class Engine:
     async def start(self) -> None:
         """Loads what lives and begins to take commands."""
         self._state = State(settings=self._settings, keyring=self._keyring, random=self._random, log_id="")
+        self._state.vault = self._vault
         now_ns = self._clock.now_ns()
         await self._database.write(lambda connection: resume(connection, self._state, now_ns))
         self.log_id = self._state.log_id
@@ -254,26 +262,30 @@ class Engine:
         """The lock that covers the path with this token. Raises FENCING_TOKEN_STALE. Does not pass the writer."""
         return lock.check_fence(self._state, request, self._clock.now_ns())
 
-    @asynccontextmanager
-    async def awaiting_children(self, task_id: str) -> AsyncIterator[None]:
+    def awaiting_children(self, task_id: str) -> AbstractContextManager[None]:
         """While the attempt of the task waits for its children, so that a deadlock by locks is seen."""
-        waits = self._state.locks.child_waits
-        waits[task_id] = waits.get(task_id, 0) + 1
-        try:
-            yield
-        finally:
-            waits[task_id] -= 1
-            if not waits[task_id]:
-                del waits[task_id]
+        return self._state.locks.awaiting_children(task_id)
 
     async def check_children_awaited(self, task_id: str, caller: Caller) -> None:
         """Raises DEADLOCK where a child waits for what the task, or who waits for it, holds."""
         if self._state.locks.held:
             await self.submit(ChildrenAwaited(task_id), caller)
 
+    def sealed_values(self) -> list[bytes]:
+        """The values of secrets as they are stored."""
+        return list(self._state.secret_values.values())
+
+    async def redactor(self, task_id: str) -> Redactor:
+        """Masks what the attempt of a leased task says that does not pass the writer."""
+        task = self._state.cached_task(task_id)
+        if task is None:
+            task = Task.FromString(await self.reads.get_task(task_id))
+        lease = self._state.leases.by_task.get(task_id)
+        return use.redactor(self._state, task, lease.agent_id if lease is not None else "")
+
     def key_use(self, key: str) -> tuple[int, int]:
         """How many tasks of a concurrency key run, and how many are QUEUED."""
-        return self._state.queues.count(key)
+        return self._state.queues.keys.count(key)
 
     def held_tasks(self, agent_id: str) -> list[str]:
         """The tasks that the agent has a live lease on, the oldest lease first."""
@@ -283,6 +295,11 @@ class Engine:
         """Whether this instance of the agent has not ended. For calls that do not pass the writer."""
         agent = self._state.agents.get(agent_id)
         return agent is not None and agent.instance == instance and agent.state not in AGENT_FINAL
+
+    def find_token(self, token_id: str) -> tuple[Token, bytes] | None:
+        """A token of a user and what proves it; None where there is none. For calls that do not pass the writer."""
+        token, digest = self._state.standing.find(Token, token_id), self._state.token_digests.get(token_id)
+        return None if token is None or digest is None else (token, digest)
 
     def termination(self, agent_id: str) -> Termination | None:
         """How the agent is to be ended; None where nobody has asked in the life of this process."""
@@ -398,6 +415,8 @@ class Engine:
         if outcome.records:
             self._cache.feed(outcome.records, outcome.contents)
             self.ring.publish(outcome.records)
+            if any(type(record.resource) is Token for record in outcome.records):
+                self.tokens_version += 1
         for command, answer in outcome.answers:
             if command.future.done():
                 continue

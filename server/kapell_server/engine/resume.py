@@ -20,6 +20,7 @@ from kapell_server.store.bulk_jobs import load_bulk_jobs
 from kapell_server.store.database import Connection
 from kapell_server.store.loads import RowLoader, load_resumption
 from kapell_server.store.remembered import request_key
+from kapell_server.store.token_rows import load_audit_number, load_token_digests
 
 
 def resume(connection: Connection, state: State, now_ns: int) -> None:
@@ -31,6 +32,9 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
     state.oldest_revision = loaded.oldest_revision
     grace = now_ns + int(state.settings.lease_duration * SECOND)
     state.standing.load(loaded.standing)
+    state.schedule_lives.load(loaded.schedule_runs)
+    state.secret_values.update(loaded.secret_values)
+    state.agent_secrets.update(loaded.agent_secrets)
     for schedule in state.standing.all(Schedule):
         schedule_run.wake(state, schedule)
     for known, instance_key in loaded.agents:
@@ -48,7 +52,9 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
         state.leases.add(Lease(record=record, expire_ns=grace, poll_id=poll_id, confirmed=True, news_ns=now_ns))
         state.schedule(grace, record.task_id)
     resumption.load(state, request_key)
-    state.queues.load(loaded.queued, loaded.leased, loaded.starts)
+    state.queues.load(loaded.queued, loaded.leased, loaded.resting, loaded.starts)
     state.edges.load(loaded.edges, loaded.stirred)
+    state.token_digests.update(load_token_digests(connection))
+    state.audit_number = load_audit_number(connection)
     load_deadlines(connection, state, 0)
     state.bulk_jobs.update((job.key, job) for job in load_bulk_jobs(connection))

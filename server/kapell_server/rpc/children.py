@@ -34,7 +34,7 @@ class ChildWaits:
         until = now() + seconds
         # The call is one sign of life: an agent that dies while it waits must not keep its lease by that.
         task_id, _, _ = engine.check_lease(token, caller)
-        async with engine.awaiting_children(task_id):
+        with engine.awaiting_children(task_id):
             return await self._wait(token, caller, until)
 
     async def _wait(self, token: str, caller: Caller, until: float) -> WaitChildTasksResponse:

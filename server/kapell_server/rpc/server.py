@@ -25,6 +25,7 @@ from kapell_server.rpc.calls import Context, OpenCalls
 from kapell_server.rpc.methods import Method
 from kapell_server.rpc.pipeline import MAX_MESSAGE_BYTES, Pipeline, draining
 from kapell_server.rpc.status import UNKNOWN_METHOD
+from kapell_server.rpc.tls import Tls
 
 # Messages up to this size reach the pipeline, which refuses those over its own cap with a proper
 # error; beyond it grpc itself refuses, in its own words.
@@ -65,14 +66,17 @@ class RpcServer:
         self._server = grpc.aio.server(options=OPTIONS)
         self._health = health.aio.HealthServicer()
 
-    def bind(self, address: str) -> str:
-        """Takes the address ("host:port", port 0 for any); the address with its real port.
+    def bind(self, address: str, tls: Tls | None = None) -> str:
+        """Takes the address ("host:port", port 0 for any); the address with its real port. Without `tls` in plain text.
 
         Raises AddressUnusableError.
         """
         host = address.rpartition(":")[0]
         try:
-            port = self._server.add_insecure_port(address)
+            if tls is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, tls.credentials())
         except RuntimeError:
             port = 0
         if port == 0:

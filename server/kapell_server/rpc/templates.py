@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from google.protobuf.duration_pb2 import Duration
+from kapell.rules.parameters import as_struct, plain_struct
 from kapell.v1 import agent_pb2, template_pb2
 from kapell.v1.error_pb2 import ERROR_REASON_REQUEST_INVALID
 
@@ -15,7 +16,6 @@ from kapell_server.domain.queueing.start_blockers import StartQuestion
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.tasks.retry import with_defaults
 from kapell_server.domain.tasks.task import DEFAULT_PRIORITY
-from kapell_server.domain.templates.parameters import as_struct, plain_struct
 from kapell_server.domain.templates.template_check import check_spec
 from kapell_server.domain.templates.template_version import compile_version, split_reference
 from kapell_server.rpc.template_steps import rendered_steps

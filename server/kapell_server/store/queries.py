@@ -13,9 +13,9 @@ from kapell.v1.task_pb2 import ListTaskEditsResponse, Task, TaskEdit, TaskFilter
 from kapell.v1.template_pb2 import Template
 from sqlalchemy.engine import Connection
 
+from kapell_server.domain.not_found import task_not_found
 from kapell_server.domain.pending import Resource
 from kapell_server.domain.standing import KINDS
-from kapell_server.domain.state import task_not_found
 from kapell_server.domain.tasks.task_filter import has_labels, task_test
 from kapell_server.domain.times import timestamp_ns
 from kapell_server.store.listing import Conditions, Listing, Rows, page_of
@@ -206,6 +206,10 @@ def resource_of(event: Event) -> Resource:
             return event.ticket
         case "session":
             return event.session
+        case "secret":
+            return event.secret
+        case "token":
+            return event.token
         case _:
             return event.task
 

@@ -12,6 +12,7 @@ from kapell.v1.event_pb2 import Event, GetLogInfoResponse, ListEventsRequest
 from kapell.v1.lock_pb2 import Lock, LockSession, LockTicket
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
+from kapell.v1.secret_pb2 import Secret
 from kapell.v1.task_pb2 import (
     CountTasksRequest,
     CountTasksResponse,
@@ -25,12 +26,13 @@ from kapell.v1.task_pb2 import (
     TaskStateCount,
 )
 from kapell.v1.template_pb2 import Template
+from kapell.v1.token_pb2 import Token
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
 from sqlalchemy.engine import Connection
 
+from kapell_server.domain.not_found import agent_not_found, task_not_found
 from kapell_server.domain.pending import Resource
 from kapell_server.domain.standing import KINDS
-from kapell_server.domain.state import agent_not_found, task_not_found
 from kapell_server.domain.tasks.bulk_job import Selection
 from kapell_server.domain.tasks.retention import compacted
 from kapell_server.domain.times import stamp
@@ -48,12 +50,15 @@ from kapell_server.store.schema import agents, attempts, events, locks, standing
 from kapell_server.store.standing_reads import StandingReads
 from kapell_server.store.task_selection import select_tasks
 from kapell_server.store.template_reads import TemplateReads
+from kapell_server.store.token_reads import TokenReads
 from kapell_server.store.writes import resource_id
 from kapell_server.wire import field, int_field
 
 _MAX_ATTEMPTS = 1000
 
-ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule", "lock", "ticket", "session"]
+ResourceKind = Literal[
+    "task", "agent", "template", "queue", "limit", "schedule", "lock", "ticket", "session", "secret", "token"
+]
 
 _task_with_content = (
     sa.select(tasks.c.data, task_contents.c.data)
@@ -85,6 +90,7 @@ class Reads:
         self.families = FamilyReads(database)
         self.standing = StandingReads(database)
         self.schedules = ScheduleReads(database)
+        self.tokens = TokenReads(database)
 
     # -- tasks -------------------------------------------------------------------------------
 
@@ -286,6 +292,8 @@ _TABLES: dict[ResourceKind, tuple[sa.Table, type[Resource]]] = {
     "lock": (locks, Lock),
     "ticket": (locks, LockTicket),
     "session": (locks, LockSession),
+    "secret": (standing, Secret),
+    "token": (standing, Token),
 }
 
 

@@ -18,7 +18,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = "0009"
+VERSION = "0014"
 """The newest migration; a test holds it against store/migrations."""
 
 metadata = MetaData(
@@ -76,6 +76,8 @@ tasks = Table(
     Column("parent_id", String(64)),
     Column("root_id", String(64)),
     Column("end_ns", BigInteger),
+    # When a task under keys first joined its queue, where that is not queue_ns: the start, for their order.
+    Column("arrival_ns", BigInteger),
     # Get, and every write: the row of an id.
     Index(None, "task_id", unique=True),
     # List and count by state, newest first; the start: all that is queued or leased.
@@ -108,7 +110,8 @@ task_edges = Table(
     Column("on_failure", SmallInteger, nullable=False),
     sqlite_with_rowid=False,
 )
-"""Dependencies that are neither met nor failed yet; read whole at the start."""
+"""Dependencies that are neither met nor failed yet, and, with condition 0, those whose results are kept for a
+prompt that is still to be filled; read whole at the start."""
 # Retention: which tasks ended first, and how many have ended.
 _end_index = Index("ix_tasks_end_ns", tasks.c.end_ns, sqlite_where=text("end_ns IS NOT NULL"))
 
@@ -215,6 +218,25 @@ locks = Table(
     Index(None, "kind", "resource_id", unique=True),
 )
 """Locks, tickets and sessions, in the form of `standing`. All of it is loaded at the start."""
+token_digests = Table(
+    "token_digests",
+    metadata,
+    Column("token_id", String(64), primary_key=True),
+    Column("digest", LargeBinary, nullable=False),
+    Column("used_ns", BigInteger, nullable=False),
+)
+"""What proves a token, and when it was last used, which is no event; 0 for never. All of it is loaded at the start."""
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("number", _Revision, primary_key=True, autoincrement=False),
+    Column("principal", String(64), nullable=False),
+    Column("method", String(100), nullable=False),
+    Column("audit_ns", BigInteger, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+)
+"""What administrators did, append-only. Few, so that filters need no index."""
 
 schedule_tasks = Table(
     "schedule_tasks",
@@ -224,6 +246,24 @@ schedule_tasks = Table(
     sqlite_with_rowid=False,
 )
 """The whole task of each schedule, a TaskSpec: its record has no prompt, input and parameters."""
+
+schedule_runs = Table(
+    "schedule_runs",
+    metadata,
+    Column("task_id", String(64), primary_key=True),
+    Column("schedule_id", String(64), nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Runs of schedules that live, by their first task: it, or a task below it, has not ended. Read whole at the start."""
+
+secret_values = Table(
+    "secret_values",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""The value of each stored secret, sealed (see vault)."""
 
 starts = Table(
     "starts",

@@ -22,7 +22,9 @@ from kapell_server.domain.locks.views import filter_test
 from kapell_server.domain.tasks.task_filter import task_test
 from kapell_server.store.record import Record
 
-ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule", "lock", "ticket", "session"]
+ResourceKind = Literal[
+    "task", "agent", "template", "queue", "limit", "schedule", "lock", "ticket", "session", "secret", "token"
+]
 Test = Callable[[Record], bool]
 
 

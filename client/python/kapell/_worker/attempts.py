@@ -60,6 +60,10 @@ class Attempts:
             await self._end(lease, self._outbox.release(lease))
             return
         lease.phase = Phase.WORKING
+        if lease.missing_secrets:
+            lease.worked.set()
+            await self._send(lease, _without(lease.missing_secrets))
+            return
         async with asyncio.TaskGroup() as reporting:
             # Most short tasks say nothing, so the senders are started by the first word.
             lease.log.on_first(lambda: _start(reporting, logs.ship(self._session, lease), f"log of {lease.task_id}"))
@@ -108,6 +112,15 @@ class Attempts:
         except KapellError as error:
             # Nobody renews the lease any more, so the server takes the task back by itself.
             _log.error("the end of %s, attempt %d, was refused: %s", lease.task_id, lease.attempt, error)
+
+
+def _without(missing: list[str]) -> TaskFailed:
+    names = ", ".join(sorted(set(missing)))
+    return TaskFailed(
+        "SECRET_MISSING",
+        f"there is no value for {names} - set it with `kapell secret set`, then retry",
+        retryable=False,
+    )
 
 
 def _stop(work: asyncio.Future[object], handler: Handler, lease: Lease) -> None:

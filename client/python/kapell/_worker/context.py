@@ -19,6 +19,7 @@ from kapell._worker.session import Session
 from kapell._worker.values import from_struct, printable
 from kapell.errors import LeaseLost
 from kapell.messages import Instant, Seconds, timestamp
+from kapell.rules.redaction import Redactor
 from kapell.v1.artifact_pb2 import Artifact
 from kapell.v1.common_pb2 import LOG_STREAM_STDOUT, LogStream
 from kapell.v1.lock_pb2 import LockItem
@@ -98,6 +99,16 @@ class TaskContext:
         )
 
     @property
+    def secrets(self) -> Mapping[str, str]:
+        """Values of the task's secrets, by what they were to be found under. Masked in what the attempt says."""
+        return self._lease.secrets
+
+    @property
+    def redactor(self) -> Redactor:
+        """Masks the values of the secrets."""
+        return self._lease.redactor
+
+    @property
     def cancelled(self) -> asyncio.Event:
         """Set when the work is to stop: the task was cancelled, the lease was lost, or the worker ends."""
         return self._lease.cancelled
@@ -128,7 +139,9 @@ class TaskContext:
         """
         before = self._lease.waiting
         self._lease.waiting = AttemptWait(
-            kind=_WAIT_KINDS[kind], detail=printable(detail)[:500], until_time=timestamp(until)
+            kind=_WAIT_KINDS[kind],
+            detail=printable(self._lease.redactor.text(detail))[:500],
+            until_time=timestamp(until),
         )
         try:
             yield

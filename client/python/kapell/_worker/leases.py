@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 from kapell._worker.logs import ROOM_BYTES, LogBuffer, room_for
 from kapell._worker.progress import ProgressSlot
+from kapell.rules.redaction import Redactor
 from kapell.v1.task_pb2 import AttemptWait, Task
 from kapell.v1.worker_pb2 import (
     LEASE_DIRECTIVE_CANCEL,
@@ -50,8 +51,12 @@ class Lease:
         self.worked = asyncio.Event()
         """Nothing of the work runs any more; the outcome may still be on its way."""
         self.carrying_out: asyncio.Task[None] | None = None
-        self.log = LogBuffer(log_room_bytes)
-        self.progress = ProgressSlot()
+        self.secrets: dict[str, str] = dict(offer.secrets)
+        """Values by what the work finds them under. They leave the attempt masked only."""
+        self.missing_secrets = list(offer.missing_secrets)
+        self.redactor = Redactor(self.secrets.values())
+        self.log = LogBuffer(log_room_bytes, self.redactor)
+        self.progress = ProgressSlot(self.redactor)
         self._on_stop: Callable[[], None] = _nothing
 
     @property

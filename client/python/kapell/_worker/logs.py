@@ -22,6 +22,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from kapell._worker.values import printable
 from kapell.errors import KapellError, LeaseLost
+from kapell.rules.redaction import Redactor
 from kapell.v1.common_pb2 import LOG_STREAM_STDOUT, LOG_STREAM_SYSTEM, LogEntry, LogStream
 from kapell.v1.worker_pb2 import AppendTaskLogsRequest
 
@@ -57,8 +58,9 @@ def room_for(slots: int) -> int:
 class LogBuffer:
     """The part of an attempt's log that the server has not taken yet. One reader, any writers."""
 
-    def __init__(self, room_bytes: int = ROOM_BYTES) -> None:
+    def __init__(self, room_bytes: int = ROOM_BYTES, redactor: Redactor | None = None) -> None:
         self._room_bytes = room_bytes
+        self._redactor = redactor or Redactor()
         self.offset = 0
         """Offset of the first entry that waits."""
         self.is_full = False
@@ -83,7 +85,7 @@ class LogBuffer:
     def append(self, text: str, stream: LogStream.ValueType = LOG_STREAM_STDOUT, *, time_ns: int = 0) -> None:
         """Adds the lines of `text`. Never waits and never fails; see the module for what is left out."""
         at = _timestamp(time_ns or time.time_ns())
-        for line in printable(text).split("\n"):
+        for line in printable(self._redactor.text(text)).split("\n"):
             for part in _parts(line):
                 self._add(LogEntry(time=at, stream=stream, text=part))
 

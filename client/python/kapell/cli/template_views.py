@@ -54,6 +54,9 @@ def _timeouts(spec: TemplateSpec) -> str:
         ("run", limits.run_timeout),
         ("total", limits.total_timeout),
         ("stall", limits.stall_timeout),
+        ("approval wait", limits.approval_wait_timeout),
+        ("lock wait", limits.lock_wait_timeout),
+        ("provider wait", limits.provider_wait_timeout),
     )
     return ", ".join(f"{name} {times.short(limit.seconds)}" for name, limit in named if limit.seconds)
 
@@ -140,6 +143,9 @@ def _dry_run_card(run: RenderTemplateResponse) -> list[Line]:
         ("run", limits.run_timeout),
         ("total", limits.total_timeout),
         ("stall", limits.stall_timeout),
+        ("approval wait", limits.approval_wait_timeout),
+        ("lock wait", limits.lock_wait_timeout),
+        ("provider wait", limits.provider_wait_timeout),
     )
     return [
         Line("Template", f"{run.template_id}@{run.version}"),

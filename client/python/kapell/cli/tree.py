@@ -83,6 +83,20 @@ TREE = Node(
                 "set": Node("Set how many tasks may run, and how many may start in a period.", "queue_write:set_"),
             },
         ),
+        "secret": Node(
+            "Values that agents need and nobody else gets to see.",
+            examples="""
+                kapell secret set github-token
+                kapell secret list
+                kapell run release --param token=secret:github-token
+            """,
+            children={
+                "list": Node("List secrets, never their values.", "secret:list_"),
+                "set": Node("Create or replace a secret.", "secret:set_"),
+                "delete": Node("Forget secrets.", "secret:delete"),
+                "rotate-key": Node("Encrypt all values with a new key.", "secret:rotate_key"),
+            },
+        ),
         "limit": Node(
             "How many tasks of a concurrency key run at a time.",
             examples="""
@@ -189,7 +203,43 @@ TREE = Node(
         "auth": Node(
             "What proves who you are.",
             examples='curl -H "authorization: Bearer $(kapell auth token)" …',
-            children={"token": Node("Print the token this command line uses.", "auth:token")},
+            children={
+                "token": Node(
+                    "Print the token this command line uses; make, list and revoke others.",
+                    "auth:token",
+                    examples="""
+                        kapell auth token create ci --scope read --scope write
+                        kapell auth token list
+                    """,
+                    children={
+                        "create": Node(
+                            "Make a token of a user, and print it: it cannot be read again.", "token:create"
+                        ),
+                        "list": Node("List tokens, the newest first, without their secrets.", "token:list_"),
+                        "revoke": Node(
+                            "End tokens at once and for good; their open streams end within 2 s.", "token:revoke"
+                        ),
+                        "rotate-admin": Node(
+                            "Give the owner of the local server another token; the one before opens nothing any more.",
+                            "token:rotate_admin",
+                        ),
+                    },
+                ),
+                "whoami": Node("Tell whose token this command line uses, and what it may do.", "token:whoami"),
+            },
+        ),
+        "audit": Node(
+            "What administrators did to the server.",
+            examples="""
+                kapell audit list
+                kapell audit export
+            """,
+            children={
+                "list": Node("List what administrators did, the newest first.", "audit:list_"),
+                "export": Node(
+                    "Print the whole audit log, the oldest entry first, one line of JSON each.", "audit:export"
+                ),
+            },
         ),
         "version": Node("Show the versions of client and server.", "version:version"),
         "completion": Node("Print the completion script for your shell.", "completion:completion"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 from kapell._locks.environment import KnownLock
+from kapell.rules.redaction import Redactor
 from kapell.v1.artifact_pb2 import Artifact
 from kapell.v1.common_pb2 import LOG_STREAM_STDOUT, LogStream
 from kapell.v1.task_pb2 import Task
@@ -26,6 +28,16 @@ class Attempt(Protocol):
     @property
     def locks(self) -> list[KnownLock]:
         """The locks that the task declares and the attempt has, as a program is to be told."""
+        ...
+
+    @property
+    def secrets(self) -> Mapping[str, str]:
+        """Values of the task's secrets, by what the program finds them under."""
+        ...
+
+    @property
+    def redactor(self) -> Redactor:
+        """Masks the values of the secrets."""
         ...
 
     @property

@@ -27,7 +27,7 @@ from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kapell/v1/common.proto\x12\tkapell.v1\x1a\x1b\x62uf/validate/validate.proto\x1a google/protobuf/descriptor.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"<\n\x0bProcessExit\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06signal\x18\x02 \x01(\x05\x12\x0f\n\x07message\x18\x03 \x01(\t\"}\n\x08LogEntry\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x06stream\x18\x02 \x01(\x0e\x32\x14.kapell.v1.LogStreamB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x17\n\x04text\x18\x03 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x01*s\n\x05Scope\x12\x15\n\x11SCOPE_UNSPECIFIED\x10\x00\x12\x0e\n\nSCOPE_READ\x10\x01\x12\x0f\n\x0bSCOPE_WRITE\x10\x02\x12\x0f\n\x0bSCOPE_SPAWN\x10\x03\x12\x10\n\x0cSCOPE_WORKER\x10\x04\x12\x0f\n\x0bSCOPE_ADMIN\x10\x05*a\n\tListOrder\x12\x1a\n\x16LIST_ORDER_UNSPECIFIED\x10\x00\x12\x1b\n\x17LIST_ORDER_NEWEST_FIRST\x10\x01\x12\x1b\n\x17LIST_ORDER_OLDEST_FIRST\x10\x02*l\n\tLogStream\x12\x1a\n\x16LOG_STREAM_UNSPECIFIED\x10\x00\x12\x15\n\x11LOG_STREAM_STDOUT\x10\x01\x12\x15\n\x11LOG_STREAM_STDERR\x10\x02\x12\x15\n\x11LOG_STREAM_SYSTEM\x10\x03:A\n\x05scope\x12\x1e.google.protobuf.MethodOptions\x18\xfd\x88\x03 \x01(\x0e\x32\x10.kapell.v1.Scopeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kapell/v1/common.proto\x12\tkapell.v1\x1a\x1b\x62uf/validate/validate.proto\x1a google/protobuf/descriptor.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"<\n\x0bProcessExit\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06signal\x18\x02 \x01(\x05\x12\x0f\n\x07message\x18\x03 \x01(\t\"}\n\x08LogEntry\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x06stream\x18\x02 \x01(\x0e\x32\x14.kapell.v1.LogStreamB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x17\n\x04text\x18\x03 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x01*\x9e\x01\n\x05Scope\x12\x15\n\x11SCOPE_UNSPECIFIED\x10\x00\x12\x0e\n\nSCOPE_READ\x10\x01\x12\x0f\n\x0bSCOPE_WRITE\x10\x02\x12\x0f\n\x0bSCOPE_SPAWN\x10\x03\x12\x10\n\x0cSCOPE_WORKER\x10\x04\x12\x0f\n\x0bSCOPE_ADMIN\x10\x05\x12\x11\n\rSCOPE_APPROVE\x10\x06\x12\x16\n\x12SCOPE_SPAWN_INLINE\x10\x07*n\n\x0b\x41gentAccess\x12\x1c\n\x18\x41GENT_ACCESS_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41GENT_ACCESS_NONE\x10\x01\x12\x14\n\x10\x41GENT_ACCESS_OWN\x10\x02\x12\x14\n\x10\x41GENT_ACCESS_ANY\x10\x03*a\n\tListOrder\x12\x1a\n\x16LIST_ORDER_UNSPECIFIED\x10\x00\x12\x1b\n\x17LIST_ORDER_NEWEST_FIRST\x10\x01\x12\x1b\n\x17LIST_ORDER_OLDEST_FIRST\x10\x02*l\n\tLogStream\x12\x1a\n\x16LOG_STREAM_UNSPECIFIED\x10\x00\x12\x15\n\x11LOG_STREAM_STDOUT\x10\x01\x12\x15\n\x11LOG_STREAM_STDERR\x10\x02\x12\x15\n\x11LOG_STREAM_SYSTEM\x10\x03:A\n\x05scope\x12\x1e.google.protobuf.MethodOptions\x18\xfd\x88\x03 \x01(\x0e\x32\x10.kapell.v1.Scope:N\n\x0c\x61gent_access\x12\x1e.google.protobuf.MethodOptions\x18\xfe\x88\x03 \x01(\x0e\x32\x16.kapell.v1.AgentAccess:1\n\x07\x61udited\x12\x1e.google.protobuf.MethodOptions\x18\xff\x88\x03 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,12 +38,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOGENTRY'].fields_by_name['stream']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_LOGENTRY'].fields_by_name['text']._loaded_options = None
   _globals['_LOGENTRY'].fields_by_name['text']._serialized_options = b'\272H\006r\004(\200\200\001'
-  _globals['_SCOPE']._serialized_start=322
-  _globals['_SCOPE']._serialized_end=437
-  _globals['_LISTORDER']._serialized_start=439
-  _globals['_LISTORDER']._serialized_end=536
-  _globals['_LOGSTREAM']._serialized_start=538
-  _globals['_LOGSTREAM']._serialized_end=646
+  _globals['_SCOPE']._serialized_start=323
+  _globals['_SCOPE']._serialized_end=481
+  _globals['_AGENTACCESS']._serialized_start=483
+  _globals['_AGENTACCESS']._serialized_end=593
+  _globals['_LISTORDER']._serialized_start=595
+  _globals['_LISTORDER']._serialized_end=692
+  _globals['_LOGSTREAM']._serialized_start=694
+  _globals['_LOGSTREAM']._serialized_end=802
   _globals['_PROCESSEXIT']._serialized_start=133
   _globals['_PROCESSEXIT']._serialized_end=193
   _globals['_LOGENTRY']._serialized_start=195

@@ -40,6 +40,12 @@ class _ScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Scope.ValueType
     """Act as an agent: lease tasks, report on them and finish them."""
     SCOPE_ADMIN: _Scope.ValueType  # 5
     """Administer the server; implies every other scope."""
+    SCOPE_APPROVE: _Scope.ValueType  # 6
+    """Decide approvals."""
+    SCOPE_SPAWN_INLINE: _Scope.ValueType  # 7
+    """Spawn agents from a spec of the caller's own, which may name any command; needed besides
+    SCOPE_SPAWN, which alone spawns profiles only. No method names it.
+    """
 
 class Scope(_Scope, metaclass=_ScopeEnumTypeWrapper):
     """What a token must be allowed to do for a call to be let in. Every method
@@ -58,7 +64,47 @@ SCOPE_WORKER: Scope.ValueType  # 4
 """Act as an agent: lease tasks, report on them and finish them."""
 SCOPE_ADMIN: Scope.ValueType  # 5
 """Administer the server; implies every other scope."""
+SCOPE_APPROVE: Scope.ValueType  # 6
+"""Decide approvals."""
+SCOPE_SPAWN_INLINE: Scope.ValueType  # 7
+"""Spawn agents from a spec of the caller's own, which may name any command; needed besides
+SCOPE_SPAWN, which alone spawns profiles only. No method names it.
+"""
 Global___Scope: _TypeAlias = Scope  # noqa: Y015
+
+class _AgentAccess:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AgentAccessEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AgentAccess.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    AGENT_ACCESS_UNSPECIFIED: _AgentAccess.ValueType  # 0
+    """Not set: as NONE."""
+    AGENT_ACCESS_NONE: _AgentAccess.ValueType  # 1
+    """Agents are refused."""
+    AGENT_ACCESS_OWN: _AgentAccess.ValueType  # 2
+    """An agent may name what is its own: itself, a lease that it holds, and, to read, a task that it has
+    a lease on, the dependencies of this task, its descendants, and their artifacts.
+    """
+    AGENT_ACCESS_ANY: _AgentAccess.ValueType  # 3
+    """Open to every agent: what it answers is nobody's."""
+
+class AgentAccess(_AgentAccess, metaclass=_AgentAccessEnumTypeWrapper):
+    """What the token of an agent may do with a method. A method whose scope agents do not hold is
+    closed to them whatever it says. Others are checked in one place, before the method begins.
+    """
+
+AGENT_ACCESS_UNSPECIFIED: AgentAccess.ValueType  # 0
+"""Not set: as NONE."""
+AGENT_ACCESS_NONE: AgentAccess.ValueType  # 1
+"""Agents are refused."""
+AGENT_ACCESS_OWN: AgentAccess.ValueType  # 2
+"""An agent may name what is its own: itself, a lease that it holds, and, to read, a task that it has
+a lease on, the dependencies of this task, its descendants, and their artifacts.
+"""
+AGENT_ACCESS_ANY: AgentAccess.ValueType  # 3
+"""Open to every agent: what it answers is nobody's."""
+Global___AgentAccess: _TypeAlias = AgentAccess  # noqa: Y015
 
 class _ListOrder:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -175,5 +221,13 @@ class LogEntry(_message.Message):
 Global___LogEntry: _TypeAlias = LogEntry  # noqa: Y015
 
 SCOPE_FIELD_NUMBER: _builtins.int
+AGENT_ACCESS_FIELD_NUMBER: _builtins.int
+AUDITED_FIELD_NUMBER: _builtins.int
 scope: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___Scope.ValueType]
 """The scope a caller's token must hold. A method without it cannot be called."""
+agent_access: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___AgentAccess.ValueType]
+"""What agents may do with the method. Unset: nothing."""
+audited: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _builtins.bool]
+"""Whether each call that is done is recorded in the audit log. Calls of SCOPE_ADMIN with a
+request_id are recorded in any case.
+"""

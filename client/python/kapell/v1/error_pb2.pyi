@@ -147,6 +147,22 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: no ticket has this id, or it has ended long ago. Metadata: ticket_id."""
     ERROR_REASON_LOCK_LIMIT: _ErrorReason.ValueType  # 79
     """RESOURCE_EXHAUSTED: as many locks are held, sessions open or requests waiting as may be. Metadata: setting, limit."""
+    ERROR_REASON_SECRET_NOT_FOUND: _ErrorReason.ValueType  # 105
+    """NOT_FOUND: no secret has this name. Metadata: name."""
+    ERROR_REASON_SECRET_LIMIT: _ErrorReason.ValueType  # 106
+    """RESOURCE_EXHAUSTED: there are as many secrets as there may be. Metadata: limit."""
+    ERROR_REASON_TOKEN_EXPIRED: _ErrorReason.ValueType  # 100
+    """UNAUTHENTICATED: the token was good until expire_time. Metadata: token_id, expire_time."""
+    ERROR_REASON_TOKEN_NOT_FOUND: _ErrorReason.ValueType  # 101
+    """NOT_FOUND: no token has this id. Metadata: token_id."""
+    ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 102
+    """RESOURCE_EXHAUSTED: the caller has more calls at work, or makes them faster, than one may.
+    Metadata: limit. RetryInfo says when to try again.
+    """
+    ERROR_REASON_NOT_FOR_AGENTS: _ErrorReason.ValueType  # 103
+    """PERMISSION_DENIED: the method is closed to agents, whatever they name. Metadata: agent_id."""
+    ERROR_REASON_TOKEN_LIMIT: _ErrorReason.ValueType  # 104
+    """RESOURCE_EXHAUSTED: there are as many tokens as there may be. Metadata: limit."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. The comment of each value names its gRPC code and the
@@ -275,4 +291,20 @@ ERROR_REASON_LOCK_TICKET_NOT_FOUND: ErrorReason.ValueType  # 84
 """NOT_FOUND: no ticket has this id, or it has ended long ago. Metadata: ticket_id."""
 ERROR_REASON_LOCK_LIMIT: ErrorReason.ValueType  # 79
 """RESOURCE_EXHAUSTED: as many locks are held, sessions open or requests waiting as may be. Metadata: setting, limit."""
+ERROR_REASON_SECRET_NOT_FOUND: ErrorReason.ValueType  # 105
+"""NOT_FOUND: no secret has this name. Metadata: name."""
+ERROR_REASON_SECRET_LIMIT: ErrorReason.ValueType  # 106
+"""RESOURCE_EXHAUSTED: there are as many secrets as there may be. Metadata: limit."""
+ERROR_REASON_TOKEN_EXPIRED: ErrorReason.ValueType  # 100
+"""UNAUTHENTICATED: the token was good until expire_time. Metadata: token_id, expire_time."""
+ERROR_REASON_TOKEN_NOT_FOUND: ErrorReason.ValueType  # 101
+"""NOT_FOUND: no token has this id. Metadata: token_id."""
+ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 102
+"""RESOURCE_EXHAUSTED: the caller has more calls at work, or makes them faster, than one may.
+Metadata: limit. RetryInfo says when to try again.
+"""
+ERROR_REASON_NOT_FOR_AGENTS: ErrorReason.ValueType  # 103
+"""PERMISSION_DENIED: the method is closed to agents, whatever they name. Metadata: agent_id."""
+ERROR_REASON_TOKEN_LIMIT: ErrorReason.ValueType  # 104
+"""RESOURCE_EXHAUSTED: there are as many tokens as there may be. Metadata: limit."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -13,8 +13,10 @@ from kapell.v1 import common_pb2 as _common_pb2
 from kapell.v1 import lock_pb2 as _lock_pb2
 from kapell.v1 import queue_pb2 as _queue_pb2
 from kapell.v1 import schedule_pb2 as _schedule_pb2
+from kapell.v1 import secret_pb2 as _secret_pb2
 from kapell.v1 import task_pb2 as _task_pb2
 from kapell.v1 import template_pb2 as _template_pb2
+from kapell.v1 import token_pb2 as _token_pb2
 from kapell.v1 import watch_pb2 as _watch_pb2
 import builtins as _builtins
 import sys
@@ -49,6 +51,8 @@ class Event(_message.Message):
     LOCK_FIELD_NUMBER: _builtins.int
     TICKET_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The event's place in the log; strictly growing in commit order, each used once."""
     kind: _watch_pb2.EventKind.ValueType
@@ -105,6 +109,14 @@ class Event(_message.Message):
     def session(self) -> _lock_pb2.LockSession:
         """A session that locks hang on."""
 
+    @_builtins.property
+    def secret(self) -> _secret_pb2.Secret:
+        """A secret, without its value."""
+
+    @_builtins.property
+    def token(self) -> _token_pb2.Token:
+        """A token, without its secret."""
+
     def __init__(
         self,
         *,
@@ -124,12 +136,14 @@ class Event(_message.Message):
         lock: _lock_pb2.Lock | None = ...,
         ticket: _lock_pb2.LockTicket | None = ...,
         session: _lock_pb2.LockSession | None = ...,
+        secret: _secret_pb2.Secret | None = ...,
+        token: _token_pb2.Token | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "event_time", b"event_time", "limit", b"limit", "lock", b"lock", "queue", b"queue", "resource", b"resource", "schedule", b"schedule", "session", b"session", "task", b"task", "template", b"template", "ticket", b"ticket"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "event_time", b"event_time", "limit", b"limit", "lock", b"lock", "queue", b"queue", "resource", b"resource", "schedule", b"schedule", "secret", b"secret", "session", b"session", "task", b"task", "template", b"template", "ticket", b"ticket", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "changed_fields", b"changed_fields", "event_time", b"event_time", "kind", b"kind", "limit", b"limit", "lock", b"lock", "previous_agent_state", b"previous_agent_state", "previous_task_state", b"previous_task_state", "queue", b"queue", "resource", b"resource", "revision", b"revision", "schedule", b"schedule", "session", b"session", "task", b"task", "template", b"template", "ticket", b"ticket"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "changed_fields", b"changed_fields", "event_time", b"event_time", "kind", b"kind", "limit", b"limit", "lock", b"lock", "previous_agent_state", b"previous_agent_state", "previous_task_state", b"previous_task_state", "queue", b"queue", "resource", b"resource", "revision", b"revision", "schedule", b"schedule", "secret", b"secret", "session", b"session", "task", b"task", "template", b"template", "ticket", b"ticket", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["task", "agent", "template", "queue", "limit", "schedule", "lock", "ticket", "session"]  # noqa: Y015
+    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["task", "agent", "template", "queue", "limit", "schedule", "lock", "ticket", "session", "secret", "token"]  # noqa: Y015
     _WhichOneofArgType_resource: _TypeAlias = _typing.Literal["resource", b"resource"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_resource) -> _WhichOneofReturnType_resource | None: ...
 

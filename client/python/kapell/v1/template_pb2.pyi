@@ -87,7 +87,9 @@ class _ParameterTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Paramet
     PARAMETER_TYPE_PATH: _ParameterType.ValueType  # 9
     """A path with forward slashes, at most 1,024 characters, without control characters and ".."."""
     PARAMETER_TYPE_SECRET: _ParameterType.ValueType  # 10
-    """Reserved for secrets. Refused so far: a rendered prompt is stored and shown, so a secret in it would leak."""
+    """The name of a secret, as in "secret:github-token". The agent gets its value with the offer; the prompt shows
+    "[secret github-token]". Never the value itself.
+    """
 
 class ParameterType(_ParameterType, metaclass=_ParameterTypeEnumTypeWrapper):
     """What kind of value a parameter takes."""
@@ -113,7 +115,9 @@ PARAMETER_TYPE_OBJECT: ParameterType.ValueType  # 8
 PARAMETER_TYPE_PATH: ParameterType.ValueType  # 9
 """A path with forward slashes, at most 1,024 characters, without control characters and ".."."""
 PARAMETER_TYPE_SECRET: ParameterType.ValueType  # 10
-"""Reserved for secrets. Refused so far: a rendered prompt is stored and shown, so a secret in it would leak."""
+"""The name of a secret, as in "secret:github-token". The agent gets its value with the offer; the prompt shows
+"[secret github-token]". Never the value itself.
+"""
 Global___ParameterType: _TypeAlias = ParameterType  # noqa: Y015
 
 class _StartBlockerKind:

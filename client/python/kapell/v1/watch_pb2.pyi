@@ -78,6 +78,10 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """limit.updated: the limit of a concurrency key was set."""
     EVENT_KIND_LIMIT_DELETED: _EventKind.ValueType  # 82
     """limit.deleted: the limit of a concurrency key was forgotten."""
+    EVENT_KIND_SECRET_UPDATED: _EventKind.ValueType  # 170
+    """secret.updated: a secret was set. Its value is in no event."""
+    EVENT_KIND_SECRET_DELETED: _EventKind.ValueType  # 171
+    """secret.deleted: a secret was forgotten."""
     EVENT_KIND_SCHEDULE_CREATED: _EventKind.ValueType  # 100
     """A schedule was created."""
     EVENT_KIND_SCHEDULE_UPDATED: _EventKind.ValueType  # 101
@@ -120,6 +124,12 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """A session was closed; the event carries its last form."""
     EVENT_KIND_SESSION_EXPIRED: _EventKind.ValueType  # 129
     """A session was not renewed in time; the event carries its last form."""
+    EVENT_KIND_TOKEN_CREATED: _EventKind.ValueType  # 160
+    """A token was made."""
+    EVENT_KIND_TOKEN_REVOKED: _EventKind.ValueType  # 161
+    """A token was revoked."""
+    EVENT_KIND_TOKEN_DELETED: _EventKind.ValueType  # 162
+    """A token that had ended was forgotten, to make room."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """What happened to a resource. The event's name in the SDKs, the CLI and over
@@ -179,6 +189,10 @@ EVENT_KIND_LIMIT_UPDATED: EventKind.ValueType  # 81
 """limit.updated: the limit of a concurrency key was set."""
 EVENT_KIND_LIMIT_DELETED: EventKind.ValueType  # 82
 """limit.deleted: the limit of a concurrency key was forgotten."""
+EVENT_KIND_SECRET_UPDATED: EventKind.ValueType  # 170
+"""secret.updated: a secret was set. Its value is in no event."""
+EVENT_KIND_SECRET_DELETED: EventKind.ValueType  # 171
+"""secret.deleted: a secret was forgotten."""
 EVENT_KIND_SCHEDULE_CREATED: EventKind.ValueType  # 100
 """A schedule was created."""
 EVENT_KIND_SCHEDULE_UPDATED: EventKind.ValueType  # 101
@@ -221,6 +235,12 @@ EVENT_KIND_SESSION_CLOSED: EventKind.ValueType  # 128
 """A session was closed; the event carries its last form."""
 EVENT_KIND_SESSION_EXPIRED: EventKind.ValueType  # 129
 """A session was not renewed in time; the event carries its last form."""
+EVENT_KIND_TOKEN_CREATED: EventKind.ValueType  # 160
+"""A token was made."""
+EVENT_KIND_TOKEN_REVOKED: EventKind.ValueType  # 161
+"""A token was revoked."""
+EVENT_KIND_TOKEN_DELETED: EventKind.ValueType  # 162
+"""A token that had ended was forgotten, to make room."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 class _ActorKind:

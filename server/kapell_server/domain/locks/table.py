@@ -15,6 +15,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from kapell_server.domain.locks import deadlock
@@ -299,6 +300,18 @@ class LockTable:
         self._state.remove(parked, wait.wait_id)
         if not parked:
             self._state.remove(self._parked, blocker_id)
+
+    @contextmanager
+    def awaiting_children(self, task_id: str) -> Iterator[None]:
+        """While a call of the task's attempt waits for its children."""
+        waits = self.child_waits
+        waits[task_id] = waits.get(task_id, 0) + 1
+        try:
+            yield
+        finally:
+            waits[task_id] -= 1
+            if not waits[task_id]:
+                del waits[task_id]
 
     # -- the trees ---------------------------------------------------------------------------
 

@@ -5,10 +5,10 @@ Asked after dispatch, so what could be given out has been. The answer is true at
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from kapell.v1.agent_pb2 import AGENT_STATE_ACTIVE, Agent
-from kapell.v1.queue_pb2 import QUEUE_STATE_PAUSED, ConcurrencyLimit, Queue
+from kapell.v1.queue_pb2 import QUEUE_STATE_PAUSED, Queue
 from kapell.v1.task_pb2 import (
     TASK_STATE_CANCELLING,
     TASK_STATE_PENDING,
@@ -17,7 +17,6 @@ from kapell.v1.task_pb2 import (
     WAIT_KIND_AGENT_LETTING_GO,
     WAIT_KIND_AGENT_NOT_ASKING,
     WAIT_KIND_AGENTS_BUSY,
-    WAIT_KIND_CONCURRENCY_LIMIT,
     WAIT_KIND_DEPENDENCY,
     WAIT_KIND_NO_AGENT,
     WAIT_KIND_NOT_BEFORE,
@@ -25,7 +24,6 @@ from kapell.v1.task_pb2 import (
     WAIT_KIND_QUEUE_LIMIT,
     WAIT_KIND_QUEUE_PAUSED,
     WAIT_KIND_RETRY_BACKOFF,
-    WAIT_KIND_START_RATE,
     WAIT_KIND_TURN,
     Blocker,
     ExplainTaskRequest,
@@ -36,12 +34,12 @@ from kapell.v1.task_pb2 import (
 )
 
 from kapell_server.domain.queueing.queues import ALL
+from kapell_server.domain.queueing.wording import NAMED, count_of, start_rate_blocker
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks import deadlines, dependency
 from kapell_server.domain.times import stamp, timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL, task_state_name
 
-_NAMED = 10
 _WAITS: dict[WaitKind.ValueType, str] = {
     WAIT_KIND_NOT_BEFORE: "It is not to start before its time.",
     WAIT_KIND_RETRY_BACKOFF: "Its last attempt failed; it is tried again after a pause.",
@@ -77,10 +75,10 @@ def _dependencies(state: State, task: Task) -> Blocker:
     unmet = state.edges.unmet.get(task.task_id, {})
     first = next(entry for entry in task.dependencies if entry.task_id in unmet)
     name = first.name if first.name == first.task_id else f"{first.name} ({first.task_id})"
-    others = f", and {_count(len(unmet) - 1, 'more task')}" if len(unmet) > 1 else ""
+    others = f", and {count_of(len(unmet) - 1, 'more task')}" if len(unmet) > 1 else ""
     text = f"It waits for {name}, which is {task_state_name(state.task(first.task_id).state)}{others}."
     ids = [entry.task_id for entry in task.dependencies if entry.task_id in unmet]
-    blocker = Blocker(kind=WAIT_KIND_DEPENDENCY, message=text, blocked_by=ids[:_NAMED])
+    blocker = Blocker(kind=WAIT_KIND_DEPENDENCY, message=text, blocked_by=ids[:NAMED])
     blocker.since_time.CopyFrom(task.state_time)
     return blocker
 
@@ -95,17 +93,18 @@ def _waits(wait: WaitingOn) -> Blocker:
 
 
 def _explain_queued(state: State, task: Task, response: ExplainTaskResponse) -> None:
-    blockers = [*held_by_queue(state, task.agent_type), *held_by_keys(state, task.concurrency_keys)]
+    blockers = [*held_by_queue(state, task.agent_type), *state.queues.gate_blockers(task)]
     place = state.queues.ready.place_of(task.task_id)
     assert place is not None, "a QUEUED task has a place"
     agents = list(_agents(state, task.agent_type))
     nobody = bool(agents) and agents[0].kind == WAIT_KIND_NO_AGENT
     response.blockers.extend([*agents, *blockers] if nobody else [*blockers, *agents])
     if not blockers:
-        ahead = state.queues.ahead_of(place[0])
+        ahead, exact = state.queues.ahead_of(place[0])
         response.position = ahead + 1
+        response.position_at_least = not exact
         if ahead and not nobody:
-            message = f"{_count(ahead, 'task')} of its type come first."
+            message = f"{'' if exact else 'At least '}{count_of(ahead, 'task')} of its type come first."
             response.blockers.append(Blocker(kind=WAIT_KIND_TURN, message=message))
 
 
@@ -122,37 +121,12 @@ def held_by_queue(state: State, agent_type: str) -> Iterator[Blocker]:
             blocker.since_time.CopyFrom(queue.update_time)
             yield blocker
         if state.queues.is_full(queue):
-            run = f"{_count(queue.max_running, 'task')} at a time"
+            run = f"{count_of(queue.max_running, 'task')} at a time"
             yield Blocker(kind=WAIT_KIND_QUEUE_LIMIT, message=f"{which} limited to {run}.", blocked_by=[name])
         if queue.HasField("start_rate"):
-            free_ns = state.queues.next_start_ns(f"queue/{name}", queue.start_rate)
+            free_ns = state.queues.starts.next_ns(f"queue/{name}", queue.start_rate)
             if free_ns:
-                yield _rate(f"{which} at its limit of starts", name, queue.start_rate.count, free_ns)
-
-
-def held_by_keys(state: State, keys: Iterable[str]) -> Iterator[Blocker]:
-    """The concurrency keys that let nothing start now."""
-    queues = state.queues
-    for key in keys:
-        holders = queues.holders(key)
-        limit = state.standing.find(ConcurrencyLimit, key)
-        if len(holders) >= queues.max_running(key):
-            run = f"{_count(queues.max_running(key), 'task')} at a time"
-            text = f"Concurrency key {key} lets {run} run" + (f"; {holders[0]} is first." if holders else ".")
-            blocker = Blocker(kind=WAIT_KIND_CONCURRENCY_LIMIT, message=text, blocked_by=holders[:_NAMED] or [key])
-            if holders:
-                blocker.since_time.CopyFrom(state.task(holders[0]).lease.start_time)
-            yield blocker
-        if limit is not None and limit.HasField("start_rate"):
-            free_ns = queues.next_start_ns(f"key/{key}", limit.start_rate)
-            if free_ns:
-                yield _rate(f"Concurrency key {key} is at its limit of starts", key, limit.start_rate.count, free_ns)
-
-
-def _rate(text: str, name: str, count: int, free_ns: int) -> Blocker:
-    blocker = Blocker(kind=WAIT_KIND_START_RATE, message=f"{text}, {count} in a period.", blocked_by=[name])
-    stamp(blocker.until_time, free_ns)
-    return blocker
+                yield start_rate_blocker(f"{which} at its limit of starts", name, queue.start_rate.count, free_ns)
 
 
 def _agents(state: State, agent_type: str) -> Iterator[Blocker]:
@@ -171,12 +145,12 @@ def _agents(state: State, agent_type: str) -> Iterator[Blocker]:
         text = f"The agents that serve {agent_type} are busy: {len(serving)} of {len(serving)}."
         yield Blocker(kind=WAIT_KIND_AGENTS_BUSY, message=text, blocked_by=_ids(serving))
     elif not any(state.polls.of_agent(agent.agent_id) for agent in free):
-        text = f"{_count(len(free), 'agent')} with a free slot did not ask for a task yet."
+        text = f"{count_of(len(free), 'agent')} with a free slot did not ask for a task yet."
         yield Blocker(kind=WAIT_KIND_AGENT_NOT_ASKING, message=text, blocked_by=_ids(free))
 
 
 def _ids(agents: list[Agent]) -> list[str]:
-    return [agent.agent_id for agent in agents[:_NAMED]]
+    return [agent.agent_id for agent in agents[:NAMED]]
 
 
 def _letting_go(state: State, task: Task) -> Blocker:
@@ -196,8 +170,4 @@ def _summary(task: Task, response: ExplainTaskResponse) -> str:
     if not response.blockers:
         return "Nothing is in its way: the next agent that asks gets it."
     more = len(response.blockers) - 1
-    return response.blockers[0].message + (f" {_count(more, 'more reason')}." if more else "")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+    return response.blockers[0].message + (f" {count_of(more, 'more reason')}." if more else "")

@@ -77,7 +77,7 @@ def update(state: State, request: UpdateQueueRequest) -> Queue:
                 if request.queue.HasField("start_rate"):
                     queue.start_rate.CopyFrom(request.queue.start_rate)
                 else:
-                    state.queues.forget_starts(f"queue/{queue.agent_type}")
+                    state.queues.starts.forget(f"queue/{queue.agent_type}")
             case _:
                 raise AssertionError(f"update_mask {path} passed validation")
     return _put(state, queue, changed)
@@ -107,9 +107,9 @@ def set_limit(state: State, request: SetConcurrencyLimitRequest) -> ConcurrencyL
         limit.ClearField(field)  # type: ignore[arg-type]
     stamp(limit.update_time, state.now_ns)
     if not limit.HasField("start_rate"):
-        state.queues.forget_starts(f"key/{key}")
+        state.queues.starts.forget(f"key/{key}")
     state.standing.put(limit, EVENT_KIND_LIMIT_UPDATED, ("max_running", "strategy", "start_rate", "description"))
-    state.queues.reopen_key(key)
+    state.queues.keys.reopen(key)
     return limit
 
 
@@ -125,9 +125,9 @@ def delete_limit(state: State, request: DeleteConcurrencyLimitRequest) -> Delete
         )
     limit = ConcurrencyLimit()
     limit.CopyFrom(current)
-    state.queues.forget_starts(f"key/{request.key}")
+    state.queues.starts.forget(f"key/{request.key}")
     state.standing.put(limit, EVENT_KIND_LIMIT_DELETED, (), deleted=True)
-    state.queues.reopen_key(request.key)
+    state.queues.keys.reopen(request.key)
     return DeleteConcurrencyLimitResponse(revision=limit.revision)
 
 

@@ -19,7 +19,7 @@ from kapell.v1.template_pb2 import (
     StartBlocker,
 )
 
-from kapell_server.domain.queueing.explain import held_by_keys, held_by_queue
+from kapell_server.domain.queueing.explain import held_by_queue
 from kapell_server.domain.queueing.queues import ALL
 from kapell_server.domain.state import State
 
@@ -69,10 +69,10 @@ def _queues(state: State, agent_types: tuple[str, ...]) -> Iterator[StartBlocker
 
 def _keys(state: State, keys: tuple[str, ...]) -> Iterator[StartBlocker]:
     for key in keys:
-        for blocker in held_by_keys(state, (key,)):
+        for blocker in state.queues.keys.blockers_of(key):
             waits = "Wait, or raise the limit of the key."
             taken = blocker.kind == WAIT_KIND_CONCURRENCY_LIMIT
-            yield _limit(blocker, _AT_THE_LIMIT.get(state.queues.strategy(key), waits) if taken else waits)
+            yield _limit(blocker, _AT_THE_LIMIT.get(state.queues.keys.strategy(key), waits) if taken else waits)
 
 
 def _limit(blocker: Blocker, advice: str) -> StartBlocker:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kapell.rules.parameters import as_struct, plain_struct
 from kapell.v1.dependency_pb2 import TaskDependency
 from kapell.v1.error_pb2 import ERROR_REASON_ID_TAKEN, ERROR_REASON_REQUEST_INVALID
 from kapell.v1.task_pb2 import TaskSpec
@@ -16,12 +17,12 @@ from kapell.v1.template_pb2 import TemplateSpec, TemplateStep
 
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.queueing.queues import check_takes_in
+from kapell_server.domain.secrets import use
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks.dependency_graph import unknown_place
 from kapell_server.domain.tasks.prompt import Part, Place
 from kapell_server.domain.tasks.task_edit import check_size
 from kapell_server.domain.templates.overlay import overlay
-from kapell_server.domain.templates.parameters import as_struct, plain_struct
 from kapell_server.domain.templates.template_steps import Step
 from kapell_server.domain.templates.template_version import Rendered, split_reference, version_number
 
@@ -100,6 +101,8 @@ def _prepare(state: State, spec: TaskSpec, path: str) -> Prepared:
     if not spec.agent_type or spec.HasField("parameters"):
         raise _without_template(spec, path)
     check_size(state, spec.input, f"{path}.input")
+    if spec.secrets:
+        use.check(state, spec.secrets, f"{path}.secrets")
     return Prepared(path, spec, task_id)
 
 
@@ -124,6 +127,9 @@ def _from_template(state: State, spec: TaskSpec, task_id: str, path: str) -> Pre
     filled.MergeFrom(spec)
     filled.concurrency_keys[:] = _keys(rendered.concurrency_keys, spec, path)
     _fill_policies(filled, says, spec)
+    filled.secrets.update(use.named_in(says.parameters, rendered.values))
+    if filled.secrets:
+        use.check(state, filled.secrets, f"{path}.secrets")
     filled.prompt = rendered.prompt
     filled.input.CopyFrom(as_struct(rendered.values))
     check_size(state, filled.input, f"{path}.input")
@@ -182,6 +188,7 @@ def _step_spec(task: TaskSpec, step: Step) -> TaskSpec:
     says = step.says
     spec = TaskSpec(agent_type=says.agent_type or task.agent_type, display_name=step.display_name, labels=task.labels)
     spec.concurrency_keys.extend(step.concurrency_keys)
+    spec.secrets.update(task.secrets)
     spec.prompt = step.prompt
     spec.input.CopyFrom(task.input)
     spec.labels.MergeFrom(says.labels)

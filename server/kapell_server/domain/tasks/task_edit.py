@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from google.protobuf.struct_pb2 import Struct
+from kapell.rules.parameters import as_struct, plain_struct
 from kapell.v1.error_pb2 import ERROR_REASON_REQUEST_INVALID
 from kapell.v1.task_pb2 import (
     TASK_STATE_PENDING,
@@ -16,11 +17,11 @@ from kapell.v1.task_pb2 import (
 )
 
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.secrets import use
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks.dependency_graph import keep_places
-from kapell_server.domain.tasks.prompt import Part, from_messages, joined, split
+from kapell_server.domain.tasks.prompt import Part, first_line, from_messages, joined, split
 from kapell_server.domain.tasks.retry import with_defaults
-from kapell_server.domain.templates.parameters import as_struct, plain_struct
 from kapell_server.domain.templates.template_version import version_number
 from kapell_server.domain.times import stamp, timestamp_ns
 from kapell_server.domain.transitions import task_state_conflict
@@ -57,6 +58,8 @@ def _put_content(state: State, task: Task, wanted: Task, names: tuple[str, ...],
     for name in changed:
         after.ClearField(name)  # type: ignore[arg-type]
         after.MergeFrom(_only(wanted, name))
+    if "prompt" in changed and task.display_name == first_line(before.prompt):
+        task.display_name = first_line(after.prompt) or task.agent_type
     if "prompt" in changed and task.dependencies:
         keep_places(task, after, parts, "prompt")
     content = after.SerializeToString()
@@ -126,6 +129,13 @@ def _render_anew(state: State, task: Task, parameters: Struct) -> tuple[TaskEdit
     if task.display_name == before.display_name != rendered.display_name:
         task.display_name = rendered.display_name
         names.append("display_name")
+    named = use.named_in(compiled.spec.parameters, rendered.values)
+    if named != use.named_in(compiled.spec.parameters, before.values):
+        use.check(state, named, "parameters")
+        for name in use.named_in(compiled.spec.parameters, before.values):
+            del task.secrets[name]
+        task.secrets.update(named)
+        names.append("secrets")
     after = Task(prompt=rendered.prompt)
     after.input.CopyFrom(as_struct(rendered.values))
     return _put_content(state, task, after, _CONTENT, rendered.parts), names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from kapell.rules.parameters import Problem
 from kapell.v1.template_pb2 import (
     PARAMETER_TYPE_ARRAY,
     PARAMETER_TYPE_OBJECT,
@@ -13,8 +14,7 @@ from kapell.v1.template_pb2 import (
 )
 
 from kapell_server.domain.cycles import find_cycle
-from kapell_server.domain.templates import parameters
-from kapell_server.domain.templates.parameters import Problem
+from kapell_server.domain.templates.declarations import check_declarations
 from kapell_server.domain.templates.template_steps import wrong_key
 from kapell_server.domain.templates.template_text import (
     MAX_RENDERED,
@@ -37,7 +37,7 @@ def check_spec(spec: TemplateSpec, path: str = "spec") -> list[Problem]:
     """All that is wrong with a template, beyond the shape of its message."""
     if crowded := _too_many_tags(spec, path):
         return [crowded]
-    problems = parameters.check_declarations(spec.parameters, f"{path}.parameters")
+    problems = check_declarations(spec.parameters, f"{path}.parameters")
     declared = {parameter.name: parameter for parameter in spec.parameters}
     named = [step.name for step in spec.steps] or None
     problems += _check_prompt(spec.prompt, f"{path}.prompt", declared, named, "step of the template")

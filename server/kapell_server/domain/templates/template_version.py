@@ -6,17 +6,17 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kapell.rules import parameters, secrets
+from kapell.rules.parameters import Problem
 from kapell.v1.error_pb2 import (
     ERROR_REASON_REQUEST_INVALID,
     ERROR_REASON_TEMPLATE_NOT_FOUND,
     ERROR_REASON_TEMPLATE_PARAMETERS_INVALID,
 )
-from kapell.v1.template_pb2 import Template, TemplateSpec, TemplateVersion
+from kapell.v1.template_pb2 import PARAMETER_TYPE_SECRET, Template, TemplateSpec, TemplateVersion
 
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.tasks.prompt import Part, joined
-from kapell_server.domain.templates import parameters
-from kapell_server.domain.templates.parameters import Problem
 from kapell_server.domain.templates.template_steps import (
     MAX_NAME,
     CompiledStep,
@@ -89,10 +89,17 @@ class Compiled:
         values, problems = parameters.resolve(self.spec.parameters, given, path)
         if not problems:
             try:
-                return work(values)
+                rendered = work({**values, **self._shown(values)})
+                rendered.values.update(values)
+                return rendered
             except TextError as error:
                 problems = [(path, f"the template cannot be rendered with these: {error}")]
         raise parameters_invalid(self.version.template_id, problems)
+
+    def _shown(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """What prompts show in the place of secrets."""
+        named = {one.name for one in self.spec.parameters if one.rules.type == PARAMETER_TYPE_SECRET}
+        return {name: secrets.shown(secrets.name_of(values[name])) for name in named if name in values}
 
     def _itself(self, values: dict[str, Any], made: Collection[str]) -> tuple[Renderer, Rendered]:
         """The task without its steps, and what renders the rest."""
@@ -131,11 +138,9 @@ def invalid_spec(problems: list[Problem]) -> KapellError:
 
 def parameters_invalid(template_id: str, problems: list[Problem]) -> KapellError:
     """TEMPLATE_PARAMETERS_INVALID with every violation."""
-    field, what = problems[0]
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return KapellError(
         ERROR_REASON_TEMPLATE_PARAMETERS_INVALID,
-        f"Template {template_id} does not take these parameters: {field}: {what}{more}. Correct them and try again.",
+        parameters.refusal_text(template_id, problems),
         metadata={"template_id": template_id},
         violations=tuple(problems),
     )

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -77,6 +75,7 @@ _PARAMETERS = (
     click.option("--max-attempts", type=click.IntRange(1, 100), metavar="N", help="Attempts in all. [default: 3]"),
     *_LIMITS[2:],
     *_SHARES,
+    options.secrets,
 )
 _OF_TEMPLATE = (
     click.option("-t", "--type", "agent_type", default="", metavar="TYPE", help="Other agents than the template says."),
@@ -99,6 +98,7 @@ _OF_TEMPLATE = (
     ),
     *_LIMITS[2:],
     *_SHARES,
+    options.secrets,
 )
 
 
@@ -147,7 +147,9 @@ def new_task(
         input=options.input_data(inputs, input_json),
         **rest,
     )
-    return NewTask(agent_type, _prompt(prompt, file), given)
+    text = _prompt(prompt, file)
+    check_not_empty(text, given.get("input"))
+    return NewTask(agent_type, text, given)
 
 
 def fields_given(
@@ -173,10 +175,11 @@ def _prompt(words: tuple[str, ...], file: str | None) -> str:
     if file is not None and words:
         raise click.UsageError("The prompt was given twice, as an argument and by --file.")
     if file is not None:
-        try:
-            return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-        except OSError as error:
-            raise click.BadParameter(f"{file}: {(error.strerror or str(error)).lower()}", param_hint="--file") from None
-        except UnicodeDecodeError:
-            raise click.BadParameter(f"{file} is not text in UTF-8, as a prompt must be", param_hint="--file") from None
+        return options.text_of(file, "--file")
     return words[0] if len(words) == 1 else shlex.join(words)
+
+
+def check_not_empty(prompt: str, *others: object) -> None:
+    """Refuses a task without anything to do: no prompt, and no input either."""
+    if not prompt.strip() and not any(others):
+        raise click.UsageError("There is nothing to do: give a PROMPT, --file, or --input.")

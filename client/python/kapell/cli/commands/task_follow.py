@@ -88,7 +88,7 @@ def watch(app: App, /, task_ids: tuple[str, ...], initial: bool, after: int | No
             "initial_state": initial or (bool(task_ids) and after is None),
             "after_revision": after,
         }
-        async with client.tasks.watch(**query, **start) as events:
+        async with client.tasks.watch(**query, **start, on_link=options.say_link(app)) as events:
             async for event in events:
                 stream.write(event)
                 app.reattach = options.reattach("kapell task watch", events.revision)

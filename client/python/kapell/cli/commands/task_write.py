@@ -12,6 +12,7 @@ from kapell.cli.app import App
 from kapell.cli.causes import causes, hints
 from kapell.cli.commands.task_fields import new_task, task_fields
 from kapell.cli.commands.task_steer import read_prompt
+from kapell.cli.near import near_type
 from kapell.cli.output import note, write_changed
 from kapell.cli.shape import command
 from kapell.cli.states import task_look
@@ -78,7 +79,9 @@ async def unserved(client: Client, agent_type: str) -> str:
     if page.agents:
         return ""
     advice = spawn_command(agent_type, (await client.agents.profiles()).profiles)
-    return f"No agent serves {agent_type!r} yet, so the task waits. Start one with: {advice}"
+    meant = await near_type(client, agent_type)
+    hint = f" {meant[0].upper()}{meant[1:]}" if meant else ""
+    return f"No agent serves {agent_type!r} yet, so the task waits.{hint} Start one with: {advice}"
 
 
 @command(
