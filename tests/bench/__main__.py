@@ -19,7 +19,9 @@ import uvloop
 from tests.bench import (
     creating,
     flooding,
+    ledger,
     locking,
+    locks_dispatch,
     parking,
     queueing,
     reading,
@@ -33,7 +35,21 @@ from tests.bench.place import can_pin, floor, pin_this_process
 from tests.bench.result import Row, table
 from tests.bench.suite import BENCHMARKS, LONG, Setting
 
-MODULES = (creating, working, queueing, locking, parking, watching, reading, retaining, templating, flooding, starting)
+MODULES = (
+    creating,
+    working,
+    queueing,
+    locking,
+    parking,
+    locks_dispatch,
+    watching,
+    reading,
+    retaining,
+    templating,
+    ledger,
+    flooding,
+    starting,
+)
 
 
 def main() -> int:

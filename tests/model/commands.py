@@ -11,10 +11,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import strategies as st
 from kapell.v1 import agent_pb2, queue_pb2, task_pb2, worker_pb2
 from kapell.v1.common_pb2 import ProcessExit
+from kapell.v1.lock_pb2 import LOCK_MODE_EXCLUSIVE, LOCK_MODE_SHARED
 from kapell.v1.queue_pb2 import ConcurrencyLimit, ConcurrencyStrategy, Queue, StartRate, UpdateQueueRequest
 from kapell_server.engine.facts import AgentProcessExited
 
 from tests.model.limits import Limit, Rate
+from tests.model.locks import SETS
 from tests.model.oracle import HELD, NEVER, Oracle
 from tests.support.live_engine import LiveEngine
 
@@ -38,6 +40,7 @@ specs = st.fixed_dictionaries(
     {
         "kind": st.sampled_from(KINDS),
         "share": st.sampled_from(("", "", "a", "b")),
+        "locks": st.sampled_from(SETS),
         "keys": st.lists(st.sampled_from(CONCURRENCY_KEYS), max_size=2, unique=True).map(tuple),
         "priority": st.sampled_from((1, 500, 500, 900)),
         "most": st.integers(1, 3),
@@ -241,6 +244,8 @@ class Asking:
         spec = task_pb2.TaskSpec(task_id=task_id, agent_type=drawn["kind"], priority=drawn["priority"])
         spec.fairness_key = drawn["share"]
         spec.concurrency_keys.extend(drawn["keys"])
+        for path, alone in drawn["locks"]:
+            spec.locks.add(path=path, mode=LOCK_MODE_EXCLUSIVE if alone else LOCK_MODE_SHARED)
         spec.retry_policy.max_attempts = drawn["most"]
         spec.retry_policy.initial_backoff.CopyFrom(Duration(seconds=drawn["pause"]))
         spec.retry_policy.jitter = 0
@@ -255,7 +260,7 @@ class Asking:
     def told(self, drawn: dict[str, Any]) -> dict[str, Any]:
         """The spec drawn, as the oracle takes it."""
         limits = {limit: drawn[limit] for limit in ("queue", "run", "total")}
-        rest = {name: drawn[name] for name in ("kind", "share", "keys", "priority", "most", "pause")}
+        rest = {name: drawn[name] for name in ("kind", "share", "keys", "locks", "priority", "most", "pause")}
         return rest | {"limits": limits, "wakes": self.oracle.now + drawn["wakes"]}
 
     def create_all(self, specs: list[tuple[str, dict[str, Any]]]) -> str | None:

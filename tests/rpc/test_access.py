@@ -42,6 +42,8 @@ FENCED = [name for name, method in METHODS.items() if method.agent_access == AGE
 # What a foreign agent is answered where its request is of itself rather than of what it names.
 OF_WHOEVER_ASKS = {
     "RegisterWorker": {"TOKEN_INVALID"},
+    "GetApproval": {"NOT_OWNER"},
+    "WaitApproval": {"NOT_OWNER"},
     "BatchCompleteTasks": set(),  # every attempt has an outcome of its own: LEASE_LOST
 }
 NAMES_ITS_CALLER = {"GetCaller", "GetServerInfo", "CreateArtifact", "UploadArtifact", "CompleteArtifact"}

@@ -14,7 +14,8 @@
 
 Besides parameters and steps, the fields are those of TemplateSpec in proto JSON form, in snake_case:
 times are written as "90s". Rules of a parameter stand beside its type; `items` may be just a type.
-Steps are a mapping, too; `on_failure` is fail, skip or run.
+Steps are a mapping, too; `on_failure` is fail, skip or run. A lock is a path, or a path with its `mode`,
+which is exclusive or shared.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from kapell.errors import InvalidRequest
 from kapell.v1.dependency_pb2 import DependencyFailureAction
+from kapell.v1.lock_pb2 import LockMode
 from kapell.v1.template_pb2 import (
     CreateTemplateRequest,
     ParameterType,
@@ -41,6 +43,8 @@ from kapell.v1.template_pb2 import (
 _RULES = ("options", "minimum", "maximum", "pattern")
 _TYPE = "PARAMETER_TYPE_"
 _ACTION = "DEPENDENCY_FAILURE_ACTION_"
+_MODE = "LOCK_MODE_"
+_MODES = [name.removeprefix(_MODE).lower() for name, value in LockMode.items() if value]
 _ACTIONS = [name.removeprefix(_ACTION).lower() for name, value in DependencyFailureAction.items() if value]
 _UNKNOWN = re.compile(r'Message type "kapell\.v1\.(\w+)" has no field named "([^"]*)"')
 _FIELDS = {
@@ -70,6 +74,7 @@ def read_template(text: str | bytes, name: str = "the template") -> tuple[str, T
     try:
         document["parameters"] = [_parameter(key, said) for key, said in declared.items()]
         document["steps"] = [_step(key, said) for key, said in named.items()]
+        _spell_modes(document)
         request = ParseDict({"spec": document}, CreateTemplateRequest())
     except (ParseError, TypeError, ValueError) as error:
         raise _invalid(name, f"is no template: {_said_by_parser(str(error), text)}") from error
@@ -128,8 +133,28 @@ def _mappings(document: dict[str, Any], field: str, name: str, example: str) -> 
     return {str(key): said for key, said in found.items()}
 
 
+def _spell_modes(said: dict[str, Any]) -> None:
+    """Locks as people write them, `path: "{repo}"` with `mode: shared`, or the path alone, as messages have them."""
+    if "locks" not in said:
+        return
+    if not isinstance(said["locks"], list):
+        raise ValueError("locks must be a list of paths, or of mappings with path and mode")
+    said["locks"] = [_lock(lock) for lock in said["locks"]]
+
+
+def _lock(said: Any) -> dict[str, Any]:
+    lock = {"path": said} if isinstance(said, str) else dict(said)
+    if "mode" in lock:
+        word = str(lock["mode"])
+        if word not in _MODES:
+            raise ValueError(f"the mode of a lock is {word!r}; there are {', '.join(_MODES)}")
+        lock["mode"] = f"{_MODE}{word.upper()}"
+    return lock
+
+
 def _step(name: str, said: Mapping[str, Any]) -> dict[str, Any]:
     step = {**said, "name": name}
+    _spell_modes(step)
     if "on_failure" in said:
         word = str(said["on_failure"])
         if word not in _ACTIONS:
@@ -164,6 +189,7 @@ def write_template(template: Template) -> str:
     prompt = said.pop("prompt", "")
     parameters = {parameter.pop("name"): _short(parameter) for parameter in said.pop("parameters", [])}
     steps = {step.pop("name"): _short_step(step) for step in said.pop("steps", [])}
+    _shorten_locks(said)
     document = {"template_id": template.template_id, **said}
     if parameters:
         document["parameters"] = parameters
@@ -188,7 +214,14 @@ def _short_step(step: dict[str, Any]) -> dict[str, Any]:
     prompt = step.pop("prompt", "")
     if "on_failure" in step:
         step["on_failure"] = step["on_failure"].removeprefix(_ACTION).lower()
+    _shorten_locks(step)
     return {**step, "prompt": prompt}
+
+
+def _shorten_locks(said: dict[str, Any]) -> None:
+    for lock in said.get("locks", ()):
+        if "mode" in lock:
+            lock["mode"] = lock["mode"].removeprefix(_MODE).lower()
 
 
 def _short_rules(rules: dict[str, Any]) -> dict[str, Any]:

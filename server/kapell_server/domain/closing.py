@@ -25,9 +25,9 @@ def close(state: State) -> list[Poll]:
         if state.edges.stirred and room > 0:
             continue
         grants.settle(state)
+        state.queues.locks.let_offered_try()
         served += dispatch.dispatch(state)
-        if state.locks.offered:
-            state.locks.withdraw_offers()
+        if state.queues.locks.end_turns():
             continue
         # What is left beyond the cap is for the next batch, which State asks for.
         if not state.edges.stirred or room <= 0:

@@ -17,7 +17,7 @@ from kapell_server.domain.settings import Settings
 from kapell_server.domain.tasks.retry import with_defaults
 from kapell_server.domain.tasks.task import DEFAULT_PRIORITY
 from kapell_server.domain.templates.template_check import check_spec
-from kapell_server.domain.templates.template_version import compile_version, split_reference
+from kapell_server.domain.templates.template_version import Rendered, compile_version, split_reference
 from kapell_server.rpc.template_steps import rendered_steps
 
 if TYPE_CHECKING:
@@ -97,17 +97,18 @@ class TemplateServicer:
             retry_policy=with_defaults(spec.retry_policy),
             timeouts=spec.timeouts if spec.HasField("timeouts") else None,
             history=_history(await self._reads.templates.history(template.template_id)),
-            blockers=await self._blockers(agent_type, steps, rendered.concurrency_keys, caller),
+            blockers=await self._blockers(agent_type, steps, rendered, caller),
             revision=revision,
             steps=steps,
             concurrency_keys=rendered.concurrency_keys,
+            locks=rendered.locks,
         )
 
     async def _blockers(
         self,
         agent_type: str,
         steps: list[template_pb2.RenderedStep],
-        keys: Sequence[str],
+        rendered: Rendered,
         caller: Caller,
     ) -> list[template_pb2.StartBlocker]:
         """What would keep the first steps, or the task itself, from starting now; and types that nobody serves."""
@@ -119,8 +120,10 @@ class TemplateServicer:
         for wanted in needed:
             found = await self._blockers_of(wanted)
             blockers += found if wanted in first else found[:1] if _nobody(found) else []
-        taken = dict.fromkeys(key for step in beginning for key in step.concurrency_keys) if beginning else keys
-        question = StartQuestion(tuple(needed), tuple(first), tuple(taken))
+        starting: Sequence[template_pb2.RenderedStep | Rendered] = beginning or (rendered,)
+        keys = dict.fromkeys(key for one in starting for key in one.concurrency_keys)
+        locks = tuple(tuple(one.locks) for one in starting)
+        question = StartQuestion(tuple(needed), tuple(first), tuple(keys), locks)
         held_up = template_pb2.RenderTemplateResponse.FromString(await self._engine.submit(question, caller))
         return [*held_up.blockers, *blockers]
 

@@ -12,7 +12,7 @@ from kapell.cli.table import Cell, Column, Line
 if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
 
-    from kapell.v1.lock_pb2 import Lock, LockBlocker, LockItem, LockOwner, LockSession, LockTicket, TaskLock
+    from kapell.v1.lock_pb2 import Lock, LockBlocker, LockItem, LockOwner, LockSession, LockTicket
 
 _SHARED = 2
 _STATES = {1: ("held", "green"), 2: ("released", "dim"), 3: ("expired", "yellow"), 4: ("revoked", "red")}
@@ -49,16 +49,6 @@ def lock_words(lock: Lock) -> str:
 def item_words(items: Iterable[LockItem]) -> str:
     """What is wanted: "web/src, docs shared"."""
     return ", ".join(item.path + (" shared" if item.mode == _SHARED else "") for item in items)
-
-
-def task_locks_text(locks: Iterable[TaskLock]) -> str:
-    """What a task declares: "web/src, docs shared", each with its fencing token while it has them."""
-    return ", ".join(
-        lock.path
-        + (" shared" if lock.mode == _SHARED else "")
-        + (f" (held, token {lock.fencing_token})" if lock.fencing_token else "")
-        for lock in locks
-    )
 
 
 def blocker_words(blocker: LockBlocker) -> str:

@@ -255,10 +255,10 @@ class LockTable:
         """What these were parked under is gone."""
         self.stir(list(self._parked.get(blocker_id, {}).values()))
 
-    def withdraw_offers(self) -> None:
-        """Dispatch had no agent for these tasks: they leave the queue, so that nobody waits for their sake."""
-        for wait in list(self.offered.values()):
-            self.leave(wait)
+    @property
+    def is_stirred(self) -> bool:
+        """Whether there is anything for `settle` to look at."""
+        return bool(self._stirred)
 
     def _before(self, wait: Wait) -> Iterator[Wait]:
         """Those before this one that it really waits for."""

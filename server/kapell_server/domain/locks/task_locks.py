@@ -1,11 +1,9 @@
 """The locks that a task declares: taken with its slot, all or none, and gone with its attempt.
 
-A task waits for them without holding any, so it can never be part of a deadlock by them. What dispatch
-asks: `may_take` before it gives the task to an agent, `park` where that is refused, `take` when the attempt begins.
-`offered` names the parked tasks that may go now. They keep their places in the queue while dispatch looks for
-agents; whoever found none is withdrawn at the end of the batch (`LockTable.withdraw_offers`), so that a queue
-nobody works on blocks nobody, and gets its old place again as soon as it is parked anew.
-Giving back is nobody's to remember: locks end with the lease, in State.close_lease.
+A task waits for them without holding any, so it can never be part of a deadlock by them. The gate of dispatch
+(`queueing/lock_gate`) asks: `may_take` before the task goes to an agent, `park` where that is refused, `take` when the
+attempt begins. The table offers parked tasks their locks, and they keep their places in the queue for as long as
+the gate says. Giving back is nobody's to remember: locks end with the lease, in State.close_lease.
 """
 
 from __future__ import annotations
@@ -26,18 +24,18 @@ if TYPE_CHECKING:
 
 def may_take(state: State, task: Task) -> bool:
     """Whether the task could have all its locks now: they are free, and nobody is due before it."""
-    return not task.locks or state.locks.obstacle(_wait_of(state, task)) is None
+    return not task.locks or state.locks.obstacle(wait_of(state, task)) is None
 
 
 def blockers(state: State, task: Task, most: int = 10) -> list[LockBlocker]:
     """What keeps the task from its locks: locks that others hold, then those due before it. Empty for nothing."""
-    return blockers_of(state, _wait_of(state, task), most) if task.locks else []
+    return blockers_of(state, wait_of(state, task), most) if task.locks else []
 
 
 def park(state: State, task: Task) -> None:
     """The task waits for its locks, in its place by priority and the time it was queued. Once is enough."""
     if task.task_id not in state.locks.waits:
-        wait = _wait_of(state, task)
+        wait = wait_of(state, task)
         state.locks.join(wait)
         deadlock.notice(state, wait.owner)
 
@@ -49,11 +47,6 @@ def unpark(state: State, task_id: str) -> None:
         state.locks.leave(wait)
 
 
-def offered(state: State) -> list[str]:
-    """The parked tasks whose locks are free and who are next. To be asked after `grants.settle`."""
-    return list(state.locks.offered)
-
-
 def take(state: State, task: Task, agent_id: str) -> None:
     """Gives the attempt that `task`, a copy of the caller's, is about to begin all its locks and fills in the tokens.
 
@@ -61,7 +54,7 @@ def take(state: State, task: Task, agent_id: str) -> None:
     """
     if not task.locks:
         return
-    wait = _wait_of(state, task)
+    wait = wait_of(state, task)
     if wait.wait_id in state.locks.waits:
         state.locks.leave(wait)
     wait.said = LockOwner(task_id=task.task_id, attempt=task.attempt, agent_id=agent_id, actor=state.caller.actor())
@@ -78,7 +71,7 @@ def given_back(task: Task) -> None:
         lock.ClearField("fencing_token")
 
 
-def _wait_of(state: State, task: Task) -> Wait:
+def wait_of(state: State, task: Task) -> Wait:
     """The task as something that stands in the queue, or could."""
     known = state.locks.waits.get(task.task_id)
     if known is not None:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _MOST_BLOCKERS = 10
 _MOST_WAITERS = 200
+_MOST_LOOKED_THROUGH = 5_000
 _MOST_BEFORE = 1_000
 _MOST_NODES = 1_000
 _MOST_EDGES = 5_000
@@ -81,8 +82,13 @@ def list_locks(state: State, question: LocksQuestion) -> ListLocksResponse:
     response.locks.extend(grants.shown(state, held) for held in islice(matching, question.size + 1))
     if question.after is None:
         waits = _waits(state, wanted)
-        response.waiter_count = len(waits)
-        response.waiters.extend(ticket_of(state, wait) for wait in waits[:_MOST_WAITERS])
+        behind, response.waiter_count = _behind(state, wanted)
+        response.waiter_count += len(waits)
+        merged = heapq.merge(((wait, 0) for wait in waits), behind, key=lambda one: one[0].order)
+        for wait, ahead in islice(merged, _MOST_WAITERS):
+            ticket = ticket_of(state, wait)
+            ticket.position += ahead
+            response.waiters.append(ticket)
     return response
 
 
@@ -205,7 +211,8 @@ def graph(state: State, question: GraphQuestion) -> GetLockGraphResponse:
     """Who waits for whom, from all waits that match on to those they wait for."""
     wanted = question.filter
     response = GetLockGraphResponse(revision=state.revision)
-    pending = list(dict.fromkeys(wait.owner for wait in _waits(state, wanted)))
+    behind = (wait for wait, _ in _behind(state, wanted)[0])
+    pending = list(dict.fromkeys(wait.owner for wait in (*_waits(state, wanted), *behind)))
     if not wanted.path:
         pending += [task_id for task_id in state.locks.child_waits if _task_matches(wanted, task_id)]
     nodes = dict.fromkeys(pending)
@@ -251,6 +258,19 @@ def _waits(state: State, wanted: LockFilter) -> list[Wait]:
     table = state.locks
     waits = {wait.wait_id: wait for wait in table.waiting_at(wanted.path)} if wanted.path else table.waits
     return sorted((wait for wait in waits.values() if owner_matches(wanted, wait.said)), key=lambda wait: wait.order)
+
+
+def _behind(state: State, wanted: LockFilter) -> tuple[list[tuple[Wait, int]], int]:
+    """Tasks that wait behind one that wants the same (`queueing/lock_gate`), each with how many of them come before.
+
+    The first ones only, and how many there are and match.
+    """
+    gate = state.queues.locks
+    all_match = not (wanted.session_id or wanted.agent_id or wanted.task_id)
+    most = _MOST_WAITERS if all_match else _MOST_LOOKED_THROUGH
+    found = gate.first_behind(wanted.path, most)
+    matching = [(wait, ahead) for wait, ahead in found if owner_matches(wanted, wait.said)]
+    return matching, gate.count_behind(wanted.path) if all_match else len(matching)
 
 
 def owner_matches(wanted: LockFilter, owner: LockOwner) -> bool:

@@ -57,7 +57,7 @@ class ConcurrencyKeys:
                 return f"key/{key}"
         return ""
 
-    def parked(self, name: str) -> None:
+    def parked(self, entry: ReadyEntry, name: str) -> None:
         self._watch_rate(_key(name))
 
     def forgo(self, entry: ReadyEntry, name: str) -> None:

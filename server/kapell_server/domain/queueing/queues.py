@@ -24,6 +24,7 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.domain.queueing.fair_share import FairShare
 from kapell_server.domain.queueing.gates import Gate
 from kapell_server.domain.queueing.keys import ConcurrencyKeys
+from kapell_server.domain.queueing.lock_gate import LockGate
 from kapell_server.domain.queueing.rates import Rate
 from kapell_server.domain.queueing.ready import ReadyEntry, ReadyIndex, entry_of
 from kapell_server.domain.queueing.starts import Starts
@@ -45,7 +46,8 @@ class Queues:
         self.ready = ReadyIndex(state.on_rollback)
         self.starts = Starts(state)
         self.keys = ConcurrencyKeys(state, self.starts, self.retry)
-        self._gates: dict[str, Gate] = {gate.kind: gate for gate in (self.keys,)}
+        self.locks = LockGate(state, self.let_try)
+        self._gates: dict[str, Gate] = {gate.kind: gate for gate in (self.keys, self.locks)}
         """In the order in which they are asked."""
         self._fair = FairShare(state.on_rollback)
         self._running: dict[str, int] = {}
@@ -78,7 +80,7 @@ class Queues:
         name = self.closed(entry)
         self.ready.add(entry, name)
         if name:
-            self._gate(name).parked(name)
+            self._gate(name).parked(entry, name)
         state.polls.touch_type(task.agent_type)
 
     def leave(self, task: Task, *, starts: bool) -> None:
@@ -162,7 +164,7 @@ class Queues:
         """Sets a task aside until its gate lets it go; others may have waited behind it at other gates."""
         self._parked_now += 1
         self.ready.add(entry, name)
-        self._gate(name).parked(name)
+        self._gate(name).parked(entry, name)
         for gate in self._gates.values():
             gate.forgo(entry, name)
 
@@ -172,6 +174,12 @@ class Queues:
             room = self._gate(name).room(name)
             if room > 0 and self.ready.wake(name, agent_type, room):
                 self._state.polls.touch_type(agent_type)
+
+    def let_try(self, task_id: str) -> None:
+        """Lets one task try that its gate has parked."""
+        agent_type = self.ready.unpark(task_id)
+        if agent_type:
+            self._state.polls.touch_type(agent_type)
 
     def gate_blockers(self, task: Task) -> Iterator[Blocker]:
         """Every gate's reasons why the task cannot start now."""
@@ -228,11 +236,14 @@ class Queues:
                 self.starts.note(f"queue/{name}", queue.start_rate)
 
     def rate_is_free(self, limit_id: str) -> None:
-        """The time has come at which a rate allows another start. `limit_id` as in `starts.py`."""
+        """The time has come at which a rate allows another start. `limit_id` as in `starts.py`.
+
+        Or that of a task whose turn at its locks is over: the end of the batch sees to it.
+        """
         kind, _, name = limit_id.partition("/")
         if kind == "queue":
             self.touch(name)
-        else:
+        elif kind == "key":
             self.keys.reopen(name)
 
     def ahead_of(self, entry: ReadyEntry) -> tuple[int, bool]:
@@ -296,14 +307,16 @@ class Queues:
         for limit_id, start_ns in starts:
             self.starts.load(limit_id, start_ns)
         queued = list(queued)
+        self._state.prefetch_tasks(entry.task_id for entry, _ in queued if entry.locked)
         for entry, _ in queued:
             for gate in self._gates.values():
                 gate.join(entry)
         placed = [(entry, fairness_key, self.closed(entry)) for entry, fairness_key in queued]
         self._fair.load(placed)
         self.ready.load((entry, name) for entry, _, name in placed)
-        for name in {name for _, _, name in placed if name}:
-            self._gate(name).parked(name)
+        for entry, _, name in placed:
+            if name:
+                self._gate(name).parked(entry, name)
 
     def trim(self) -> None:
         """Forgets what no decision needs any more; between batches only."""
@@ -312,6 +325,7 @@ class Queues:
         if self.keys.trim() or len(self._running) + self.ready.types() > self._many_types:
             self._forget_idle_types()
         self.starts.trim()
+        self.locks.trim()
 
     def _forget_idle_types(self) -> None:
         """Types come and go for as long as the server runs; one without tasks and news needs no place."""

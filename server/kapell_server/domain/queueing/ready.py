@@ -33,6 +33,8 @@ class ReadyEntry(NamedTuple):
     keys: tuple[str, ...] = ()
     arrival_ns: int = 0
     """When it first joined; 0 for `queue_ns`."""
+    locked: bool = False
+    """Whether it declares locks."""
 
 
 _Place = tuple[ReadyEntry, str]
@@ -44,7 +46,8 @@ def entry_of(task: Task) -> ReadyEntry:
     queue_ns = timestamp_ns(task.queue_time)
     keys = tuple(task.concurrency_keys)
     first_ns = timestamp_ns(task.first_queue_time) if keys else 0
-    return ReadyEntry(-task.priority, task.queue_rank, queue_ns, task.task_id, task.agent_type, keys, first_ns)
+    place = -task.priority, task.queue_rank, queue_ns
+    return ReadyEntry(*place, task.task_id, task.agent_type, keys, first_ns, bool(task.locks))
 
 
 class _Line:
@@ -117,6 +120,14 @@ class ReadyIndex:
                 self.add(entry)
                 woken += 1
         return woken
+
+    def unpark(self, task_id: str) -> str:
+        """Moves a task that is parked to where it could run, whatever it is parked under. Its type, if it was."""
+        place = self._places.get(task_id)
+        if place is None or not place[1]:
+            return ""
+        self.add(place[0])
+        return place[0].agent_type
 
     def _set(self, task_id: str, place: _Place | None) -> None:
         """The one change of a place; its own inverse with the place before."""

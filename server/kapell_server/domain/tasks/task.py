@@ -11,6 +11,7 @@ from kapell.v1.error_pb2 import (
     ERROR_REASON_TASK_NOT_FOUND,
 )
 from kapell.v1.task_pb2 import (
+    TASK_STATE_AWAITING_APPROVAL,
     TASK_STATE_CANCELLED,
     TASK_STATE_CANCELLING,
     TASK_STATE_FAILED,
@@ -50,14 +51,22 @@ from kapell_server.domain.tasks.dependency_results import fill_at_once
 from kapell_server.domain.tasks.prepared import Prepared, prepare_all
 from kapell_server.domain.tasks.prompt import first_line
 from kapell_server.domain.tasks.retry import DEFAULT_POLICY, with_defaults
-from kapell_server.domain.tasks.task_edit import WAITING, change_content, edit_for_retry, set_not_before
+from kapell_server.domain.tasks.task_edit import WAITING, change_content, edit_for_retry, set_locks, set_not_before
 from kapell_server.domain.templates.template_version import split_reference
 from kapell_server.domain.times import stamp, timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL, task_state_conflict
 from kapell_server.domain.workers import attempt
 
 DEFAULT_PRIORITY = 500
-_UPDATABLE = frozenset({TASK_STATE_PENDING, TASK_STATE_QUEUED, TASK_STATE_RUNNING, TASK_STATE_CANCELLING})
+_UPDATABLE = frozenset(
+    {
+        TASK_STATE_PENDING,
+        TASK_STATE_AWAITING_APPROVAL,
+        TASK_STATE_QUEUED,
+        TASK_STATE_RUNNING,
+        TASK_STATE_CANCELLING,
+    }
+)
 _RETRIABLE = frozenset({TASK_STATE_FAILED, TASK_STATE_CANCELLED})
 
 
@@ -210,10 +219,13 @@ def _new_task(state: State, prepared: Prepared, parent: Task | None = None) -> t
         task.fairness_key = parent.fairness_key
     if spec.concurrency_keys:
         task.concurrency_keys.extend(spec.concurrency_keys)
+    if prepared.locks:
+        task.locks.extend(prepared.locks)
     if spec.HasField("retry_policy"):
         task.retry_policy.CopyFrom(with_defaults(spec.retry_policy))
     if spec.HasField("timeouts"):
         task.timeouts.CopyFrom(spec.timeouts)
+    _take_policy(task, prepared, parent)
     stamp(task.create_time, now)
     task.state_time.CopyFrom(task.create_time)
     if not spec.HasField("not_before_time"):
@@ -227,6 +239,18 @@ def _new_task(state: State, prepared: Prepared, parent: Task | None = None) -> t
     else:
         task.queue_time.CopyFrom(task.create_time)
     return task, content
+
+
+def _take_policy(task: Task, prepared: Prepared, parent: Task | None) -> None:
+    """By which policy the start of a new task must be approved; a rule may demand it later."""
+    if prepared.spec.HasField("approval"):
+        task.approval.policy.CopyFrom(prepared.spec.approval)
+        task.approval.demanded_by = "task" if prepared.policy_author is None else "template"
+        task.approval.author.CopyFrom(prepared.policy_author or task.creator)
+    elif parent is not None and parent.approval.policy.include_children:
+        task.approval.policy.CopyFrom(parent.approval.policy)
+        task.approval.demanded_by = "parent"
+        task.approval.author.CopyFrom(parent.approval.author)
 
 
 @lru_cache(maxsize=256)
@@ -272,6 +296,8 @@ def update_task(state: State, request: UpdateTaskRequest) -> Task:
                 task.retry_policy.CopyFrom(with_defaults(wanted.retry_policy))
             case "not_before_time":
                 changed += set_not_before(state, task, wanted)
+            case "locks":
+                set_locks(task, wanted)
             case _:
                 raise AssertionError(f"update_mask {path} passed validation")
     if content and (current.state not in WAITING or current.HasField("start_time")):
@@ -359,7 +385,16 @@ def retry(state: State, current: Task, request: RetryTaskRequest) -> Task:
         raise task_state_conflict(current, "retried", _RETRIABLE)
     dependency.resolve_ended(state, current.task_id)
     task = copied(current)
-    for field in ("failure", "progress", "end_time", "state_reason", "waiting_on", "skipped", "first_queue_time"):
+    for field in (
+        "failure",
+        "progress",
+        "end_time",
+        "state_reason",
+        "waiting_on",
+        "skipped",
+        "parked",
+        "first_queue_time",
+    ):
         task.ClearField(field)
     task.attempts_used = 0
     task.retries += 1

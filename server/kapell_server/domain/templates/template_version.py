@@ -13,10 +13,12 @@ from kapell.v1.error_pb2 import (
     ERROR_REASON_TEMPLATE_NOT_FOUND,
     ERROR_REASON_TEMPLATE_PARAMETERS_INVALID,
 )
+from kapell.v1.lock_pb2 import LockItem
 from kapell.v1.template_pb2 import PARAMETER_TYPE_SECRET, Template, TemplateSpec, TemplateVersion
 
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.tasks.prompt import Part, joined
+from kapell_server.domain.templates.template_locks import CompiledLock, compile_locks, rendered_locks
 from kapell_server.domain.templates.template_steps import (
     MAX_NAME,
     CompiledStep,
@@ -43,6 +45,7 @@ class Rendered:
     steps: list[Step]
     """The steps that are done, in the order of the template."""
     concurrency_keys: list[str]
+    locks: list[LockItem]
 
     @property
     def prompt(self) -> str:
@@ -59,6 +62,7 @@ class Compiled:
     task_name: list[Node]
     steps: tuple[CompiledStep, ...]
     concurrency_keys: list[list[Node]]
+    locks: list[CompiledLock]
 
     @property
     def spec(self) -> TemplateSpec:
@@ -107,7 +111,7 @@ class Compiled:
         display_name = shortened(renderer.line(self.task_name, MAX_NAME)) or self.spec.display_name
         parts = renderer.parts(self.prompt)
         keys = rendered_keys(renderer, self.concurrency_keys)
-        return renderer, Rendered(parts, display_name, values, [], keys)
+        return renderer, Rendered(parts, display_name, values, [], keys, rendered_locks(renderer, self.locks))
 
 
 def compile_version(version: TemplateVersion) -> Compiled:
@@ -115,7 +119,7 @@ def compile_version(version: TemplateVersion) -> Compiled:
     spec = version.spec
     steps = tuple(map(compile_step, spec.steps))
     keys = list(map(parse, spec.concurrency_keys))
-    return Compiled(version, parse(spec.prompt), parse(spec.task_name), steps, keys)
+    return Compiled(version, parse(spec.prompt), parse(spec.task_name), steps, keys, compile_locks(spec.locks))
 
 
 def clear_prompts(spec: TemplateSpec) -> None:

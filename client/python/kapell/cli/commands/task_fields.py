@@ -31,6 +31,13 @@ _LIMITS = (
     click.option("--total-timeout", type=DURATION, metavar="DURATION", help="Fail when it has not ended by then."),
 )
 _SHARES = (
+    click.option(
+        "--needs-approval",
+        "approval",
+        is_flag=True,
+        callback=lambda _ctx, _param, value: _policy() if value else None,
+        help="Somebody must approve its start, see `kapell approval`.",
+    ),
     click.option("--fairness-key", metavar="KEY", help="Whose share of the agents it uses: a team, a user, a project."),
     click.option(
         "--concurrency-key",
@@ -40,21 +47,24 @@ _SHARES = (
         callback=lambda _ctx, _param, values: values or None,
         help="What only so many tasks may use at a time, see `kapell limit`; may be repeated.",
     ),
+)
+LOCKS = (
     click.option(
         "--lock",
         "locks",
         multiple=True,
         metavar="PATH",
         callback=lambda _ctx, _param, values: values or None,
-        help="A path it changes, as in web/src; it runs while no other task has it. May be repeated.",
+        help="What nobody else may have while it runs, and all below: repo/src, port/8080. May be repeated.",
     ),
     click.option(
+        "--lock-shared",
         "--read-lock",
         "read_locks",
         multiple=True,
         metavar="PATH",
         callback=lambda _ctx, _param, values: values or None,
-        help="A path it only reads, beside others that do. May be repeated.",
+        help="What others may only read while it runs. May be repeated.",
     ),
 )
 _PARAMETERS = (
@@ -75,6 +85,7 @@ _PARAMETERS = (
     click.option("--max-attempts", type=click.IntRange(1, 100), metavar="N", help="Attempts in all. [default: 3]"),
     *_LIMITS[2:],
     *_SHARES,
+    *LOCKS,
     options.secrets,
 )
 _OF_TEMPLATE = (
@@ -98,6 +109,7 @@ _OF_TEMPLATE = (
     ),
     *_LIMITS[2:],
     *_SHARES,
+    *LOCKS,
     options.secrets,
 )
 
@@ -169,6 +181,13 @@ def fields_given(
         **rest,
     }
     return {key: value for key, value in fields.items() if value is not None}
+
+
+def _policy() -> Any:
+    """Approvals by the defaults."""
+    from kapell.approvals import approval_policy
+
+    return approval_policy()
 
 
 def _prompt(words: tuple[str, ...], file: str | None) -> str:

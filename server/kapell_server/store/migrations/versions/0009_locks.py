@@ -1,4 +1,4 @@
-"""Locks, tickets and sessions"""
+"""Locks, tickets and sessions, and how many locks tasks declare"""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ depends_on = None
 
 
 def upgrade() -> None:
+    with op.batch_alter_table("tasks", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("lock_count", sa.SmallInteger(), nullable=True))
     op.create_table(
         "locks",
         sa.Column(
@@ -33,3 +35,5 @@ def downgrade() -> None:
     with op.batch_alter_table("locks", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_locks_kind_resource_id"))
     op.drop_table("locks")
+    with op.batch_alter_table("tasks", schema=None) as batch_op:
+        batch_op.drop_column("lock_count")
