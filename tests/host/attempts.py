@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Unpack
 
+from kapell._locks.environment import KnownLock
 from kapell.records import UsageFields
 from kapell.rules.redaction import Redactor
 from kapell.v1.artifact_pb2 import Artifact
@@ -30,6 +31,7 @@ class RecordedAttempt:
     artifacts: dict[str, bytes] = field(default_factory=dict)
     refused: dict[str, Exception] = field(default_factory=dict)
     uploads_may_end: asyncio.Event = field(default_factory=asyncio.Event)
+    locks: list[KnownLock] = field(default_factory=list)
     used: list[dict[str, object]] = field(default_factory=list)
     secrets: dict[str, str] = field(default_factory=dict)
     has_ended: bool = False

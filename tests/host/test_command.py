@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from kapell._locks.environment import KnownLock
 from kapell._worker.outcome import TaskFailed
 from kapell._worker.values import to_value
 from kapell.runtimes import placeholders
@@ -116,6 +117,19 @@ async def test_program_finds_its_task_in_the_environment(tmp_path: Path) -> None
     result = await run(tmp_path, spec, a_task("go", {"k": "v"}))
 
     assert result == 'task_one 1 agent_one go got go\n{"k": "v"}'
+
+
+async def test_a_program_is_told_the_locks_of_its_attempt_and_where_to_have_them_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KAPELL_ADDRESS", "127.0.0.1:1")
+    locks = [KnownLock(path="web/src", mode="exclusive", lock_id="lock_1", fencing_token=7)]
+
+    told = await run(tmp_path, sh('echo "$KAPELL_LOCKS $KAPELL_ADDRESS"'), attempt=RecordedAttempt(locks=locks))
+    without = await run(tmp_path, sh('echo "$KAPELL_LOCKS $KAPELL_ADDRESS"'))
+
+    known = '[{"path":"web/src","mode":"exclusive","lock_id":"lock_1","fencing_token":7}]'
+    assert (told, without) == (f"{known} 127.0.0.1:1", "[] ")
 
 
 async def test_program_inherits_only_the_allow_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

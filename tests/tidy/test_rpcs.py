@@ -88,6 +88,16 @@ COMMANDS = {
     "ArtifactService.DeleteArtifact": "artifact delete",
     "EventService.Watch": "event watch",
     "EventService.ListEvents": "event list",
+    "LockService.AcquireLocks": "lock acquire",
+    "LockService.RenewLocks": "lock renew",
+    "LockService.ReleaseLocks": "lock release",
+    "LockService.ForceReleaseLocks": "lock release",
+    "LockService.ListLocks": "lock list",
+    "LockService.CheckFence": "lock guard",
+    "LockService.WatchLocks": "lock list",
+    "LockService.GetLockGraph": "lock graph",
+    "LockService.CancelLockTicket": "lock cancel",
+    "LockService.ListSessions": "lock sessions",
     "QueueService.GetQueueStats": "queue list",
     "QueueService.UpdateQueue": "queue set",
     "QueueService.PauseQueue": "queue pause",
@@ -143,17 +153,13 @@ NO_COMMAND = {
     "ApprovalService.RequestApproval": "for agents, with the token of a lease",
     "ApprovalService.WaitApproval": "for agents; a person watches the task",
     "EventService.GetLogInfo": "resuming is done by the SDK; a person has no use for the bounds of the log",
+    "LockService.GetLockTicket": "`kapell lock waiters` shows all of them, with what they wait for",
+    "LockService.WatchLockTicket": "`kapell lock run --wait` waits by it; a person sees `kapell lock waiters`",
+    "LockService.OpenSession": "a session is renewed by the program that opens it; a shell has `kapell lock run`",
+    "LockService.RenewSession": "as OpenSession",
+    "LockService.CloseSession": "as OpenSession",
     "TaskService.BatchCreateTasks": "for programs; a shell creates tasks one by one",
 }
-# The commands of locks are being made; each of these gets its own.
-NO_COMMAND.update(
-    (f"LockService.{verb}", "LOCK-CLIENT follows")
-    for verb in (
-        *("AcquireLocks", "RenewLocks", "ReleaseLocks", "ForceReleaseLocks", "ListLocks", "CheckFence", "WatchLocks"),
-        *("GetLockGraph", "GetLockTicket", "WatchLockTicket", "CancelLockTicket"),
-        *("OpenSession", "RenewSession", "CloseSession", "ListSessions"),
-    )
-)
 # A worker is a program, so nothing of WorkerService has a command.
 PROGRAMS_ONLY = "WorkerService"
 

@@ -29,9 +29,11 @@ HOSTS = {
     "semver.org",
     "www.apache.org",
     "example.com",
+    # Where the forms of their hooks are told.
+    "code.claude.com",
+    "developers.openai.com",
     # Where prices of models were read.
     "platform.claude.com",
-    "developers.openai.com",
     "ai.google.dev",
     "docs.x.ai",
     "api-docs.deepseek.com",

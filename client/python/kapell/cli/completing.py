@@ -116,6 +116,19 @@ def schedule_items(_ctx: click.Context, incomplete: str) -> list[CompletionItem]
     return _quietly(schedules)
 
 
+def lock_items(_ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+    """The locks whose ids begin with what was typed; their paths as help."""
+
+    async def locks(client: Client) -> list[CompletionItem]:
+        return [
+            CompletionItem(lock.lock_id, help=visible(lock.path[:60]))
+            for lock in (await client.locks.list(page_size=_MOST)).locks
+            if lock.lock_id.startswith(incomplete)
+        ]
+
+    return _quietly(locks)
+
+
 def profile_items(_ctx: click.Context, incomplete: str) -> list[CompletionItem]:
     """The profiles whose names begin with what was typed."""
 

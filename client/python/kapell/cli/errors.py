@@ -48,10 +48,10 @@ class Refusal(Exception):
 
 
 class Done(Exception):
-    """Ends a command with an exit code when all has been said already."""
+    """Ends a command with an exit code when all has been said already: one of ours, or that of a program it ran."""
 
-    def __init__(self, exit: Exit) -> None:
-        super().__init__(exit.name)
+    def __init__(self, exit: int) -> None:
+        super().__init__(str(exit))
         self.exit = exit
 
 
@@ -113,6 +113,12 @@ _REASONS: dict[str, tuple[Exit, str]] = {
     "WEBHOOK_NOT_FOUND": (Exit.NOT_FOUND, "kapell webhook list"),
     "SCHEDULE_NOT_FOUND": (Exit.NOT_FOUND, "kapell schedule list"),
     "SCHEDULE_LIMIT": (Exit.FAILURE, "kapell schedule list"),
+    "LOCK_HELD": (Exit.CONFLICT, "kapell lock list --path {held_path}"),
+    "FENCING_TOKEN_STALE": (Exit.CONFLICT, "kapell lock list --path {path}"),
+    "DEADLOCK": (Exit.CONFLICT, "kapell lock graph"),
+    "LOCK_LOST": (Exit.CONFLICT, "kapell lock list"),
+    "LOCK_TICKET_NOT_FOUND": (Exit.NOT_FOUND, "kapell lock waiters"),
+    "LOCK_LIMIT": (Exit.FAILURE, "kapell lock list"),
     "APPROVAL_NOT_FOUND": (Exit.NOT_FOUND, "kapell approval list"),
     "APPROVAL_ALREADY_DECIDED": (Exit.CONFLICT, "kapell approval show {approval_id}"),
     "APPROVAL_CHANGED": (Exit.CONFLICT, "kapell approval list"),

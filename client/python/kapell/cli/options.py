@@ -275,6 +275,16 @@ def limit_keys(function: _F) -> _F:
     return _ids("keys", "KEY", _complete_limits, True)(function)
 
 
+def lock_paths(function: _F) -> _F:
+    """One or more paths to lock."""
+    return click.argument("paths", nargs=-1, required=True, metavar="PATH...")(function)
+
+
+def lock_ids(function: _F) -> _F:
+    """One or more lock ids; `-` reads them from stdin."""
+    return _ids("lock_ids", "LOCK_ID", complete_locks, True)(function)
+
+
 def secret_names(function: _F) -> _F:
     """One or more names of secrets; `-` reads them from stdin."""
     return _ids("names", "NAME", None, True)(function)
@@ -377,6 +387,12 @@ def _complete_limits(ctx: click.Context, _param: click.Parameter, incomplete: st
     from kapell.cli.completing import limit_items
 
     return limit_items(ctx, incomplete)
+
+
+def complete_locks(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[Any]:
+    from kapell.cli.completing import lock_items
+
+    return lock_items(ctx, incomplete)
 
 
 def _complete_approvals(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[Any]:

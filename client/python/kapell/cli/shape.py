@@ -125,10 +125,22 @@ def _imported(node: Node) -> click.Command:
     return found
 
 
-def command(name: str, help: str, *, examples: str, **kwargs: Any) -> Callable[[_F], Command]:
+class ProgramCommand(Command):
+    """A command with a program behind "--", which it gets as `argv`, a list; empty where there is none."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # click takes the "--" away and joins what stands before and behind it.
+        at = args.index("--") if "--" in args else len(args)
+        ctx.params["argv"] = args[at + 1 :]
+        return super().parse_args(ctx, args[:at])
+
+
+def command(
+    name: str, help: str, *, examples: str, cls: type[Command] = Command, **kwargs: Any
+) -> Callable[[_F], Command]:
     """Declares a command. `examples` are run by the tests; the first line should be worth copying."""
 
     def declare(function: _F) -> Command:
-        return click.command(name, cls=Command, help=help, examples=examples, **kwargs)(function)
+        return click.command(name, cls=cls, help=help, examples=examples, **kwargs)(function)
 
     return declare

@@ -113,6 +113,26 @@ TREE = Node(
                 "delete": Node("Forget the limits of concurrency keys.", "limit:delete"),
             },
         ),
+        "lock": Node(
+            "Locks on paths: who may work where.",
+            examples="""
+                kapell lock list
+                kapell lock run web/src -- make format
+                kapell lock graph
+            """,
+            children={
+                "list": Node("List the locks that are held, by path.", "lock_read:list_"),
+                "waiters": Node("List who waits for locks, in the order of the queue.", "lock_read:waiters"),
+                "graph": Node("Show who waits for whom.", "lock_read:graph"),
+                "run": Node("Hold locks while a command runs.", "lock_run:run"),
+                "acquire": Node("Acquire locks, all or none.", "lock_write:acquire"),
+                "renew": Node("Renew locks.", "lock_write:renew"),
+                "release": Node("Release locks.", "lock_write:release"),
+                "cancel": Node("Leave the queue for locks.", "lock_write:cancel"),
+                "sessions": Node("List the open sessions, the eldest first.", "lock_read:sessions"),
+                "guard": Node("Refuse changes of files whose locks are not held.", "lock_guard:guard"),
+            },
+        ),
         "schedule": Node(
             "Tasks that are made by the clock.",
             examples="""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kapell.cli import states, times
 from kapell.cli.approval_views import matches_text, state_cell
 from kapell.cli.budget_views import alert_state, budget_state, budget_text
+from kapell.cli.lock_views import lock_event, lock_state, session_state, ticket_event, ticket_state
 from kapell.cli.output import View, as_data
 from kapell.cli.queue_views import limit_max, limit_text, queue_event, queue_state
 from kapell.cli.states import Look
@@ -340,6 +341,9 @@ _OTHERS: dict[str, tuple[Callable[[Any], str], Callable[[Any], Cell], Callable[[
     ),
     "queue": (lambda queue: queue.agent_type, queue_state, queue_event),
     "schedule": (lambda schedule: schedule.schedule_id, _schedule_state, _schedule_text),
+    "lock": (lambda lock: lock.lock_id, lock_state, lock_event),
+    "ticket": (lambda ticket: ticket.ticket_id, ticket_state, ticket_event),
+    "session": (lambda session: session.session_id, session_state, lambda session: session.display_name),
     "approval": (lambda approval: approval.approval_id, state_cell, lambda approval: approval.title),
     "approval_rule": (lambda rule: rule.rule_id, lambda rule: Cell("rule"), matches_text),
     "budget": (lambda budget: budget.budget_id, budget_state, budget_text),

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from kapell._locks.environment import VARIABLE, dump
 from kapell._worker.outcome import TaskFailed
 from kapell.runtimes import placeholders
 from kapell.runtimes._program import Launch
@@ -42,6 +43,7 @@ def prepare(spec: CommandRuntime, task: Task, attempt: Attempt, *, agent_id: str
     input_file, result_file, artifacts = directory / "input.json", directory / "result", directory / "artifacts"
     environment = {
         **inherited(os.environ),
+        **_guarded(attempt),
         **extra,
         **{name: text for name, text in attempt.secrets.items() if _is_variable(name, spec)},
         "KAPELL_SECRETS_DIR": str(directory / "secrets"),
@@ -51,6 +53,7 @@ def prepare(spec: CommandRuntime, task: Task, attempt: Attempt, *, agent_id: str
         "KAPELL_INPUT_FILE": str(input_file),
         "KAPELL_RESULT_FILE": str(result_file),
         "KAPELL_ARTIFACTS_DIR": str(artifacts),
+        VARIABLE: dump(attempt.locks),
         **_prompt(task, attempt),
     }
     try:
@@ -111,6 +114,12 @@ def _check_arguments(entries: list[str]) -> None:
                 "put {prompt} or {input} into stdin instead, or read KAPELL_INPUT_FILE",
                 retryable=False,
             )
+
+
+def _guarded(attempt: Attempt) -> dict[str, str]:
+    """Where `kapell lock guard` asks whether locks are in force, for a program that has some. Never a token."""
+    address = os.environ.get("KAPELL_ADDRESS")
+    return {"KAPELL_ADDRESS": address} if attempt.locks and address else {}
 
 
 def _check_secrets(values: Mapping[str, str], spec: CommandRuntime) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, Unpack
 
+from kapell._locks.environment import KnownLock
 from kapell.records import UsageFields
 from kapell.rules.redaction import Redactor
 from kapell.v1.artifact_pb2 import Artifact
@@ -23,6 +24,11 @@ class Attempt(Protocol):
     @property
     def attempt(self) -> int:
         """The number of the attempt, from 1."""
+        ...
+
+    @property
+    def locks(self) -> list[KnownLock]:
+        """The locks that the task declares and the attempt has, as a program is to be told."""
         ...
 
     @property
