@@ -24,7 +24,7 @@ MOST_COUNTED = 100
 class Picture:
     """What the server looked like at one moment. `unserved` counts waiting tasks of types no agent takes.
 
-    `stopped` are queues that are paused or draining.
+    `stopped` are queues that are paused or draining; `approvals` that wait and `alerts` that fire are counted.
     """
 
     info: GetServerInfoResponse
@@ -35,6 +35,8 @@ class Picture:
     failed_lately: int
     unserved: dict[str, int]
     profiles: list[AgentProfile]
+    approvals: int = 0
+    alerts: int = 0
     stopped: list[QueueStats] = field(default_factory=list)
 
     def as_data(self) -> dict[str, Any]:
@@ -59,7 +61,12 @@ class Wait:
 
 def waits_for_you(picture: Picture) -> list[Wait]:
     """What a person should look at, the most urgent first."""
-    found = [_stopped(entry) for entry in picture.stopped]
+    found = []
+    if asked := picture.approvals:
+        found.append(Wait(f"{many(asked, 'approval')} to decide", "kapell approval list"))
+    if firing := picture.alerts:
+        found.append(Wait(f"{many(firing, 'alert')} firing", "kapell alert list"))
+    found += [_stopped(entry) for entry in picture.stopped]
     found += [
         Wait(
             f"{many(count, 'task')} of type {agent_type!r}: no agent serves it",
@@ -77,6 +84,10 @@ def waits_for_you(picture: Picture) -> list[Wait]:
 def headline(picture: Picture) -> str:
     """All that waits for a person, in one line."""
     parts = []
+    if asked := picture.approvals:
+        parts.append(many(asked, "approval"))
+    if firing := picture.alerts:
+        parts.append(many(firing, "alert"))
     if unserved := sum(picture.unserved.values()):
         parts.append(f"{many(unserved, 'task')} without an agent")
     for word in ("paused", "draining"):

@@ -52,7 +52,7 @@ def status(app: App) -> None:
 async def _look(client: Client, address: str) -> Picture:
     import asyncio
 
-    (info, counts, agents, profiles, queues), (running, failed, waiting) = await asyncio.gather(
+    (info, counts, agents, profiles, queues), (running, failed, waiting, approvals, alerts) = await asyncio.gather(
         asyncio.gather(
             client.admin.server_info(),
             client.tasks.count(),
@@ -64,6 +64,8 @@ async def _look(client: Client, address: str) -> Picture:
             client.tasks.list(states=["running", "cancelling"], page_size=_MOST_TASKS + 1),
             client.tasks.list(states=["failed"], page_size=MOST_COUNTED, created_after=_an_hour_ago()),
             client.tasks.list(states=["queued"], page_size=200),
+            client.approvals.list(page_size=MOST_COUNTED),
+            client.alerts.list(states=["firing"], page_size=MOST_COUNTED),
         ),
     )
     by_state = {entry.state: entry.count for entry in counts.counts}
@@ -79,6 +81,8 @@ async def _look(client: Client, address: str) -> Picture:
         unserved=_unserved(waiting.tasks, agents.agents),
         profiles=list(profiles.profiles),
         stopped=_stopped(queues.queues),
+        approvals=len(approvals.approvals),
+        alerts=len(alerts.alerts),
     )
 
 
