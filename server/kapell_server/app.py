@@ -26,6 +26,7 @@ from kapell_server.engine.engine import Engine
 from kapell_server.engine.retention import Retention
 from kapell_server.rpc.admin import AdminServicer, ServerFacts
 from kapell_server.rpc.agents import AgentServicer
+from kapell_server.rpc.approvals import ApprovalServicer
 from kapell_server.rpc.artifacts import ArtifactServicer
 from kapell_server.rpc.auth import Authenticator
 from kapell_server.rpc.calls import OpenCalls
@@ -45,7 +46,9 @@ from kapell_server.rpc.tasks import TaskServicer
 from kapell_server.rpc.templates import TemplateServicer
 from kapell_server.rpc.tls import Tls, TlsFiles, TlsUnusableError
 from kapell_server.rpc.tokens import AuditServicer, TokenServicer, keep_uses, write_uses
+from kapell_server.rpc.usage import PriceServicer, UsageServicer
 from kapell_server.rpc.workers import WorkerServicer
+from kapell_server.shipped_prices import shipped_prices
 from kapell_server.shipped_templates import install_templates
 from kapell_server.spawner.spawner import Spawner
 from kapell_server.store.artifacts import ArtifactStore
@@ -118,7 +121,7 @@ class App:
         calls = OpenCalls()
         authenticator = self._authenticator(keyring)
         pipeline = self._pipeline(authenticator, calls)
-        self.rpc = rpc = RpcServer(pipeline, calls)
+        self.rpc = rpc = RpcServer(pipeline, calls, calls_of_connection=config.max_calls_of_connection)
         undo.push_async_callback(rpc.stop, STOP_GRACE)
         self._bind(rpc)
 
@@ -133,6 +136,7 @@ class App:
             clock=clock,
             settings=_settings(config),
             supervisor=self.supervisor,
+            prices=shipped_prices(),
             vault=self.vault,
         )
         await engine.start()
@@ -295,7 +299,10 @@ class App:
             "WorkerService": WorkerServicer(
                 engine, logs=logs, directives=Directives(engine.ring, reads, self.supervisor)
             ),
+            "UsageService": UsageServicer(engine, reads, watches=watches, clock=SystemClock()),
+            "PriceService": PriceServicer(engine),
             "ArtifactService": ArtifactServicer(engine, reads, artifacts),
+            "ApprovalService": ApprovalServicer(engine, reads, watches=watches),
             "EventService": EventServicer(reads, watches=watches),
             "AuditService": AuditServicer(reads),
             "AdminService": AdminServicer(engine, watches=watches, facts=facts),

@@ -50,6 +50,7 @@ class Config:
     max_polls_of_one: int
     max_calls_at_once: int
     max_calls_a_second: int
+    max_calls_of_connection: int
     max_failed_logins: int
     max_agents: int
     lease_duration: float
@@ -344,6 +345,12 @@ SETTINGS: tuple[Setting, ...] = (
         default=10_000,
         read=_count,
         help="how many calls a second one user or agent may make (default 10000)",
+    ),
+    Setting(
+        key="max_calls_of_connection",
+        default=5_000,
+        read=_count,
+        help="how many calls, watches among them, one connection may have open; more wait in the client (default 5000)",
     ),
     Setting(
         key="max_failed_logins",

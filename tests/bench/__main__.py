@@ -19,6 +19,7 @@ import uvloop
 from tests.bench import (
     creating,
     flooding,
+    ledger,
     locks_dispatch,
     parking,
     queueing,
@@ -43,6 +44,7 @@ MODULES = (
     reading,
     retaining,
     templating,
+    ledger,
     flooding,
     starting,
 )

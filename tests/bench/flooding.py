@@ -20,7 +20,7 @@ from tests.bench.result import Row
 from tests.bench.suite import Setting, benchmark
 
 TOKENS = "/kapell.v1.TokenService/"
-FLOOD = 2_000
+FLOOD = 1_000
 """Calls that the flood keeps open, on connections of its own."""
 ROUNDS = 100
 _WARM_UP = 0.5
@@ -28,10 +28,10 @@ _WARM_UP = 0.5
 
 @benchmark("flood")
 async def beside_a_flood(setting: Setting) -> Sequence[Row]:
-    """CreateTask, one in flight, of a user beside another user who keeps 2,000 open; and of refused logins."""
+    """CreateTask, one in flight, of a user beside another who keeps 1,000 open on a connection that may have 64."""
     quiet: dict[str, list[float]] = {"p50": [], "p99": []}
     found: dict[tuple[str, str], list[float]] = {}
-    with kapell(setting.directory) as server:
+    with kapell(setting.directory, "--max-calls-of-connection", "64") as server:
         flooder, other = await _token(server, "flooder"), await _token(server, "other")
         async with RawClient(server.address, other) as client:
             call = client.unary(messages.TASKS + "CreateTask")
@@ -58,7 +58,7 @@ async def beside_a_flood(setting: Setting) -> Sequence[Row]:
 @contextmanager
 def _flood(address: str, token: str) -> Iterator[None]:
     """Calls in flight from another process, from the time it says so until it is ended."""
-    command = [sys.executable, "-m", "tests.bench.flooding", address, token]
+    command = [sys.executable, "-m", "tests.bench.flooding", address, token, str(FLOOD)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
@@ -68,7 +68,7 @@ def _flood(address: str, token: str) -> Iterator[None]:
             process.kill()
 
 
-async def _pour(address: str, token: str) -> None:
+async def _pour(address: str, token: str, width: str) -> None:
     """Keeps calls open for ever. What becomes of them is no matter."""
     request = messages.create()
     async with RawClient(address, token) as client:
@@ -79,7 +79,7 @@ async def _pour(address: str, token: str) -> None:
                 with suppress(grpc.aio.AioRpcError):
                     await call(request)
 
-        pouring = [asyncio.create_task(repeat()) for _ in range(FLOOD)]
+        pouring = [asyncio.create_task(repeat()) for _ in range(int(width))]
         await asyncio.sleep(_WARM_UP)
         print("pouring", flush=True)
         await asyncio.gather(*pouring)

@@ -8,13 +8,17 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from kapell import Client, errors
+from kapell.approvals import approval_policy
 from kapell.connection import STREAMING_METHODS
+from kapell.records import usage_record
 from kapell.tasks import task_spec
-from kapell.v1 import agent_pb2, task_pb2, template_pb2
+from kapell.v1 import agent_pb2, approval_pb2, task_pb2, template_pb2
 
 from tests.clients.every_method import Recorder, methods, recording
 
 _SPEC = agent_pb2.AgentSpec(agent_types=["a"], command=agent_pb2.CommandRuntime(argv=["true"]))
+_APPROVAL = approval_pb2.Approval(approval_id="approval_1", content_hash="0" * 64)
+_RULE = approval_pb2.ApprovalRuleSpec(effect=approval_pb2.RULE_EFFECT_APPROVE, tool="bash")
 _TEMPLATE = template_pb2.TemplateSpec(agent_type="a", prompt="Hello")
 
 VERBS: dict[str, Callable[[Client], Awaitable[object]]] = {
@@ -97,6 +101,30 @@ VERBS: dict[str, Callable[[Client], Awaitable[object]]] = {
     "ResumeSchedule": lambda c: c.schedules.resume("schedule_1"),
     "TriggerSchedule": lambda c: c.schedules.trigger("schedule_1", overlap_policy="allow"),
     "PreviewSchedule": lambda c: c.schedules.preview(cron="@daily", count=3),
+    "RecordUsage": lambda c: c.usage.record([usage_record(model="gpt-5", input_tokens=3)]),
+    "QueryUsage": lambda c: c.usage.query(by=["model"], bucket="day", time_zone="UTC", unpriced=True),
+    "ListUsageRecords": lambda c: c.usage.list(models=["gpt-5"], include_raw=True),
+    "WatchUsage": lambda c: c.usage.watch(task_ids=["task_1"]).ready(),
+    "RepriceUsage": lambda c: c.usage.reprice(preview=True, labels={"a": "b"}),
+    "EstimateCost": lambda c: c.usage.estimate(model="gpt-5", runs=3),
+    "ListPrices": lambda c: c.prices.list(provider="openai", include_past=True),
+    "GetPrice": lambda c: c.prices.get("gpt-5"),
+    "SetPrice": lambda c: c.prices.set("acme", "m", input="0.1", output=2, cache_read=0.05, units={"searches": "0.01"}),
+    "DeletePrice": lambda c: c.prices.delete("price_1"),
+    "ApproveTask": lambda c: c.tasks.approve("task_1", comment="go on", parameters={"a": "b"}),
+    "RequestApproval": lambda c: c.approvals.request("token", "Run make", policy=approval_policy(quorum=2)),
+    "GetApproval": lambda c: c.approvals.get("approval_1"),
+    "ListApprovals": lambda c: c.approvals.list(states=["pending"], kinds=["task_start"], min_risk="high"),
+    "DecideApproval": lambda c: c.approvals.decide(_APPROVAL, "deny", comment="no"),
+    "BatchDecideApprovals": lambda c: c.approvals.decide_all([_APPROVAL], "approve"),
+    "CancelApproval": lambda c: c.approvals.cancel("approval_1", reason="enough"),
+    "WaitApproval": lambda c: c.approvals.wait("approval_1", timeout=0),
+    "WatchApprovals": lambda c: c.approvals.watch(task_ids=["task_1"]).ready(),
+    "ListApprovalAudit": lambda c: c.approvals.audit(approval_id="approval_1"),
+    "CreateApprovalRule": lambda c: c.approvals.create_rule(_RULE),
+    "ListApprovalRules": lambda c: c.approvals.list_rules(page_size=7),
+    "DeleteApprovalRule": lambda c: c.approvals.delete_rule("rule_1"),
+    "PreviewApprovalRule": lambda c: c.approvals.preview_rule(_RULE),
     "WatchTasks": lambda c: c.tasks.watch(states=["queued"]).ready(),
 }
 

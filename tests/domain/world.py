@@ -15,6 +15,7 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from kapell.v1.agent_pb2 import Agent, AgentSpec, CommandRuntime, SpawnAgentRequest
+from kapell.v1.approval_pb2 import Approval, ApprovalAuditEntry, ApprovalContent
 from kapell.v1.queue_pb2 import (
     ConcurrencyLimit,
     DrainQueueRequest,
@@ -38,6 +39,7 @@ from kapell.v1.task_pb2 import (
     TaskSpec,
 )
 from kapell.v1.template_pb2 import Template, TemplateVersion
+from kapell.v1.usage_pb2 import UsageUpdate
 from kapell.v1.watch_pb2 import EventKind
 from kapell.v1.worker_pb2 import (
     CompleteTaskRequest,
@@ -61,9 +63,13 @@ from kapell_server.domain.tasks.bulk_job import BulkJob
 from kapell_server.domain.tasks.edges import Edge, EdgeKey
 from kapell_server.domain.times import SECOND, timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL
+from kapell_server.domain.usage.entry import Dims, Entry, Series, Total
 from kapell_server.domain.workers import agent
 from kapell_server.engine.commands import DECIDERS, QUESTIONS, look
 from kapell_server.engine.facts import SpawnCommand
+from kapell_server.shipped_prices import shipped_prices
+
+from tests.domain.usage_rows import UsageRows
 
 USER = user("admin")
 START_NS = 1_800_000_000 * SECOND
@@ -88,6 +94,10 @@ class Rows:
         self.schedule_tasks: dict[str, TaskSpec] = {}
         self.schedule_runs: dict[str, str] = {}
         self.event_times: list[int] = []
+        self.usage = UsageRows()
+        self.approvals: dict[str, Approval] = {}
+        self.approval_contents: dict[str, ApprovalContent] = {}
+        self.approval_audit: dict[int, ApprovalAuditEntry] = {}
 
     def load_tasks(self, task_ids: Iterable[str]) -> list[Task]:
         return [self.tasks[task_id] for task_id in task_ids if task_id in self.tasks]
@@ -116,6 +126,28 @@ class Rows:
     def newest_event_before(self, time_ns: int) -> int:
         return sum(time < time_ns for time in self.event_times)
 
+    def load_usage_versions(self, record_ids: Iterable[str]) -> list[Entry]:
+        return self.usage.versions(record_ids)
+
+    def load_usage_series(self, names: Iterable[str]) -> dict[str, Series]:
+        return {name: self.usage.series[name] for name in names if name in self.usage.series}
+
+    def load_usage_key(self, dims: Dims) -> int | None:
+        return self.usage.keys.get(dims)
+
+    def load_usage_totals(self, usage_ids: Iterable[str]) -> dict[str, Total]:
+        return {usage_id: self.usage.totals[usage_id] for usage_id in usage_ids if usage_id in self.usage.totals}
+
+    def load_approval(self, approval_id: str) -> Approval | None:
+        return self.approvals.get(approval_id)
+
+    def load_named_approval(self, task_id: str, request_key: str) -> Approval | None:
+        found = [a for a in self.approvals.values() if (a.task_id, a.request_key) == (task_id, request_key)]
+        return max(found, key=lambda one: one.approval_id, default=None)
+
+    def load_approval_content(self, approval_id: str) -> ApprovalContent:
+        return self.approval_contents.get(approval_id, ApprovalContent())
+
     def count_live_tasks_of(self, template_id: str) -> int:
         return sum(t.template_id == template_id and t.state not in TASK_FINAL for t in self.tasks.values())
 
@@ -130,6 +162,7 @@ class World:
     def __init__(self, **settings: Any) -> None:
         self.keyring = Keyring(b"k" * 32, admin_token="admin")
         self.state = State(settings=Settings(**settings), keyring=self.keyring, random=Random(7), log_id="log_world")
+        self.state.usage.prices.ship(shipped_prices())
         self.rows = Rows()
         self.now_ns = START_NS
         self.events: list[str] = []
@@ -172,6 +205,7 @@ class World:
 
     def _commit(self) -> None:
         rows, pending = self.rows, self.state.pending
+        rows.usage.commit(pending.usage)
         for change in pending.changes:
             resource = change.resource
             table, key = self._place(resource)
@@ -189,6 +223,9 @@ class World:
         rows.schedule_runs.update(pending.schedule_runs)
         rows.schedule_runs = {run: schedule for run, schedule in rows.schedule_runs.items() if schedule}
         rows.contents.update(pending.contents)
+        rows.approval_contents.update(pending.approval_contents)
+        assert not rows.approval_audit.keys() & pending.approval_audit.keys(), "the audit is only added to"
+        rows.approval_audit.update(pending.approval_audit)
         for key in pending.dropped_edges:
             del rows.edges[key]
         assert not rows.edges.keys() & pending.new_edges.keys(), "an edge is inserted once"
@@ -209,6 +246,10 @@ class World:
                 return self.rows.agents, resource.agent_id
             case Template():
                 return self.rows.templates, resource.template_id
+            case UsageUpdate():
+                return self.rows.usage.told, resource.usage_id
+            case Approval():
+                return self.rows.approvals, resource.approval_id
             case _:
                 return self.rows.standing, (KINDS[type(resource)].name, standing_id(resource))
 
@@ -260,8 +301,13 @@ class World:
             list(state.edges.stirred),
             {key: found.SerializeToString() for key, found in self.rows.standing.items()},
             self._picture_of_queues(),
+            self.rows.usage.picture(state),
             len(state.polls),
             list(self.events),
+            {key: found.SerializeToString() for key, found in self.rows.approvals.items()},
+            [found.SerializeToString() for found in state.approvals.pending()],
+            {task_id: list(ids) for task_id, ids in state.approvals._of_task.items()},
+            sorted(self.rows.approval_audit),
         )
 
     def _picture_of_queues(self) -> object:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Unpack
 
+from kapell.records import UsageFields
 from kapell.rules.redaction import Redactor
 from kapell.v1.artifact_pb2 import Artifact
 from kapell.v1.common_pb2 import LOG_STREAM_STDERR, LOG_STREAM_STDOUT, LOG_STREAM_SYSTEM, LogStream
@@ -27,6 +30,7 @@ class RecordedAttempt:
     artifacts: dict[str, bytes] = field(default_factory=dict)
     refused: dict[str, Exception] = field(default_factory=dict)
     uploads_may_end: asyncio.Event = field(default_factory=asyncio.Event)
+    used: list[dict[str, object]] = field(default_factory=list)
     secrets: dict[str, str] = field(default_factory=dict)
     has_ended: bool = False
     logged: int = 0
@@ -47,6 +51,12 @@ class RecordedAttempt:
     def progress(self, fraction: float | None, step: str = "", message: str = "") -> None:
         self.progress_seen.append((fraction, step, message))
         self._changed.set()
+
+    def usage(self, **fields: Unpack[UsageFields]) -> None:
+        self.used.append(dict(fields))
+
+    def usage_from(self, response: Mapping[str, object], *, record_id: str = "", series: str = "") -> None:
+        self.used.append(dict(response))
 
     def program_ended(self) -> None:
         self.has_ended = True

@@ -338,3 +338,27 @@ async def test_program_runs_in_a_session_of_its_own(tmp_path: Path) -> None:
     spec = CommandRuntime(argv=[sys.executable, "-c", "import os; print(os.getsid(0) == os.getpid())"])
 
     assert await run(tmp_path, spec) == "True"
+
+
+async def test_usage_in_the_result_is_reported(tmp_path: Path) -> None:
+    attempt = RecordedAttempt()
+    own = {"record_id": "r1", "model": "gpt-5", "input_tokens": 12, "output_tokens": 3}
+    theirs = {"id": "msg_1", "type": "message", "usage": {"input_tokens": 1, "output_tokens": 2}}
+    result = {"answer": 42, "kapell_usage": [own, theirs, "no object", {"output_tokens": 1, "colour": "red"}]}
+
+    found = await run(tmp_path, sh(f"echo '{json.dumps(result)}'", result_format=RESULT_FORMAT_JSON), attempt=attempt)
+
+    assert found == result
+    assert attempt.used == [own, theirs]
+    remarks = [text for stream, text in attempt.lines if text.startswith("kapell_usage")]
+    assert len(remarks) == 2
+    assert "'colour' is not known" in remarks[1]
+
+
+async def test_the_result_of_claude_code_tells_of_its_models(tmp_path: Path) -> None:
+    attempt = RecordedAttempt()
+    result = {"type": "result", "session_id": "s1", "modelUsage": {"claude-haiku-4-5": {"inputTokens": 3}}}
+
+    await run(tmp_path, sh(f"echo '{json.dumps(result)}'", result_format=RESULT_FORMAT_JSON), attempt=attempt)
+
+    assert attempt.used == [result]

@@ -20,6 +20,7 @@ from kapell.v1.task_pb2 import (
 )
 
 from tests.rpc import rpc_dependencies
+from tests.rpc.rpc_approvals import APPROVALS
 from tests.rpc.rpc_artifacts import ARTIFACTS
 from tests.rpc.rpc_bulk import BULK
 from tests.rpc.rpc_cases import (
@@ -55,6 +56,7 @@ from tests.rpc.rpc_schedules import SCHEDULES
 from tests.rpc.rpc_secrets import SECRET_NOT_FOUND, SECRETS
 from tests.rpc.rpc_templates import OF_CREATE_TASK, TEMPLATES
 from tests.rpc.rpc_tokens import TOKENS
+from tests.rpc.rpc_usage import REPORT_USAGE, USAGE
 from tests.rpc.scene import Ask
 
 TASKS: dict[str, Case] = {
@@ -275,6 +277,7 @@ AGENTS: dict[str, Case] = {
 }
 
 WORKERS: dict[str, Case] = {
+    "ReportUsage": REPORT_USAGE,
     "RegisterWorker": Case(
         works=lambda scene: Ask(
             worker_pb2.RegisterWorkerRequest(instance_key=scene.name("instance-"), agent_types=["idle"])
@@ -417,11 +420,13 @@ CASES: dict[str, Case] = {
     **QUEUES,
     **TEMPLATES,
     **SCHEDULES,
+    **USAGE,
     **LOCKS,
     **SECRETS,
     **AGENTS,
     **WORKERS,
     **ARTIFACTS,
+    **APPROVALS,
     **EVENTS_AND_ADMIN,
     **TOKENS,
 }
@@ -430,11 +435,14 @@ CASES: dict[str, Case] = {
 NEVER_REFUSED = {
     "CountTasks": "counts what there is",
     "GetQueueStats": "counts what there is",
+    "RotateSecretKey": "there is always a key",
     "PauseQueue": "every type has a queue, and pausing a paused one changes nothing",
     "ResumeQueue": "as PauseQueue",
     "DrainQueue": "as PauseQueue",
     "ValidateTemplate": "what is wrong is its answer",
     "ListAgentProfiles": "lists the configuration",
+    "RecordUsage": "every record has an outcome of its own",
+    "RepriceUsage": "costs what there is",
     "BatchCompleteTasks": "every attempt has an outcome of its own",
     "GetLogInfo": "takes nothing",
     "GetServerInfo": "takes nothing",

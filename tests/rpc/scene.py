@@ -18,8 +18,12 @@ from kapell.v1.common_pb2 import LIST_ORDER_OLDEST_FIRST
 from kapell.v1.event_pb2 import Event
 from kapell.v1.watch_pb2 import (
     ACTOR_KIND_USER,
+    EVENT_KIND_APPROVAL_RULE_CREATED,
+    EVENT_KIND_APPROVAL_RULE_DELETED,
     EVENT_KIND_LIMIT_DELETED,
     EVENT_KIND_LIMIT_UPDATED,
+    EVENT_KIND_PRICE_DELETED,
+    EVENT_KIND_PRICE_SET,
     EVENT_KIND_QUEUE_UPDATED,
     EVENT_KIND_SECRET_DELETED,
     EVENT_KIND_SECRET_UPDATED,
@@ -144,6 +148,8 @@ class Scene:
                 wanted.task_ids.append(resource_id)
             case "agent":
                 wanted.agent_ids.append(resource_id)
+            case "approval":
+                wanted.approval_ids.append(resource_id)
             case "schedule":
                 wanted.schedule_ids.append(resource_id)
             case _:
@@ -224,6 +230,8 @@ _KINDS = {
     "locks": [kind for name, kind in EventKind.items() if name.startswith(_OF_LOCKS)],
     "queue": [EVENT_KIND_QUEUE_UPDATED],
     "limit": [EVENT_KIND_LIMIT_UPDATED, EVENT_KIND_LIMIT_DELETED],
+    "price": [EVENT_KIND_PRICE_SET, EVENT_KIND_PRICE_DELETED],
+    "rule": [EVENT_KIND_APPROVAL_RULE_CREATED, EVENT_KIND_APPROVAL_RULE_DELETED],
     "secret": [EVENT_KIND_SECRET_UPDATED, EVENT_KIND_SECRET_DELETED],
     "token": [EVENT_KIND_TOKEN_CREATED, EVENT_KIND_TOKEN_REVOKED],
 }
@@ -231,8 +239,8 @@ _KINDS = {
 
 def _names(event: Event, name: str) -> bool:
     of_locks = (event.lock.lock_id, event.ticket.ticket_id, event.session.session_id)
-    others = (event.queue.agent_type, event.limit.key, event.secret.name, event.token.token_id)
-    return name in (*others, *of_locks)
+    small = (event.queue.agent_type, event.limit.key, event.price.price_id, event.approval_rule.rule_id)
+    return name in (*small, *of_locks, event.secret.name, event.token.token_id)
 
 
 def unpack(error: Any) -> Refusal:

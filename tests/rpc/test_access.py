@@ -42,8 +42,16 @@ FENCED = [name for name, method in METHODS.items() if method.agent_access == AGE
 # What a foreign agent is answered where its request is of itself rather than of what it names.
 OF_WHOEVER_ASKS = {
     "RegisterWorker": {"TOKEN_INVALID"},
+    "GetApproval": {"NOT_OWNER"},
+    "WaitApproval": {"NOT_OWNER"},
     "BatchCompleteTasks": set(),  # every attempt has an outcome of its own: LEASE_LOST
+    **{
+        name: {"NOT_OWNER"}
+        for name in ("RenewLocks", "ReleaseLocks", "CancelLockTicket", "RenewSession", "CloseSession")
+    },
 }
+MAKES_ITS_OWN = {"AcquireLocks", "OpenSession"}
+"""What an agent makes by these is its own from the start."""
 NAMES_ITS_CALLER = {"GetCaller", "GetServerInfo", "CreateArtifact", "UploadArtifact", "CompleteArtifact"}
 """Rpcs whose answer, or whose need of a scope, depends on who calls."""
 FOREIGN = {"NOT_OWNER", "LEASE_LOST"}
@@ -123,7 +131,8 @@ def test_what_agents_change_is_proven_by_a_lease_or_their_name(name: str) -> Non
     """`task_id` and `artifact_id` are looked at as something to read."""
     descriptor = METHODS[name].request.DESCRIPTOR
     if "request_id" in descriptor.fields_by_name:
-        assert carries_proof(descriptor) or "agent_id" in descriptor.fields_by_name, f"{name} changes what it may read"
+        proven = carries_proof(descriptor) or "agent_id" in descriptor.fields_by_name or name in BY_RULE
+        assert proven, f"{name} changes what it may read"
 
 
 @every_rpc
@@ -181,6 +190,11 @@ def test_an_agent_is_kept_to_its_own(scene: Scene, tokens: Tokens, name: str) ->
     elif name == "BatchCompleteTasks":
         answer = scene.call(name, ask, token=tokens.agent.token)
         assert all(outcome.lease_lost for outcome in answer.outcomes)
+    elif name in MAKES_ITS_OWN:
+        made = scene.call(name, ask, token=tokens.agent.token)
+        actor = made.session.actor if name == "OpenSession" else made.locks[0].owner.actor
+        assert actor.id == tokens.agent.agent_id
+        return
     else:
         found = scene.refusal(name, ask, token=tokens.agent.token)
         if method.scope not in AGENT_SCOPES:

@@ -20,7 +20,7 @@ from kapell.v1 import task_pb2, worker_pb2
 from kapell.v1.common_pb2 import SCOPE_READ, SCOPE_WORKER, Scope
 from kapell_server.rpc.methods import Method
 
-from tests.rpc import rpc_locks, rpc_queues, rpc_schedules, rpc_secrets, rpc_tokens
+from tests.rpc import rpc_approvals, rpc_locks, rpc_queues, rpc_schedules, rpc_secrets, rpc_tokens, rpc_usage
 from tests.rpc.rpc_table import CASES, NEVER_REFUSED, SHORT_STREAMS
 from tests.rpc.scene import METHODS, Ask, Scene
 from tests.support.server_process import ServerProcess
@@ -34,8 +34,8 @@ LONG_POLLS = [name for name in LASTING if not METHODS[name].streams]
 REFUSALS = [(name, reason) for name, case in CASES.items() for reason in case.refused]
 # Artifacts are no events; that a repeat makes one artifact only is shown by tests/store/test_artifacts.py. Nor is
 # the beginning of the log, which tests/engine/test_compaction.py moves, or a key, of which tests/domain/test_secrets.py
-# tells.
-WITHOUT_EVENTS = {"CompactEvents", "CreateArtifact", "DeleteArtifact", "RotateSecretKey"}
+# tells; of usage only totals are, now and then.
+WITHOUT_EVENTS = {"CompactEvents", "CreateArtifact", "DeleteArtifact", "RotateSecretKey", "RecordUsage", "RepriceUsage"}
 MALFORMED = [name for name, case in CASES.items() if case.malformed is not None]
 
 every_rpc = pytest.mark.parametrize("name", METHODS)
@@ -182,7 +182,7 @@ def _changes_by(scene: Scene, ask: Ask, after: int) -> list[Any]:
     """Events since the revision, of whatever resource the request names; new ones where it names none."""
     ids = [
         str(getattr(ask.request, field))
-        for field in ("task_id", "agent_id", "template_id", "schedule_id")
+        for field in ("task_id", "agent_id", "template_id", "schedule_id", "approval_id")
         if field in ask.request.DESCRIPTOR.fields_by_name and getattr(ask.request, field)
     ]
     parts = (rpc_queues, rpc_secrets, rpc_tokens)
@@ -230,9 +230,9 @@ def _subject(answer: Any | None, ask: Ask) -> str:
         if rpc_locks.is_one(message):
             return rpc_locks.subject_of(answer, ask.request)
     if hasattr(ask.request, "filter"):
-        return str(ask.request.filter.task_ids[0])
+        return str(ask.request.filter.task_ids[0]) if ask.request.filter.task_ids else ""
     for message in (answer, ask.request):
-        for part in (rpc_queues, rpc_secrets, rpc_schedules, rpc_tokens):
+        for part in (rpc_queues, rpc_secrets, rpc_schedules, rpc_approvals, rpc_tokens, rpc_usage):
             if subject := part.subject_of(message):
                 return subject
     for message in (answer, ask.request):
@@ -259,7 +259,7 @@ def _comparable(answer: Any) -> Any:
 
 
 def _alter(request: Any) -> None:
-    if any(part.alter(request) for part in (rpc_queues, rpc_locks, rpc_secrets, rpc_tokens)):
+    if any(part.alter(request) for part in (rpc_queues, rpc_locks, rpc_secrets, rpc_approvals, rpc_tokens, rpc_usage)):
         return
     if hasattr(request, "tasks"):
         request.tasks[0].prompt = "another"

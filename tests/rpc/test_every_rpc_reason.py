@@ -62,6 +62,8 @@ ELSEWHERE = {
     "RATE_LIMITED": "tests/rpc/test_limits.py",
     "TOKEN_LIMIT": "tests/domain/test_tokens.py",  # a thousand of them
     "SCHEDULE_LIMIT": "tests/domain/test_schedules.py",  # ten thousand of them
+    "PRICE_LIMIT": "tests/domain/test_prices.py",  # two thousand of them
+    "USAGE_CONFLICT": "tests/domain/test_usage_ledger.py",  # an outcome of one record
     "LOCK_LIMIT": "tests/domain/test_locks.py",  # a hundred thousand of them
     "SECRET_LIMIT": "tests/domain/test_secrets.py",  # a thousand of them
 }

@@ -10,14 +10,17 @@ import copy
 from collections.abc import Collection
 
 from kapell.v1.agent_pb2 import Agent
+from kapell.v1.approval_pb2 import Approval, ApprovalRule
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse
 from kapell.v1.lock_pb2 import Lock, LockSession, LockTicket
+from kapell.v1.price_pb2 import Price
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
 from kapell.v1.secret_pb2 import Secret
 from kapell.v1.task_pb2 import Task
 from kapell.v1.template_pb2 import Template
 from kapell.v1.token_pb2 import Token
+from kapell.v1.usage_pb2 import UsageUpdate
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT, EVENT_KIND_TASK_DELETED, EventKind
 from kapell_server.domain.pending import Resource
 from kapell_server.store.record import Record
@@ -76,6 +79,10 @@ class MemoryLog:
             "queue": Queue,
             "limit": ConcurrencyLimit,
             "schedule": Schedule,
+            "price": Price,
+            "usage": UsageUpdate,
+            "approval": Approval,
+            "approval_rule": ApprovalRule,
             "lock": Lock,
             "ticket": LockTicket,
             "session": LockSession,

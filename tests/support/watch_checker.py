@@ -116,6 +116,10 @@ def _resource(event: Event) -> tuple[str, int]:
             return event.agent.agent_id, event.agent.revision
         case "template":
             return event.template.template_id, event.template.revision
+        case "approval":
+            return event.approval.approval_id, event.approval.revision
+        case "approval_rule":
+            return event.approval_rule.rule_id, event.approval_rule.revision
         case "schedule":
             return event.schedule.schedule_id, event.schedule.revision
         case "lock":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.descriptor import Descriptor
-from kapell.v1 import agent_pb2, event_pb2, lock_pb2, task_pb2
+from kapell.v1 import agent_pb2, approval_pb2, event_pb2, lock_pb2, task_pb2, usage_pb2
 
 from tests.tidy.api import BUF, elements, files, shape
 from tests.tidy.sources import ROOT
@@ -60,6 +60,8 @@ def test_the_committed_stubs_are_those_of_the_protos(tmp_path: Path) -> None:
         (task_pb2.TaskEvent.DESCRIPTOR, {"task", "previous_task_state"}),
         (agent_pb2.AgentEvent.DESCRIPTOR, {"agent", "previous_agent_state"}),
         (lock_pb2.LockEvent.DESCRIPTOR, {"lock", "ticket", "session"}),
+        (approval_pb2.ApprovalEvent.DESCRIPTOR, {"approval"}),
+        (usage_pb2.UsageEvent.DESCRIPTOR, {"usage"}),
     ],
 )
 def test_the_events_of_one_kind_have_the_wire_format_of_all_events(part: Descriptor, own: set[str]) -> None:
@@ -72,7 +74,14 @@ def test_the_events_of_one_kind_have_the_wire_format_of_all_events(part: Descrip
 
 
 @pytest.mark.parametrize(
-    "response", [task_pb2.WatchTasksResponse, agent_pb2.WatchAgentsResponse, lock_pb2.WatchLocksResponse]
+    "response",
+    [
+        task_pb2.WatchTasksResponse,
+        agent_pb2.WatchAgentsResponse,
+        approval_pb2.WatchApprovalsResponse,
+        usage_pb2.WatchUsageResponse,
+        lock_pb2.WatchLocksResponse,
+    ],
 )
 def test_all_watches_answer_in_one_wire_format(response: type) -> None:
     fields = response.DESCRIPTOR.fields_by_name  # type: ignore[attr-defined]

@@ -29,6 +29,13 @@ HOSTS = {
     "semver.org",
     "www.apache.org",
     "example.com",
+    # Where prices of models were read.
+    "platform.claude.com",
+    "developers.openai.com",
+    "ai.google.dev",
+    "docs.x.ai",
+    "api-docs.deepseek.com",
+    "mistral.ai",
 }
 URL = re.compile(r"https?://([A-Za-z0-9.-]+)")
 

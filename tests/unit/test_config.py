@@ -63,6 +63,7 @@ def test_every_setting_can_be_given_by_file_variable_and_flag(tmp_path: Path) ->
         "max_polls_of_one": 5,
         "max_calls_at_once": 5,
         "max_calls_a_second": 5,
+        "max_calls_of_connection": 5,
         "max_failed_logins": 5,
         "max_agents": 5,
         "lease_duration": 20.0,

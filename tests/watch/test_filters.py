@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from kapell.v1.agent_pb2 import AGENT_STATE_ACTIVE, AGENT_STATE_LOST, Agent, AgentFilter
@@ -20,9 +22,9 @@ from kapell.v1.watch_pb2 import (
     EventKind,
 )
 from kapell_server.store.record import Record
-from kapell_server.watch.filters import for_agents, for_events, for_locks, for_tasks
+from kapell_server.watch.filters import ResourceKind, for_agents, for_events, for_locks, for_tasks
 
-EVERYTHING = ("task", "agent", "template", "queue", "limit", "schedule", "lock", "ticket", "session", "secret", "token")
+EVERYTHING = get_args(ResourceKind)
 TASK = Task(
     task_id="task_a",
     state=TASK_STATE_QUEUED,

@@ -15,6 +15,7 @@ from typing import Self, TypeVar, Unpack, overload
 
 from kapell.admin import Admin
 from kapell.agents import Agents
+from kapell.approvals import Approvals
 from kapell.artifacts import Artifacts
 from kapell.connection import DEFAULT_TIMEOUT, Connection
 from kapell.discovery import Endpoint, Tls, discover
@@ -28,6 +29,7 @@ from kapell.secrets import Secrets
 from kapell.tasks import Tasks
 from kapell.templates import Templates
 from kapell.tokens import Audit, Tokens
+from kapell.usage import Prices, Usage
 from kapell.v1.event_pb2 import Event
 from kapell.v1.lock_pb2 import LockItem
 from kapell.watch import Watch
@@ -67,6 +69,9 @@ class Client:
         self.templates = Templates(server)
         self.artifacts = Artifacts(server)
         self.schedules = Schedules(server)
+        self.usage = Usage(server)
+        self.prices = Prices(server)
+        self.approvals = Approvals(server)
         self.locks = Locks(server)
         self.events = Events(server)
         self.admin = Admin(server)
@@ -77,7 +82,8 @@ class Client:
     def watch(self, **keywords: Unpack[EventWatchKeywords]) -> Watch[Event]:
         """Every matching change, once and in order, through lost connections and restarts.
 
-        `kinds`, `task_ids`, `agent_ids`, `template_ids`, `schedule_ids` and `labels` filter. It begins now, or after
+        `kinds`, `task_ids`, `agent_ids`, `template_ids`, `schedule_ids`, `approval_ids` and `labels`
+        filter. It begins now, or after
         `after_revision` (with `log_id`, to be refused by another log), or with `initial_state` by
         everything that is, as SNAPSHOT events. Where the log no longer reaches back to the cursor
         it raises RevisionCompacted, or with `on_compacted="snapshot"` calls `on_reset` and begins

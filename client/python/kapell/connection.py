@@ -39,12 +39,14 @@ MAX_ATTEMPTS = 5
 STREAMING_METHODS = (
     ("kapell.v1.AgentService", "StreamAgentLogs"),
     ("kapell.v1.AgentService", "WatchAgents"),
+    ("kapell.v1.ApprovalService", "WatchApprovals"),
     ("kapell.v1.ArtifactService", "DownloadArtifact"),
     ("kapell.v1.EventService", "Watch"),
     ("kapell.v1.LockService", "WatchLockTicket"),
     ("kapell.v1.LockService", "WatchLocks"),
     ("kapell.v1.TaskService", "StreamTaskLogs"),
     ("kapell.v1.TaskService", "WatchTasks"),
+    ("kapell.v1.UsageService", "WatchUsage"),
     ("kapell.v1.WorkerService", "WatchDirectives"),
 )
 """Methods that gRPC does not retry; compared with the descriptors by a test."""

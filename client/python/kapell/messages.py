@@ -19,6 +19,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from kapell.errors import InvalidRequest
 from kapell.v1.agent_pb2 import AgentState
+from kapell.v1.approval_pb2 import ApprovalKind, RiskLevel
+from kapell.v1.approval_policy_pb2 import ApprovalState
 from kapell.v1.queue_pb2 import ConcurrencyStrategy
 from kapell.v1.schedule_pb2 import OverlapPolicy
 from kapell.v1.task_pb2 import (
@@ -27,6 +29,7 @@ from kapell.v1.task_pb2 import (
     TASK_STATE_SUCCEEDED,
     TaskState,
 )
+from kapell.v1.usage_pb2 import UsageBucket
 from kapell.v1.watch_pb2 import EventKind
 
 FINAL_TASK_STATES = frozenset({TASK_STATE_SUCCEEDED, TASK_STATE_FAILED, TASK_STATE_CANCELLED})
@@ -111,6 +114,28 @@ def concurrency_strategy(value: ConcurrencyStrategy.ValueType | str) -> Concurre
 def overlap_policy(value: OverlapPolicy.ValueType | str) -> OverlapPolicy.ValueType:
     """A policy by value or by word, as in "skip"."""
     return _by_word(value, _words(OverlapPolicy.items(), "OVERLAP_POLICY_"), "an overlap policy")
+
+
+def usage_bucket(value: UsageBucket.ValueType | str) -> UsageBucket.ValueType:
+    """A length of stretches by value or by word, as in "day"."""
+    return _by_word(value, _words(UsageBucket.items(), "USAGE_BUCKET_"), "a bucket")
+
+
+def approval_states(values: Iterable[ApprovalState.ValueType | str]) -> Iterable[ApprovalState.ValueType]:
+    """States by value or by word, as in "pending"."""
+    words = _words(ApprovalState.items(), "APPROVAL_STATE_")
+    return [_by_word(value, words, "a state of an approval") for value in values]
+
+
+def approval_kinds(values: Iterable[ApprovalKind.ValueType | str]) -> Iterable[ApprovalKind.ValueType]:
+    """Kinds by value or by word, as in "task_start"."""
+    words = _words(ApprovalKind.items(), "APPROVAL_KIND_")
+    return [_by_word(value, words, "a kind of approval") for value in values]
+
+
+def risk_level(value: RiskLevel.ValueType | str) -> RiskLevel.ValueType:
+    """A risk by value or by word, as in "high"."""
+    return _by_word(value, _words(RiskLevel.items(), "RISK_LEVEL_"), "a risk")
 
 
 def event_kind(value: EventKind.ValueType | str) -> EventKind.ValueType:

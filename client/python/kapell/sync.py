@@ -21,6 +21,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 from kapell._locks.blocking import SyncHeldLocks, SyncHeldSession
 from kapell.admin import Admin
 from kapell.agents import Agents
+from kapell.approvals import Approvals
 from kapell.artifacts import Artifacts
 from kapell.client import Client
 from kapell.connection import DEFAULT_TIMEOUT, Connection
@@ -35,6 +36,7 @@ from kapell.secrets import Secrets
 from kapell.tasks import Tasks
 from kapell.templates import Templates
 from kapell.tokens import Audit, Tokens
+from kapell.usage import Prices, Usage
 from kapell.v1.lock_pb2 import LockItem
 
 P = ParamSpec("P")
@@ -169,6 +171,7 @@ class SyncTasks(_Face[Tasks]):
     tree = blocking(Tasks.tree)
     attempts = blocking(Tasks.attempts)
     explain = blocking(Tasks.explain)
+    approve = blocking(Tasks.approve)
     wait = blocking(Tasks.wait)
     watch = streaming(Tasks.watch)
     logs = streaming(Tasks.logs)
@@ -274,6 +277,50 @@ class SyncSchedules(_Face[Schedules]):
     preview = blocking(Schedules.preview)
 
 
+class SyncUsage(_Face[Usage]):
+    """`client.usage`, blocking."""
+
+    record = blocking(Usage.record)
+    query = blocking(Usage.query)
+    list = blocking(Usage.list)
+    iterate = streaming(Usage.iterate)
+    watch = streaming(Usage.watch)
+    reprice = blocking(Usage.reprice)
+    estimate = blocking(Usage.estimate)
+
+
+class SyncPrices(_Face[Prices]):
+    """`client.prices`, blocking."""
+
+    list = blocking(Prices.list)
+    iterate = streaming(Prices.iterate)
+    get = blocking(Prices.get)
+    set = blocking(Prices.set)
+    delete = blocking(Prices.delete)
+
+
+class SyncApprovals(_Face[Approvals]):
+    """`client.approvals`, blocking."""
+
+    request = blocking(Approvals.request)
+    get = blocking(Approvals.get)
+    get_with_precedent = blocking(Approvals.get_with_precedent)
+    list = blocking(Approvals.list)
+    iterate = streaming(Approvals.iterate)
+    decide = blocking(Approvals.decide)
+    decide_all = blocking(Approvals.decide_all)
+    cancel = blocking(Approvals.cancel)
+    wait = blocking(Approvals.wait)
+    watch = streaming(Approvals.watch)
+    watch_events = streaming(Approvals.watch_events)
+    audit = blocking(Approvals.audit)
+    export_audit = streaming(Approvals.export_audit)
+    create_rule = blocking(Approvals.create_rule)
+    list_rules = blocking(Approvals.list_rules)
+    delete_rule = blocking(Approvals.delete_rule)
+    preview_rule = blocking(Approvals.preview_rule)
+
+
 class SyncLocks(_Face[Locks]):
     """`client.locks`, blocking."""
 
@@ -349,6 +396,9 @@ class SyncClient:
         self.templates = SyncTemplates(loop, client.templates)
         self.artifacts = SyncArtifacts(loop, client.artifacts)
         self.schedules = SyncSchedules(loop, client.schedules)
+        self.usage = SyncUsage(loop, client.usage)
+        self.prices = SyncPrices(loop, client.prices)
+        self.approvals = SyncApprovals(loop, client.approvals)
         self.locks = SyncLocks(loop, client.locks)
         self.events = SyncEvents(loop, client.events)
         self.admin = SyncAdmin(loop, client.admin)

@@ -31,6 +31,7 @@ from kapell.messages import (
 )
 from kapell.reconnect import CONNECT_TIMEOUT, Reconnect
 from kapell.v1 import task_pb2 as pb
+from kapell.v1.approval_policy_pb2 import ApprovalPolicy
 from kapell.v1.common_pb2 import LIST_ORDER_UNSPECIFIED, ListOrder
 from kapell.v1.lock_pb2 import LockItem, TaskLock
 from kapell.v1.task_pb2_grpc import TaskServiceStub
@@ -79,6 +80,7 @@ class TaskFields(TypedDict, total=False):
     """What the agent is given: what it finds each under, and the secret's name."""
     concurrency_keys: Iterable[str]
     """Of each of these only so many tasks run at a time; see `client.limits`."""
+    approval: ApprovalPolicy
     locks: Iterable[str | LockItem]
     """Paths that it changes: it starts when all of its locks are free, and has them while it runs."""
     read_locks: Iterable[str | LockItem]
@@ -127,6 +129,7 @@ def task_spec(agent_type: str = "", prompt: str = "", **fields: Unpack[TaskField
         parent_task_id=fields.get("parent_task_id", ""),
         fairness_key=fields.get("fairness_key", ""),
         concurrency_keys=fields.get("concurrency_keys", ()),
+        approval=fields.get("approval"),
         locks=task_locks(fields.get("locks", ()), fields.get("read_locks", ())),
         secrets=fields.get("secrets", {}),
     )
@@ -376,6 +379,24 @@ class Tasks:
         """Every reason why a task is not running, its place in the queue, and a sentence that sums it up."""
         request = pb.ExplainTaskRequest(task_id=task_id)
         return await self._connection.call(self._stub.ExplainTask, request)
+
+    async def approve(
+        self,
+        task_id: str,
+        decision: str = "approve",
+        *,
+        comment: str = "",
+        parameters: Mapping[str, Any] | Struct | None = None,
+        prompt: str | None = None,
+        input: Mapping[str, Any] | Struct | None = None,
+        shown_hash: str = "",
+        request_id: str = "",
+    ) -> pb.Task:
+        """Decides about the start of a task, "approve" or "deny", perhaps with other content."""
+        content: dict[str, Any] = {"parameters": struct(parameters), "prompt": prompt, "input": struct(input)}
+        request = pb.ApproveTaskRequest(task_id=task_id, decision=decision, comment=comment, **content)
+        request.shown_hash, request.request_id = shown_hash, request_id or new_request_id()
+        return (await self._connection.call(self._stub.ApproveTask, request)).task
 
     async def wait(
         self,

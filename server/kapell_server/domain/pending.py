@@ -7,17 +7,20 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from kapell.v1.agent_pb2 import Agent
+from kapell.v1.approval_pb2 import Approval, ApprovalAuditEntry, ApprovalContent
 from kapell.v1.audit_pb2 import AuditEntry
 from kapell.v1.task_pb2 import Task, TaskAttempt, TaskEdit, TaskSpec
 from kapell.v1.template_pb2 import Template, TemplateVersion
+from kapell.v1.usage_pb2 import UsageUpdate
 from kapell.v1.watch_pb2 import EventKind
 
 from kapell_server.domain.access import Caller
 from kapell_server.domain.standing import Standing
 from kapell_server.domain.tasks.bulk_job import BulkWrites
 from kapell_server.domain.tasks.edges import Edge, EdgeKey
+from kapell_server.domain.usage.entry import Dims, Entry, Series, Total, UsageWrites
 
-Resource = Task | Agent | Template | Standing
+Resource = Task | Agent | Template | Approval | Standing | UsageUpdate
 """What a change puts; each kind has its own table, and all share the log."""
 
 
@@ -35,6 +38,13 @@ class Loader(Protocol):
     def load_changed_tasks(self, after_revision: int) -> list[str]: ...
     def has_live_member(self, root_id: str) -> bool: ...
     def newest_event_before(self, time_ns: int) -> int: ...
+    def load_usage_versions(self, record_ids: Collection[str]) -> list[Entry]: ...
+    def load_usage_series(self, names: Collection[str]) -> dict[str, Series]: ...
+    def load_usage_key(self, dims: Dims) -> int | None: ...
+    def load_usage_totals(self, usage_ids: Collection[str]) -> dict[str, Total]: ...
+    def load_approval(self, approval_id: str) -> Approval | None: ...
+    def load_named_approval(self, task_id: str, request_key: str) -> Approval | None: ...
+    def load_approval_content(self, approval_id: str) -> ApprovalContent: ...
 
 
 @dataclass(slots=True)
@@ -84,3 +94,7 @@ class Pending:
     new_edges: dict[EdgeKey, Edge] = field(default_factory=dict)
     """Opened after those that were dropped."""
     bulk: BulkWrites = field(default_factory=BulkWrites)
+    usage: UsageWrites = field(default_factory=UsageWrites)
+    approval_contents: dict[str, ApprovalContent] = field(default_factory=dict)
+    approval_audit: dict[int, ApprovalAuditEntry] = field(default_factory=dict)
+    """By the revision of the change that is audited."""

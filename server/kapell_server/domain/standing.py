@@ -1,6 +1,6 @@
 """Standing resources: the few, small things that stay until somebody changes them.
 
-Queues, limits, schedules, locks. All of them are in memory from the start on, so decisions find them
+Queues, limits, schedules, prices, locks. All of them are in memory from the start on, so decisions find them
 without a query. Undone with the rest of State, through its journal.
 """
 
@@ -10,7 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from kapell.v1.approval_pb2 import ApprovalRule
 from kapell.v1.lock_pb2 import Lock, LockSession, LockTicket
+from kapell.v1.price_pb2 import Price
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
 from kapell.v1.secret_pb2 import Secret
@@ -20,8 +22,8 @@ from kapell.v1.watch_pb2 import EventKind
 if TYPE_CHECKING:
     from kapell_server.domain.state import State
 
-Standing = Queue | ConcurrencyLimit | Schedule | Lock | LockTicket | LockSession | Secret | Token
-_T = TypeVar("_T", Queue, ConcurrencyLimit, Schedule, Lock, LockTicket, LockSession, Secret, Token)
+Standing = Queue | ConcurrencyLimit | Schedule | Price | ApprovalRule | Lock | LockTicket | LockSession | Secret | Token
+_T = TypeVar("_T", Queue, ConcurrencyLimit, Schedule, Price, ApprovalRule, Lock, LockTicket, LockSession, Secret, Token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,8 @@ KINDS: dict[type, StandingKind] = {
         StandingKind(1, "queue", Queue, "agent_type"),
         StandingKind(2, "limit", ConcurrencyLimit, "key"),
         StandingKind(3, "schedule", Schedule, "schedule_id"),
+        StandingKind(7, "price", Price, "price_id"),
+        StandingKind(13, "approval_rule", ApprovalRule, "rule_id"),
         StandingKind(4, "lock", Lock, "lock_id"),
         StandingKind(5, "ticket", LockTicket, "ticket_id"),
         StandingKind(6, "session", LockSession, "session_id"),

@@ -17,8 +17,6 @@ from typing import Any
 from kapell.v1.agent_pb2 import Agent, AgentSpec
 from kapell.v1.task_pb2 import (
     TASK_STATE_QUEUED,
-    WAIT_KIND_PROVIDER_RATE_LIMIT,
-    WAIT_KIND_RETRY_BACKOFF,
     Task,
     TaskAttempt,
     TaskEdit,
@@ -26,11 +24,13 @@ from kapell.v1.task_pb2 import (
 from kapell.v1.watch_pb2 import EventKind
 
 from kapell_server.domain.access import Caller, Keyring, system
+from kapell_server.domain.approvals.shelf import ApprovalShelf
 from kapell_server.domain.ids import IdMinter
 from kapell_server.domain.locks import grants
 from kapell_server.domain.locks.table import LockTable
 from kapell_server.domain.not_found import agent_not_found, task_not_found
 from kapell_server.domain.pending import Change, Loader, Pending, Resource
+from kapell_server.domain.queueing.arrivals import is_new
 from kapell_server.domain.queueing.polls import PollBoard
 from kapell_server.domain.queueing.queues import Queues
 from kapell_server.domain.schedules.schedule_lives import ScheduleLives
@@ -44,10 +44,9 @@ from kapell_server.domain.tasks.edges import Edges
 from kapell_server.domain.tasks.family import Families
 from kapell_server.domain.templates.template_shelf import TemplateShelf
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL, TASK_LEASED
+from kapell_server.domain.usage.shelf import UsageShelf
 from kapell_server.domain.workers.leases import Lease, LeaseTable
 
-_BETWEEN_ATTEMPTS = frozenset({WAIT_KIND_RETRY_BACKOFF, WAIT_KIND_PROVIDER_RATE_LIMIT})
-"""What a task waits for that was begun already: it is not new to its queue."""
 _SLACK = 1024
 _TASK_CACHE = 20_000
 _CONTENT_CACHE_BYTES = 32 * 1024 * 1024
@@ -93,6 +92,8 @@ class State:
         self.bulk_jobs: dict[str, BulkJob] = {}
         self.standing = StandingShelf(self)
         self.schedule_tasks = ScheduleTasks(self)
+        self.usage = UsageShelf(self)
+        self.approvals = ApprovalShelf(self)
         self.locks = LockTable(self)
         self.token_digests: dict[str, bytes] = {}
         """What proves each token, by its id."""
@@ -116,6 +117,7 @@ class State:
         self._undo.clear()
         self.passing_tasks.clear()
         self.queues.begin()
+        self.usage.begin()
         self.locks.served.clear()
         self._ticks = 0
 
@@ -125,9 +127,8 @@ class State:
 
     def rollback(self, mark: int) -> None:
         """Undoes every write since the mark, the last one first."""
-        undo = self._undo
-        while len(undo) > mark:
-            step, *arguments = undo.pop()
+        while len(self._undo) > mark:
+            step, *arguments = self._undo.pop()
             step(*arguments)
 
     def settle(self) -> None:
@@ -155,13 +156,12 @@ class State:
         for task_id in self.passing_tasks:
             self._tasks.pop(task_id, None)
         self.passing_tasks.clear()
-        excess = len(self._tasks) - _TASK_CACHE
-        if excess > 0:
-            for task_id in list(itertools.islice(self._tasks, excess)):
-                del self._tasks[task_id]
+        for task_id in list(itertools.islice(self._tasks, max(0, len(self._tasks) - _TASK_CACHE))):
+            del self._tasks[task_id]
         self.templates.trim()
         self.families.trim()
         self.schedule_tasks.trim()
+        self.approvals.trim()
         while self._content_bytes > _CONTENT_CACHE_BYTES:
             first = next(iter(self._contents))
             self._content_bytes -= len(self._contents.pop(first))
@@ -216,8 +216,10 @@ class State:
     ) -> Task:
         """Records `task` as the new form, with one event. Takes ownership of the message."""
         task_id = task.task_id
-        state = task.state
         previous = None if created else self._tasks.get(task_id)
+        wish = None if deleted else self.approvals.before_put(task, previous)
+        state = task.state
+        kind = self.approvals.event_of(task, kind)
         self._number(task)
         since = previous_state = 0
         if previous is not None:
@@ -240,7 +242,8 @@ class State:
             self.schedule(due_ns, task_id)
         elif deleted or state in TASK_FINAL:
             self.forget_due(task_id)
-        return task
+        self.approvals.after_put(task, wish, deleted=deleted)
+        return task if wish is None else self._tasks[task_id] or task
 
     def _queue(self, previous: Task | None, task: Task) -> None:
         """Tells the queues of a task that has joined or left one, or an agent."""
@@ -253,10 +256,7 @@ class State:
         if (before in TASK_LEASED) != (after in TASK_LEASED):
             self.queues.occupy(task, 1 if after in TASK_LEASED else -1)
         if after == TASK_STATE_QUEUED:
-            waits = previous.waiting_on if previous is not None and before not in TASK_FINAL else ()
-            tried = before in TASK_LEASED or (before not in TASK_FINAL and task.attempts_used > 0)
-            tried = tried or any(wait.kind in _BETWEEN_ATTEMPTS for wait in waits)
-            self.queues.join(task, arrives=before != after and not tried)
+            self.queues.join(task, arrives=before != after and is_new(previous, task))
 
     def _unput_task(self, task_id: str, previous: Task | None) -> None:
         self.revision -= 1

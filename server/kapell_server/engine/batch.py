@@ -134,7 +134,7 @@ class Batcher:
         outcome.next_due_ns = state.next_due_ns()
         pending = state.pending
         outcome.oldest_revision = state.oldest_revision
-        facts = pending.shipped_digest or pending.oldest_revision or pending.bulk or pending.audit
+        facts = pending.shipped_digest or pending.oldest_revision or pending.bulk or pending.audit or pending.usage
         outcome.wrote = bool(pending.changes or pending.heartbeats or facts or run.given)
         return outcome
 

@@ -8,16 +8,20 @@ from typing import Any
 from kapell.v1 import (
     admin_pb2,
     agent_pb2,
+    approval_pb2,
     lock_pb2,
+    price_pb2,
     queue_pb2,
     schedule_pb2,
     secret_pb2,
     task_pb2,
     template_pb2,
     token_pb2,
+    usage_pb2,
     worker_pb2,
 )
 
+from kapell_server.domain.approvals import decision, expiry, inbox, request, rules
 from kapell_server.domain.locks import deadlock, grants, lock, resumption, session, ticket, views
 from kapell_server.domain.queueing import explain, queue, start_blockers
 from kapell_server.domain.schedules import schedule, schedule_run
@@ -28,6 +32,8 @@ from kapell_server.domain.tasks import bulk, child, retention, task
 from kapell_server.domain.tasks.bulk_job import BulkCommand, BulkStep
 from kapell_server.domain.templates import template
 from kapell_server.domain.tokens import token
+from kapell_server.domain.usage import estimate, ledger, price, reprice
+from kapell_server.domain.usage.shelf import SUBJECT as USAGE
 from kapell_server.domain.workers import agent, attempt, worker
 from kapell_server.engine.facts import (
     AgentProcessExited,
@@ -35,9 +41,11 @@ from kapell_server.engine.facts import (
     AgentStartFailed,
     ChildrenAwaited,
     EventsOutlived,
+    InboxQuestion,
     SpawnCommand,
     TasksOutlived,
     TemplatesShipped,
+    UsageChunk,
 )
 
 Decide = Callable[[State, Any], Any]
@@ -50,6 +58,13 @@ DECIDERS: dict[type, Decide] = {
     task_pb2.CancelTaskRequest: task.cancel_task,
     task_pb2.RetryTaskRequest: task.retry_task,
     task_pb2.DeleteTaskRequest: task.delete_task,
+    task_pb2.ApproveTaskRequest: decision.approve_task,
+    approval_pb2.RequestApprovalRequest: request.request_approval,
+    approval_pb2.DecideApprovalRequest: decision.decide,
+    approval_pb2.BatchDecideApprovalsRequest: decision.decide_batch,
+    approval_pb2.CancelApprovalRequest: request.cancel_approval,
+    approval_pb2.CreateApprovalRuleRequest: rules.create_rule,
+    approval_pb2.DeleteApprovalRuleRequest: rules.delete_rule,
     BulkCommand: bulk.begin,
     BulkStep: bulk.step,
     queue_pb2.PauseQueueRequest: queue.pause,
@@ -70,6 +85,11 @@ DECIDERS: dict[type, Decide] = {
     schedule_pb2.PauseScheduleRequest: schedule.pause_schedule,
     schedule_pb2.ResumeScheduleRequest: schedule.resume_schedule,
     schedule_pb2.TriggerScheduleRequest: schedule.trigger_schedule,
+    usage_pb2.RecordUsageRequest: ledger.record_usage,
+    UsageChunk: lambda state, chunk: ledger.record_usage(state, chunk.request),
+    reprice.RepriceCommand: reprice.reprice,
+    price_pb2.SetPriceRequest: price.set_price,
+    price_pb2.DeletePriceRequest: price.delete_price,
     SetSecretCommand: secret.set_secret,
     secret_pb2.DeleteSecretRequest: secret.delete_secret,
     RotateKeyCommand: secret.seal_anew,
@@ -83,6 +103,7 @@ DECIDERS: dict[type, Decide] = {
     worker_pb2.RegisterWorkerRequest: worker.register,
     worker_pb2.HeartbeatRequest: worker.heartbeat,
     worker_pb2.ReportProgressRequest: worker.report_progress,
+    worker_pb2.ReportUsageRequest: worker.report_usage,
     worker_pb2.CompleteTaskRequest: worker.complete_task,
     worker_pb2.BatchCompleteTasksRequest: worker.complete_tasks,
     worker_pb2.FailTaskRequest: worker.fail_task,
@@ -111,6 +132,10 @@ QUESTIONS: dict[type, Decide] = {
     task_pb2.ExplainTaskRequest: explain.explain,
     queue_pb2.GetQueueStatsRequest: queue.stats,
     start_blockers.StartQuestion: start_blockers.held_up,
+    price_pb2.ListPricesRequest: price.list_prices,
+    price_pb2.GetPriceRequest: price.get_price,
+    usage_pb2.EstimateCostRequest: estimate.estimate_model,
+    InboxQuestion: lambda state, asked: inbox.listed(state, asked.request, asked.first, asked.size),
     views.LocksQuestion: views.list_locks,
     views.SessionsQuestion: views.list_sessions,
     views.GraphQuestion: views.graph,
@@ -123,12 +148,15 @@ _BY_TASK_ID = (
     task_pb2.RetryTaskRequest,
     task_pb2.DeleteTaskRequest,
     task_pb2.ExplainTaskRequest,
+    task_pb2.ApproveTaskRequest,
 )
 _BY_TOKEN = (
     worker_pb2.ReportProgressRequest,
+    worker_pb2.ReportUsageRequest,
     worker_pb2.CompleteTaskRequest,
     worker_pb2.FailTaskRequest,
     worker_pb2.ReleaseTaskRequest,
+    approval_pb2.RequestApprovalRequest,
 )
 
 
@@ -190,21 +218,24 @@ def tasks_to_look_at(state: State, subject_ids: Iterable[str]) -> Iterable[str]:
             yield subject_id
 
 
+_LOOKS: dict[str, Callable[[State, str], object]] = {
+    "task": attempt.look_at_task,
+    "agent": agent.look_at_agent,
+    "approval": expiry.look_at_approval,
+    "schedule": schedule_run.look_at_schedule,
+    "session": session.look_at_session,
+    "grant": grants.look_at_grant,
+    "ticket": resumption.look_at_ticket,
+    "lock": resumption.look_at_lock,
+    USAGE: lambda state, _: state.usage.tell(),
+}
+"""By the prefix of the subject's id."""
+
+
 def look(state: State, subject_id: str) -> None:
-    """Does what time asks of a task, an agent, a schedule, an owner of locks or a limit."""
-    if subject_id.startswith("task_"):
-        attempt.look_at_task(state, subject_id)
-    elif subject_id.startswith("agent_"):
-        agent.look_at_agent(state, subject_id)
-    elif subject_id.startswith("schedule_"):
-        schedule_run.look_at_schedule(state, subject_id)
-    elif subject_id.startswith("session_"):
-        session.look_at_session(state, subject_id)
-    elif subject_id.startswith("grant_"):
-        grants.look_at_grant(state, subject_id)
-    elif subject_id.startswith("ticket_"):
-        resumption.look_at_ticket(state, subject_id)
-    elif subject_id.startswith("lock_"):
-        resumption.look_at_lock(state, subject_id)
+    """Does what time asks of a subject; what has no prefix of its own is the limit of a queue or key."""
+    at = _LOOKS.get(subject_id.partition("_")[0])
+    if at is not None:
+        at(state, subject_id)
     else:
         state.queues.rate_is_free(subject_id)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from random import Random
@@ -19,8 +20,10 @@ from kapell.rules.redaction import Redactor
 from kapell.v1.agent_pb2 import TERMINATE_MODE_FORCE, Agent, TerminateAgentRequest
 from kapell.v1.error_pb2 import ERROR_REASON_QUEUE_FULL, ERROR_REASON_SERVER_DRAINING
 from kapell.v1.lock_pb2 import AcquireLocksRequest, CheckFenceRequest, CheckFenceResponse
+from kapell.v1.price_pb2 import Price
 from kapell.v1.task_pb2 import TASK_STATE_CANCELLING, Task
 from kapell.v1.token_pb2 import Token
+from kapell.v1.usage_pb2 import RepriceUsageRequest, UsageRecord
 from kapell.v1.worker_pb2 import LEASE_DIRECTIVE_CANCEL, LEASE_DIRECTIVE_CONTINUE, LeaseTasksRequest
 
 from kapell_server.clock import Clock, SystemClock
@@ -35,6 +38,7 @@ from kapell_server.domain.tasks.bulk import DEFAULT_AFFECTED
 from kapell_server.domain.tasks.bulk_job import RESPONSES, BulkCommand, BulkRequest, BulkStep
 from kapell_server.domain.times import SECOND, duration_ns
 from kapell_server.domain.transitions import AGENT_FINAL
+from kapell_server.domain.usage import reprice
 from kapell_server.domain.workers import attempt
 from kapell_server.engine.batch import Batcher, Command, Outcome, PollOver, StaleMemoryError
 from kapell_server.engine.bulk import BulkLine
@@ -89,6 +93,7 @@ class Engine:
         settings: Settings | None = None,
         random: Random | None = None,
         supervisor: Supervisor | None = None,
+        prices: Sequence[Price] = (),
         vault: Vault | None = None,
     ) -> None:
         self._vault = vault or NoVault()
@@ -97,6 +102,7 @@ class Engine:
         self._settings = settings or Settings()
         self._random = random or Random()
         self._keyring = keyring
+        self._prices = prices
         self._supervisor = supervisor or Supervisor()
         self._mailbox: deque[Command] = deque()
         self._gather = Gather()
@@ -126,6 +132,7 @@ class Engine:
     async def start(self) -> None:
         """Loads what lives and begins to take commands."""
         self._state = State(settings=self._settings, keyring=self._keyring, random=self._random, log_id="")
+        self._state.usage.prices.ship(self._prices)
         self._state.vault = self._vault
         now_ns = self._clock.now_ns()
         await self._database.write(lambda connection: resume(connection, self._state, now_ns))
@@ -140,6 +147,7 @@ class Engine:
             log_id=self.log_id,
             head=lambda: self.ring.head,
             oldest=lambda: self.oldest_revision,
+            has_usage=lambda: self._state.usage.last_number > 0,
         )
         self._runner = self._supervisor.spawn(self._run(), name="engine")
         self._keeper = self._supervisor.spawn(self._keep_house(), name="engine-housekeeping")
@@ -286,6 +294,13 @@ class Engine:
     def key_use(self, key: str) -> tuple[int, int]:
         """How many tasks of a concurrency key run, and how many are QUEUED."""
         return self._state.queues.keys.count(key)
+
+    def costed_anew(
+        self, request: RepriceUsageRequest, records: Sequence[UsageRecord]
+    ) -> list[tuple[UsageRecord, UsageRecord]]:
+        """Those of these records whose cost would differ by the prices as they are, each with what it would be."""
+        found = ((record, reprice.costed_anew(self._state, record, request)) for record in records)
+        return [(before, after) for before, after in found if after is not None]
 
     def held_tasks(self, agent_id: str) -> list[str]:
         """The tasks that the agent has a live lease on, the oldest lease first."""

@@ -37,6 +37,9 @@ Check = Callable[[Any, Caller], Awaitable[None]]
 OUTCOMES = frozenset({"GetTask", "WaitTask", "ListArtifacts", "GetArtifact", "DownloadArtifact"})
 """Methods that also tell what the dependencies of an agent's task came to. Logs and families are not among them."""
 BY_RULE = {
+    **dict.fromkeys(
+        ("GetApproval", "WaitApproval"), "rpc/approvals: what the agent has asked for, or is of the tasks it holds"
+    ),
     "RegisterWorker": "domain/workers/worker: a token of an agent registers this agent again, no other",
     "AcquireLocks": "domain/locks/owners.claim: its own lease or session, or a plain acquisition of its own",
     "RenewLocks": "domain/locks/owners.check_may_use: what it acquired itself",

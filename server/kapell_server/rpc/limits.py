@@ -1,7 +1,8 @@
 """What one caller may ask of the server at a time, so that a flood of one does not delay the others.
 
 Three limits for each principal. Unary calls at work: those beyond wait in line, in order, behind their
-own and nobody else's; so another caller's call has at most that many of a flood before it. Calls a
+own and nobody else's. That holds from where grpc has handed a call over; before, calls of all wait for one
+another, so what a connection may have open at a time (`max_calls_of_connection`) bounds a flood there. Calls a
 second: those beyond it are put off, up to a second, then refused. Open watches and long polls: beyond
 it they are refused. Agents are principals of their own. A refusal is held back for a moment, or a
 client that repeats it at once would cost as much as if it were served.

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import grpc
 import structlog
 from google.protobuf.message import DecodeError, Message
+from kapell.v1.common_pb2 import SCOPE_APPROVE
 from kapell.v1.error_pb2 import (
     ERROR_REASON_DEADLINE_EXCEEDED,
     ERROR_REASON_PAYLOAD_TOO_LARGE,
@@ -51,6 +52,8 @@ MAX_STREAMS = 10_000
 REMEMBERED_CALLERS = 1024  # by each method
 # While draining, agents may still finish and say goodbye.
 WORKER_SERVICE = "kapell.v1.WorkerService"
+# Who calls these is audited with the address the call came from; so is whoever may approve.
+APPROVAL_SERVICE = "kapell.v1.ApprovalService"
 # A long poll answers this much before its client's deadline, seconds, so that the answer arrives.
 ANSWER_MARGIN = 0.25
 # How long a refusal for asking too much is held back, and how many at a time, seconds.
@@ -119,7 +122,8 @@ class Pipeline:
     def unary(self, method: Method, handle: Unary) -> UnaryCall:
         """The rpc that answers with `handle`, within 30 s unless the client says otherwise."""
         admit, take, check = self._admission(method), _taking(method), self._fence_of(method)
-        recorded = bool(audited_method(method.request))
+        recorded = bool(audited_method(method.request)) or method.service == APPROVAL_SERVICE
+        recorded = recorded or method.scope == SCOPE_APPROVE
         stats = self._telemetry.of(method.path)
         observe = stats.observe
         open_calls = self._calls.unary

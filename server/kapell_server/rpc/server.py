@@ -60,10 +60,10 @@ class AddressUnusableError(Exception):
 class RpcServer:
     """Serves the given servicers, keyed by service name ("TaskService"), through the pipeline."""
 
-    def __init__(self, pipeline: Pipeline, calls: OpenCalls) -> None:
+    def __init__(self, pipeline: Pipeline, calls: OpenCalls, *, calls_of_connection: int = 5_000) -> None:
         self._pipeline = pipeline
         self._calls = calls
-        self._server = grpc.aio.server(options=OPTIONS)
+        self._server = grpc.aio.server(options=(*OPTIONS, ("grpc.max_concurrent_streams", calls_of_connection)))
         self._health = health.aio.HealthServicer()
 
     def bind(self, address: str, tls: Tls | None = None) -> str:

@@ -50,6 +50,7 @@ _AGENT = ("kapell.v1.Agent", "agent_id")
 _TEMPLATE = ("kapell.v1.Template", "template_id")
 _QUEUE = ("kapell.v1.Queue", "agent_type")
 _ARTIFACT = ("kapell.v1.Artifact", "artifact_id")
+_APPROVAL = ("kapell.v1.Approval", "approval_id")
 
 TABLE: dict[reasons.ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_REQUEST_INVALID: Row(StatusCode.INVALID_ARGUMENT),
@@ -95,10 +96,19 @@ TABLE: dict[reasons.ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_ARTIFACT_OFFSET_GAP: Row(StatusCode.OUT_OF_RANGE, _ARTIFACT),
     reasons.ERROR_REASON_ARTIFACT_STATE_CONFLICT: Row(StatusCode.FAILED_PRECONDITION, _ARTIFACT),
     reasons.ERROR_REASON_ARTIFACT_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
+    reasons.ERROR_REASON_PRICE_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Price", "price_id")),
+    reasons.ERROR_REASON_PRICE_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
+    reasons.ERROR_REASON_USAGE_QUERY_TOO_LARGE: Row(StatusCode.RESOURCE_EXHAUSTED),
+    reasons.ERROR_REASON_USAGE_CONFLICT: Row(StatusCode.ALREADY_EXISTS),
     reasons.ERROR_REASON_SECRET_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Secret", "name")),
     reasons.ERROR_REASON_SECRET_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
     reasons.ERROR_REASON_SCHEDULE_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Schedule", "schedule_id")),
     reasons.ERROR_REASON_SCHEDULE_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
+    reasons.ERROR_REASON_APPROVAL_NOT_FOUND: Row(StatusCode.NOT_FOUND, _APPROVAL),
+    reasons.ERROR_REASON_APPROVAL_ALREADY_DECIDED: Row(StatusCode.ALREADY_EXISTS, _APPROVAL),
+    reasons.ERROR_REASON_SELF_APPROVAL: Row(StatusCode.PERMISSION_DENIED, _APPROVAL),
+    reasons.ERROR_REASON_APPROVAL_CHANGED: Row(StatusCode.ABORTED, _APPROVAL),
+    reasons.ERROR_REASON_NOT_APPROVER: Row(StatusCode.PERMISSION_DENIED, _APPROVAL),
     reasons.ERROR_REASON_LOCK_HELD: Row(StatusCode.ABORTED),
     reasons.ERROR_REASON_FENCING_TOKEN_STALE: Row(StatusCode.ABORTED),
     reasons.ERROR_REASON_DEADLOCK: Row(StatusCode.FAILED_PRECONDITION),

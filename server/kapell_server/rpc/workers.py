@@ -30,6 +30,7 @@ class WorkerServicer:
         self.RegisterWorker = engine.submit
         self.Heartbeat = engine.submit
         self.ReportProgress = engine.submit
+        self.ReportUsage = engine.submit
         self.CompleteTask = engine.submit
         self.BatchCompleteTasks = engine.submit
         self.FailTask = engine.submit

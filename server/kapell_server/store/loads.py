@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 from kapell.v1.agent_pb2 import Agent, AgentSpec
+from kapell.v1.approval_pb2 import Approval, ApprovalContent
 from kapell.v1.dependency_pb2 import DEPENDENCY_CONDITION_STARTED
 from kapell.v1.task_pb2 import (
     ATTEMPT_STATE_RUNNING,
@@ -26,6 +27,8 @@ from kapell_server.domain.queueing.ready import ReadyEntry
 from kapell_server.domain.standing import Standing
 from kapell_server.domain.tasks.edges import KEPT, Edge
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL
+from kapell_server.domain.usage.entry import Dims, Entry, Series, Total
+from kapell_server.store import approval_rows, usage_rows
 from kapell_server.store.bulk import Bulk, Lookup
 from kapell_server.store.retention import newest_event_before, oldest_revision
 from kapell_server.store.schedule_rows import load_schedule_runs, load_schedule_task
@@ -120,6 +123,34 @@ class RowLoader:
         """Whether a task below the root has not ended."""
         return self._connection.scalar(_live_member, {"root_id": root_id}) is not None
 
+    def load_usage_versions(self, record_ids: Collection[str]) -> list[Entry]:
+        """All versions of these records of usage, the first ones first."""
+        return usage_rows.load_versions(self._connection, record_ids)
+
+    def load_usage_series(self, names: Collection[str]) -> dict[str, Series]:
+        """The running totals of those of these series that exist."""
+        return usage_rows.load_series(self._connection, names)
+
+    def load_usage_key(self, dims: Dims) -> int | None:
+        """The line of the sums of usage for these values, or None."""
+        return usage_rows.load_key(self._connection, dims)
+
+    def load_usage_totals(self, usage_ids: Collection[str]) -> dict[str, Total]:
+        """The totals of those tasks and agents that have used anything."""
+        return usage_rows.load_totals(self._connection, usage_ids)
+
+    def load_approval(self, approval_id: str) -> Approval | None:
+        """The approval, without what it shows."""
+        return approval_rows.load_approval(self._connection, approval_id)
+
+    def load_named_approval(self, task_id: str, request_key: str) -> Approval | None:
+        """The latest approval that was asked for under this name within a task."""
+        return approval_rows.load_named_approval(self._connection, task_id, request_key)
+
+    def load_approval_content(self, approval_id: str) -> ApprovalContent:
+        """What an approval shows."""
+        return approval_rows.load_approval_content(self._connection, approval_id)
+
     def newest_event_before(self, time_ns: int) -> int:
         """The revision of the newest event from before the time; 0 where there is none."""
         return newest_event_before(self._connection, time_ns)
@@ -143,6 +174,8 @@ class Resumption:
     """Running attempts, each with the poll_id that got it."""
     standing: list[Standing]
     """Queues, limits and whatever else stays."""
+    approvals: list[Approval]
+    """Approvals that wait."""
     queued: list[tuple[ReadyEntry, str]]
     """Places in the queues, each with its fairness key."""
     leased: list[tuple[str, str, int, tuple[str, ...]]]
@@ -175,6 +208,7 @@ def load_resumption(connection: Connection) -> Resumption:
         agents=_load_live_agents(connection),
         attempts=_load_running(connection),
         standing=load_standing(connection),
+        approvals=approval_rows.load_pending_approvals(connection),
         queued=_load_queued(connection),
         leased=_load_leased(connection),
         resting=_load_resting(connection),

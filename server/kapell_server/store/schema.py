@@ -307,6 +307,46 @@ artifacts = Table(
 """What is known of the files beside the database; written past the writer. `number` is the order of
 creation. `size` is NULL while the upload has announced none."""
 
+approvals = Table(
+    "approvals",
+    metadata,
+    Column("create_revision", _Revision, primary_key=True, autoincrement=False),
+    Column("approval_id", String(64), nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("task_id", String(64), nullable=False),
+    Column("signature", String(200), nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    # Get, and every write: the row of an id.
+    Index(None, "approval_id", unique=True),
+    # The start: all that are PENDING; list by state.
+    Index(None, "state", "create_revision"),
+    # The request of a name within a task; list by task.
+    Index(None, "task_id", "create_revision"),
+    # How others of a signature went.
+    Index(None, "signature", "state"),
+)
+"""Approvals without what they show. Kept for ever, also when their task is deleted."""
+
+approval_contents = Table(
+    "approval_contents",
+    metadata,
+    Column("approval_id", String(64), primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""What each approval shows, an ApprovalContent: written once, never changed."""
+
+approval_audit = Table(
+    "approval_audit",
+    metadata,
+    Column("revision", _Revision, primary_key=True, autoincrement=False),
+    Column("approval_id", String(64), nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    # The entries of one approval.
+    Index(None, "approval_id", "revision"),
+)
+"""Who did what to approvals and rules. No statement of Kapell changes or deletes a row of it."""
+
 answers = Table(
     "answers",
     metadata,

@@ -7,8 +7,10 @@ from typing import Any
 
 import sqlalchemy as sa
 from kapell.v1.agent_pb2 import Agent
+from kapell.v1.approval_pb2 import Approval
 from kapell.v1.task_pb2 import Task
 from kapell.v1.template_pb2 import Template
+from kapell.v1.usage_pb2 import UsageUpdate
 from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
@@ -16,6 +18,7 @@ from kapell_server.domain.pending import Change, Pending, Resource
 from kapell_server.domain.standing import KINDS, standing_id
 from kapell_server.domain.times import timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL
+from kapell_server.store.approval_rows import write_approval_audit, write_approvals
 from kapell_server.store.bulk import Bulk
 from kapell_server.store.bulk_jobs import write_bulk_jobs
 from kapell_server.store.encode import encode_event, encode_time
@@ -40,6 +43,7 @@ from kapell_server.store.schema import (
 from kapell_server.store.secret_rows import write_secret_values
 from kapell_server.store.standing_rows import write_standing
 from kapell_server.store.token_rows import write_audit, write_token_digests
+from kapell_server.store.usage_rows import write_usage
 
 Row = tuple[Any, ...]
 
@@ -158,6 +162,10 @@ def resource_id(resource: Resource) -> str:
             return resource.agent_id
         case Template():
             return resource.template_id
+        case UsageUpdate():
+            return resource.usage_id
+        case Approval():
+            return resource.approval_id
         case _:
             return standing_id(resource)
 
@@ -174,9 +182,16 @@ def write_batch(connection: Connection, pending: Pending, written: Written, give
         template_changes = [change for change in pending.changes if type(change.resource) is Template]
         if template_changes:
             _write_templates(connection, template_changes, pending, written)
+        approval_changes = [change for change in pending.changes if type(change.resource) is Approval]
+        if approval_changes:
+            write_approvals(connection, approval_changes, pending, written.encoded)
         standing_changes = [change for change in pending.changes if type(change.resource) in KINDS]
         if standing_changes:
             write_standing(connection, standing_changes, written.encoded)
+    if pending.usage:
+        write_usage(connection, pending.usage)
+    if pending.approval_audit:
+        write_approval_audit(connection, pending)
     if pending.schedule_tasks:
         write_schedule_tasks(connection, pending.schedule_tasks)
     if pending.token_digests:

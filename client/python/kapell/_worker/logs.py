@@ -77,6 +77,8 @@ class LogBuffer:
         self._many = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
+        self._sent = asyncio.Event()
+        self._sent.set()
 
     def on_first(self, start: Callable[[], asyncio.Task[None]]) -> None:
         """Calls `start` for the sender as soon as there is something to send."""
@@ -92,6 +94,10 @@ class LogBuffer:
     async def room(self) -> None:
         """Waits until less than the room is taken."""
         await self._room.wait()
+
+    async def sent(self) -> None:
+        """Waits until the server has all that was said so far."""
+        await self._sent.wait()
 
     def close(self) -> None:
         """No more lines come; `pending` ends when all are taken."""
@@ -176,6 +182,7 @@ class LogBuffer:
         _set(self._filled, bool(self._waiting) or self._closed)
         _set(self._many, self._waiting_bytes >= _HURRY_BYTES or len(self._waiting) >= BATCH_ENTRIES or self._closed)
         _set(self._room, self._waiting_bytes < self._room_bytes)
+        _set(self._sent, not self._waiting)
 
 
 async def ship(session: Session, lease: Lease) -> None:

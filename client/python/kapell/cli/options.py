@@ -318,6 +318,16 @@ def artifact_ids(function: _F) -> _F:
     return _ids("artifact_ids", "ARTIFACT_ID", None, True)(function)
 
 
+def approval_id(function: _F) -> _F:
+    """One approval id."""
+    return click.argument("approval_id", metavar="APPROVAL_ID", shell_complete=_complete_approvals)(function)
+
+
+def approval_ids(function: _F) -> _F:
+    """One or more approval ids; `-` reads them from stdin."""
+    return _ids("approval_ids", "APPROVAL_ID", _complete_approvals, True)(function)
+
+
 def agent_id(function: _F) -> _F:
     """One agent id."""
     return click.argument("agent_id", metavar="AGENT_ID", shell_complete=_complete_agents)(function)
@@ -367,6 +377,12 @@ def _complete_limits(ctx: click.Context, _param: click.Parameter, incomplete: st
     from kapell.cli.completing import limit_items
 
     return limit_items(ctx, incomplete)
+
+
+def _complete_approvals(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[Any]:
+    from kapell.cli.completing import approval_items
+
+    return approval_items(ctx, incomplete)
 
 
 def _complete_schedules(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[Any]:

@@ -24,6 +24,7 @@ UNKNOWN = Look("unknown", "?", "plain")
 
 TASK_STATES = {
     "TASK_STATE_PENDING": Look("pending", "◔", "dim"),
+    "TASK_STATE_AWAITING_APPROVAL": Look("awaiting approval", "◔", "yellow"),
     "TASK_STATE_QUEUED": Look("queued", "○", "plain"),
     "TASK_STATE_RUNNING": Look("running", "●", "cyan"),
     "TASK_STATE_CANCELLING": Look("cancelling", "◍", "yellow"),

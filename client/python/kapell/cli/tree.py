@@ -42,6 +42,9 @@ TREE = Node(
                 "reprioritize": Node("Give tasks another priority.", "task_steer:reprioritize"),
                 "cancel": Node("Cancel tasks, and those below them.", "task_end:cancel"),
                 "retry": Node("Queue failed or cancelled tasks again.", "task_steer:retry"),
+                "approve": Node(
+                    "Decide about the start of a task, perhaps with other parameters.", "approval_decide:approve_task"
+                ),
                 "edits": Node("List what a task was before it was edited.", "task_steer:edits"),
                 "delete": Node("Delete ended tasks with their logs.", "task_end:delete"),
             },
@@ -91,10 +94,10 @@ TREE = Node(
                 kapell run release --param token=secret:github-token
             """,
             children={
-                "list": Node("List secrets, never their values.", "secret:list_"),
+                "list": Node("List secrets, the newest first.", "secret:list_"),
                 "set": Node("Create or replace a secret.", "secret:set_"),
                 "delete": Node("Forget secrets.", "secret:delete"),
-                "rotate-key": Node("Encrypt all values with a new key.", "secret:rotate_key"),
+                "rotate-key": Node("Make a new key and encrypt all values with it.", "secret:rotate_key"),
             },
         ),
         "limit": Node(
@@ -130,6 +133,29 @@ TREE = Node(
                 "delete": Node("Delete schedules.", "schedule_steer:delete"),
             },
         ),
+        "approval": Node(
+            "What waits for a decision of yours, and the rules that decide for you.",
+            examples="""
+                kapell approval list
+                kapell approval show approval_01kabc
+                kapell approval approve approval_01kabc -m "go on"
+                kapell approval deny approval_01kabc -m "not before the release"
+            """,
+            children={
+                "list": Node(
+                    "List what waits for a decision: what blocks most first, then what expires first.",
+                    "approval_read:list_",
+                ),
+                "show": Node("Show one approval with all that is decided about.", "approval_read:show"),
+                "approve": Node("Approve what is asked for, or answer a question.", "approval_decide:approve"),
+                "deny": Node("Refuse what is asked for.", "approval_decide:deny"),
+                "watch": Node("Show what waits for a decision, and what comes, as it happens.", "approval_read:watch"),
+                "audit": Node("List who decided what, when and from where, the newest first.", "approval_read:audit"),
+                "rules": Node("List the rules that decide by themselves, the newest first.", "approval_rules:rules"),
+                "remember": Node("Create a rule that decides what matches from now on.", "approval_rules:remember"),
+                "forget": Node("Revoke rules.", "approval_rules:forget"),
+            },
+        ),
         "agent": Node(
             "Spawn, watch and end agents.",
             examples="""
@@ -161,6 +187,34 @@ TREE = Node(
                 "download": Node("Download an artifact.", "artifact:download"),
                 "get": Node("Show one artifact.", "artifact:get"),
                 "delete": Node("Delete artifacts.", "artifact:delete"),
+            },
+        ),
+        "usage": Node(
+            "What agents' work has used, and what it costs.",
+            examples="""
+                kapell usage show --by model,day
+                kapell usage export --since 7d
+                kapell usage estimate --model gpt-5 --input-tokens 20000 --output-tokens 3000 --runs 100
+            """,
+            children={
+                "show": Node("Sum usage by time, model, agent, task or label.", "usage:show"),
+                "export": Node("Print the records themselves.", "usage:export"),
+                "estimate": Node("Tell what work will cost.", "usage:estimate"),
+            },
+        ),
+        "price": Node(
+            "What models cost.",
+            examples="""
+                kapell price list --provider anthropic
+                kapell price set mycloud llama-4 --input-price 0.20 --output-price 0.60
+                kapell price reprice --dry-run
+            """,
+            children={
+                "list": Node("List prices of models.", "price:list_"),
+                "get": Node("Show the price of a model.", "price:get"),
+                "set": Node("Set the price of a model.", "price:set_"),
+                "delete": Node("Forget prices that were set.", "price:delete"),
+                "reprice": Node("Cost what was recorded anew.", "price:reprice"),
             },
         ),
         "profile": Node(

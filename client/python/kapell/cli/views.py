@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kapell.cli import states, times
+from kapell.cli.approval_views import matches_text, state_cell
 from kapell.cli.output import View, as_data
 from kapell.cli.queue_views import limit_max, limit_text, queue_event, queue_state
 from kapell.cli.states import Look
@@ -338,6 +339,8 @@ _OTHERS: dict[str, tuple[Callable[[Any], str], Callable[[Any], Cell], Callable[[
     ),
     "queue": (lambda queue: queue.agent_type, queue_state, queue_event),
     "schedule": (lambda schedule: schedule.schedule_id, _schedule_state, _schedule_text),
+    "approval": (lambda approval: approval.approval_id, state_cell, lambda approval: approval.title),
+    "approval_rule": (lambda rule: rule.rule_id, lambda rule: Cell("rule"), matches_text),
     "limit": (lambda limit: limit.key, lambda limit: Cell(f"max {limit_max(limit)}"), limit_text),
 }
 

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from kapell._worker.outcome import TaskFailed
-from kapell.runtimes import _artifacts, _result, placeholders
+from kapell.runtimes import _artifacts, _result, _usage, placeholders
 from kapell.runtimes._family import Families
 from kapell.runtimes._output import Capture
 from kapell.runtimes._processes import become_subreaper
@@ -149,7 +149,9 @@ class Command:
                 details={"exit_code": ending.code},
             )
         result_file = Path(launch.environment["KAPELL_RESULT_FILE"])
-        return _result.read(self._spec.result_format, result_file, capture.stdout.kept, program=program)
+        result = _result.read(self._spec.result_format, result_file, capture.stdout.kept, program=program)
+        _usage.report(result, attempt)
+        return result
 
 
 async def _keep_artifacts(directory: Path, attempt: Attempt, abandoned: asyncio.Event) -> None:

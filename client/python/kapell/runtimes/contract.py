@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Unpack
 
+from kapell.records import UsageFields
 from kapell.rules.redaction import Redactor
 from kapell.v1.artifact_pb2 import Artifact
 from kapell.v1.common_pb2 import LOG_STREAM_STDOUT, LogStream
@@ -51,6 +52,14 @@ class Attempt(Protocol):
 
     def progress(self, fraction: float | None, step: str = "", message: str = "") -> None:
         """Says how far the work is, 0 to 1; None where it cannot tell. Only the latest word is sent."""
+        ...
+
+    def usage(self, **fields: Unpack[UsageFields]) -> None:
+        """Says what the work has used; see `kapell.records.usage_record`. Never waits."""
+        ...
+
+    def usage_from(self, response: Mapping[str, object], *, record_id: str = "", series: str = "") -> None:
+        """Says what the work has used, in a provider's own words. Never waits."""
         ...
 
     def program_ended(self) -> None:

@@ -12,6 +12,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from kapell.v1 import common_pb2 as _common_pb2
+from kapell.v1 import usage_pb2 as _usage_pb2
 from kapell.v1 import watch_pb2 as _watch_pb2
 import builtins as _builtins
 import sys
@@ -409,6 +410,7 @@ class Agent(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """The id; "agent_" and a time-sortable part, or the client's choice."""
     display_name: _builtins.str
@@ -475,6 +477,10 @@ class Agent(_message.Message):
     def spec(self) -> Global___AgentSpec:
         """What it is made of; unset for external agents."""
 
+    @_builtins.property
+    def usage(self) -> _usage_pb2.UsageTotals:
+        """What it has used. Filled in on reading; events have it not, usage.update tells of it."""
+
     def __init__(
         self,
         *,
@@ -501,10 +507,11 @@ class Agent(_message.Message):
         spec: Global___AgentSpec | None = ...,
         etag: _builtins.str = ...,
         revision: _builtins.int = ...,
+        usage: _usage_pb2.UsageTotals | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "exit", b"exit", "last_heartbeat_time", b"last_heartbeat_time", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "exit", b"exit", "last_heartbeat_time", b"last_heartbeat_time", "spec", b"spec", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "agent_id", b"agent_id", "agent_types", b"agent_types", "create_time", b"create_time", "creator", b"creator", "current_task_ids", b"current_task_ids", "display_name", b"display_name", "end_time", b"end_time", "etag", b"etag", "exit", b"exit", "instance", b"instance", "labels", b"labels", "last_heartbeat_time", b"last_heartbeat_time", "pid", b"pid", "profile", b"profile", "revision", b"revision", "runtime", b"runtime", "slots_total", b"slots_total", "slots_used", b"slots_used", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "agent_id", b"agent_id", "agent_types", b"agent_types", "create_time", b"create_time", "creator", b"creator", "current_task_ids", b"current_task_ids", "display_name", b"display_name", "end_time", b"end_time", "etag", b"etag", "exit", b"exit", "instance", b"instance", "labels", b"labels", "last_heartbeat_time", b"last_heartbeat_time", "pid", b"pid", "profile", b"profile", "revision", b"revision", "runtime", b"runtime", "slots_total", b"slots_total", "slots_used", b"slots_used", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

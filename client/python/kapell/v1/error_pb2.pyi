@@ -50,7 +50,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_PROFILE_NOT_FOUND: _ErrorReason.ValueType  # 11
     """NOT_FOUND: the configuration has no profile of this name. Metadata: profile, known."""
     ERROR_REASON_ID_TAKEN: _ErrorReason.ValueType  # 12
-    """ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id or schedule_id."""
+    """ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id or schedule_id or rule_id."""
     ERROR_REASON_TASK_STATE_CONFLICT: _ErrorReason.ValueType  # 13
     """FAILED_PRECONDITION: the task's state does not allow this. Metadata: task_id, state, allowed."""
     ERROR_REASON_AGENT_STATE_CONFLICT: _ErrorReason.ValueType  # 14
@@ -129,6 +129,30 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the artifact's state does not allow this. Metadata: artifact_id, state."""
     ERROR_REASON_ARTIFACT_LIMIT: _ErrorReason.ValueType  # 74
     """RESOURCE_EXHAUSTED: the artifact, its task or all artifacts would take more than they may. Metadata: setting, limit."""
+    ERROR_REASON_PRICE_NOT_FOUND: _ErrorReason.ValueType  # 85
+    """NOT_FOUND: no price is known for the model, or no price was set with this id. Metadata: model or price_id."""
+    ERROR_REASON_PRICE_LIMIT: _ErrorReason.ValueType  # 86
+    """RESOURCE_EXHAUSTED: there are as many prices as may be set. Metadata: limit."""
+    ERROR_REASON_USAGE_QUERY_TOO_LARGE: _ErrorReason.ValueType  # 87
+    """RESOURCE_EXHAUSTED: the answer would have more rows or stretches of time than it may. Metadata: limit."""
+    ERROR_REASON_USAGE_CONFLICT: _ErrorReason.ValueType  # 88
+    """ALREADY_EXISTS: the record_id is known with other figures, which are not larger. Metadata: record_id.
+    In outcomes of records only.
+    """
+    ERROR_REASON_APPROVAL_NOT_FOUND: _ErrorReason.ValueType  # 95
+    """NOT_FOUND: no approval, or no rule, has this id. Metadata: approval_id or rule_id."""
+    ERROR_REASON_APPROVAL_ALREADY_DECIDED: _ErrorReason.ValueType  # 96
+    """ALREADY_EXISTS: somebody else was first, its time is over, or it is not needed any more.
+    Metadata: approval_id, state, option, decider, comment.
+    """
+    ERROR_REASON_SELF_APPROVAL: _ErrorReason.ValueType  # 97
+    """PERMISSION_DENIED: nobody decides about what they have asked for. Metadata: approval_id, requester."""
+    ERROR_REASON_APPROVAL_CHANGED: _ErrorReason.ValueType  # 98
+    """ABORTED: what was shown is not what is asked for now; read it again. Metadata: approval_id, content_hash;
+    where another approval has taken its place also superseded_by.
+    """
+    ERROR_REASON_NOT_APPROVER: _ErrorReason.ValueType  # 99
+    """PERMISSION_DENIED: the policy names others. Metadata: approval_id, approvers."""
     ERROR_REASON_LOCK_HELD: _ErrorReason.ValueType  # 80
     """ABORTED: somebody else holds a lock that conflicts, or asked for one before. Metadata: path (that was wanted),
     held_path, holder, since, expire_time (empty where no time ends it), lock_id.
@@ -194,7 +218,7 @@ ERROR_REASON_ATTEMPT_NOT_FOUND: ErrorReason.ValueType  # 10
 ERROR_REASON_PROFILE_NOT_FOUND: ErrorReason.ValueType  # 11
 """NOT_FOUND: the configuration has no profile of this name. Metadata: profile, known."""
 ERROR_REASON_ID_TAKEN: ErrorReason.ValueType  # 12
-"""ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id or schedule_id."""
+"""ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id or schedule_id or rule_id."""
 ERROR_REASON_TASK_STATE_CONFLICT: ErrorReason.ValueType  # 13
 """FAILED_PRECONDITION: the task's state does not allow this. Metadata: task_id, state, allowed."""
 ERROR_REASON_AGENT_STATE_CONFLICT: ErrorReason.ValueType  # 14
@@ -273,6 +297,30 @@ ERROR_REASON_ARTIFACT_STATE_CONFLICT: ErrorReason.ValueType  # 73
 """FAILED_PRECONDITION: the artifact's state does not allow this. Metadata: artifact_id, state."""
 ERROR_REASON_ARTIFACT_LIMIT: ErrorReason.ValueType  # 74
 """RESOURCE_EXHAUSTED: the artifact, its task or all artifacts would take more than they may. Metadata: setting, limit."""
+ERROR_REASON_PRICE_NOT_FOUND: ErrorReason.ValueType  # 85
+"""NOT_FOUND: no price is known for the model, or no price was set with this id. Metadata: model or price_id."""
+ERROR_REASON_PRICE_LIMIT: ErrorReason.ValueType  # 86
+"""RESOURCE_EXHAUSTED: there are as many prices as may be set. Metadata: limit."""
+ERROR_REASON_USAGE_QUERY_TOO_LARGE: ErrorReason.ValueType  # 87
+"""RESOURCE_EXHAUSTED: the answer would have more rows or stretches of time than it may. Metadata: limit."""
+ERROR_REASON_USAGE_CONFLICT: ErrorReason.ValueType  # 88
+"""ALREADY_EXISTS: the record_id is known with other figures, which are not larger. Metadata: record_id.
+In outcomes of records only.
+"""
+ERROR_REASON_APPROVAL_NOT_FOUND: ErrorReason.ValueType  # 95
+"""NOT_FOUND: no approval, or no rule, has this id. Metadata: approval_id or rule_id."""
+ERROR_REASON_APPROVAL_ALREADY_DECIDED: ErrorReason.ValueType  # 96
+"""ALREADY_EXISTS: somebody else was first, its time is over, or it is not needed any more.
+Metadata: approval_id, state, option, decider, comment.
+"""
+ERROR_REASON_SELF_APPROVAL: ErrorReason.ValueType  # 97
+"""PERMISSION_DENIED: nobody decides about what they have asked for. Metadata: approval_id, requester."""
+ERROR_REASON_APPROVAL_CHANGED: ErrorReason.ValueType  # 98
+"""ABORTED: what was shown is not what is asked for now; read it again. Metadata: approval_id, content_hash;
+where another approval has taken its place also superseded_by.
+"""
+ERROR_REASON_NOT_APPROVER: ErrorReason.ValueType  # 99
+"""PERMISSION_DENIED: the policy names others. Metadata: approval_id, approvers."""
 ERROR_REASON_LOCK_HELD: ErrorReason.ValueType  # 80
 """ABORTED: somebody else holds a lock that conflicts, or asked for one before. Metadata: path (that was wanted),
 held_path, holder, since, expire_time (empty where no time ends it), lock_id.

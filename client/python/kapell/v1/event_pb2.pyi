@@ -9,14 +9,17 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from kapell.v1 import agent_pb2 as _agent_pb2
+from kapell.v1 import approval_pb2 as _approval_pb2
 from kapell.v1 import common_pb2 as _common_pb2
 from kapell.v1 import lock_pb2 as _lock_pb2
+from kapell.v1 import price_pb2 as _price_pb2
 from kapell.v1 import queue_pb2 as _queue_pb2
 from kapell.v1 import schedule_pb2 as _schedule_pb2
 from kapell.v1 import secret_pb2 as _secret_pb2
 from kapell.v1 import task_pb2 as _task_pb2
 from kapell.v1 import template_pb2 as _template_pb2
 from kapell.v1 import token_pb2 as _token_pb2
+from kapell.v1 import usage_pb2 as _usage_pb2
 from kapell.v1 import watch_pb2 as _watch_pb2
 import builtins as _builtins
 import sys
@@ -48,6 +51,10 @@ class Event(_message.Message):
     QUEUE_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     SCHEDULE_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
+    APPROVAL_FIELD_NUMBER: _builtins.int
+    APPROVAL_RULE_FIELD_NUMBER: _builtins.int
     LOCK_FIELD_NUMBER: _builtins.int
     TICKET_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
@@ -98,6 +105,22 @@ class Event(_message.Message):
         """A schedule, without prompt, input and parameters of its task."""
 
     @_builtins.property
+    def usage(self) -> _usage_pb2.UsageUpdate:
+        """What a task or an agent has used."""
+
+    @_builtins.property
+    def price(self) -> _price_pb2.Price:
+        """A price that was set."""
+
+    @_builtins.property
+    def approval(self) -> _approval_pb2.Approval:
+        """An approval, without its content."""
+
+    @_builtins.property
+    def approval_rule(self) -> _approval_pb2.ApprovalRule:
+        """A rule for approvals."""
+
+    @_builtins.property
     def lock(self) -> _lock_pb2.Lock:
         """A lock."""
 
@@ -133,17 +156,21 @@ class Event(_message.Message):
         queue: _queue_pb2.Queue | None = ...,
         limit: _queue_pb2.ConcurrencyLimit | None = ...,
         schedule: _schedule_pb2.Schedule | None = ...,
+        usage: _usage_pb2.UsageUpdate | None = ...,
+        price: _price_pb2.Price | None = ...,
+        approval: _approval_pb2.Approval | None = ...,
+        approval_rule: _approval_pb2.ApprovalRule | None = ...,
         lock: _lock_pb2.Lock | None = ...,
         ticket: _lock_pb2.LockTicket | None = ...,
         session: _lock_pb2.LockSession | None = ...,
         secret: _secret_pb2.Secret | None = ...,
         token: _token_pb2.Token | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "event_time", b"event_time", "limit", b"limit", "lock", b"lock", "queue", b"queue", "resource", b"resource", "schedule", b"schedule", "secret", b"secret", "session", b"session", "task", b"task", "template", b"template", "ticket", b"ticket", "token", b"token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "approval", b"approval", "approval_rule", b"approval_rule", "event_time", b"event_time", "limit", b"limit", "lock", b"lock", "price", b"price", "queue", b"queue", "resource", b"resource", "schedule", b"schedule", "secret", b"secret", "session", b"session", "task", b"task", "template", b"template", "ticket", b"ticket", "token", b"token", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "changed_fields", b"changed_fields", "event_time", b"event_time", "kind", b"kind", "limit", b"limit", "lock", b"lock", "previous_agent_state", b"previous_agent_state", "previous_task_state", b"previous_task_state", "queue", b"queue", "resource", b"resource", "revision", b"revision", "schedule", b"schedule", "secret", b"secret", "session", b"session", "task", b"task", "template", b"template", "ticket", b"ticket", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "approval", b"approval", "approval_rule", b"approval_rule", "changed_fields", b"changed_fields", "event_time", b"event_time", "kind", b"kind", "limit", b"limit", "lock", b"lock", "previous_agent_state", b"previous_agent_state", "previous_task_state", b"previous_task_state", "price", b"price", "queue", b"queue", "resource", b"resource", "revision", b"revision", "schedule", b"schedule", "secret", b"secret", "session", b"session", "task", b"task", "template", b"template", "ticket", b"ticket", "token", b"token", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["task", "agent", "template", "queue", "limit", "schedule", "lock", "ticket", "session", "secret", "token"]  # noqa: Y015
+    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["task", "agent", "template", "queue", "limit", "schedule", "usage", "price", "approval", "approval_rule", "lock", "ticket", "session", "secret", "token"]  # noqa: Y015
     _WhichOneofArgType_resource: _TypeAlias = _typing.Literal["resource", b"resource"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_resource) -> _WhichOneofReturnType_resource | None: ...
 
@@ -181,6 +208,7 @@ class EventFilter(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     TEMPLATE_IDS_FIELD_NUMBER: _builtins.int
     SCHEDULE_IDS_FIELD_NUMBER: _builtins.int
+    APPROVAL_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[_watch_pb2.EventKind.ValueType]:
         """Kinds, any of. SNAPSHOT events are always sent when the initial state was asked for."""
@@ -205,6 +233,10 @@ class EventFilter(_message.Message):
     def schedule_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Events of these schedules themselves."""
 
+    @_builtins.property
+    def approval_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Events of these approvals themselves."""
+
     def __init__(
         self,
         *,
@@ -214,10 +246,11 @@ class EventFilter(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         template_ids: _abc.Iterable[_builtins.str] | None = ...,
         schedule_ids: _abc.Iterable[_builtins.str] | None = ...,
+        approval_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_ids", b"agent_ids", "kinds", b"kinds", "labels", b"labels", "schedule_ids", b"schedule_ids", "task_ids", b"task_ids", "template_ids", b"template_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_ids", b"agent_ids", "approval_ids", b"approval_ids", "kinds", b"kinds", "labels", b"labels", "schedule_ids", b"schedule_ids", "task_ids", b"task_ids", "template_ids", b"template_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -12,10 +12,12 @@ from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from kapell.v1 import approval_policy_pb2 as _approval_policy_pb2
 from kapell.v1 import common_pb2 as _common_pb2
 from kapell.v1 import dependency_pb2 as _dependency_pb2
 from kapell.v1 import error_pb2 as _error_pb2
 from kapell.v1 import lock_pb2 as _lock_pb2
+from kapell.v1 import usage_pb2 as _usage_pb2
 from kapell.v1 import watch_pb2 as _watch_pb2
 import builtins as _builtins
 import sys
@@ -50,6 +52,8 @@ class _TaskStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskState.V
     """Given up; the failure says why."""
     TASK_STATE_CANCELLED: _TaskState.ValueType  # 7
     """Cancelled."""
+    TASK_STATE_AWAITING_APPROVAL: _TaskState.ValueType  # 8
+    """Waits for the decision of a person, without an agent: before its start, or because its agent has parked it."""
 
 class TaskState(_TaskState, metaclass=_TaskStateEnumTypeWrapper):
     """Where a task stands. SUCCEEDED, FAILED and CANCELLED are final."""
@@ -70,6 +74,8 @@ TASK_STATE_FAILED: TaskState.ValueType  # 6
 """Given up; the failure says why."""
 TASK_STATE_CANCELLED: TaskState.ValueType  # 7
 """Cancelled."""
+TASK_STATE_AWAITING_APPROVAL: TaskState.ValueType  # 8
+"""Waits for the decision of a person, without an agent: before its start, or because its agent has parked it."""
 Global___TaskState: _TypeAlias = TaskState  # noqa: Y015
 
 class _WaitKind:
@@ -106,6 +112,8 @@ class _WaitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitKind.Val
     """For tasks that come before it in the queue. ExplainTask only."""
     WAIT_KIND_AGENT_LETTING_GO: _WaitKind.ValueType  # 18
     """For its agent to let go: cancelling, or a timeout, was asked for. ExplainTask only."""
+    WAIT_KIND_APPROVAL: _WaitKind.ValueType  # 22
+    """For an approval. ExplainTask only."""
     WAIT_KIND_LOCK: _WaitKind.ValueType  # 20
     """For locks that it declares and somebody else holds, or asked for before. ExplainTask only."""
 
@@ -140,6 +148,8 @@ WAIT_KIND_TURN: WaitKind.ValueType  # 17
 """For tasks that come before it in the queue. ExplainTask only."""
 WAIT_KIND_AGENT_LETTING_GO: WaitKind.ValueType  # 18
 """For its agent to let go: cancelling, or a timeout, was asked for. ExplainTask only."""
+WAIT_KIND_APPROVAL: WaitKind.ValueType  # 22
+"""For an approval. ExplainTask only."""
 WAIT_KIND_LOCK: WaitKind.ValueType  # 20
 """For locks that it declares and somebody else holds, or asked for before. ExplainTask only."""
 Global___WaitKind: _TypeAlias = WaitKind  # noqa: Y015
@@ -425,6 +435,7 @@ class TaskSpec(_message.Message):
     CLIENT_KEY_FIELD_NUMBER: _builtins.int
     DEPENDENCIES_FIELD_NUMBER: _builtins.int
     PARENT_TASK_ID_FIELD_NUMBER: _builtins.int
+    APPROVAL_FIELD_NUMBER: _builtins.int
     LOCKS_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
@@ -491,6 +502,13 @@ class TaskSpec(_message.Message):
         """
 
     @_builtins.property
+    def approval(self) -> _approval_policy_pb2.ApprovalPolicy:
+        """Its start must be approved: nothing of it runs before. Set but empty: by the defaults of ApprovalPolicy. Not where
+        its template has a policy, which cannot be overruled. Unset: what the template says, else the parent's policy
+        where that includes children, else what a rule demands. Steps of its template ask in the same way, each by itself.
+        """
+
+    @_builtins.property
     def locks(self) -> _containers.RepeatedCompositeFieldContainer[_lock_pb2.LockItem]:
         """The locks it needs, at most 64; see lock.proto. It starts only when all of them are free, has them while an attempt
         runs, and waits without holding any. Of a path that is named twice the stronger mode counts, and one that
@@ -523,12 +541,13 @@ class TaskSpec(_message.Message):
         client_key: _builtins.str = ...,
         dependencies: _abc.Iterable[_dependency_pb2.TaskDependency] | None = ...,
         parent_task_id: _builtins.str = ...,
+        approval: _approval_policy_pb2.ApprovalPolicy | None = ...,
         locks: _abc.Iterable[_lock_pb2.LockItem] | None = ...,
         secrets: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "input", b"input", "not_before_time", b"not_before_time", "parameters", b"parameters", "priority", b"priority", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "approval", b"approval", "input", b"input", "not_before_time", b"not_before_time", "parameters", b"parameters", "priority", b"priority", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "client_key", b"client_key", "concurrency_keys", b"concurrency_keys", "dependencies", b"dependencies", "display_name", b"display_name", "fairness_key", b"fairness_key", "input", b"input", "labels", b"labels", "locks", b"locks", "not_before_time", b"not_before_time", "parameters", b"parameters", "parent_task_id", b"parent_task_id", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "secrets", b"secrets", "task_id", b"task_id", "template", b"template", "timeouts", b"timeouts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "approval", b"approval", "client_key", b"client_key", "concurrency_keys", b"concurrency_keys", "dependencies", b"dependencies", "display_name", b"display_name", "fairness_key", b"fairness_key", "input", b"input", "labels", b"labels", "locks", b"locks", "not_before_time", b"not_before_time", "parameters", b"parameters", "parent_task_id", b"parent_task_id", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "secrets", b"secrets", "task_id", b"task_id", "template", b"template", "timeouts", b"timeouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
@@ -579,7 +598,7 @@ class TaskFailure(_message.Message):
     reason: _builtins.str
     """A constant in upper snake case. The server's own: LEASE_EXPIRED, AGENT_LOST,
     QUEUE_TIMEOUT, RUN_TIMEOUT, TOTAL_TIMEOUT, STALLED, NOT_REPORTED, DEPENDENCY_FAILED,
-    PROMPT_TOO_LARGE. The command runtime's: EXIT_CODE,
+    PROMPT_TOO_LARGE, APPROVAL_REJECTED, APPROVAL_EXPIRED. The command runtime's: EXIT_CODE,
     SIGNAL, PROGRAM_NOT_FOUND, RESULT_INVALID, SETUP_FAILED. Others come from the worker.
     """
     message: _builtins.str
@@ -730,6 +749,10 @@ class Task(_message.Message):
     SCHEDULE_ID_FIELD_NUMBER: _builtins.int
     SCHEDULE_TIME_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    TREE_USAGE_FIELD_NUMBER: _builtins.int
+    APPROVAL_FIELD_NUMBER: _builtins.int
+    PARKED_FIELD_NUMBER: _builtins.int
     LOCKS_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
@@ -883,6 +906,24 @@ class Task(_message.Message):
         """What the running attempt waits for, as its agent says; unset while it works."""
 
     @_builtins.property
+    def usage(self) -> _usage_pb2.UsageTotals:
+        """What its attempts have used. Filled in on reading; events have it not, usage.update tells of it."""
+
+    @_builtins.property
+    def tree_usage(self) -> _usage_pb2.UsageTotals:
+        """What it and all tasks below it have used, those that were deleted included. Filled in on reading."""
+
+    @_builtins.property
+    def approval(self) -> _approval_policy_pb2.TaskApproval:
+        """The approval of its start; unset where none is demanded."""
+
+    @_builtins.property
+    def parked(self) -> _approval_policy_pb2.ParkedApproval:
+        """The approval its last attempt was parked for; unset where none was, and once the next attempt has ended or asked
+        for it again.
+        """
+
+    @_builtins.property
     def locks(self) -> _containers.RepeatedCompositeFieldContainer[_lock_pb2.TaskLock]:
         """The locks it declares, by path; while an attempt runs, each with the fencing token to show at every effect."""
 
@@ -941,12 +982,16 @@ class Task(_message.Message):
         schedule_id: _builtins.str = ...,
         schedule_time: _timestamp_pb2.Timestamp | None = ...,
         waiting: Global___AttemptWait | None = ...,
+        usage: _usage_pb2.UsageTotals | None = ...,
+        tree_usage: _usage_pb2.UsageTotals | None = ...,
+        approval: _approval_policy_pb2.TaskApproval | None = ...,
+        parked: _approval_policy_pb2.ParkedApproval | None = ...,
         locks: _abc.Iterable[_lock_pb2.TaskLock] | None = ...,
         secrets: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "failure", b"failure", "first_queue_time", b"first_queue_time", "input", b"input", "lease", b"lease", "not_before_time", b"not_before_time", "progress", b"progress", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "schedule_time", b"schedule_time", "start_time", b"start_time", "state_time", b"state_time", "timeouts", b"timeouts", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval", "create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "failure", b"failure", "first_queue_time", b"first_queue_time", "input", b"input", "lease", b"lease", "not_before_time", b"not_before_time", "parked", b"parked", "progress", b"progress", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "schedule_time", b"schedule_time", "start_time", b"start_time", "state_time", b"state_time", "timeouts", b"timeouts", "tree_usage", b"tree_usage", "usage", b"usage", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "attempt", b"attempt", "attempts_used", b"attempts_used", "concurrency_keys", b"concurrency_keys", "content_bytes", b"content_bytes", "create_time", b"create_time", "creator", b"creator", "dependencies", b"dependencies", "depth", b"depth", "display_name", b"display_name", "edited", b"edited", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "fairness_key", b"fairness_key", "first_queue_time", b"first_queue_time", "input", b"input", "labels", b"labels", "lease", b"lease", "locks", b"locks", "not_before_time", b"not_before_time", "parent_task_id", b"parent_task_id", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "prompt_parts", b"prompt_parts", "prompt_pending", b"prompt_pending", "queue_rank", b"queue_rank", "queue_time", b"queue_time", "rate_limited_count", b"rate_limited_count", "result", b"result", "retries", b"retries", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "revision", b"revision", "root_task_id", b"root_task_id", "schedule_id", b"schedule_id", "schedule_time", b"schedule_time", "secrets", b"secrets", "skipped", b"skipped", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "task_id", b"task_id", "template_id", b"template_id", "template_version", b"template_version", "timeouts", b"timeouts", "waiting", b"waiting", "waiting_on", b"waiting_on"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "approval", b"approval", "attempt", b"attempt", "attempts_used", b"attempts_used", "concurrency_keys", b"concurrency_keys", "content_bytes", b"content_bytes", "create_time", b"create_time", "creator", b"creator", "dependencies", b"dependencies", "depth", b"depth", "display_name", b"display_name", "edited", b"edited", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "fairness_key", b"fairness_key", "first_queue_time", b"first_queue_time", "input", b"input", "labels", b"labels", "lease", b"lease", "locks", b"locks", "not_before_time", b"not_before_time", "parent_task_id", b"parent_task_id", "parked", b"parked", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "prompt_parts", b"prompt_parts", "prompt_pending", b"prompt_pending", "queue_rank", b"queue_rank", "queue_time", b"queue_time", "rate_limited_count", b"rate_limited_count", "result", b"result", "retries", b"retries", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "revision", b"revision", "root_task_id", b"root_task_id", "schedule_id", b"schedule_id", "schedule_time", b"schedule_time", "secrets", b"secrets", "skipped", b"skipped", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "task_id", b"task_id", "template_id", b"template_id", "template_version", b"template_version", "timeouts", b"timeouts", "tree_usage", b"tree_usage", "usage", b"usage", "waiting", b"waiting", "waiting_on", b"waiting_on"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2140,6 +2185,96 @@ class DeleteTaskResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteTaskResponse: _TypeAlias = DeleteTaskResponse  # noqa: Y015
+
+@_typing.final
+class ApproveTaskRequest(_message.Message):
+    """Request of ApproveTask. At most one of parameters, and prompt or input, says what is to be done instead."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
+    COMMENT_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    SHOWN_HASH_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task. Required."""
+    decision: _builtins.str
+    """"approve", "deny", or the id of one of its options. Empty: "approve"."""
+    comment: _builtins.str
+    """Why; kept, and shown to whoever wanted it. At most 2,000 characters."""
+    prompt: _builtins.str
+    """Another prompt, at most 256 KiB. Not for a task that was made from a template."""
+    shown_hash: _builtins.str
+    """content_hash of what was shown; anything else is ABORTED/APPROVAL_CHANGED. Empty: not checked."""
+    request_id: _builtins.str
+    """As in CreateTask."""
+    @_builtins.property
+    def parameters(self) -> _struct_pb2.Struct:
+        """Other parameters in the place of all of them, from which its template is rendered anew. At most 64 KiB."""
+
+    @_builtins.property
+    def input(self) -> _struct_pb2.Struct:
+        """Another input in the place of the whole, at most 64 KiB. Not for a task that was made from a template."""
+
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        decision: _builtins.str = ...,
+        comment: _builtins.str = ...,
+        parameters: _struct_pb2.Struct | None = ...,
+        prompt: _builtins.str | None = ...,
+        input: _struct_pb2.Struct | None = ...,
+        shown_hash: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_prompt", b"_prompt", "input", b"input", "parameters", b"parameters", "prompt", b"prompt"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prompt", b"_prompt", "comment", b"comment", "decision", b"decision", "input", b"input", "parameters", b"parameters", "prompt", b"prompt", "request_id", b"request_id", "shown_hash", b"shown_hash", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__prompt: _TypeAlias = _typing.Literal["prompt"]  # noqa: Y015
+    _WhichOneofArgType__prompt: _TypeAlias = _typing.Literal["_prompt", b"_prompt"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt) -> _WhichOneofReturnType__prompt | None: ...
+
+Global___ApproveTaskRequest: _TypeAlias = ApproveTaskRequest  # noqa: Y015
+
+@_typing.final
+class ApproveTaskResponse(_message.Message):
+    """Response of ApproveTask."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Revision of the change."""
+    replayed: _builtins.bool
+    """True when this is the first answer to a repeated request_id."""
+    @_builtins.property
+    def task(self) -> Global___Task:
+        """The task after the decision: QUEUED, FAILED, or AWAITING_APPROVAL while more votes are needed; without prompt,
+        input and result.
+        """
+
+    def __init__(
+        self,
+        *,
+        task: Global___Task | None = ...,
+        revision: _builtins.int = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replayed", b"replayed", "revision", b"revision", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApproveTaskResponse: _TypeAlias = ApproveTaskResponse  # noqa: Y015
 
 @_typing.final
 class WaitTaskRequest(_message.Message):

@@ -45,6 +45,7 @@ from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from kapell.v1 import approval_policy_pb2 as _approval_policy_pb2
 from kapell.v1 import common_pb2 as _common_pb2
 from kapell.v1 import dependency_pb2 as _dependency_pb2
 from kapell.v1 import lock_pb2 as _lock_pb2
@@ -452,6 +453,7 @@ class TemplateSpec(_message.Message):
     TAGS_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     CONCURRENCY_KEYS_FIELD_NUMBER: _builtins.int
+    APPROVAL_FIELD_NUMBER: _builtins.int
     LOCKS_FIELD_NUMBER: _builtins.int
     display_name: _builtins.str
     """A name for people, at most 200 characters. Empty: the id."""
@@ -497,6 +499,10 @@ class TemplateSpec(_message.Message):
         """
 
     @_builtins.property
+    def approval(self) -> _approval_policy_pb2.ApprovalPolicy:
+        """The start of its tasks, and of each of their steps, must be approved. Unset: not by the template."""
+
+    @_builtins.property
     def locks(self) -> _containers.RepeatedCompositeFieldContainer[Global___TemplateLock]:
         """The locks that its tasks need, besides those of the task: at most 16 lines, which may come to any number of paths.
         More than 64 are drawn together: files become the directories they are in.
@@ -518,11 +524,12 @@ class TemplateSpec(_message.Message):
         tags: _abc.Iterable[_builtins.str] | None = ...,
         steps: _abc.Iterable[Global___TemplateStep] | None = ...,
         concurrency_keys: _abc.Iterable[_builtins.str] | None = ...,
+        approval: _approval_policy_pb2.ApprovalPolicy | None = ...,
         locks: _abc.Iterable[Global___TemplateLock] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "priority", b"priority", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "approval", b"approval", "priority", b"priority", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "concurrency_keys", b"concurrency_keys", "description", b"description", "display_name", b"display_name", "labels", b"labels", "locks", b"locks", "parameters", b"parameters", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "steps", b"steps", "tags", b"tags", "task_name", b"task_name", "timeouts", b"timeouts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "approval", b"approval", "concurrency_keys", b"concurrency_keys", "description", b"description", "display_name", b"display_name", "labels", b"labels", "locks", b"locks", "parameters", b"parameters", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "steps", b"steps", "tags", b"tags", "task_name", b"task_name", "timeouts", b"timeouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015

@@ -44,7 +44,7 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """
     EVENT_KIND_TASK_UPDATED: _EventKind.ValueType  # 15
     """Priority, labels or the display name were changed; or the dependencies were met and the task waits
-    for its time.
+    for its time, or for an approval.
     """
     EVENT_KIND_TASK_CANCELLING: _EventKind.ValueType  # 16
     """Cancelling was asked for; the agent is being told."""
@@ -102,6 +102,32 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """The task of a run could not be made; last_run says why."""
     EVENT_KIND_SCHEDULE_DELETED: _EventKind.ValueType  # 109
     """The schedule was deleted; the event carries its last form."""
+    EVENT_KIND_USAGE_UPDATE: _EventKind.ValueType  # 130
+    """What a task or an agent has used has grown or was corrected; at most one a second for each."""
+    EVENT_KIND_PRICE_SET: _EventKind.ValueType  # 131
+    """price.set: the price of a model was set."""
+    EVENT_KIND_PRICE_DELETED: _EventKind.ValueType  # 132
+    """price.deleted: a price that was set was forgotten or replaced."""
+    EVENT_KIND_APPROVAL_REQUIRED: _EventKind.ValueType  # 150
+    """approval.required: an approval was asked for and waits for a decision."""
+    EVENT_KIND_APPROVAL_DECIDED: _EventKind.ValueType  # 151
+    """approval.decided: it was approved or refused, by somebody or by a rule; a rule may do so at once."""
+    EVENT_KIND_APPROVAL_VOTED: _EventKind.ValueType  # 152
+    """approval.voted: one of several votes was given."""
+    EVENT_KIND_APPROVAL_EXPIRED: _EventKind.ValueType  # 153
+    """approval.expired: nobody has decided in time; with HOLD it waits on."""
+    EVENT_KIND_APPROVAL_ESCALATED: _EventKind.ValueType  # 154
+    """approval.escalated: nobody has decided in time; others may now as well."""
+    EVENT_KIND_APPROVAL_CANCELLED: _EventKind.ValueType  # 155
+    """approval.cancelled: it is not needed any more."""
+    EVENT_KIND_APPROVAL_SUPERSEDED: _EventKind.ValueType  # 156
+    """approval.superseded: another approval has taken its place."""
+    EVENT_KIND_APPROVAL_RULE_CREATED: _EventKind.ValueType  # 157
+    """approval.rule_created: a rule was created."""
+    EVENT_KIND_APPROVAL_RULE_USED: _EventKind.ValueType  # 158
+    """approval.rule_used: a rule has decided."""
+    EVENT_KIND_APPROVAL_RULE_DELETED: _EventKind.ValueType  # 159
+    """approval.rule_deleted: the rule was revoked; the event carries its last form."""
     EVENT_KIND_TICKET_DELETED: _EventKind.ValueType  # 119
     """A ticket that ended an hour ago was forgotten; the event carries its last form."""
     EVENT_KIND_LOCK_GRANTED: _EventKind.ValueType  # 120
@@ -155,7 +181,7 @@ and waits for its dependencies.
 """
 EVENT_KIND_TASK_UPDATED: EventKind.ValueType  # 15
 """Priority, labels or the display name were changed; or the dependencies were met and the task waits
-for its time.
+for its time, or for an approval.
 """
 EVENT_KIND_TASK_CANCELLING: EventKind.ValueType  # 16
 """Cancelling was asked for; the agent is being told."""
@@ -213,6 +239,32 @@ EVENT_KIND_SCHEDULE_REFUSED: EventKind.ValueType  # 108
 """The task of a run could not be made; last_run says why."""
 EVENT_KIND_SCHEDULE_DELETED: EventKind.ValueType  # 109
 """The schedule was deleted; the event carries its last form."""
+EVENT_KIND_USAGE_UPDATE: EventKind.ValueType  # 130
+"""What a task or an agent has used has grown or was corrected; at most one a second for each."""
+EVENT_KIND_PRICE_SET: EventKind.ValueType  # 131
+"""price.set: the price of a model was set."""
+EVENT_KIND_PRICE_DELETED: EventKind.ValueType  # 132
+"""price.deleted: a price that was set was forgotten or replaced."""
+EVENT_KIND_APPROVAL_REQUIRED: EventKind.ValueType  # 150
+"""approval.required: an approval was asked for and waits for a decision."""
+EVENT_KIND_APPROVAL_DECIDED: EventKind.ValueType  # 151
+"""approval.decided: it was approved or refused, by somebody or by a rule; a rule may do so at once."""
+EVENT_KIND_APPROVAL_VOTED: EventKind.ValueType  # 152
+"""approval.voted: one of several votes was given."""
+EVENT_KIND_APPROVAL_EXPIRED: EventKind.ValueType  # 153
+"""approval.expired: nobody has decided in time; with HOLD it waits on."""
+EVENT_KIND_APPROVAL_ESCALATED: EventKind.ValueType  # 154
+"""approval.escalated: nobody has decided in time; others may now as well."""
+EVENT_KIND_APPROVAL_CANCELLED: EventKind.ValueType  # 155
+"""approval.cancelled: it is not needed any more."""
+EVENT_KIND_APPROVAL_SUPERSEDED: EventKind.ValueType  # 156
+"""approval.superseded: another approval has taken its place."""
+EVENT_KIND_APPROVAL_RULE_CREATED: EventKind.ValueType  # 157
+"""approval.rule_created: a rule was created."""
+EVENT_KIND_APPROVAL_RULE_USED: EventKind.ValueType  # 158
+"""approval.rule_used: a rule has decided."""
+EVENT_KIND_APPROVAL_RULE_DELETED: EventKind.ValueType  # 159
+"""approval.rule_deleted: the rule was revoked; the event carries its last form."""
 EVENT_KIND_TICKET_DELETED: EventKind.ValueType  # 119
 """A ticket that ended an hour ago was forgotten; the event carries its last form."""
 EVENT_KIND_LOCK_GRANTED: EventKind.ValueType  # 120

@@ -21,6 +21,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from kapell.v1 import agent_pb2 as _agent_pb2
 from kapell.v1 import common_pb2 as _common_pb2
 from kapell.v1 import task_pb2 as _task_pb2
+from kapell.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -352,6 +353,7 @@ class LeaseBeat(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     PROGRAM_ENDED_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
     lease_token: _builtins.str
     """The lease."""
     program_ended: _builtins.bool
@@ -366,6 +368,10 @@ class LeaseBeat(_message.Message):
     def waiting(self) -> _task_pb2.AttemptWait:
         """What the attempt waits for, in every heartbeat for as long as it does. Unset: it works."""
 
+    @_builtins.property
+    def usage(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageRecord]:
+        """What the attempt has used since, at most 20 records; as in ReportUsage; see LeaseStatus.refused_usage."""
+
     def __init__(
         self,
         *,
@@ -373,10 +379,11 @@ class LeaseBeat(_message.Message):
         progress: _task_pb2.TaskProgress | None = ...,
         waiting: _task_pb2.AttemptWait | None = ...,
         program_ended: _builtins.bool = ...,
+        usage: _abc.Iterable[_usage_pb2.UsageRecord] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_token", b"lease_token", "program_ended", b"program_ended", "progress", b"progress", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_token", b"lease_token", "program_ended", b"program_ended", "progress", b"progress", "usage", b"usage", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -418,19 +425,25 @@ class LeaseStatus(_message.Message):
 
     LEASE_TOKEN_FIELD_NUMBER: _builtins.int
     DIRECTIVE_FIELD_NUMBER: _builtins.int
+    REFUSED_USAGE_FIELD_NUMBER: _builtins.int
     lease_token: _builtins.str
     """The lease."""
     directive: Global___LeaseDirective.ValueType
     """What to do."""
+    @_builtins.property
+    def refused_usage(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageOutcome]:
+        """Those of LeaseBeat.usage that could not be taken, and why."""
+
     def __init__(
         self,
         *,
         lease_token: _builtins.str = ...,
         directive: Global___LeaseDirective.ValueType = ...,
+        refused_usage: _abc.Iterable[_usage_pb2.UsageOutcome] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["directive", b"directive", "lease_token", b"lease_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directive", b"directive", "lease_token", b"lease_token", "refused_usage", b"refused_usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -535,6 +548,66 @@ class ReportProgressResponse(_message.Message):
 Global___ReportProgressResponse: _TypeAlias = ReportProgressResponse  # noqa: Y015
 
 @_typing.final
+class ReportUsageRequest(_message.Message):
+    """Request of ReportUsage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_TOKEN_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    lease_token: _builtins.str
+    """The lease. Required."""
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageRecord]:
+        """What the attempt has used, 1 to 100 records. Task, attempt and agent are those of the lease."""
+
+    def __init__(
+        self,
+        *,
+        lease_token: _builtins.str = ...,
+        records: _abc.Iterable[_usage_pb2.UsageRecord] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_token", b"lease_token", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportUsageRequest: _TypeAlias = ReportUsageRequest  # noqa: Y015
+
+@_typing.final
+class ReportUsageResponse(_message.Message):
+    """Response of ReportUsage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIRECTIVE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    directive: Global___LeaseDirective.ValueType
+    """CONTINUE or CANCEL."""
+    revision: _builtins.int
+    """The newest revision."""
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageOutcome]:
+        """One entry a record, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        directive: Global___LeaseDirective.ValueType = ...,
+        revision: _builtins.int = ...,
+        outcomes: _abc.Iterable[_usage_pb2.UsageOutcome] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directive", b"directive", "outcomes", b"outcomes", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportUsageResponse: _TypeAlias = ReportUsageResponse  # noqa: Y015
+
+@_typing.final
 class AppendTaskLogsRequest(_message.Message):
     """Request of AppendTaskLogs."""
 
@@ -604,21 +677,27 @@ class CompleteTaskRequest(_message.Message):
 
     LEASE_TOKEN_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
     lease_token: _builtins.str
     """The lease. Required."""
     @_builtins.property
     def result(self) -> _struct_pb2.Value:
         """The result; any JSON value, at most 256 KiB. Unset: null."""
 
+    @_builtins.property
+    def usage(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageRecord]:
+        """What the attempt has used and not reported yet, at most 100 records; as in ReportUsage."""
+
     def __init__(
         self,
         *,
         lease_token: _builtins.str = ...,
         result: _struct_pb2.Value | None = ...,
+        usage: _abc.Iterable[_usage_pb2.UsageRecord] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_token", b"lease_token", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_token", b"lease_token", "result", b"result", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -632,19 +711,25 @@ class CompleteTaskResponse(_message.Message):
 
     STATE_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    REFUSED_USAGE_FIELD_NUMBER: _builtins.int
     state: _task_pb2.TaskState.ValueType
     """The task's state: SUCCEEDED, or CANCELLED where cancelling came first."""
     revision: _builtins.int
     """Revision of the change."""
+    @_builtins.property
+    def refused_usage(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageOutcome]:
+        """Those of the usage that could not be taken, and why."""
+
     def __init__(
         self,
         *,
         state: _task_pb2.TaskState.ValueType = ...,
         revision: _builtins.int = ...,
+        refused_usage: _abc.Iterable[_usage_pb2.UsageOutcome] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refused_usage", b"refused_usage", "revision", b"revision", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -682,19 +767,25 @@ class CompletionOutcome(_message.Message):
 
     STATE_FIELD_NUMBER: _builtins.int
     LEASE_LOST_FIELD_NUMBER: _builtins.int
+    REFUSED_USAGE_FIELD_NUMBER: _builtins.int
     state: _task_pb2.TaskState.ValueType
     """The task's state, as in CompleteTaskResponse; unset when the lease was lost."""
     lease_lost: _builtins.bool
     """True when the lease was lost: nothing was changed."""
+    @_builtins.property
+    def refused_usage(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageOutcome]:
+        """Those of the usage that could not be taken, and why."""
+
     def __init__(
         self,
         *,
         state: _task_pb2.TaskState.ValueType = ...,
         lease_lost: _builtins.bool = ...,
+        refused_usage: _abc.Iterable[_usage_pb2.UsageOutcome] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_lost", b"lease_lost", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_lost", b"lease_lost", "refused_usage", b"refused_usage", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -738,6 +829,7 @@ class FailTaskRequest(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     RETRY_DELAY_FIELD_NUMBER: _builtins.int
     RATE_LIMITED_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
     lease_token: _builtins.str
     """The lease. Required."""
     @_builtins.property
@@ -757,6 +849,10 @@ class FailTaskRequest(_message.Message):
         bounds it. retryable, retry_delay and the retry policy have no say.
         """
 
+    @_builtins.property
+    def usage(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageRecord]:
+        """What the attempt has used and not reported yet, at most 100 records; as in ReportUsage."""
+
     def __init__(
         self,
         *,
@@ -764,10 +860,11 @@ class FailTaskRequest(_message.Message):
         failure: _task_pb2.TaskFailure | None = ...,
         retry_delay: _duration_pb2.Duration | None = ...,
         rate_limited: Global___ProviderRateLimit | None = ...,
+        usage: _abc.Iterable[_usage_pb2.UsageRecord] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "rate_limited", b"rate_limited", "retry_delay", b"retry_delay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "lease_token", b"lease_token", "rate_limited", b"rate_limited", "retry_delay", b"retry_delay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "lease_token", b"lease_token", "rate_limited", b"rate_limited", "retry_delay", b"retry_delay", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -809,19 +906,25 @@ class FailTaskResponse(_message.Message):
 
     STATE_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    REFUSED_USAGE_FIELD_NUMBER: _builtins.int
     state: _task_pb2.TaskState.ValueType
     """The task's state: PENDING or QUEUED when it is tried again, FAILED, or CANCELLED."""
     revision: _builtins.int
     """Revision of the change."""
+    @_builtins.property
+    def refused_usage(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageOutcome]:
+        """Those of the usage that could not be taken, and why."""
+
     def __init__(
         self,
         *,
         state: _task_pb2.TaskState.ValueType = ...,
         revision: _builtins.int = ...,
+        refused_usage: _abc.Iterable[_usage_pb2.UsageOutcome] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refused_usage", b"refused_usage", "revision", b"revision", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1043,21 +1146,27 @@ class WatchDirectivesResponse(_message.Message):
 
     DIRECTIVE_FIELD_NUMBER: _builtins.int
     CANCEL_TASK_IDS_FIELD_NUMBER: _builtins.int
+    DECIDED_APPROVAL_IDS_FIELD_NUMBER: _builtins.int
     directive: Global___AgentDirective.ValueType
     """What the agent is to do."""
     @_builtins.property
     def cancel_task_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tasks of the agent that are to be cancelled."""
 
+    @_builtins.property
+    def decided_approval_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Approvals the agent has asked for that are not PENDING any more: read them with GetApproval."""
+
     def __init__(
         self,
         *,
         directive: Global___AgentDirective.ValueType = ...,
         cancel_task_ids: _abc.Iterable[_builtins.str] | None = ...,
+        decided_approval_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_task_ids", b"cancel_task_ids", "directive", b"directive"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_task_ids", b"cancel_task_ids", "decided_approval_ids", b"decided_approval_ids", "directive", b"directive"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

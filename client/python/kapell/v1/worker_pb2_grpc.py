@@ -55,6 +55,11 @@ class WorkerServiceStub:
                 request_serializer=kapell_dot_v1_dot_worker__pb2.ReportProgressRequest.SerializeToString,
                 response_deserializer=kapell_dot_v1_dot_worker__pb2.ReportProgressResponse.FromString,
                 _registered_method=True)
+        self.ReportUsage = channel.unary_unary(
+                '/kapell.v1.WorkerService/ReportUsage',
+                request_serializer=kapell_dot_v1_dot_worker__pb2.ReportUsageRequest.SerializeToString,
+                response_deserializer=kapell_dot_v1_dot_worker__pb2.ReportUsageResponse.FromString,
+                _registered_method=True)
         self.AppendTaskLogs = channel.unary_unary(
                 '/kapell.v1.WorkerService/AppendTaskLogs',
                 request_serializer=kapell_dot_v1_dot_worker__pb2.AppendTaskLogsRequest.SerializeToString,
@@ -138,6 +143,14 @@ class WorkerServiceServicer:
     def ReportProgress(self, request, context):
         """Reports the progress of one attempt.
         Errors: LEASE_LOST, NOT_OWNER.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportUsage(self, request, context):
+        """Reports what the attempt has used: each response of a model once, known by its record_id, so that it may be
+        sent again. Errors: LEASE_LOST, NOT_OWNER.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -245,6 +258,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.ReportProgress,
                     request_deserializer=kapell_dot_v1_dot_worker__pb2.ReportProgressRequest.FromString,
                     response_serializer=kapell_dot_v1_dot_worker__pb2.ReportProgressResponse.SerializeToString,
+            ),
+            'ReportUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportUsage,
+                    request_deserializer=kapell_dot_v1_dot_worker__pb2.ReportUsageRequest.FromString,
+                    response_serializer=kapell_dot_v1_dot_worker__pb2.ReportUsageResponse.SerializeToString,
             ),
             'AppendTaskLogs': grpc.unary_unary_rpc_method_handler(
                     servicer.AppendTaskLogs,
@@ -401,6 +419,33 @@ class WorkerService:
             '/kapell.v1.WorkerService/ReportProgress',
             kapell_dot_v1_dot_worker__pb2.ReportProgressRequest.SerializeToString,
             kapell_dot_v1_dot_worker__pb2.ReportProgressResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kapell.v1.WorkerService/ReportUsage',
+            kapell_dot_v1_dot_worker__pb2.ReportUsageRequest.SerializeToString,
+            kapell_dot_v1_dot_worker__pb2.ReportUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

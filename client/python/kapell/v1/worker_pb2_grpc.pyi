@@ -61,6 +61,10 @@ class WorkerServiceStub:
     """Reports the progress of one attempt.
     Errors: LEASE_LOST, NOT_OWNER.
     """
+    ReportUsage: _grpc.UnaryUnaryMultiCallable[_worker_pb2.ReportUsageRequest, _worker_pb2.ReportUsageResponse]
+    """Reports what the attempt has used: each response of a model once, known by its record_id, so that it may be
+    sent again. Errors: LEASE_LOST, NOT_OWNER.
+    """
     AppendTaskLogs: _grpc.UnaryUnaryMultiCallable[_worker_pb2.AppendTaskLogsRequest, _worker_pb2.AppendTaskLogsResponse]
     """Appends to the log of the attempt. Entries below the log's end are taken as
     repeats and dropped, so the call may be retried.
@@ -130,6 +134,10 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     ReportProgress: _aio.UnaryUnaryMultiCallable[_worker_pb2.ReportProgressRequest, _worker_pb2.ReportProgressResponse]  # type: ignore[assignment]
     """Reports the progress of one attempt.
     Errors: LEASE_LOST, NOT_OWNER.
+    """
+    ReportUsage: _aio.UnaryUnaryMultiCallable[_worker_pb2.ReportUsageRequest, _worker_pb2.ReportUsageResponse]  # type: ignore[assignment]
+    """Reports what the attempt has used: each response of a model once, known by its record_id, so that it may be
+    sent again. Errors: LEASE_LOST, NOT_OWNER.
     """
     AppendTaskLogs: _aio.UnaryUnaryMultiCallable[_worker_pb2.AppendTaskLogsRequest, _worker_pb2.AppendTaskLogsResponse]  # type: ignore[assignment]
     """Appends to the log of the attempt. Entries below the log's end are taken as
@@ -221,6 +229,16 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_worker_pb2.ReportProgressResponse, _abc.Awaitable[_worker_pb2.ReportProgressResponse]]:
         """Reports the progress of one attempt.
         Errors: LEASE_LOST, NOT_OWNER.
+        """
+
+    @_abc_1.abstractmethod
+    def ReportUsage(
+        self,
+        request: _worker_pb2.ReportUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.ReportUsageResponse, _abc.Awaitable[_worker_pb2.ReportUsageResponse]]:
+        """Reports what the attempt has used: each response of a model once, known by its record_id, so that it may be
+        sent again. Errors: LEASE_LOST, NOT_OWNER.
         """
 
     @_abc_1.abstractmethod

@@ -15,6 +15,7 @@ from kapell.v1.error_pb2 import ERROR_REASON_ID_TAKEN, ERROR_REASON_REQUEST_INVA
 from kapell.v1.lock_pb2 import TaskLock
 from kapell.v1.task_pb2 import TaskSpec
 from kapell.v1.template_pb2 import TemplateSpec, TemplateStep
+from kapell.v1.watch_pb2 import Actor
 
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.locks.declared import declared
@@ -26,7 +27,7 @@ from kapell_server.domain.tasks.prompt import Part, Place
 from kapell_server.domain.tasks.task_edit import check_size
 from kapell_server.domain.templates.overlay import overlay
 from kapell_server.domain.templates.template_steps import Step
-from kapell_server.domain.templates.template_version import Rendered, split_reference, version_number
+from kapell_server.domain.templates.template_version import Compiled, Rendered, split_reference, version_number
 
 MOST_TASKS = 2_500
 """Most tasks that one request may create, steps counted."""
@@ -54,6 +55,8 @@ class Prepared:
     """The schedule that makes it, and the time of the run."""
     name: str = ""
     """What a refusal calls it, where not its client_key or id."""
+    policy_author: Actor | None = None
+    """Who wrote the template that demands an approval of its start; None where no template does."""
     locks: tuple[TaskLock, ...] = ()
     """The locks it declares, those of the template among them."""
 
@@ -132,6 +135,7 @@ def _from_template(state: State, spec: TaskSpec, task_id: str, path: str) -> Pre
     filled.MergeFrom(spec)
     filled.concurrency_keys[:] = _keys(rendered.concurrency_keys, spec, path)
     _fill_policies(filled, says, spec)
+    author = _take_policy(filled, compiled, path)
     filled.secrets.update(use.named_in(says.parameters, rendered.values))
     if filled.secrets:
         use.check(state, filled.secrets, f"{path}.secrets")
@@ -139,13 +143,28 @@ def _from_template(state: State, spec: TaskSpec, task_id: str, path: str) -> Pre
     filled.input.CopyFrom(as_struct(rendered.values))
     check_size(state, filled.input, f"{path}.input")
     _refuse_names_of_steps(spec, {step.name for step in says.steps}, path)
-    steps = _steps(state, filled, rendered, path)
+    steps = _steps(state, filled, rendered, path, author)
     if not filled.dependencies:
         for part in rendered.parts:
             if isinstance(part, Place):
                 raise unknown_place(f"{path}.prompt", part, ())
     locks = tuple(declared(spec.locks, f"{path}.locks", rendered.locks))
-    return Prepared(path, filled, task_id, number, rendered.parts, steps, locks=locks)
+    return Prepared(path, filled, task_id, number, rendered.parts, steps, policy_author=author, locks=locks)
+
+
+def _take_policy(filled: TaskSpec, compiled: Compiled, path: str) -> Actor | None:
+    """Fills in whether the template demands an approval; who wrote it then. A task cannot overrule that."""
+    if not compiled.spec.HasField("approval"):
+        return None
+    if filled.HasField("approval"):
+        here, what = f"{path}.approval", "must be empty: its template says who approves it"
+        raise KapellError(
+            ERROR_REASON_REQUEST_INVALID,
+            f"The request is invalid: {here} {what}. Leave it out.",
+            violations=((here, what),),
+        )
+    filled.approval.CopyFrom(compiled.spec.approval)
+    return compiled.version.creator
 
 
 def _keys(of_template: list[str], spec: TaskSpec, path: str) -> list[str]:
@@ -165,7 +184,7 @@ def _keys(of_template: list[str], spec: TaskSpec, path: str) -> list[str]:
 # -- steps -----------------------------------------------------------------------------------------
 
 
-def _steps(state: State, task: TaskSpec, rendered: Rendered, path: str) -> tuple[Prepared, ...]:
+def _steps(state: State, task: TaskSpec, rendered: Rendered, path: str, author: Actor | None) -> tuple[Prepared, ...]:
     """The steps as tasks; the task itself is made to depend on all of them."""
     ids = {step.says.name: state.new_id("task") for step in rendered.steps}
     says = {step.says.name: step.says for step in rendered.steps}
@@ -185,7 +204,10 @@ def _steps(state: State, task: TaskSpec, rendered: Rendered, path: str) -> tuple
                 spec.not_before_time.CopyFrom(task.not_before_time)
         name = step.says.name
         locks = tuple(declared((), path, step.locks))
-        steps.append(Prepared(path, spec, ids[name], parts=step.parts, name=f"{called}/{name}", locks=locks))
+        step_name = f"{called}/{name}"
+        steps.append(
+            Prepared(path, spec, ids[name], parts=step.parts, name=step_name, policy_author=author, locks=locks)
+        )
     task.dependencies.extend(map(on, ids))
     return tuple(steps)
 
@@ -201,6 +223,8 @@ def _step_spec(task: TaskSpec, step: Step) -> TaskSpec:
     spec.labels.MergeFrom(says.labels)
     if says.HasField("priority") or task.HasField("priority"):
         spec.priority = says.priority if says.HasField("priority") else task.priority
+    if task.HasField("approval"):
+        spec.approval.CopyFrom(task.approval)
     _fill_policies(spec, task, says)
     return spec
 

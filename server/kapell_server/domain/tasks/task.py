@@ -11,6 +11,7 @@ from kapell.v1.error_pb2 import (
     ERROR_REASON_TASK_NOT_FOUND,
 )
 from kapell.v1.task_pb2 import (
+    TASK_STATE_AWAITING_APPROVAL,
     TASK_STATE_CANCELLED,
     TASK_STATE_CANCELLING,
     TASK_STATE_FAILED,
@@ -57,7 +58,15 @@ from kapell_server.domain.transitions import TASK_FINAL, task_state_conflict
 from kapell_server.domain.workers import attempt
 
 DEFAULT_PRIORITY = 500
-_UPDATABLE = frozenset({TASK_STATE_PENDING, TASK_STATE_QUEUED, TASK_STATE_RUNNING, TASK_STATE_CANCELLING})
+_UPDATABLE = frozenset(
+    {
+        TASK_STATE_PENDING,
+        TASK_STATE_AWAITING_APPROVAL,
+        TASK_STATE_QUEUED,
+        TASK_STATE_RUNNING,
+        TASK_STATE_CANCELLING,
+    }
+)
 _RETRIABLE = frozenset({TASK_STATE_FAILED, TASK_STATE_CANCELLED})
 
 
@@ -216,6 +225,7 @@ def _new_task(state: State, prepared: Prepared, parent: Task | None = None) -> t
         task.retry_policy.CopyFrom(with_defaults(spec.retry_policy))
     if spec.HasField("timeouts"):
         task.timeouts.CopyFrom(spec.timeouts)
+    _take_policy(task, prepared, parent)
     stamp(task.create_time, now)
     task.state_time.CopyFrom(task.create_time)
     if not spec.HasField("not_before_time"):
@@ -229,6 +239,18 @@ def _new_task(state: State, prepared: Prepared, parent: Task | None = None) -> t
     else:
         task.queue_time.CopyFrom(task.create_time)
     return task, content
+
+
+def _take_policy(task: Task, prepared: Prepared, parent: Task | None) -> None:
+    """By which policy the start of a new task must be approved; a rule may demand it later."""
+    if prepared.spec.HasField("approval"):
+        task.approval.policy.CopyFrom(prepared.spec.approval)
+        task.approval.demanded_by = "task" if prepared.policy_author is None else "template"
+        task.approval.author.CopyFrom(prepared.policy_author or task.creator)
+    elif parent is not None and parent.approval.policy.include_children:
+        task.approval.policy.CopyFrom(parent.approval.policy)
+        task.approval.demanded_by = "parent"
+        task.approval.author.CopyFrom(parent.approval.author)
 
 
 @lru_cache(maxsize=256)
@@ -363,7 +385,16 @@ def retry(state: State, current: Task, request: RetryTaskRequest) -> Task:
         raise task_state_conflict(current, "retried", _RETRIABLE)
     dependency.resolve_ended(state, current.task_id)
     task = copied(current)
-    for field in ("failure", "progress", "end_time", "state_reason", "waiting_on", "skipped", "first_queue_time"):
+    for field in (
+        "failure",
+        "progress",
+        "end_time",
+        "state_reason",
+        "waiting_on",
+        "skipped",
+        "parked",
+        "first_queue_time",
+    ):
         task.ClearField(field)
     task.attempts_used = 0
     task.retries += 1

@@ -10,6 +10,7 @@ from kapell.rules.parameters import as_struct, plain_struct
 from kapell.v1.error_pb2 import ERROR_REASON_REQUEST_INVALID
 from kapell.v1.lock_pb2 import LockItem, TaskLock
 from kapell.v1.task_pb2 import (
+    TASK_STATE_AWAITING_APPROVAL,
     TASK_STATE_PENDING,
     TASK_STATE_QUEUED,
     WAIT_KIND_NOT_BEFORE,
@@ -29,7 +30,7 @@ from kapell_server.domain.templates.template_version import version_number
 from kapell_server.domain.times import stamp, timestamp_ns
 from kapell_server.domain.transitions import task_state_conflict
 
-WAITING = frozenset({TASK_STATE_PENDING, TASK_STATE_QUEUED})
+WAITING = frozenset({TASK_STATE_PENDING, TASK_STATE_AWAITING_APPROVAL, TASK_STATE_QUEUED})
 """States in which no agent has the task."""
 _CONTENT = ("prompt", "input")
 

@@ -6,6 +6,7 @@ of a superseded attempt is refused before anything is looked at.
 
 from __future__ import annotations
 
+from google.protobuf.struct_pb2 import Struct
 from kapell.v1.error_pb2 import (
     ERROR_REASON_LEASE_LOST,
     ERROR_REASON_NOT_OWNER,
@@ -19,6 +20,7 @@ from kapell.v1.task_pb2 import (
     ATTEMPT_STATE_RUNNING,
     ATTEMPT_STATE_SUCCEEDED,
     ATTEMPT_WAIT_KIND_PROVIDER,
+    TASK_STATE_AWAITING_APPROVAL,
     TASK_STATE_CANCELLED,
     TASK_STATE_CANCELLING,
     TASK_STATE_FAILED,
@@ -62,7 +64,7 @@ from kapell_server.domain.secrets import use
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks import deadlines, retry
 from kapell_server.domain.times import SECOND, duration_ns, set_duration, stamp, timestamp_ns
-from kapell_server.domain.transitions import TASK_LEASED
+from kapell_server.domain.transitions import TASK_FINAL, TASK_LEASED
 from kapell_server.domain.workers import liveness
 from kapell_server.domain.workers.leases import Lease
 
@@ -217,6 +219,26 @@ def release(state: State, request: ReleaseTaskRequest) -> Task:
     return end_released(state, lease, current)
 
 
+def end_parked(state: State, lease: Lease, current: Task, approval_id: str, resume_data: Struct | None) -> Task:
+    """Takes back an attempt that waits for an approval: the task goes on, perhaps elsewhere, when it was decided."""
+    assert current.state == TASK_STATE_RUNNING, "only a running attempt is parked"
+    record = copied(lease.record)
+    record.state = ATTEMPT_STATE_RELEASED
+    stamp(record.end_time, state.now_ns)
+    state.close_lease(lease, record)
+    task = copied(current)
+    for field in ("lease", "waiting", "parked"):
+        task.ClearField(field)
+    task.attempts_used -= 1
+    task.parked.approval_id = approval_id
+    if resume_data is not None:
+        task.parked.resume_data.CopyFrom(resume_data)
+    task.state = TASK_STATE_AWAITING_APPROVAL
+    task.state_reason = "its agent has parked it until an approval is decided"
+    stamp(task.state_time, state.tick_ns())
+    return state.put_task(task, EVENT_KIND_TASK_REQUEUED, ("state", "lease", "attempts_used", "parked"))
+
+
 def _ended_by(state: State, token: str) -> Task | None:
     """The task whose latest attempt this genuine token is of, where that attempt has ended."""
     lease_id = state.keyring.parse_lease_token(token)
@@ -287,6 +309,8 @@ def _end(
         record.failure.CopyFrom(failure)
         task.failure.CopyFrom(failure)
     state.close_lease(lease, record)
+    if attempt_state != ATTEMPT_STATE_RELEASED:
+        task.ClearField("parked")
     if task.concurrency_keys and not task.HasField("first_queue_time"):
         task.first_queue_time.CopyFrom(task.queue_time)
     if attempt_state == ATTEMPT_STATE_SUCCEEDED:
@@ -380,7 +404,7 @@ def look_at_task(state: State, task_id: str) -> None:
     waited = liveness.wait_deadline_ns(lease, task) if lease is not None else 0
     total = deadlines.total_deadline_ns(task)
     due = deadlines.state_deadline_ns(task, state.settings)
-    if task.state in (TASK_STATE_PENDING, TASK_STATE_QUEUED, TASK_STATE_RUNNING) and 0 < total <= now:
+    if task.state not in TASK_FINAL and task.state != TASK_STATE_CANCELLING and 0 < total <= now:
         _time_out(state, task, lease, "TOTAL_TIMEOUT", _TOTAL_IS_OVER, final=True)
     elif 0 < due <= now:
         _state_is_over(state, task, lease)

@@ -30,6 +30,13 @@ def _filters(function: Any) -> Any:
             help="Of this schedule itself; may be repeated.",
         ),
         click.option(
+            "--approval",
+            "approval_ids",
+            multiple=True,
+            metavar="APPROVAL_ID",
+            help="Of this approval itself; may be repeated.",
+        ),
+        click.option(
             "--template",
             "template_ids",
             multiple=True,

@@ -31,6 +31,13 @@ _LIMITS = (
     click.option("--total-timeout", type=DURATION, metavar="DURATION", help="Fail when it has not ended by then."),
 )
 _SHARES = (
+    click.option(
+        "--needs-approval",
+        "approval",
+        is_flag=True,
+        callback=lambda _ctx, _param, value: _policy() if value else None,
+        help="Somebody must approve its start, see `kapell approval`.",
+    ),
     click.option("--fairness-key", metavar="KEY", help="Whose share of the agents it uses: a team, a user, a project."),
     click.option(
         "--concurrency-key",
@@ -174,6 +181,13 @@ def fields_given(
         **rest,
     }
     return {key: value for key, value in fields.items() if value is not None}
+
+
+def _policy() -> Any:
+    """Approvals by the defaults."""
+    from kapell.approvals import approval_policy
+
+    return approval_policy()
 
 
 def _prompt(words: tuple[str, ...], file: str | None) -> str:
