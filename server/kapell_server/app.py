@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 import structlog
 from kapell._version import __version__
@@ -23,6 +24,7 @@ from kapell_server.domain.settings import Settings
 from kapell_server.domain.tasks.artifact import MIB, ArtifactLimits
 from kapell_server.engine.engine import Engine
 from kapell_server.engine.retention import Retention
+from kapell_server.gateway.server import HttpAddressUnusableError, HttpServer
 from kapell_server.rpc.admin import AdminServicer, ServerFacts
 from kapell_server.rpc.agents import AgentServicer
 from kapell_server.rpc.artifacts import ArtifactServicer
@@ -48,6 +50,9 @@ from kapell_server.supervise import Supervisor
 from kapell_server.telemetry import Telemetry
 from kapell_server.watch.follow import Watches
 
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
 _log = structlog.get_logger(__name__)
 
 # How long calls that were accepted may take to end when the server stops, seconds.
@@ -62,6 +67,7 @@ class App:
         self.telemetry = Telemetry()
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.address = ""
+        self.http_address = ""
         self.admin_token = ""
         self.directory = DataDirectory(config.data_dir)
         self.supervisor = Supervisor(on_crash=self._crashed)
@@ -111,6 +117,10 @@ class App:
         self.rpc = rpc = RpcServer(pipeline, calls)
         undo.push_async_callback(rpc.stop, STOP_GRACE)
         self.address = rpc.bind(config.grpc_address)
+        http = HttpServer()
+        undo.push_async_callback(http.stop)
+        if config.http_address:
+            self.http_address = http.bind(config.http_address)
 
         database = await open_database(config.database_url, config.data_dir)
         undo.push_async_callback(database.close)
@@ -157,8 +167,21 @@ class App:
         self.supervisor.spawn(calls.watch(), name="open calls")
         await rpc.start(self._servicers(engine, logs, artifacts, spawner, database))
         undo.push_async_callback(rpc.drain)
-        self.directory.announce(grpc_address=self.address, log_id=engine.log_id)
+        if config.http_address:
+            http.start(self.supervisor, lambda: self._http_application(rpc))
+            undo.push_async_callback(http.stop)
+        self.directory.announce(grpc_address=self.address, http_address=self.http_address, log_id=engine.log_id)
         undo.callback(self.directory.withdraw)
+
+    def _http_application(self, rpc: RpcServer) -> Starlette:
+        # Imported when gRPC serves already: starting must not wait for the libraries of HTTP.
+        from kapell_server.gateway.application import application
+
+        return application(
+            rpc.unary_calls,
+            is_ready=lambda: "the server is stopping" if rpc.is_draining else "",
+            otlp_usage=self.config.otlp_usage,
+        )
 
     def _begin_retention(self, engine: Engine, database: Database, logs: LogStore, artifacts: ArtifactStore) -> None:
         """Lets finished tasks and old events go from now on; with a task goes what it has outside of its rows."""
@@ -271,7 +294,7 @@ def _as_refusal(error: BaseException, config: Config) -> StartRefusedError | Non
     match error:
         case StartRefusedError():
             return error
-        case StorageError() | AddressUnusableError():
+        case StorageError() | AddressUnusableError() | HttpAddressUnusableError():
             text = str(error)
             return StartRefusedError(text[:1].upper() + text[1:])
         case KapellError():

@@ -26,6 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "engine": {"domain", "store", "watch", *GROUND},
     "spawner": {"domain", "store", "watch", "engine", *GROUND},
     "rpc": {"domain", "store", "watch", "engine", "spawner", "config", "profiles", "telemetry", *GROUND},
+    "gateway": {"rpc", *GROUND},
 }
 
 
