@@ -51,6 +51,7 @@ lint: $(VENV)/.dev ## Style, types and the API's rules
 .PHONY: gen
 gen: $(VENV)/.dev ## Regenerates the committed stubs from the protos
 	PYTHON=$(BIN)/python proto/gen.sh
+	$(BIN)/python -m kapell_server.rpc.access_table server/docs/reference/access.md
 
 .PHONY: breaking
 breaking: $(VENV)/.dev ## Checks the API against the last released tag

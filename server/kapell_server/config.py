@@ -39,11 +39,21 @@ class Config:
     http_address: str
     otlp_usage: str
     database_url: str
+    tls_cert: Path | None
+    tls_key: Path | None
+    tls_client_ca: Path | None
+    local_address: str
     no_auth: bool
     insecure_bind: bool
     no_templates: bool
     log_format: str
     max_watches: int
+    max_watches_of_one: int
+    max_polls_of_one: int
+    max_calls_at_once: int
+    max_calls_a_second: int
+    max_calls_of_connection: int
+    max_failed_logins: int
     max_agents: int
     lease_duration: float
     heartbeat_interval: float
@@ -164,6 +174,10 @@ def _checked(config: Config) -> Config:
             f"lease_duration ({config.lease_duration:g} s) must be at least twice heartbeat_interval"
             f" ({config.heartbeat_interval:g} s), or one lost heartbeat would cost agents their tasks."
         )
+    if (config.tls_cert is None) is not (config.tls_key is None):
+        raise ConfigError("tls_cert and tls_key belong together. Give both, or neither.")
+    if config.tls_client_ca is not None and config.tls_cert is None:
+        raise ConfigError("tls_client_ca needs tls_cert and tls_key; nothing is encrypted without. Give all.")
     return config
 
 
@@ -196,6 +210,11 @@ def _otlp_usage(value: Any, name: str) -> str:
     if value not in ("events", "metrics"):
         raise ConfigError(f"{name} must be `events` or `metrics`, not {value!r}.")
     return str(value)
+
+
+def _local_address(value: Any, name: str) -> str:
+    text = _text(value, name)
+    return _address(text, name) if text else ""
 
 
 def _log_format(value: Any, name: str) -> str:
@@ -281,6 +300,25 @@ SETTINGS: tuple[Setting, ...] = (
         help="postgresql://... instead of SQLite in the data directory",
     ),
     Setting(
+        key="tls_cert",
+        default=None,
+        read=_path,
+        help="PEM file of the server's certificate with its chain: encrypt grpc_address; read anew when it changes",
+    ),
+    Setting(key="tls_key", default=None, read=_path, help="PEM file of the certificate's key, without a password"),
+    Setting(
+        key="tls_client_ca",
+        default=None,
+        read=_path,
+        help="PEM file: clients must show a certificate that it has signed, besides their token",
+    ),
+    Setting(
+        key="local_address",
+        default="",
+        read=_local_address,
+        help="with TLS, where agents of this machine reach the server (default unix:DATA_DIR/local.sock)",
+    ),
+    Setting(
         key="no_auth",
         default=False,
         read=_switch,
@@ -308,6 +346,42 @@ SETTINGS: tuple[Setting, ...] = (
         help="`console` or `json` (default console)",
     ),
     Setting(key="max_watches", default=10_000, read=_count, help="most open watches (default 10000)"),
+    Setting(
+        key="max_watches_of_one",
+        default=5_000,
+        read=_count,
+        help="how many watches one user or agent may have open (default 5000)",
+    ),
+    Setting(
+        key="max_polls_of_one",
+        default=5_000,
+        read=_count,
+        help="how many long polls one user or agent may have open (default 5000)",
+    ),
+    Setting(
+        key="max_calls_at_once",
+        default=128,
+        read=_count,
+        help="how many calls of one user or agent are at work at once; more wait in line (default 128)",
+    ),
+    Setting(
+        key="max_calls_a_second",
+        default=10_000,
+        read=_count,
+        help="how many calls a second one user or agent may make (default 10000)",
+    ),
+    Setting(
+        key="max_calls_of_connection",
+        default=5_000,
+        read=_count,
+        help="how many calls, watches among them, one connection may have open; more wait in the client (default 5000)",
+    ),
+    Setting(
+        key="max_failed_logins",
+        default=200,
+        read=_count,
+        help="how many failed logins of one address may come at once; 5 a second in the long run (default 200)",
+    ),
     Setting(key="max_agents", default=1_000, read=_count, help="most agents that have not ended (default 1000)"),
     Setting(
         key="lease_duration",

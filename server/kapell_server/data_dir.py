@@ -18,11 +18,16 @@ from pathlib import Path
 import structlog
 
 from kapell_server.domain.access import Keyring
+from kapell_server.vault import KEY_BYTES as VAULT_KEY_BYTES
+from kapell_server.vault import Vault
 
 _log = structlog.get_logger(__name__)
 
 KEY_BYTES = 32
 ADMIN_PREFIX = "kapell_admin_"
+SHORTEST_TOKEN = 16
+LONGEST_SOCKET = 100
+"""Bytes of a path; the system's limit is 107."""
 
 
 class StartRefusedError(Exception):
@@ -35,6 +40,7 @@ class DataDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: int | None = None
+        self._admin_token = ""
 
     @property
     def database(self) -> Path:
@@ -51,6 +57,20 @@ class DataDirectory:
     @property
     def admin_token_file(self) -> Path:
         return self.path / "admin.token"
+
+    def local_address(self) -> str:
+        """Where the server listens for this machine alone. Raises StartRefusedError where the path is too long."""
+        path = self.path.absolute() / "local.sock"
+        if len(os.fsencode(path)) > LONGEST_SOCKET:
+            raise StartRefusedError(
+                f"{path} is too long for a socket. Say with --local-address where the agents of this machine are to"
+                " reach the server, as in 127.0.0.1:50052."
+            )
+        return f"unix:{path}"
+
+    def remove_socket(self) -> None:
+        """Removes the socket of `local_address`."""
+        (self.path / "local.sock").unlink(missing_ok=True)
 
     def acquire(self) -> None:
         """Makes the directory if need be and takes its lock. Raises StartRefusedError."""
@@ -125,11 +145,48 @@ class DataDirectory:
         """The token of the owner, made if it is not there. Raises StartRefusedError."""
         fresh = ADMIN_PREFIX + secrets.token_urlsafe(32)
         token = self._secret("admin.token", f"{fresh}\n".encode()).decode(errors="replace").strip()
-        if len(token) < 16:
+        if len(token) < SHORTEST_TOKEN:
             raise StartRefusedError(
                 f"{self.admin_token_file} holds no token. Delete the file; a new token is made at the next start."
             )
+        self._admin_token = token
         return token
+
+    def changed_admin_token(self) -> str | None:
+        """The token of the owner where the file has another one than when it was last read; else None.
+
+        A file that is gone, or has no token, changes nothing: the server goes on with the one it has.
+        """
+        try:
+            token = self.admin_token_file.read_text(errors="replace").strip()
+        except OSError:
+            return None
+        if token == self._admin_token or len(token) < SHORTEST_TOKEN:
+            return None
+        self._admin_token = token
+        return token
+
+    def keys(self) -> tuple[Keyring, Vault, str]:
+        """All that is secret here: the server's key, what seals secrets, the admin token. Raises StartRefusedError."""
+        return self.keyring(), self.vault(), self.admin_token()
+
+    def vault(self) -> Vault:
+        """What seals secrets, its key made if there is none. Raises StartRefusedError."""
+        name = "secrets.key"
+        text = self._secret(name, f"{secrets.token_hex(VAULT_KEY_BYTES)}\n".encode())
+        try:
+            keys = [bytes.fromhex(line) for line in text.decode("ascii").split()]
+        except ValueError:
+            keys = []
+        if not keys or any(len(key) != VAULT_KEY_BYTES for key in keys):
+            raise StartRefusedError(
+                f"{self.path / name} is damaged. Restore it from a backup, or delete it and set the secrets again."
+            )
+
+        def store(keys: list[bytes]) -> None:
+            self._create(self.path / name, "".join(f"{key.hex()}\n" for key in keys).encode())
+
+        return Vault(keys, store=store)
 
     def announce(self, *, grpc_address: str, log_id: str, http_address: str = "") -> None:
         """Writes server.json, by which local clients find the server."""

@@ -18,7 +18,7 @@ from kapell.v1 import agent_pb2
 from kapell.v1.agent_pb2 import AgentProfile, AgentSpec, CommandRuntime
 
 _PROFILE_KEYS = ("description", "agent_types", "slots", "command")
-_COMMAND_KEYS = ("argv", "stdin", "env", "working_directory", "result_format", "kill_grace")
+_COMMAND_KEYS = ("argv", "stdin", "env", "env_from_secret", "working_directory", "result_format", "kill_grace")
 _FORMATS = {
     "text": agent_pb2.RESULT_FORMAT_TEXT,
     "json": agent_pb2.RESULT_FORMAT_JSON,
@@ -80,9 +80,7 @@ def _profile(name: str, table: Any, where: str) -> AgentProfile:
 def _command(table: Any, where: str) -> CommandRuntime:
     expect(table, dict, where, "a table")
     refuse_unknown(table, _COMMAND_KEYS, where)
-    env = expect(table.get("env", {}), dict, f"{where}.env", "a table of texts")
-    for key, value in env.items():
-        expect(value, str, f"{where}.env.{key}", "text")
+    env = _texts(table.get("env", {}), f"{where}.env")
     result_format = expect(table.get("result_format", "text"), str, f"{where}.result_format", "text")
     if result_format not in _FORMATS:
         raise ConfigError(f"{where}.result_format must be one of {', '.join(_FORMATS)}, not {result_format!r}.")
@@ -91,6 +89,7 @@ def _command(table: Any, where: str) -> CommandRuntime:
         argv=_strings(table.get("argv", []), f"{where}.argv"),
         stdin=expect(table.get("stdin", ""), str, f"{where}.stdin", "text"),
         env=env,
+        env_from_secret=_texts(table.get("env_from_secret", {}), f"{where}.env_from_secret"),
         working_directory=str(Path(directory).expanduser()) if directory else "",
         result_format=_FORMATS[result_format],
     )
@@ -105,6 +104,13 @@ def _checked(spec: AgentSpec, where: str) -> AgentSpec:
     for field, description in invalid(spec):
         raise ConfigError(f"{where}.{field}: {description}.")
     return spec
+
+
+def _texts(table: Any, where: str) -> dict[str, str]:
+    expect(table, dict, where, "a table of texts")
+    for key, value in table.items():
+        expect(value, str, f"{where}.{key}", "text")
+    return dict(table)
 
 
 def _strings(value: Any, name: str) -> list[str]:

@@ -51,6 +51,7 @@ def read_template(text: bytes) -> tuple[str, TemplateSpec]:
     template_id = document.pop("template_id")
     declared = [_parameter(name, said) for name, said in document.pop("parameters", {}).items()]
     steps = [_step(name, said) for name, said in document.pop("steps", {}).items()]
+    document["locks"] = [_lock(said) for said in document.pop("locks", ())]
     request = ParseDict({"spec": {**document, "parameters": declared, "steps": steps}}, CreateTemplateRequest())
     return template_id, request.spec
 
@@ -73,7 +74,13 @@ def _step(name: str, said: Mapping[str, Any]) -> dict[str, Any]:
     step = {**said, "name": name}
     if "on_failure" in said:
         step["on_failure"] = f"DEPENDENCY_FAILURE_ACTION_{said['on_failure'].upper()}"
+    step["locks"] = [_lock(one) for one in said.get("locks", ())]
     return step
+
+
+def _lock(said: Mapping[str, str]) -> dict[str, str]:
+    """A lock as proto JSON: its `mode` is a word."""
+    return {**said, "mode": f"LOCK_MODE_{said.get('mode', 'unspecified').upper()}"}
 
 
 def _rules(said: Mapping[str, Any]) -> dict[str, Any]:

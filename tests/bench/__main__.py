@@ -16,12 +16,43 @@ from pathlib import Path
 
 import uvloop
 
-from tests.bench import creating, parking, queueing, reading, retaining, starting, templating, watching, working
+from tests.bench import (
+    budgeting,
+    creating,
+    flooding,
+    ledger,
+    locking,
+    locks_dispatch,
+    parking,
+    queueing,
+    reading,
+    retaining,
+    starting,
+    templating,
+    watching,
+    working,
+)
 from tests.bench.place import can_pin, floor, pin_this_process
 from tests.bench.result import Row, table
 from tests.bench.suite import BENCHMARKS, LONG, Setting
 
-MODULES = (creating, working, queueing, parking, watching, reading, retaining, templating, starting)
+MODULES = (
+    creating,
+    working,
+    queueing,
+    locking,
+    parking,
+    locks_dispatch,
+    budgeting,
+    parking,
+    watching,
+    reading,
+    retaining,
+    templating,
+    ledger,
+    flooding,
+    starting,
+)
 
 
 def main() -> int:

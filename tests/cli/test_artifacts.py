@@ -108,7 +108,7 @@ def test_artifacts_are_deleted(cast: Shell, uploaded: str) -> None:
 @pytest.mark.parametrize(
     ("line", "code", "words"),
     [
-        (("artifact", "upload", "task_waiting", "no-such-file"), 1, "no such file"),
+        (("artifact", "upload", "task_waiting", "no-such-file"), 2, "no such file"),
         (("artifact", "upload", "task_nobody_knows", "README.md"), 3, "task_nobody_knows"),
         (("artifact", "upload", "task_waiting", "README.md", "--name", "../up"), 2, "relative path"),
         (("artifact", "download", "artifact_nothing"), 3, "artifact_nothing"),

@@ -61,6 +61,23 @@ EXIT_CODES = {
     "ARTIFACT_LIMIT": 1,
     "SCHEDULE_NOT_FOUND": 3,
     "SCHEDULE_LIMIT": 1,
+    "LOCK_HELD": 5,
+    "LOCK_LOST": 5,
+    "FENCING_TOKEN_STALE": 5,
+    "DEADLOCK": 5,
+    "LOCK_TICKET_NOT_FOUND": 3,
+    "LOCK_LIMIT": 1,
+    "APPROVAL_NOT_FOUND": 3,
+    "APPROVAL_ALREADY_DECIDED": 5,
+    "APPROVAL_CHANGED": 5,
+    "SELF_APPROVAL": 4,
+    "NOT_APPROVER": 4,
+    "PRICE_NOT_FOUND": 3,
+    "PRICE_LIMIT": 1,
+    "USAGE_QUERY_TOO_LARGE": 2,
+    "USAGE_CONFLICT": 5,
+    "SECRET_NOT_FOUND": 3,
+    "SECRET_LIMIT": 1,
     "SERVER_DRAINING": 6,
     "SERVER_UNREACHABLE": 6,
     "SERVER_NOT_FOUND": 6,
@@ -72,6 +89,11 @@ EXIT_CODES = {
     "STORAGE_BUSY": 1,
     "DEADLINE_EXCEEDED": 1,
     "INTERNAL": 1,
+    "TOKEN_EXPIRED": 4,
+    "TOKEN_NOT_FOUND": 3,
+    "TOKEN_LIMIT": 1,
+    "NOT_FOR_AGENTS": 4,
+    "RATE_LIMITED": 1,
 }
 
 
@@ -259,7 +281,7 @@ def test_a_message_that_is_too_large_is_refused_in_words(shell: Shell, tmp_path:
     ("line", "code"),
     [
         ("task list <&- >&- 2>&-", Exit.DONE),
-        ("task create -t shell --id task_closed --file - <&-", Exit.DONE),
+        ("task create -t shell --id task_closed --input a=b --file - <&-", Exit.DONE),
         ("task cancel - <&-", Exit.DONE),
         ("task delete task_good <&-", Exit.USAGE),
     ],
@@ -270,3 +292,43 @@ def test_closed_streams_are_empty_ones(cast: Shell, line: str, code: Exit) -> No
 
     assert ended.returncode == code, ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (("task", "create", "-t", "shell"), "There is nothing to do: give a PROMPT, --file, or --input"),
+        (("task", "create", "-t", "shell", "  "), "There is nothing to do"),
+        (("task", "run", "-t", "shell", "--file", "-"), "There is nothing to do"),
+        (("schedule", "create", "x", "--every", "1h", "-t", "shell"), "Its tasks have nothing to do"),
+        (("schedule", "create", "x", "--every", "1h", "-z", "UTC", "-t", "a", "--prompt", "b"), "--timezone is for"),
+        (("task", "create", "-t", "Not Good", "x"), "--type: must be 1 to 63 of a-z, 0-9, '.', '_' and '-'"),
+        (("task", "create", "-t", "shell", "--id", "X", "x"), "--id: must be 'task_' and then"),
+        (("task", "create", "-t", "shell", "--label", "a b=c", "x"), "--label a b: key must be 1 to 63 of"),
+        (("template", "apply", "-f", "no-such-file.yaml"), "no-such-file.yaml: no such file"),
+        (("run", "code-review", "-P", "files=@no-such-file"), "no-such-file: no such file"),
+    ],
+)
+def test_usage_is_told_in_the_words_of_the_command_line(cast: Shell, line: tuple[str, ...], words: str) -> None:
+    result = cast.pipe(*line)
+
+    assert result.code == Exit.USAGE
+    assert words in result.err
+    assert "^" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        (("run", "code-reveiw", "-P", "files=a"), "did you mean code-review?"),
+        (("template", "get", "bugfix"), "did you mean bug-fix?"),
+        (("agent", "spawn", "shel"), "did you mean shell?"),
+        (("template", "get", "quite-another"), ""),
+    ],
+)
+def test_a_name_that_is_nearly_right_is_recognised(cast: Shell, line: tuple[str, ...], meant: str) -> None:
+    result = cast.pipe(*line)
+
+    assert result.code == Exit.NOT_FOUND
+    assert meant in result.err
+    assert bool(meant) == ("did you mean" in result.err)

@@ -93,7 +93,7 @@ def test_help_of_kapell(no_server: Shell) -> None:
     compare("help", no_server.pipe("--help").out)
 
 
-@pytest.mark.parametrize("path", ["task run", "agent spawn", "up"])
+@pytest.mark.parametrize("path", ["task run", "agent spawn", "lock guard", "up"])
 def test_help_of_a_command(no_server: Shell, path: str) -> None:
     compare(f"help-{path.replace(' ', '-')}", no_server.pipe(*path.split(), "--help").out)
 

@@ -61,7 +61,8 @@ def test_a_dry_run_names_the_tasks_and_changes_nothing(shell: Shell) -> None:
 
     result = shell.pipe("task", "cancel", "--label", "many=g", "--dry-run")
 
-    assert (result.code, result.out.split(), revision(shell)) == (0, ids, before)
+    [line] = result.out.splitlines()
+    assert (result.code, line.split("\t")[:3], revision(shell)) == (0, [*ids, "queued", "wait"], before)
     assert "would cancel 1 task" in result.err
 
 

@@ -162,12 +162,12 @@ def test_a_dry_run_changes_nothing(crowd: Shell) -> None:
         (("queue", "set", "build", "--max-running", "many"), "'many' is not a number; write for example 4, or none"),
         (("queue", "set", "build", "--rate", "fast"), "'fast' is not a rate; write for example 10/1m, 30/1h or none"),
         (("queue", "set", "build", "--rate", "10/soon"), "is not a rate"),
-        (("queue", "set", "build", "--rate", "10/2d"), "start_rate.period"),
-        (("queue", "pause", "No Spaces"), "agent_type"),
-        (("limit", "set", "a b"), "limit.key"),
+        (("queue", "set", "build", "--rate", "10/2d"), "--rate: must be"),
+        (("queue", "pause", "No Spaces"), "TYPE: must be '*', or 1 to 63 of a-z"),
+        (("limit", "set", "a b"), "KEY: must be 1 to 63 of"),
         (("limit", "set", "a", "--strategy", "cancel"), "cancel-in-progress"),
-        (("task", "create", "-t", "build", "--concurrency-key", "a b", "make"), "task.concurrency_keys[0]"),
-        (("task", "create", "-t", "build", "--fairness-key", "a b", "make"), "task.fairness_key"),
+        (("task", "create", "-t", "build", "--concurrency-key", "a b", "make"), "--concurrency-key: must be"),
+        (("task", "create", "-t", "build", "--fairness-key", "a b", "make"), "--fairness-key: must be"),
     ],
 )
 def test_what_is_wrong_is_a_usage_error_that_names_it(shell: Shell, line: tuple[str, ...], words: str) -> None:

@@ -150,3 +150,16 @@ def test_the_prompt_may_come_from_stdin(shell: Shell) -> None:
     out, _ = process.communicate("echo from stdin\n", timeout=60)
 
     assert out == "from stdin\n"
+
+
+def test_a_task_that_waits_says_why(shell: Shell) -> None:
+    assert shell.pipe("limit", "set", "gate", "--max", "0").code == 0
+    process = shell.process("task", "run", "-t", "shell", "--id", "task_held", "--concurrency-key", "gate", "true")
+    assert process.stderr is not None
+
+    said = process.stderr.readline()
+    shell.pipe("task", "cancel", "task_held")
+
+    assert "It waits: Concurrency key gate lets 0 tasks at a time run" in said
+    assert process.wait(30) == 7
+    process.communicate()

@@ -81,7 +81,7 @@ def test_a_schedule_of_a_template_gets_typed_parameters(shell: Shell, tmp_path: 
     assert spec["task"]["parameters"] == {"files": ["a.py", "b.py"]}
     assert shell.pipe("schedule", "list", "--template", "code-review", "-o", "id").out == "schedule_review\n"
     wrong = shell.pipe("schedule", "create", "x", "--every", "6h", "--template", "code-review")
-    assert (wrong.code, "spec.task.parameters.files: is required" in wrong.err) == (2, True)
+    assert (wrong.code, "--param files: is required" in wrong.err) == (2, True)
 
 
 def test_pause_resume_and_delete_take_many_from_stdin(shell: Shell) -> None:

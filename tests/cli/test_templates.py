@@ -77,7 +77,7 @@ def test_all_wrong_parameters_are_named_at_once(shell: Shell, greet: Path) -> No
     result = shell.pipe("run", "greet", "-P", "times=9", "-P", "nam=Ada")
 
     assert result.code == 2
-    for part in ("task.parameters.name: is required", "times: must be at most 5, not 9", "did you mean 'name'?"):
+    for part in ("--param name: is required", "times: must be at most 5, not 9", "did you mean 'name'?"):
         assert part in result.err
     assert "kapell template get greet" in result.err
 

@@ -145,14 +145,16 @@ def test_a_table_without_unicode_has_words_only() -> None:
 
 
 def test_a_pipe_gets_full_values_between_tabs() -> None:
-    assert rows_for_pipe(COLUMNS, [("a", "failed", "tab\tand\nline", "1")]) == ["a\tfailed\ttab and line\t1"]
+    assert rows_for_pipe(COLUMNS, [("a", "failed", "tab\tand\nline\\n", "1")]) == [
+        r"a	failed	tab\tand\nline\\n	1"
+    ]
 
 
 def test_a_card_leaves_out_what_is_empty() -> None:
     lines = [Line("Name", "x"), Line("Nothing", ""), Line("Long", "one\ntwo")]
 
     assert card(lines, screen()) == ["Name  x", "Long  one", "      two"]
-    assert card(lines, screen(is_tty=False)) == ["Name\tx", "Long\tone two"]
+    assert card(lines, screen(is_tty=False)) == ["Name\tx", r"Long	one\ntwo"]
 
 
 json_values = st.recursive(

@@ -13,16 +13,49 @@ from grpc import aio
 from kapell.v1 import (
     admin_pb2,
     agent_pb2,
+    alert_pb2,
+    approval_pb2,
     artifact_pb2,
+    audit_pb2,
+    budget_pb2,
     event_pb2,
+    lock_pb2,
+    price_pb2,
     queue_pb2,
     schedule_pb2,
+    secret_pb2,
     task_pb2,
     template_pb2,
+    token_pb2,
+    usage_pb2,
+    webhook_pb2,
     worker_pb2,
 )
 
-FILES = (admin_pb2, agent_pb2, artifact_pb2, event_pb2, queue_pb2, schedule_pb2, task_pb2, template_pb2, worker_pb2)
+FILES = (
+    admin_pb2,
+    agent_pb2,
+    approval_pb2,
+    artifact_pb2,
+    audit_pb2,
+    event_pb2,
+    lock_pb2,
+    alert_pb2,
+    artifact_pb2,
+    audit_pb2,
+    budget_pb2,
+    event_pb2,
+    price_pb2,
+    queue_pb2,
+    schedule_pb2,
+    secret_pb2,
+    task_pb2,
+    template_pb2,
+    token_pb2,
+    usage_pb2,
+    webhook_pb2,
+    worker_pb2,
+)
 
 
 def methods() -> Iterator[MethodDescriptor]:

@@ -137,7 +137,8 @@ def test_a_callback_may_use_the_client(server: ServerThread, client: SyncClient)
 
 
 def test_the_blocking_faces_have_every_verb_of_the_asynchronous_ones() -> None:
-    for name in ("tasks", "agents", "templates", "schedules", "events", "admin"):
+    names = ("tasks", "agents", "templates", "schedules", "budgets", "alerts", "webhooks", "usage", "prices")
+    for name in (*names, "events", "admin"):
         face = getattr(Client("127.0.0.1:1", token=""), name)
         blocking = getattr(kapell.sync, f"Sync{name.capitalize()}")
         for verb, function in inspect.getmembers(type(face), inspect.isfunction):

@@ -151,9 +151,9 @@ def test_the_blocking_client_has_the_same_verbs(tmp_path: Path, server_process: 
         ("- a", "must be a mapping with a template_id"),
         ("template_id: a\nprompt: [", "is not YAML"),
         ("template_id: a\nparameters: [x]", "parameters must be a mapping"),
-        ("template_id: a\npromt: x", 'no field named "promt"'),
+        ("template_id: a\npromt: x", "line 2: there is no field 'promt'; did you mean 'prompt'?"),
         ("template_id: a\nparameters: {x: {type: strin}}", "'strin' is no type; there are string, text, int"),
-        ("template_id: a\nparameters: {x: {tpye: string}}", 'no field named "tpye"'),
+        ("template_id: a\nparameters: {x: {tpye: string}}", "line 2: there is no field 'tpye'; did you mean 'type'?"),
         ("template_id: a\ntimeouts: {run_timeout: 5m}", "is no template"),
     ],
 )

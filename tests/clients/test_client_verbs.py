@@ -8,19 +8,28 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from kapell import Client, errors
+from kapell.approvals import approval_policy
 from kapell.connection import STREAMING_METHODS
+from kapell.records import usage_record
 from kapell.tasks import task_spec
-from kapell.v1 import agent_pb2, task_pb2, template_pb2
+from kapell.v1 import agent_pb2, approval_pb2, task_pb2, template_pb2
 
 from tests.clients.every_method import Recorder, methods, recording
 
 _SPEC = agent_pb2.AgentSpec(agent_types=["a"], command=agent_pb2.CommandRuntime(argv=["true"]))
+_APPROVAL = approval_pb2.Approval(approval_id="approval_1", content_hash="0" * 64)
+_RULE = approval_pb2.ApprovalRuleSpec(effect=approval_pb2.RULE_EFFECT_APPROVE, tool="bash")
 _TEMPLATE = template_pb2.TemplateSpec(agent_type="a", prompt="Hello")
 
 VERBS: dict[str, Callable[[Client], Awaitable[object]]] = {
     "GetServerInfo": lambda c: c.admin.server_info(),
     "GetDiagnostics": lambda c: c.admin.diagnostics(),
     "CompactEvents": lambda c: c.admin.compact_events(older_than=3600),
+    "CreateToken": lambda c: c.tokens.create("ci", scopes=["read"], ttl=60),
+    "ListTokens": lambda c: c.tokens.list(principals=["ci"]),
+    "RevokeToken": lambda c: c.tokens.revoke("token_1", reason="lost"),
+    "GetCaller": lambda c: c.tokens.caller(),
+    "ListAuditEntries": lambda c: c.audit.list(methods=["TokenService.CreateToken"]),
     "SpawnAgent": lambda c: c.agents.spawn("shell", wait=2),
     "GetAgent": lambda c: c.agents.get("agent_1"),
     "ListAgents": lambda c: c.agents.list(states=["active"]),
@@ -65,6 +74,25 @@ VERBS: dict[str, Callable[[Client], Awaitable[object]]] = {
     "SetConcurrencyLimit": lambda c: c.limits.set("repo:web", max_running=2, strategy="skip"),
     "ListConcurrencyLimits": lambda c: c.limits.list(page_size=7),
     "DeleteConcurrencyLimit": lambda c: c.limits.delete("repo:web"),
+    "AcquireLocks": lambda c: c.locks.acquire("repo/src", shared=True, ttl=30, wait=5, keep_queued=True),
+    "RenewLocks": lambda c: c.locks.renew("lock_1", "lock_2"),
+    "ReleaseLocks": lambda c: c.locks.release("lock_1", keep_shared=True),
+    "ForceReleaseLocks": lambda c: c.locks.force_release(path="repo", reason="enough"),
+    "ListLocks": lambda c: c.locks.list(path="repo"),
+    "CheckFence": lambda c: c.locks.check_fence("repo/a", 7),
+    "WatchLocks": lambda c: c.locks.watch(task_id="task_1").ready(),
+    "GetLockGraph": lambda c: c.locks.graph(path="repo"),
+    "GetLockTicket": lambda c: c.locks.ticket("ticket_1"),
+    "WatchLockTicket": lambda c: anext(c.locks.watch_ticket("ticket_1"), None),
+    "CancelLockTicket": lambda c: c.locks.cancel_ticket("ticket_1"),
+    "OpenSession": lambda c: c.locks.open_session(ttl=30, display_name="build"),
+    "RenewSession": lambda c: c.locks.renew_session("session_1"),
+    "CloseSession": lambda c: c.locks.close_session("session_1"),
+    "ListSessions": lambda c: c.locks.sessions(page_size=7),
+    "SetSecret": lambda c: c.secrets.set("token", "s3cr3t-value", description="for the tests"),
+    "ListSecrets": lambda c: c.secrets.list(page_size=7),
+    "DeleteSecret": lambda c: c.secrets.delete("token"),
+    "RotateSecretKey": lambda c: c.secrets.rotate_key(),
     "ListTaskAttempts": lambda c: c.tasks.attempts("task_1"),
     "WaitTask": lambda c: _ignoring_timeout(c.tasks.wait("task_1", timeout=0)),
     "StreamTaskLogs": lambda c: anext(c.tasks.logs("task_1", attempt=1), None),
@@ -88,6 +116,47 @@ VERBS: dict[str, Callable[[Client], Awaitable[object]]] = {
     "ResumeSchedule": lambda c: c.schedules.resume("schedule_1"),
     "TriggerSchedule": lambda c: c.schedules.trigger("schedule_1", overlap_policy="allow"),
     "PreviewSchedule": lambda c: c.schedules.preview(cron="@daily", count=3),
+    "CreateBudget": lambda c: c.budgets.create("$5", scope="label:team=a", window="daily", thresholds={80: "stop"}),
+    "GetBudget": lambda c: c.budgets.get("budget_1"),
+    "ListBudgets": lambda c: c.budgets.list(page_size=7),
+    "UpdateBudget": lambda c: c.budgets.update("budget_1", limit="200k tokens"),
+    "DeleteBudget": lambda c: c.budgets.delete("budget_1"),
+    "ResumeBudget": lambda c: c.budgets.resume("budget_1", extend_by="$2", reason="go on"),
+    "ReserveBudget": lambda c: c.budgets.reserve("budget_1", "$0.20", ttl=60),
+    "SettleReservation": lambda c: c.budgets.settle("reservation_1", "$0.10"),
+    "ReleaseReservation": lambda c: c.budgets.release("reservation_1"),
+    "ListAlerts": lambda c: c.alerts.list(states=["firing"], kinds=["budget_threshold"]),
+    "AcknowledgeAlert": lambda c: c.alerts.acknowledge("alert_1", comment="seen"),
+    "CreateWebhook": lambda c: c.webhooks.create("http://127.0.0.1/", kinds=["alert.fired"]),
+    "ListWebhooks": lambda c: c.webhooks.list(page_size=7),
+    "DeleteWebhook": lambda c: c.webhooks.delete("webhook_1"),
+    "TestWebhook": lambda c: c.webhooks.test("webhook_1"),
+    "ListWebhookDeliveries": lambda c: c.webhooks.deliveries("webhook_1", states=["failed"]),
+    "ResendWebhookDelivery": lambda c: c.webhooks.resend("webhook_1", "delivery_1"),
+    "RecordUsage": lambda c: c.usage.record([usage_record(model="gpt-5", input_tokens=3)]),
+    "QueryUsage": lambda c: c.usage.query(by=["model"], bucket="day", time_zone="UTC", unpriced=True),
+    "ListUsageRecords": lambda c: c.usage.list(models=["gpt-5"], include_raw=True),
+    "WatchUsage": lambda c: c.usage.watch(task_ids=["task_1"]).ready(),
+    "RepriceUsage": lambda c: c.usage.reprice(preview=True, labels={"a": "b"}),
+    "EstimateCost": lambda c: c.usage.estimate(model="gpt-5", runs=3),
+    "ListPrices": lambda c: c.prices.list(provider="openai", include_past=True),
+    "GetPrice": lambda c: c.prices.get("gpt-5"),
+    "SetPrice": lambda c: c.prices.set("acme", "m", input="0.1", output=2, cache_read=0.05, units={"searches": "0.01"}),
+    "DeletePrice": lambda c: c.prices.delete("price_1"),
+    "ApproveTask": lambda c: c.tasks.approve("task_1", comment="go on", parameters={"a": "b"}),
+    "RequestApproval": lambda c: c.approvals.request("token", "Run make", policy=approval_policy(quorum=2)),
+    "GetApproval": lambda c: c.approvals.get("approval_1"),
+    "ListApprovals": lambda c: c.approvals.list(states=["pending"], kinds=["task_start"], min_risk="high"),
+    "DecideApproval": lambda c: c.approvals.decide(_APPROVAL, "deny", comment="no"),
+    "BatchDecideApprovals": lambda c: c.approvals.decide_all([_APPROVAL], "approve"),
+    "CancelApproval": lambda c: c.approvals.cancel("approval_1", reason="enough"),
+    "WaitApproval": lambda c: c.approvals.wait("approval_1", timeout=0),
+    "WatchApprovals": lambda c: c.approvals.watch(task_ids=["task_1"]).ready(),
+    "ListApprovalAudit": lambda c: c.approvals.audit(approval_id="approval_1"),
+    "CreateApprovalRule": lambda c: c.approvals.create_rule(_RULE),
+    "ListApprovalRules": lambda c: c.approvals.list_rules(page_size=7),
+    "DeleteApprovalRule": lambda c: c.approvals.delete_rule("rule_1"),
+    "PreviewApprovalRule": lambda c: c.approvals.preview_rule(_RULE),
     "WatchTasks": lambda c: c.tasks.watch(states=["queued"]).ready(),
 }
 

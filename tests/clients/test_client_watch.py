@@ -245,3 +245,21 @@ async def test_a_silent_stream_is_given_up_and_resumed(server: FakeServer, proxy
 
     assert event.revision == 1
     assert events.reconnects >= 1
+
+
+async def test_a_server_that_is_away_is_told_once_and_so_is_its_return(
+    server: FakeServer, proxy: CuttingProxy, client: Client
+) -> None:
+    told: list[bool] = []
+
+    async with client.watch(on_link=told.append) as events:
+        proxy.refuse()
+        proxy.cut()
+        reading = asyncio.ensure_future(anext(events))
+        await reached(lambda: told == [False])
+        proxy.accept()
+        await server.create("task_after")
+        event = await reading
+
+    assert event.task.task_id == "task_after"
+    assert told == [False, True]

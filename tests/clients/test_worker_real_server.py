@@ -66,6 +66,35 @@ async def test_a_rate_limit_of_a_provider_costs_no_attempt(server: TestServer, c
     assert attempts[0].failure.message == "429: come back later"
 
 
+async def test_what_the_work_has_used_is_in_the_ledger_before_its_end(server: TestServer, client: Client) -> None:
+    worker = worker_of(server)
+    response = {
+        "id": "chatcmpl-1",
+        "model": "gpt-5",
+        "choices": [{"message": {"content": "x" * 100_000}}],
+        "usage": {"prompt_tokens": 1000, "completion_tokens": 100, "prompt_tokens_details": {"cached_tokens": 400}},
+    }
+
+    @worker.task("ask")
+    async def ask(ctx: TaskContext, task: Task) -> object:
+        ctx.usage_from(response)
+        ctx.usage_from(response)
+        ctx.usage(model="claude-sonnet-4-5", input_tokens=1000, output_tokens=100, record_id="msg_1")
+        ctx.usage(record_id="nothing")
+        return "answered"
+
+    async with working(worker):
+        task = await client.tasks.run("ask", "what?")
+        records = [record async for record in client.usage.iterate(task_ids=[task.task_id])]
+
+    assert {(record.record_id, record.attempt) for record in records} == {("chatcmpl-1", 1), ("msg_1", 1)}
+    assert all(record.agent_id for record in records)
+    found = await client.tasks.get(task.task_id)
+    assert found.usage.records == 2
+    # 600*1250 + 400*125 + 100*10000, and 1000*3000 + 100*15000
+    assert found.usage.cost.nanos == 1_800_000 + 4_500_000
+
+
 def test_a_rate_limit_names_its_provider_and_stays_within_a_day() -> None:
     assert RateLimited("anthropic", -1).reset_after > 0
     assert RateLimited("anthropic", 1e9).reset_after == 86_400

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import given
+from hypothesis import strategies as st
 from kapell.v1.agent_pb2 import DrainAgentRequest
 from kapell.v1.task_pb2 import (
     Blocker,
@@ -18,6 +20,8 @@ from kapell.v1.task_pb2 import (
     WaitKind,
 )
 from kapell.v1.worker_pb2 import DeregisterRequest, LeaseTasksRequest
+from kapell_server.domain.queueing import queues as queues_module
+from kapell_server.domain.queueing.ready import ReadyEntry, ReadyIndex
 from kapell_server.domain.times import SECOND, stamp, timestamp_ns
 
 from tests.domain.test_concurrency import add, take
@@ -263,3 +267,62 @@ def test_the_answer_is_that_of_the_end_of_the_batch() -> None:
 
     assert answer.blockers == []
     assert answer.task.lease.agent_id == agent_id
+
+
+def test_far_behind_only_the_least_place_is_told() -> None:
+    world = World()
+    urgent = [TaskSpec(agent_type="shell", priority=600, prompt="p") for _ in range(600)]
+    usual = [TaskSpec(agent_type="shell", prompt="p") for _ in range(600)]
+    world.do(*[CreateTaskRequest(task=one) for one in urgent + usual])
+    ids = [task.task_id for task in sorted(world.rows.tasks.values(), key=lambda one: (-one.priority, one.queue_rank))]
+
+    near, far = world.explain(ids[999]), world.explain(ids[-1])
+
+    assert (near.position, near.position_at_least) == (1000, False)
+    assert (far.position, far.position_at_least) == (1001, True)
+    world.register()
+    assert world.explain(ids[-1]).blockers[-1].message == "At least 1000 tasks of its type come first."
+
+
+@given(st.data())
+def test_what_comes_before_is_what_a_look_at_all_finds(data: st.DataObject) -> None:
+    """Heaps are walked in part only, with what means nothing any more still in them."""
+    index = ReadyIndex(lambda *_: None)
+    ranks = st.tuples(st.integers(-2, 0), st.integers(0, 6), st.sampled_from(["", "key/a", "key/b"]))
+    for number in data.draw(st.lists(st.integers(0, 9), max_size=40)):
+        priority, rank, gate = data.draw(ranks)
+        if data.draw(st.booleans()):
+            index.add(ReadyEntry(priority, rank, number, f"task_{number}", "shell"), gate)
+        else:
+            index.remove(f"task_{number}")
+    places = list(index._places.values())
+    for entry, _ in places:
+        expected = {one.task_id for one, gate in places if one < entry and gate != "key/b"}
+
+        found, are_all = index.before(entry, lambda name: name == "key/a", 1000)
+        some, _ = index.before(entry, lambda name: name == "key/a", 3)
+
+        assert (set(found), are_all) == (expected, True)
+        assert set(some) <= expected
+
+
+def test_types_without_tasks_are_forgotten_once_they_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    queues = world.state.queues
+    monkeypatch.setattr(queues_module, "_MANY_TYPES", 20)
+    queues._many_types = 20
+    for number in range(60):
+        task_id = world.create(f"type-{number}", concurrency_keys=["k"])
+        if number % 2:
+            agent_id = world.register(f"type-{number}")
+            world.lease(agent_id)
+            world.complete(task_id)
+        else:
+            world.cancel(task_id)
+        world.advance(120)
+    waiting = world.create("waits")
+
+    assert len(queues._running) + queues.ready.types() < 50
+    assert len(queues._fair._classes) < 50
+    assert len(queues._added) + len(queues._given) < 50
+    assert world.lease(world.register("waits")) == waiting

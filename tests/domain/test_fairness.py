@@ -258,7 +258,7 @@ def test_a_held_back_task_of_long_ago_gives_no_credit_to_keys_after_a_start() ->
     again.rows = world.rows
     again.state.begin(world.now_ns, again.rows)
     again.state.standing.load([ConcurrencyLimit(key="k", max_running=0)])
-    again.state.queues.load(queued, [], [])
+    again.state.queues.load(queued, [], [], [])
     again.now_ns = world.now_ns
     add(again, "new", 20)
 

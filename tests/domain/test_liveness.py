@@ -27,6 +27,7 @@ from kapell.v1.task_pb2 import (
     ATTEMPT_WAIT_KIND_LOCK,
     ATTEMPT_WAIT_KIND_PROVIDER,
     TASK_STATE_CANCELLING,
+    TASK_STATE_FAILED,
     TASK_STATE_PENDING,
     TASK_STATE_QUEUED,
     TASK_STATE_RUNNING,
@@ -37,6 +38,7 @@ from kapell.v1.task_pb2 import (
     TaskTimeouts,
 )
 from kapell.v1.worker_pb2 import LEASE_DIRECTIVE_CANCEL, HeartbeatRequest, ReportProgressRequest
+from kapell_server.domain.times import SECOND, stamp
 
 from tests.domain.world import World
 
@@ -299,3 +301,70 @@ def test_an_agent_stays_silent_when_its_leases_change() -> None:
     assert (world.agent(agent_id).slots_used, world.agent(agent_id).activity) == (1, AGENT_ACTIVITY_SILENT)
     beat(world, agent_id, tasks[1])
     assert world.agent(agent_id).activity == AGENT_ACTIVITY_WORKING
+
+
+WAIT = Duration(seconds=30)
+
+
+def waits(world: World, kind: AttemptWaitKind.ValueType, field: str, seconds: int = 33) -> str:
+    """A task whose attempt has said for so long that it waits."""
+    task_id = world.running(timeouts=TaskTimeouts(**{field: WAIT}))  # type: ignore[arg-type]
+    agent_id = world.task(task_id).lease.agent_id
+    live(world, agent_id, task_id, seconds=seconds, waiting=AttemptWait(kind=kind))
+    return task_id
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "reason", "after"),
+    [
+        (ATTEMPT_WAIT_KIND_APPROVAL, "approval_wait_timeout", "APPROVAL_WAIT_TIMEOUT", TASK_STATE_FAILED),
+        (ATTEMPT_WAIT_KIND_LOCK, "lock_wait_timeout", "LOCK_WAIT_TIMEOUT", TASK_STATE_PENDING),
+        (ATTEMPT_WAIT_KIND_PROVIDER, "provider_wait_timeout", "PROVIDER_WAIT_TIMEOUT", TASK_STATE_PENDING),
+    ],
+)
+def test_each_wait_has_its_own_timeout_and_action(
+    kind: AttemptWaitKind.ValueType, field: str, reason: str, after: int
+) -> None:
+    world = World()
+
+    task_id = waits(world, kind, field)
+    stopping = world.task(task_id)
+    world.release(task_id)
+
+    assert (stopping.state, stopping.failure.reason) == (TASK_STATE_CANCELLING, reason)
+    assert world.task(task_id).state == after
+    assert world.task(task_id).attempts_used == (0 if kind == ATTEMPT_WAIT_KIND_PROVIDER else 1)
+
+
+@pytest.mark.parametrize("field", ["stall_timeout", "lock_wait_timeout", "provider_wait_timeout"])
+def test_a_wait_does_not_end_by_the_timeout_of_another(field: str) -> None:
+    world = World()
+
+    task_id = waits(world, ATTEMPT_WAIT_KIND_APPROVAL, field, seconds=90)
+
+    assert world.task(task_id).state == TASK_STATE_RUNNING
+
+
+def test_a_wait_that_begins_anew_has_its_whole_time() -> None:
+    world = World()
+    task_id = waits(world, ATTEMPT_WAIT_KIND_LOCK, "lock_wait_timeout", seconds=27)
+    agent_id = world.task(task_id).lease.agent_id
+    live(world, agent_id, task_id, seconds=3)
+    live(world, agent_id, task_id, seconds=27, waiting=AttemptWait(kind=ATTEMPT_WAIT_KIND_LOCK))
+
+    assert world.task(task_id).state == TASK_STATE_RUNNING
+
+
+def test_a_task_comes_back_when_its_provider_is_expected_to() -> None:
+    world = World()
+    task_id = world.running(timeouts=TaskTimeouts(provider_wait_timeout=WAIT))
+    agent_id = world.task(task_id).lease.agent_id
+    later = Timestamp()
+    stamp(later, world.now_ns + 600 * SECOND)
+    live(world, agent_id, task_id, seconds=33, waiting=AttemptWait(kind=ATTEMPT_WAIT_KIND_PROVIDER, until_time=later))
+
+    world.fail(task_id)
+
+    [wait] = world.task(task_id).waiting_on
+    assert wait.until_time == later
+    assert not world.task(task_id).HasField("waiting")

@@ -11,8 +11,9 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 from hypothesis import given
 from hypothesis import strategies as st
+from kapell.rules.parameters import as_struct, check, plain_struct, resolve
 from kapell.v1.template_pb2 import ParameterType, TemplateParameter
-from kapell_server.domain.templates.parameters import as_struct, check, check_declarations, plain_struct, resolve
+from kapell_server.domain.templates.declarations import check_declarations
 
 
 def parameter(name: str = "p", type: str = "string", **said: Any) -> TemplateParameter:
@@ -110,7 +111,7 @@ def test_what_is_not_given_gets_its_default_and_null_counts_as_not_given() -> No
     [
         ([parameter("a"), parameter("a")], "parameters[1].name", "declared twice"),
         ([parameter("item")], "parameters[0].name", "is a word of the prompt's language"),
-        ([parameter(type="secret")], "parameters[0].rules.type", "secrets are not supported yet"),
+        ([parameter(type="secret", default="value")], "parameters[0].default_value", "must name a secret"),
         ([parameter(type="enum")], "parameters[0].rules.options", "must be given for an enum"),
         ([parameter(options=["a"])], "parameters[0].rules.options", "and for nothing else"),
         ([parameter(pattern="(")], "parameters[0].rules.pattern", "is no RE2 expression: missing )"),
@@ -119,7 +120,7 @@ def test_what_is_not_given_gets_its_default_and_null_counts_as_not_given() -> No
         ([parameter(minimum=2, maximum=1)], "parameters[0].rules.minimum", "not be greater than maximum, 1"),
         ([parameter(items="int")], "parameters[0].items", "for arrays only"),
         ([parameter(type="array", items="array")], "parameters[0].items.type", "must not be an array"),
-        ([parameter(type="array", items="secret")], "parameters[0].items.type", "secrets are not supported yet"),
+        ([parameter(type="array", items="secret")], "parameters[0].items.type", "must not be a secret"),
         ([parameter(type="int", default="x")], "parameters[0].default_value", "must be a number, not text"),
         ([parameter(default="x", required=True)], "parameters[0].default_value", "no effect on a required"),
         ([parameter(default=None)], "parameters[0].default_value", "must not be null"),

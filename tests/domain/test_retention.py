@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from google.protobuf.duration_pb2 import Duration
 from kapell.v1.admin_pb2 import CompactEventsRequest
-from kapell.v1.task_pb2 import CancelTaskRequest, DeleteTaskRequest, RetryTaskRequest
+from kapell.v1.dependency_pb2 import TaskDependency
+from kapell.v1.task_pb2 import CancelTaskRequest, DeleteTaskRequest, RetryTaskRequest, UpdateTaskRequest
 from kapell_server.engine.facts import EventsOutlived, TasksOutlived
 
 from tests.domain.world import World
+
+PLACES = "{deps.a.result} {deps.b.result}"
 
 
 def ended(world: World, *task_ids: str) -> None:
@@ -95,3 +98,73 @@ def test_a_revision_of_the_future_is_refused() -> None:
 
     with world.refuses("REVISION_IN_FUTURE"):
         world.do(CompactEventsRequest(before_revision=3))
+
+
+def waiting(world: World, prompt: str = PLACES) -> str:
+    """A task that waits for `task_b`; what it wants of `task_a` is met before or after, as the caller likes."""
+    dependencies = [TaskDependency(task_id="task_a", name="a"), TaskDependency(task_id="task_b", name="b")]
+    return world.create("shell", task_id="task_waits", prompt=prompt, dependencies=dependencies)
+
+
+def finish(world: World, task_id: str, result: str) -> None:
+    assert world.lease(world.register(f"of-{task_id}")) == task_id
+    world.complete(task_id, result)
+
+
+def pair(world: World) -> None:
+    for task_id in ("task_a", "task_b"):
+        world.create(f"of-{task_id}", task_id=task_id)
+
+
+def test_a_result_that_a_prompt_still_wants_stays_until_it_is_filled() -> None:
+    world = World()
+    pair(world)
+    waiting(world)
+    finish(world, "task_a", "first")
+
+    while_it_waits = gone(world, "task_a")
+    finish(world, "task_b", "second")
+
+    assert while_it_waits == []
+    assert world.content("task_waits").prompt == "first second"
+    assert gone(world, "task_a", "task_b") == ["task_a", "task_b"]
+    assert world.edges() == {} == world.rows.edges
+
+
+def test_a_result_from_before_the_task_that_wants_it_stays_too() -> None:
+    world = World()
+    pair(world)
+    finish(world, "task_a", "first")
+    waiting(world)
+
+    assert gone(world, "task_a") == []
+    world.cancel("task_waits")
+    assert gone(world, "task_a") == ["task_a"]
+    assert world.rows.edges == {}
+
+
+def test_a_result_that_an_edited_prompt_wants_stays() -> None:
+    world = World()
+    pair(world)
+    finish(world, "task_a", "first")
+    waiting(world, "nothing")
+    request = UpdateTaskRequest(task={"task_id": "task_waits", "prompt": PLACES}, update_mask={"paths": ["prompt"]})
+    world.do(request)
+
+    assert gone(world, "task_a") == []
+    request.task.prompt = "nothing again"
+    world.do(request)
+    assert gone(world, "task_a") == ["task_a"]
+
+
+def test_a_kept_result_that_somebody_deletes_is_forgotten() -> None:
+    world = World()
+    pair(world)
+    finish(world, "task_a", "first")
+    waiting(world)
+
+    world.delete("task_a")
+    finish(world, "task_b", "second")
+
+    assert world.content("task_waits").prompt == "(no result: a was deleted) second"
+    assert world.rows.edges == {}

@@ -15,10 +15,13 @@ from kapell.v1.schedule_pb2 import (
     SCHEDULE_OUTCOME_QUEUED,
     SCHEDULE_OUTCOME_SKIPPED,
     SCHEDULE_OUTCOME_TASK_CREATED,
+    DeleteScheduleRequest,
     OverlapPolicy,
     PauseScheduleRequest,
     ResumeScheduleRequest,
     Schedule,
+    ScheduleSpec,
+    UpdateScheduleRequest,
 )
 from kapell.v1.task_pb2 import TASK_STATE_CANCELLED, TASK_STATE_QUEUED
 from kapell_server.domain.times import SECOND, timestamp_ns
@@ -74,6 +77,84 @@ def test_cancel_ends_the_last_task_and_runs(world: World) -> None:
     first, second = tasks(world)
     assert (first.state, second.state) == (TASK_STATE_CANCELLED, TASK_STATE_QUEUED)
     assert "next run of schedule_a" in first.state_reason
+
+
+def failed_with_a_child(world: World) -> tuple[str, str]:
+    """The first run's task, which has failed, and its child, which waits for an agent."""
+    world.advance(60)
+    top = tasks(world)[0].task_id
+    agent_id = world.register("shell")
+    assert world.lease(agent_id) == top
+    child = world.create("nobody", parent_task_id=top)
+    world.fail(top, retryable=False)
+    return top, child
+
+
+def test_a_run_lives_as_long_as_anything_below_its_task(world: World) -> None:
+    make(world, overlap_policy=OVERLAP_POLICY_QUEUE)
+    top, child = failed_with_a_child(world)
+
+    world.advance(60)
+    waiting = get(world)
+    world.cancel(child)
+    world.advance(1)
+
+    assert (waiting.last_run.outcome, waiting.last_run.task_id) == (SCHEDULE_OUTCOME_QUEUED, top)
+    assert get(world).run_count == 2
+    assert top not in world.rows.schedule_runs
+
+
+def test_cancel_ends_what_lives_on_below_a_task_that_has_failed(world: World) -> None:
+    make(world, overlap_policy=OVERLAP_POLICY_CANCEL)
+    top, child = failed_with_a_child(world)
+    world.delete(top)
+
+    world.advance(60)
+
+    assert world.task(child).state == TASK_STATE_CANCELLED
+    assert "next run of schedule_a" in world.task(child).state_reason
+
+
+def test_every_run_that_lives_is_in_the_way_of_the_next(world: World) -> None:
+    make(world, overlap_policy=OVERLAP_POLICY_ALLOW)
+    world.advance(60)
+    world.advance(60)
+    first, second = (task.task_id for task in tasks(world))
+    skip = ScheduleSpec(overlap_policy=OVERLAP_POLICY_SKIP)
+    world.do(UpdateScheduleRequest(schedule_id="schedule_a", spec=skip, update_mask={"paths": ["overlap_policy"]}))
+
+    world.cancel(second)
+    world.advance(60)
+
+    assert (get(world).last_run.outcome, get(world).last_run.task_id) == (SCHEDULE_OUTCOME_SKIPPED, first)
+    world.cancel(first)
+    world.advance(60)
+    assert get(world).run_count == 3
+
+
+def test_a_run_that_is_retried_lives_again(world: World) -> None:
+    make(world)
+    top, child = failed_with_a_child(world)
+    world.cancel(child)
+    assert world.rows.schedule_runs == {}
+
+    world.retry(child)
+    world.advance(60)
+
+    assert world.rows.schedule_runs == {top: "schedule_a"}
+    assert get(world).last_run.outcome == SCHEDULE_OUTCOME_SKIPPED
+
+
+def test_a_deleted_schedule_leaves_no_runs(world: World) -> None:
+    make(world)
+    world.advance(60)
+    world.do(DeleteScheduleRequest(schedule_id="schedule_a"))
+    task_id = tasks(world)[0].task_id
+
+    world.cancel(task_id)
+    world.retry(task_id)
+
+    assert world.rows.schedule_runs == {}
 
 
 def test_allow_runs_beside_the_last_one(world: World) -> None:

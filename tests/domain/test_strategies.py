@@ -26,6 +26,7 @@ from kapell.v1.task_pb2 import (
     UpdateTaskRequest,
 )
 from kapell.v1.worker_pb2 import CreateChildTasksRequest, FailTaskRequest, LeaseTasksRequest, ProviderRateLimit
+from kapell_server.domain.queueing import concurrency
 from kapell_server.domain.times import SECOND, stamp
 
 from tests.domain.test_concurrency import add, seconds, spec, states, take
@@ -184,15 +185,58 @@ def test_a_task_that_waits_for_its_time_counts_once_the_time_has_come() -> None:
     assert states(world, "later", "a") == ["CANCELLED", "RUNNING"]
 
 
-def test_an_attempt_after_another_is_not_new() -> None:
-    world, agent_id = limited(SKIP)
+@pytest.mark.parametrize(
+    ("strategy", "expected"), [(SKIP, ["QUEUED", "CANCELLED"]), (IN_PROGRESS, ["CANCELLED", "QUEUED"])]
+)
+def test_a_task_between_two_attempts_is_there_and_not_new(
+    strategy: ConcurrencyStrategy.ValueType, expected: list[str]
+) -> None:
+    world, agent_id = limited(strategy)
+    add(world, "a", "k", retry_policy=RetryPolicy(initial_backoff=seconds(2)))
+    take(world, agent_id)
+    world.fail("task_a")
+    assert states(world, "a") == ["PENDING"]
+
+    add(world, "b", "k")
+    world.advance(3)
+
+    assert states(world, "a", "b") == expected
+
+
+def test_one_that_comes_back_is_as_old_as_it_first_was() -> None:
+    world, agent_id = limited(IN_PROGRESS, 2)
     add(world, "a", "k", retry_policy=RetryPolicy(initial_backoff=seconds(2)))
     take(world, agent_id)
     world.fail("task_a")
     add(world, "b", "k")
     world.advance(3)
+    assert sorted(take(world, agent_id)) == ["a", "b"]
+    world.fail("task_a")
 
-    assert states(world, "a", "b") == ["QUEUED", "QUEUED"]
+    add(world, "c", "k")
+
+    assert states(world, *"abc") == ["CANCELLED", "RUNNING", "QUEUED"]
+
+
+def test_one_arrival_cancels_many_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(concurrency, "_MOST_CANCELLED", 3)
+    world = World()
+    names = [f"n{number}" for number in range(8)]
+    for name in names:
+        add(world, name, "k")
+    world.limit("k", 1, strategy=IN_PROGRESS)
+
+    add(world, "last", "k")
+    first = states(world, *names)
+    due = world.state.next_due_ns()
+    world.do()
+    add(world, "newest", "k")
+    world.do()
+
+    assert first == ["CANCELLED"] * 3 + ["QUEUED"] * 5
+    assert 0 < due <= world.now_ns
+    assert states(world, *names, "last", "newest") == ["CANCELLED"] * 9 + ["QUEUED"]
+    assert world.state.queues.unsettled == {}
 
 
 def test_each_key_has_its_own_say() -> None:
@@ -231,22 +275,17 @@ def test_a_limit_of_none_lets_nobody_wait_who_shall_not() -> None:
     assert "limit of 0" in world.task("task_a").state_reason
 
 
-def test_who_comes_back_from_a_providers_limit_is_not_new() -> None:
+def test_who_waits_for_a_provider_is_older_than_what_comes_meanwhile() -> None:
     world, agent_id = limited(IN_PROGRESS)
     add(world, "old", "k")
     assert take(world, agent_id) == ["old"]
     failure = TaskFailure(reason="LIMITED", message="later")
     limit = ProviderRateLimit(provider="p", reset_after=Duration(seconds=30))
     world.do(FailTaskRequest(lease_token=world.token("task_old"), failure=failure, rate_limited=limit))
+
     add(world, "new", "k")
-    assert take(world, agent_id) == ["new"]
-    world.beat(agent_id, "task_new")
 
-    for _ in range(4):
-        world.advance(8)
-        world.beat(agent_id, "task_new")
-
-    assert states(world, "old", "new") == ["QUEUED", "RUNNING"]
+    assert states(world, "old", "new") == ["CANCELLED", "QUEUED"]
 
 
 def test_what_is_superseded_takes_its_children_along() -> None:

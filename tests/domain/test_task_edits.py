@@ -29,7 +29,7 @@ from kapell.v1.template_pb2 import (
     TemplateSpec,
     UpdateTemplateRequest,
 )
-from kapell_server.domain.times import SECOND
+from kapell_server.domain.times import SECOND, stamp
 
 from tests.domain.test_rollback import fail_commit
 from tests.domain.world import World
@@ -416,3 +416,30 @@ def test_other_parameters_bring_their_keys_and_their_name() -> None:
 
     task = world.task(task_id)
     assert (list(task.concurrency_keys), task.display_name) == (["repo/Grace"], "Greet Grace")
+
+
+def test_a_retry_before_its_time_waits_for_it() -> None:
+    world = World()
+    later = Timestamp()
+    stamp(later, world.now_ns + 60 * SECOND)
+    task_id = world.create(not_before_time=later)
+    world.cancel(task_id)
+
+    world.retry(task_id)
+    waiting = world.task(task_id)
+    world.advance(61)
+
+    assert waiting.state == TASK_STATE_PENDING
+    assert [wait.until_time for wait in waiting.waiting_on] == [later]
+    assert world.task(task_id).state == TASK_STATE_QUEUED
+
+
+@pytest.mark.parametrize(("name", "after"), [("", "new"), ("mine", "mine")])
+def test_a_name_taken_from_the_prompt_goes_with_it(name: str, after: str) -> None:
+    world = World()
+    task_id = world.create(prompt="old\nmore", display_name=name)
+    world.cancel(task_id)
+
+    put = world.retry(task_id, prompt="new\nmore")
+
+    assert put.display_name == after

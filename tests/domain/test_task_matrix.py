@@ -13,6 +13,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
+from kapell.v1.approval_policy_pb2 import ApprovalPolicy
 from kapell.v1.task_pb2 import (
     CancelTaskRequest,
     DeleteTaskRequest,
@@ -40,19 +41,29 @@ from kapell_server.domain.transitions import TASK_FINAL, TASK_TRANSITIONS
 
 from tests.domain.world import START_NS, World
 
-STATES = ("PENDING", "QUEUED", "RUNNING", "CANCELLING", "STOPPING", "SUCCEEDED", "FAILED", "CANCELLED")
+STATES = (
+    "PENDING",
+    "AWAITING_APPROVAL",
+    "QUEUED",
+    "RUNNING",
+    "CANCELLING",
+    "STOPPING",
+    "SUCCEEDED",
+    "FAILED",
+    "CANCELLED",
+)
 
 MATRIX = """
-            PENDING              QUEUED               RUNNING                    CANCELLING               STOPPING                   SUCCEEDED            FAILED               CANCELLED
-update      PENDING:updated      QUEUED:updated       RUNNING:updated            CANCELLING:updated       CANCELLING:updated         TASK_STATE_CONFLICT  TASK_STATE_CONFLICT  TASK_STATE_CONFLICT
-cancel      CANCELLED:cancelled  CANCELLED:cancelled  CANCELLING:cancelling      =                        CANCELLING:cancelling      TASK_STATE_CONFLICT  TASK_STATE_CONFLICT  =
-retry       TASK_STATE_CONFLICT  TASK_STATE_CONFLICT  TASK_STATE_CONFLICT        TASK_STATE_CONFLICT      TASK_STATE_CONFLICT        TASK_STATE_CONFLICT  QUEUED:queued        QUEUED:queued
-delete      CANCELLED:cancelled  CANCELLED:cancelled  CANCELLING:cancelling      =                        CANCELLING:cancelling      gone:deleted         gone:deleted         gone:deleted
-progress    LEASE_LOST           LEASE_LOST           RUNNING:progress           =                        =                          LEASE_LOST           LEASE_LOST           LEASE_LOST
-complete    LEASE_LOST           LEASE_LOST           SUCCEEDED:completed        CANCELLED:cancelled      SUCCEEDED:completed        =                    LEASE_LOST           LEASE_LOST
-fail        LEASE_LOST           LEASE_LOST           PENDING:requeued           CANCELLED:cancelled      PENDING:requeued           LEASE_LOST           =                    LEASE_LOST
-fail-final  LEASE_LOST           LEASE_LOST           FAILED:failed              CANCELLED:cancelled      PENDING:requeued           LEASE_LOST           LEASE_LOST           LEASE_LOST
-release     LEASE_LOST           LEASE_LOST           QUEUED:requeued            CANCELLED:cancelled      PENDING:requeued           LEASE_LOST           LEASE_LOST           LEASE_LOST
+            PENDING              AWAITING_APPROVAL          QUEUED               RUNNING                    CANCELLING               STOPPING                   SUCCEEDED            FAILED               CANCELLED
+update      PENDING:updated      AWAITING_APPROVAL:updated  QUEUED:updated       RUNNING:updated            CANCELLING:updated       CANCELLING:updated         TASK_STATE_CONFLICT  TASK_STATE_CONFLICT  TASK_STATE_CONFLICT
+cancel      CANCELLED:cancelled  CANCELLED:cancelled        CANCELLED:cancelled  CANCELLING:cancelling      =                        CANCELLING:cancelling      TASK_STATE_CONFLICT  TASK_STATE_CONFLICT  =
+retry       TASK_STATE_CONFLICT  TASK_STATE_CONFLICT        TASK_STATE_CONFLICT  TASK_STATE_CONFLICT        TASK_STATE_CONFLICT      TASK_STATE_CONFLICT        TASK_STATE_CONFLICT  QUEUED:queued        QUEUED:queued
+delete      CANCELLED:cancelled  CANCELLED:cancelled        CANCELLED:cancelled  CANCELLING:cancelling      =                        CANCELLING:cancelling      gone:deleted         gone:deleted         gone:deleted
+progress    LEASE_LOST           LEASE_LOST                 LEASE_LOST           RUNNING:progress           =                        =                          LEASE_LOST           LEASE_LOST           LEASE_LOST
+complete    LEASE_LOST           LEASE_LOST                 LEASE_LOST           SUCCEEDED:completed        CANCELLED:cancelled      SUCCEEDED:completed        =                    LEASE_LOST           LEASE_LOST
+fail        LEASE_LOST           LEASE_LOST                 LEASE_LOST           PENDING:requeued           CANCELLED:cancelled      PENDING:requeued           LEASE_LOST           =                    LEASE_LOST
+fail-final  LEASE_LOST           LEASE_LOST                 LEASE_LOST           FAILED:failed              CANCELLED:cancelled      PENDING:requeued           LEASE_LOST           LEASE_LOST           LEASE_LOST
+release     LEASE_LOST           LEASE_LOST                 LEASE_LOST           QUEUED:requeued            CANCELLED:cancelled      PENDING:requeued           LEASE_LOST           LEASE_LOST           LEASE_LOST
 """  # noqa: E501 - a table is read by its columns
 
 DIRECTIVES = {
@@ -79,6 +90,8 @@ def task_in(world: World, state: str) -> str:
     match state:
         case "PENDING":
             return pending(world)
+        case "AWAITING_APPROVAL":
+            return world.create("nobody", prompt="p", approval=ApprovalPolicy())
         case "QUEUED":
             return world.create("nobody")
         case "RUNNING":
@@ -186,7 +199,7 @@ def test_times_tell_what_happened(state: str) -> None:
     assert task.HasField("create_time")
     assert task.HasField("state_time")
     assert task.HasField("end_time") == (task.state in TASK_FINAL)
-    assert task.HasField("queue_time") == (state != "PENDING")
+    assert task.HasField("queue_time") == (state not in ("PENDING", "AWAITING_APPROVAL"))
     assert bool(task.waiting_on) == (state == "PENDING")
 
 

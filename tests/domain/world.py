@@ -15,6 +15,7 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from kapell.v1.agent_pb2 import Agent, AgentSpec, CommandRuntime, SpawnAgentRequest
+from kapell.v1.approval_pb2 import Approval, ApprovalAuditEntry, ApprovalContent
 from kapell.v1.queue_pb2 import (
     ConcurrencyLimit,
     DrainQueueRequest,
@@ -38,6 +39,7 @@ from kapell.v1.task_pb2 import (
     TaskSpec,
 )
 from kapell.v1.template_pb2 import Template, TemplateVersion
+from kapell.v1.usage_pb2 import UsageUpdate
 from kapell.v1.watch_pb2 import EventKind
 from kapell.v1.worker_pb2 import (
     CompleteTaskRequest,
@@ -61,9 +63,14 @@ from kapell_server.domain.tasks.bulk_job import BulkJob
 from kapell_server.domain.tasks.edges import Edge, EdgeKey
 from kapell_server.domain.times import SECOND, timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL
+from kapell_server.domain.usage.entry import Dims, Entry, Series, Total
 from kapell_server.domain.workers import agent
 from kapell_server.engine.commands import DECIDERS, QUESTIONS, look
 from kapell_server.engine.facts import SpawnCommand
+from kapell_server.shipped_prices import shipped_prices
+
+from tests.domain.budget_rows import BudgetRows
+from tests.domain.usage_rows import UsageRows
 
 USER = user("admin")
 START_NS = 1_800_000_000 * SECOND
@@ -86,7 +93,13 @@ class Rows:
         self.bulk_jobs: dict[str, BulkJob] = {}
         self.bulk_steps: dict[tuple[str, int], bytes] = {}
         self.schedule_tasks: dict[str, TaskSpec] = {}
+        self.budgets = BudgetRows()
+        self.schedule_runs: dict[str, str] = {}
         self.event_times: list[int] = []
+        self.usage = UsageRows()
+        self.approvals: dict[str, Approval] = {}
+        self.approval_contents: dict[str, ApprovalContent] = {}
+        self.approval_audit: dict[int, ApprovalAuditEntry] = {}
 
     def load_tasks(self, task_ids: Iterable[str]) -> list[Task]:
         return [self.tasks[task_id] for task_id in task_ids if task_id in self.tasks]
@@ -115,6 +128,28 @@ class Rows:
     def newest_event_before(self, time_ns: int) -> int:
         return sum(time < time_ns for time in self.event_times)
 
+    def load_usage_versions(self, record_ids: Iterable[str]) -> list[Entry]:
+        return self.usage.versions(record_ids)
+
+    def load_usage_series(self, names: Iterable[str]) -> dict[str, Series]:
+        return {name: self.usage.series[name] for name in names if name in self.usage.series}
+
+    def load_usage_key(self, dims: Dims) -> int | None:
+        return self.usage.keys.get(dims)
+
+    def load_usage_totals(self, usage_ids: Iterable[str]) -> dict[str, Total]:
+        return {usage_id: self.usage.totals[usage_id] for usage_id in usage_ids if usage_id in self.usage.totals}
+
+    def load_approval(self, approval_id: str) -> Approval | None:
+        return self.approvals.get(approval_id)
+
+    def load_named_approval(self, task_id: str, request_key: str) -> Approval | None:
+        found = [a for a in self.approvals.values() if (a.task_id, a.request_key) == (task_id, request_key)]
+        return max(found, key=lambda one: one.approval_id, default=None)
+
+    def load_approval_content(self, approval_id: str) -> ApprovalContent:
+        return self.approval_contents.get(approval_id, ApprovalContent())
+
     def count_live_tasks_of(self, template_id: str) -> int:
         return sum(t.template_id == template_id and t.state not in TASK_FINAL for t in self.tasks.values())
 
@@ -129,9 +164,12 @@ class World:
     def __init__(self, **settings: Any) -> None:
         self.keyring = Keyring(b"k" * 32, admin_token="admin")
         self.state = State(settings=Settings(**settings), keyring=self.keyring, random=Random(7), log_id="log_world")
+        self.state.usage.prices.ship(shipped_prices())
         self.rows = Rows()
         self.now_ns = START_NS
         self.events: list[str] = []
+        self.deciders: dict[type, Any] = {}
+        """Commands that only tests have."""
 
     def do(self, *commands: Any, caller: Caller = USER) -> Any:
         """One batch. The last command's answer; its refusal is raised, the others' are dropped."""
@@ -163,7 +201,7 @@ class World:
         try:
             if isinstance(command, LeaseTasksRequest):
                 return dispatch.poll(self.state, command, object())
-            decide = DECIDERS.get(type(command)) or QUESTIONS[type(command)]
+            decide = DECIDERS.get(type(command)) or QUESTIONS.get(type(command)) or self.deciders[type(command)]
             return decide(self.state, command)
         except KapellError as error:
             self.state.rollback(mark)
@@ -171,6 +209,7 @@ class World:
 
     def _commit(self) -> None:
         rows, pending = self.rows, self.state.pending
+        rows.usage.commit(pending.usage)
         for change in pending.changes:
             resource = change.resource
             table, key = self._place(resource)
@@ -185,7 +224,12 @@ class World:
             rows.schedule_tasks.pop(schedule_id, None)
             if spec is not None:
                 rows.schedule_tasks[schedule_id] = spec
+        rows.schedule_runs.update(pending.schedule_runs)
+        rows.schedule_runs = {run: schedule for run, schedule in rows.schedule_runs.items() if schedule}
         rows.contents.update(pending.contents)
+        rows.approval_contents.update(pending.approval_contents)
+        assert not rows.approval_audit.keys() & pending.approval_audit.keys(), "the audit is only added to"
+        rows.approval_audit.update(pending.approval_audit)
         for key in pending.dropped_edges:
             del rows.edges[key]
         assert not rows.edges.keys() & pending.new_edges.keys(), "an edge is inserted once"
@@ -196,6 +240,7 @@ class World:
         for key in pending.bulk.ended:
             rows.bulk_jobs.pop(key, None)
             rows.bulk_steps = {step: data for step, data in rows.bulk_steps.items() if step[0] != key}
+        rows.budgets.take(pending)
         rows.attempts.update({key: record for key, (record, _) in pending.attempts.items()})
 
     def _place(self, resource: Resource) -> tuple[dict[Any, Any], Any]:
@@ -206,17 +251,26 @@ class World:
                 return self.rows.agents, resource.agent_id
             case Template():
                 return self.rows.templates, resource.template_id
+            case UsageUpdate():
+                return self.rows.usage.told, resource.usage_id
+            case Approval():
+                return self.rows.approvals, resource.approval_id
             case _:
                 return self.rows.standing, (KINDS[type(resource)].name, standing_id(resource))
 
     def edges(self) -> dict[EdgeKey, Edge]:
-        """The open edges as memory has them, which must agree from both ends."""
-        forward = {(a, b): edge for a, entries in self.state.edges.dependants.items() for b, edge in entries.items()}
-        backward = {(a, b): edge for b, entries in self.state.edges.unmet.items() for a, edge in entries.items()}
-        assert forward == backward
-        assert all(self.state.edges.dependants.values())
-        assert all(self.state.edges.unmet.values())
-        return forward
+        """Open edges and kept results as memory has them, which must agree from both ends."""
+        edges = self.state.edges
+        found: dict[EdgeKey, Edge] = {}
+        for by_dependency, by_dependant in ((edges.dependants, edges.unmet), (edges.kept, edges.keeps)):
+            forward = {(a, b): edge for a, entries in by_dependency.items() for b, edge in entries.items()}
+            backward = {(a, b): edge for b, entries in by_dependant.items() for a, edge in entries.items()}
+            assert forward == backward
+            assert all(by_dependency.values())
+            assert all(by_dependant.values())
+            assert not found.keys() & forward.keys()
+            found.update(forward)
+        return found
 
     def advance(self, seconds: float) -> None:
         """Lets time pass, and looks at what is due by then."""
@@ -233,8 +287,13 @@ class World:
             {template_id: found.SerializeToString() for template_id, found in self.rows.templates.items()},
             sorted(self.rows.template_versions),
             [found.SerializeToString() for found in self.rows.standing.values()],
-            [list(state.standing.all(kind)) for kind in KINDS],
+            [sorted(state.standing.all(kind), key=standing_id) for kind in KINDS],
             dict(self.rows.schedule_tasks),
+            dict(self.rows.schedule_runs),
+            {
+                run: state.schedule_lives._runs[schedule][run]
+                for run, schedule in state.schedule_lives._schedule_of.items()
+            },
             {task_id: state.find_task(task_id) for task_id in self.rows.tasks},
             dict(self.rows.contents),
             {key: edit.SerializeToString() for key, edit in self.rows.edits.items()},
@@ -247,15 +306,21 @@ class World:
             list(state.edges.stirred),
             {key: found.SerializeToString() for key, found in self.rows.standing.items()},
             self._picture_of_queues(),
+            self.rows.budgets.picture(state),
+            self.rows.usage.picture(state),
             len(state.polls),
             list(self.events),
+            {key: found.SerializeToString() for key, found in self.rows.approvals.items()},
+            [found.SerializeToString() for found in state.approvals.pending()],
+            {task_id: list(ids) for task_id, ids in state.approvals._of_task.items()},
+            sorted(self.rows.approval_audit),
         )
 
     def _picture_of_queues(self) -> object:
         """Places, ranks, what runs and waits under each key, starts, whose turn it is. What is empty is not there."""
         state, queues = self.state, self.state.queues
         fair = queues._fair._classes
-        keys = {*queues.keys._running, *queues.keys._queued}
+        keys = {*queues.keys._running, *queues.keys._queued, *queues.keys._resting}
         return (
             dict(queues.ready._places),
             queues.ready.depths(),
@@ -263,9 +328,9 @@ class World:
             {of: (one.now, dict(one.stamps)) for of, one in fair.items() if one.now or one.stamps},
             {name: count for name, count in queues._running.items() if count},
             {
-                key: (queues.keys.holders(key), queues.keys.queued(key))
+                key: (queues.keys.holders(key), queues.keys.queued(key), queues.keys.begun_or_queued(key))
                 for key in keys
-                if queues.keys.holders(key) + queues.keys.queued(key)
+                if queues.keys.begun_or_queued(key)
             },
             {limit_id: list(starts) for limit_id, starts in queues.starts._starts.items() if starts},
             list(queues.arrivals),

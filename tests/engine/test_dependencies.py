@@ -35,6 +35,7 @@ from kapell.v1.worker_pb2 import CreateChildTasksRequest
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.tasks import dependency
 from kapell_server.domain.times import SECOND, stamp
+from kapell_server.engine.facts import TasksOutlived
 from kapell_server.store.schema import task_edges
 
 from tests.support.faulty_database import Fault, FaultyDatabase, busy
@@ -46,10 +47,11 @@ def after(*task_ids: str, **fields: Any) -> list[TaskDependency]:
 
 
 async def edges(live: LiveEngine) -> set[tuple[str, str]]:
-    """The rows of open edges, which must be what memory has."""
+    """The rows of open edges and kept results, which must be what memory has."""
     rows = await live.database.read(lambda connection: connection.execute(sa.select(task_edges)).all())
-    memory = live.engine._state.edges.unmet
-    assert {(parent, child) for child, parents in memory.items() for parent in parents} == {row[:2] for row in rows}
+    memory = live.engine._state.edges
+    known = {(parent, child) for table in (memory.unmet, memory.keeps) for child in table for parent in table[child]}
+    assert known == {(row[0], row[1]) for row in rows}
     return {(row[0], row[1]) for row in rows}
 
 
@@ -68,6 +70,20 @@ async def queued(live: LiveEngine, task_ids: list[str]) -> None:
         async with asyncio.timeout(20):
             while (task := await live.task(task_id)).state != TASK_STATE_QUEUED:
                 await live.engine.ring.wait_resource(task_id, task.revision, 1)
+
+
+async def test_a_kept_result_survives_a_restart(live: LiveEngine) -> None:
+    one, two = await live.create("one"), await live.create("two")
+    named = [TaskDependency(task_id=one.task_id, name="o"), TaskDependency(task_id=two.task_id, name="t")]
+    waits = await live.create(prompt="{deps.o.result}", dependencies=named)
+    agent_id = await live.register("one")
+    await live.complete(await live.offer(agent_id))
+    await live.crash()
+
+    await live.call(TasksOutlived((one.task_id,), live.clock.now_ns()))
+
+    assert await live.task(one.task_id)
+    assert (one.task_id, waits.task_id) in await edges(live)
 
 
 async def test_edges_survive_a_restart(live: LiveEngine) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import pytest
+import sqlalchemy as sa
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from kapell.v1.common_pb2 import LIST_ORDER_OLDEST_FIRST
@@ -34,6 +35,7 @@ from kapell.v1.task_pb2 import (
 )
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT, EventKind
 from kapell_server.engine.batch import StaleMemoryError
+from kapell_server.store.schema import schedule_runs
 
 from tests.support.faulty_database import Fault, FaultyDatabase, busy
 from tests.support.live_engine import LiveEngine
@@ -83,6 +85,27 @@ async def test_the_engine_runs_it_by_itself_when_its_time_has_come(on_sqlite: Li
     record = await on_sqlite.engine.ring.wait_resource("schedule_a", made.revision, 30)
     assert record is not None
     assert cast(Schedule, record.resource).run_count == 1
+
+
+async def test_a_live_run_survives_a_restart_with_all_that_is_below_it(live: LiveEngine) -> None:
+    await make(live, overlap_policy=OVERLAP_POLICY_QUEUE)
+    await live.advance(60)
+    agent_id = await live.register("shell")
+    offer = await live.offer(agent_id)
+    child = await live.create("nobody", parent_task_id=offer.task.task_id)
+    await live.complete(offer)
+    await live.advance(60)
+
+    await live.crash()
+    await live.pulse()
+    while_it_lives = (await get(live)).run_count
+    await live.call(CancelTaskRequest(task_id=child.task_id))
+    await live.pulse()
+
+    assert while_it_lives == 1
+    assert (await get(live)).run_count == 2
+    runs = await live.database.read(lambda connection: connection.execute(sa.select(schedule_runs)).all())
+    assert [(run.task_id, run.schedule_id) for run in runs] == [((await tasks(live))[-1].task_id, "schedule_a")]
 
 
 async def test_task_and_schedule_change_in_one_commit(live: LiveEngine) -> None:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from kapell.v1.usage_pb2 import RAW_USAGE_FORMAT_OTEL_GENAI, TokenCounts
+from google.protobuf.json_format import MessageToDict
+from kapell.v1.usage_pb2 import RAW_USAGE_FORMAT_OTEL_GENAI, RecordUsageRequest, TokenCounts, UsageRecord
+from kapell_server.domain.usage import raw_otel
+from kapell_server.domain.usage.figures import Figures
+from kapell_server.domain.usage.reading import RawUsage
 from kapell_server.gateway.agent_usage import records_of_logs, records_of_metrics
+from kapell_server.rpc.validation import collect_violations
 
 from tests.gateway.telemetry import AT_NS, claude_counter, claude_request, codex_response, logs
+
+
+def read(record: UsageRecord) -> RawUsage:
+    """As the ledger reads the record's payload."""
+    [found] = raw_otel.read(MessageToDict(record.raw))
+    return found
 
 
 def test_a_request_of_claude_code_is_a_record_with_its_cache_beside_its_input() -> None:
     [record] = records_of_logs(logs(claude_request()).resource_logs)
 
-    assert record.tokens == TokenCounts(
-        uncached_input_tokens=120, cache_read_tokens=15000, cache_write_5m_tokens=800, output_tokens=340
-    )
-    assert (record.provider, record.model) == ("anthropic", "claude-sonnet-4-5-20250929")
-    assert record.duration.ToMilliseconds() == 2100
+    found = read(record)
+    assert found.figures == Figures(uncached=120, cache_read=15000, cache_write_5m=800, output=340)
+    assert (found.provider, found.model) == ("anthropic", "claude-sonnet-4-5-20250929")
+    assert found.cost == 12_500_000
     assert record.event_time.ToNanoseconds() == AT_NS
     assert dict(record.labels) == {"session": "s-1"}
 
@@ -23,10 +33,17 @@ def test_a_request_of_claude_code_is_a_record_with_its_cache_beside_its_input() 
 def test_a_response_of_codex_has_its_cached_input_taken_out_of_the_input() -> None:
     [record] = records_of_logs(logs(codex_response()).resource_logs)
 
-    assert record.tokens == TokenCounts(
-        uncached_input_tokens=400, cache_read_tokens=600, output_tokens=200, reasoning_tokens=150
-    )
-    assert (record.provider, record.model) == ("openai", "gpt-5-codex")
+    found = read(record)
+    assert found.figures == Figures(uncached=400, cache_read=600, output=200, reasoning=150)
+    assert (found.provider, found.model) == ("openai", "gpt-5-codex")
+
+
+def test_an_odd_attribute_does_not_cost_the_record() -> None:
+    resource = {"kapell__label__a b": "x", "kapell__label__team": "a\0b" * 200, "kapell__task_id": "t" * 200}
+    [record] = records_of_logs(logs(claude_request(session__id="s" * 999), resource=resource).resource_logs)
+
+    assert set(record.labels) == {"session", "team"}
+    assert collect_violations(RecordUsageRequest(records=[record])) == []
 
 
 def test_events_without_usage_are_left_alone() -> None:
@@ -68,12 +85,6 @@ def test_generic_events_go_to_the_ledger_as_they_are() -> None:
     assert record.raw_format == RAW_USAGE_FORMAT_OTEL_GENAI
     assert record.record_id == "resp_1"
     assert record.raw["gen_ai.usage.input_tokens"] == 10
-
-
-def test_damaged_figures_count_as_none() -> None:
-    [record] = records_of_logs(logs(claude_request(input_tokens="many", output_tokens="-3")).resource_logs)
-
-    assert (record.tokens.uncached_input_tokens, record.tokens.output_tokens) == (0, 0)
 
 
 def test_the_data_points_of_one_interval_are_one_record() -> None:

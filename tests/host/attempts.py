@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Unpack
 
+from kapell._locks.environment import KnownLock
+from kapell.records import UsageFields
+from kapell.rules.redaction import Redactor
 from kapell.v1.artifact_pb2 import Artifact
 from kapell.v1.common_pb2 import LOG_STREAM_STDERR, LOG_STREAM_STDOUT, LOG_STREAM_SYSTEM, LogStream
 
@@ -26,6 +31,9 @@ class RecordedAttempt:
     artifacts: dict[str, bytes] = field(default_factory=dict)
     refused: dict[str, Exception] = field(default_factory=dict)
     uploads_may_end: asyncio.Event = field(default_factory=asyncio.Event)
+    locks: list[KnownLock] = field(default_factory=list)
+    used: list[dict[str, object]] = field(default_factory=list)
+    secrets: dict[str, str] = field(default_factory=dict)
     has_ended: bool = False
     logged: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -35,12 +43,22 @@ class RecordedAttempt:
         self.uploads_may_end.set()
 
     @property
+    def redactor(self) -> Redactor:
+        return Redactor(self.secrets.values())
+
+    @property
     def log_full(self) -> bool:
         return self.logged >= self.capacity
 
     def progress(self, fraction: float | None, step: str = "", message: str = "") -> None:
         self.progress_seen.append((fraction, step, message))
         self._changed.set()
+
+    def usage(self, **fields: Unpack[UsageFields]) -> None:
+        self.used.append(dict(fields))
+
+    def usage_from(self, response: Mapping[str, object], *, record_id: str = "", series: str = "") -> None:
+        self.used.append(dict(response))
 
     def program_ended(self) -> None:
         self.has_ended = True

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from kapell._locks.environment import KnownLock
 from kapell._worker.outcome import TaskFailed
 from kapell._worker.values import to_value
 from kapell.runtimes import placeholders
@@ -116,6 +117,19 @@ async def test_program_finds_its_task_in_the_environment(tmp_path: Path) -> None
     result = await run(tmp_path, spec, a_task("go", {"k": "v"}))
 
     assert result == 'task_one 1 agent_one go got go\n{"k": "v"}'
+
+
+async def test_a_program_is_told_the_locks_of_its_attempt_and_where_to_have_them_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KAPELL_ADDRESS", "127.0.0.1:1")
+    locks = [KnownLock(path="web/src", mode="exclusive", lock_id="lock_1", fencing_token=7)]
+
+    told = await run(tmp_path, sh('echo "$KAPELL_LOCKS $KAPELL_ADDRESS"'), attempt=RecordedAttempt(locks=locks))
+    without = await run(tmp_path, sh('echo "$KAPELL_LOCKS $KAPELL_ADDRESS"'))
+
+    known = '[{"path":"web/src","mode":"exclusive","lock_id":"lock_1","fencing_token":7}]'
+    assert (told, without) == (f"{known} 127.0.0.1:1", "[] ")
 
 
 async def test_program_inherits_only_the_allow_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,3 +352,27 @@ async def test_program_runs_in_a_session_of_its_own(tmp_path: Path) -> None:
     spec = CommandRuntime(argv=[sys.executable, "-c", "import os; print(os.getsid(0) == os.getpid())"])
 
     assert await run(tmp_path, spec) == "True"
+
+
+async def test_usage_in_the_result_is_reported(tmp_path: Path) -> None:
+    attempt = RecordedAttempt()
+    own = {"record_id": "r1", "model": "gpt-5", "input_tokens": 12, "output_tokens": 3}
+    theirs = {"id": "msg_1", "type": "message", "usage": {"input_tokens": 1, "output_tokens": 2}}
+    result = {"answer": 42, "kapell_usage": [own, theirs, "no object", {"output_tokens": 1, "colour": "red"}]}
+
+    found = await run(tmp_path, sh(f"echo '{json.dumps(result)}'", result_format=RESULT_FORMAT_JSON), attempt=attempt)
+
+    assert found == result
+    assert attempt.used == [own, theirs]
+    remarks = [text for stream, text in attempt.lines if text.startswith("kapell_usage")]
+    assert len(remarks) == 2
+    assert "'colour' is not known" in remarks[1]
+
+
+async def test_the_result_of_claude_code_tells_of_its_models(tmp_path: Path) -> None:
+    attempt = RecordedAttempt()
+    result = {"type": "result", "session_id": "s1", "modelUsage": {"claude-haiku-4-5": {"inputTokens": 3}}}
+
+    await run(tmp_path, sh(f"echo '{json.dumps(result)}'", result_format=RESULT_FORMAT_JSON), attempt=attempt)
+
+    assert attempt.used == [result]

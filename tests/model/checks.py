@@ -9,12 +9,20 @@ from typing import Any
 from kapell.v1 import task_pb2
 from kapell.v1.agent_pb2 import AgentState, ListAgentsRequest
 from kapell.v1.event_pb2 import Event
+from kapell.v1.lock_pb2 import LOCK_MODE_EXCLUSIVE
 from kapell.v1.queue_pb2 import GetQueueStatsRequest, GetQueueStatsResponse
 from kapell.v1.task_pb2 import ExplainTaskRequest, ExplainTaskResponse, TaskState, WaitKind
-from kapell.v1.watch_pb2 import EVENT_KIND_AGENT_DELETED, EVENT_KIND_LIMIT_DELETED, EVENT_KIND_TASK_DELETED
+from kapell.v1.watch_pb2 import (
+    EVENT_KIND_AGENT_DELETED,
+    EVENT_KIND_LIMIT_DELETED,
+    EVENT_KIND_LOCK_EXPIRED,
+    EVENT_KIND_LOCK_RELEASED,
+    EVENT_KIND_TASK_DELETED,
+)
 
 from tests.model.commands import KINDS, QUEUES
 from tests.model.limits import NEVER
+from tests.model.locks import Tokens
 from tests.model.oracle import Oracle, Task
 from tests.support.live_engine import LiveEngine
 
@@ -27,7 +35,13 @@ TRANSITIONS = {
     "FAILED": "QUEUED",
     "CANCELLED": "QUEUED",
 }
-DELETIONS = (EVENT_KIND_TASK_DELETED, EVENT_KIND_AGENT_DELETED, EVENT_KIND_LIMIT_DELETED)
+DELETIONS = (
+    EVENT_KIND_TASK_DELETED,
+    EVENT_KIND_AGENT_DELETED,
+    EVENT_KIND_LIMIT_DELETED,
+    EVENT_KIND_LOCK_RELEASED,
+    EVENT_KIND_LOCK_EXPIRED,
+)
 
 
 class Checking:
@@ -39,6 +53,7 @@ class Checking:
     polls: list[tuple[str, asyncio.Task[Any]]]
     cursor: int
     replayed: dict[tuple[str, str], Any]
+    fences: Tokens
 
     async def settle(self) -> None:
         """What dispatch has given away, and then that everything is as it should be."""
@@ -63,6 +78,8 @@ class Checking:
         for name, offer in sorted(offers, key=lambda one: one[1].task.revision):
             self.oracle.give(offer.task.task_id, name, offer.lease_token)
             assert offer.attempt == self.oracle.tasks[offer.task.task_id].number
+            for lock in offer.task.locks:
+                self.fences.see(lock.path, lock.fencing_token)
             self.tokens.append(offer.lease_token)
         self.polls = [(name, poll) for name, poll in self.polls if not poll.done()]
         for name, _ in self.polls:
@@ -101,6 +118,7 @@ class Checking:
             known.rank = after.queue_rank
             if before is None or before.state != after.state:
                 known.came = after.revision
+                known.arrived = known.arrived or after.revision
 
     async def check_state(self) -> None:
         """W2: the events are the state. And the state is the oracle's."""
@@ -113,6 +131,7 @@ class Checking:
             seen = seen_task(found[key]) if key in found else None
             expected = expected_task(self.oracle.tasks[key]) if key in self.oracle.tasks else None
             assert seen == expected, f"{key}: {seen} and not {expected}"
+        self.check_locks()
         answer = await self.live.engine.reads.list_agents(ListAgentsRequest(page_size=1000))
         agents = {agent.agent_id: agent for agent in answer.agents}
         assert {key: ended(AgentState.Name(one.state)[12:]) for key, one in agents.items()} == {
@@ -124,6 +143,21 @@ class Checking:
             assert agent.slots_used == len(held) <= agent.slots_total
             agent.ClearField("last_heartbeat_time")
             assert agent == self.replayed["agent", key], "W2"
+
+    def check_locks(self) -> None:
+        """Each attempt has all its locks, nobody else has any: as the log says, and as the table does."""
+        logged = {key: lock for (kind, key), lock in self.replayed.items() if kind == "lock"}
+        held = [
+            (task_id, path, alone) for task_id, task in self.oracle.held().items() for path, alone in sorted(task.locks)
+        ]
+        assert sorted(held) == sorted(
+            (lock.owner.task_id, lock.path, lock.mode == LOCK_MODE_EXCLUSIVE) for lock in logged.values()
+        )
+        state = self.live.engine._state
+        assert {key: one.lock for key, one in state.locks.held.items()} == logged
+        waiting = state.locks.waits.keys() - state.locks.offered.keys() | set(state.queues.locks.behind())
+        parked = {task_id for task_id, (_, name) in state.queues.ready._places.items() if name == "lock/"}
+        assert waiting == parked, "who is parked is somewhere to be woken"
 
     async def check_explanations(self) -> None:
         """Every task is explained, and every queue counted, as the oracle does; asking changes nothing."""
@@ -140,11 +174,14 @@ class Checking:
         self.check_stats(stats)
 
     def check_explanation(self, task: Task, answer: ExplainTaskResponse, asking: set[str]) -> None:
-        expected, position = self.oracle.explain(task, asking)
-        said = [(WaitKind.Name(one.kind)[10:], frozenset(one.blocked_by)) for one in answer.blockers]
+        told = [(WaitKind.Name(one.kind)[10:], frozenset(one.blocked_by)) for one in answer.blockers]
+        said = [(kind, by) for kind, by in told if kind != "LOCK"]
+        of_locks = {name for kind, by in told if kind == "LOCK" for name in by}
+        self.oracle.check_locks(task, of_locks)
+        expected, places = self.oracle.explain(task, asking, locked=bool(of_locks), position=answer.position)
         assert Counter(said) == Counter((kind, by) for kind, by, _ in expected), f"{task}: {answer.summary}"
-        assert answer.position == position, f"{task}: {answer.summary}"
-        assert bool(said) == (task.state in ("PENDING", "QUEUED", "CANCELLING")), f"{task}: {answer.summary}"
+        assert answer.position in places, f"{task}: {answer.summary}"
+        assert bool(told) == (task.state in ("PENDING", "QUEUED", "CANCELLING")), f"{task}: {answer.summary}"
         for blocker in answer.blockers:
             ends = [until for kind, by, until in expected if same(blocker, kind, by) and until != NEVER]
             if ends:

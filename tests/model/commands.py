@@ -11,10 +11,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import strategies as st
 from kapell.v1 import agent_pb2, queue_pb2, task_pb2, worker_pb2
 from kapell.v1.common_pb2 import ProcessExit
+from kapell.v1.lock_pb2 import LOCK_MODE_EXCLUSIVE, LOCK_MODE_SHARED
 from kapell.v1.queue_pb2 import ConcurrencyLimit, ConcurrencyStrategy, Queue, StartRate, UpdateQueueRequest
 from kapell_server.engine.facts import AgentProcessExited
 
 from tests.model.limits import Limit, Rate
+from tests.model.locks import SETS
 from tests.model.oracle import HELD, NEVER, Oracle
 from tests.support.live_engine import LiveEngine
 
@@ -22,6 +24,7 @@ KINDS = ("red", "blue")
 FAILURES = {
     "EXIT": task_pb2.TaskFailure(reason="EXIT_CODE", message="it broke"),
     "FATAL": task_pb2.TaskFailure(reason="EXIT_CODE", message="hopeless", retryable=False),
+    "LIMITED": task_pb2.TaskFailure(reason="RATE_LIMITED", message="later"),
 }
 # A millisecond more than whole seconds, so that no sum of jumps meets a deadline to the nanosecond.
 JUMPS = (0.001, 1.001, 3.001, 6.001, 9.001, 11.001, 40.001, 95.001, 650.001)
@@ -37,6 +40,7 @@ specs = st.fixed_dictionaries(
     {
         "kind": st.sampled_from(KINDS),
         "share": st.sampled_from(("", "", "a", "b")),
+        "locks": st.sampled_from(SETS),
         "keys": st.lists(st.sampled_from(CONCURRENCY_KEYS), max_size=2, unique=True).map(tuple),
         "priority": st.sampled_from((1, 500, 500, 900)),
         "most": st.integers(1, 3),
@@ -55,7 +59,9 @@ class Commands:
     create = st.tuples(st.just("create"), new_ids, specs)
     update = st.tuples(st.just("update"), places, st.sampled_from((1, 500, 900)))
     by_task = st.tuples(st.sampled_from(("cancel", "retry", "delete")), places)
-    by_token = st.tuples(st.sampled_from(("complete", "EXIT", "EXIT", "FATAL", "release", "progress")), places)
+    by_token = st.tuples(
+        st.sampled_from(("complete", "EXIT", "EXIT", "FATAL", "LIMITED", "release", "progress")), places
+    )
     beat = st.tuples(st.just("beat"), places, st.lists(places, max_size=4))
     by_agent = st.tuples(st.sampled_from(("drain", "resume", "terminate", "deregister", "die", "delete_agent")), places)
     repeat = st.tuples(st.just("repeat"), places)
@@ -151,7 +157,7 @@ class Asking:
                     return self.ask(("cancel", 0))
                 request, first = self.given[index % len(self.given)]
                 return request, lambda: first
-            case (("complete" | "EXIT" | "FATAL" | "release" | "progress") as verb, place):
+            case (("complete" | "EXIT" | "FATAL" | "LIMITED" | "release" | "progress") as verb, place):
                 return self.ask_by_token(verb, self.token(place))
             case ("end", "cancel", task_id):
                 return self.ask(("cancel", list(oracle.tasks).index(task_id)))
@@ -198,6 +204,10 @@ class Asking:
                 progress = task_pb2.TaskProgress(step=str(self.requests))
                 report = worker_pb2.ReportProgressRequest(lease_token=token, progress=progress)
                 return report, lambda: oracle.progress(token)
+            case "LIMITED":
+                limit = worker_pb2.ProviderRateLimit(provider="model", reset_after=Duration(seconds=5))
+                limited = worker_pb2.FailTaskRequest(lease_token=token, failure=FAILURES[verb], rate_limited=limit)
+                return limited, lambda: oracle.limited(token, 5.0)
             case _:
                 failure = worker_pb2.FailTaskRequest(lease_token=token, failure=FAILURES[verb])
                 return failure, lambda: oracle.fail(token, verb)
@@ -234,6 +244,8 @@ class Asking:
         spec = task_pb2.TaskSpec(task_id=task_id, agent_type=drawn["kind"], priority=drawn["priority"])
         spec.fairness_key = drawn["share"]
         spec.concurrency_keys.extend(drawn["keys"])
+        for path, alone in drawn["locks"]:
+            spec.locks.add(path=path, mode=LOCK_MODE_EXCLUSIVE if alone else LOCK_MODE_SHARED)
         spec.retry_policy.max_attempts = drawn["most"]
         spec.retry_policy.initial_backoff.CopyFrom(Duration(seconds=drawn["pause"]))
         spec.retry_policy.jitter = 0
@@ -248,7 +260,7 @@ class Asking:
     def told(self, drawn: dict[str, Any]) -> dict[str, Any]:
         """The spec drawn, as the oracle takes it."""
         limits = {limit: drawn[limit] for limit in ("queue", "run", "total")}
-        rest = {name: drawn[name] for name in ("kind", "share", "keys", "priority", "most", "pause")}
+        rest = {name: drawn[name] for name in ("kind", "share", "keys", "locks", "priority", "most", "pause")}
         return rest | {"limits": limits, "wakes": self.oracle.now + drawn["wakes"]}
 
     def create_all(self, specs: list[tuple[str, dict[str, Any]]]) -> str | None:

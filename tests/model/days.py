@@ -7,6 +7,7 @@ from typing import Any
 
 from tests.model.commands import CONCURRENCY_KEYS, KINDS
 from tests.model.limits import NEVER, Limit
+from tests.model.locks import SETS
 
 IDS = [f"task_{letter}" for letter in "abcdefghijklmnop"]
 _RATES = (None, (2, 5.0), (2, 5.0), (1, 3.0))
@@ -21,10 +22,13 @@ class Day:
         self._kinds = self._random.choice((KINDS, KINDS[:1]))
         self._shares = self._random.choice(((), ("a", "b"), ("a", "b"), ("a", "b", "c")))
         self._keyed = self._random.random() < 0.6
+        self._locked = self._random.random() < 0.5
         self._priorities = self._random.choice(((500,), (500, 500, 900)))
         self.hours = self._random.randint(4, 9)
         self.starves = self._random.random() < 0.15
-        self._verbs = self._random.choice((("complete",), ("complete", "complete", "release", "EXIT", "cancel")))
+        self._verbs = self._random.choice(
+            (("complete",), ("complete", "complete", "release", "EXIT", "LIMITED", "cancel"))
+        )
 
     def limits(self) -> list[tuple[Any, ...]]:
         """Limits of the keys; the queues are open."""
@@ -47,6 +51,7 @@ class Day:
         draw = self._random.choice
         keys = draw(((), ("x",), ("x",), ("y",), ("x", "y"))) if self._keyed else ()
         spec = {"kind": draw(self._kinds), "share": draw(self._shares) if self._shares else "", "keys": keys}
+        spec["locks"] = draw(SETS) if self._locked else ()
         spec |= {"priority": draw(self._priorities), "most": 3, "pause": 0, "wakes": 0}
         return spec | dict.fromkeys(("queue", "run", "total"), NEVER) | fixed
 

@@ -121,7 +121,7 @@ class Shares:
     A line is one kind at one priority. The bound: while a task could run, each other share may get
     ahead of it by the number of its own share's tasks that joined the line since that was last
     without any, and two: one turn under way, and one for those that change within a batch. Tasks
-    under keys may come later than it was their turn, and so are not counted.
+    under keys or with locks may come later than it was their turn, and so are not counted.
     """
 
     def __init__(self) -> None:
@@ -141,9 +141,9 @@ class Shares:
 
     def serve(self, task: Task, ready: list[Task]) -> None:
         """One of those that could run gets its turn."""
-        if task.keys:
+        if task.keys or task.locks:
             return
-        for other in ready:
+        for other in [one for one in ready if not one.locks]:
             if (other.kind, other.priority) == (task.kind, task.priority) and other.share != task.share:
                 other.overtaken[task.share] += 1
                 assert other.overtaken[task.share] <= other.place + 2, f"{other} waits while {task.share} runs (T7)"

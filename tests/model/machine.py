@@ -25,10 +25,11 @@ from kapell_server.engine.facts import SpawnCommand
 from tests.model.checks import Checking
 from tests.model.commands import JUMPS, KINDS, QUEUES, Asking, Commands, new_ids, places, specs
 from tests.model.days import IDS, Day
+from tests.model.locks import Tokens
 from tests.model.oracle import HELD, OVER, Oracle
 from tests.support.live_engine import LiveEngine, settled
 
-ENDS = ("complete", "EXIT", "FATAL", "release", "progress", "cancel", "die")
+ENDS = ("complete", "EXIT", "FATAL", "LIMITED", "release", "progress", "cancel", "die")
 
 
 class Machine(Asking, Checking, RuleBasedStateMachine):
@@ -51,6 +52,7 @@ class Machine(Asking, Checking, RuleBasedStateMachine):
         self.requests = 0
         self.cursor = 0
         self.replayed: dict[tuple[str, str], Any] = {}
+        self.fences = Tokens()
 
     @initialize(
         specs=st.lists(specs, min_size=2, max_size=5),

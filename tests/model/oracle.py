@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.model.limits import NEVER, Limit, Limits, Reason, Shares, check_turn
+from tests.model.locks import Locks, clash, comes_before
 
 LEASE, GRACE, OBLIVION = 10.0, 90.0, 600.0
 OVER = ("SUCCEEDED", "FAILED", "CANCELLED")
@@ -30,11 +31,15 @@ class Task:
     born: float
     share: str = ""
     keys: tuple[str, ...] = ()
+    locks: Locks = ()
     state: str = "PENDING"
     wakes: float = NEVER
+    earliest: float = 0.0
+    provider: str = ""
     since: float = 0.0
     rank: int = 0
     came: int = 0
+    arrived: int = 0
     place: float = 0
     overtaken: Counter[str] = field(default_factory=Counter, repr=False)
     tries: int = 0
@@ -45,6 +50,10 @@ class Task:
     heard: bool = False
     why: str = ""
     skipped: bool = False
+
+    def is_ahead_of(self, other: Task) -> bool:
+        """In the queue of its kind."""
+        return (-self.priority, self.rank) < (-other.priority, other.rank)
 
 
 @dataclass(eq=False)
@@ -86,7 +95,11 @@ class Oracle:
                 self._end_agent(agent_id, failed=True)
 
     def overdue(self) -> bool:
-        """Whether a task came back into play after its total timeout, which the next look will see."""
+        """Whether a task or agent came back into play after its time, which the next look will see."""
+        for agent in self.agents.values():
+            is_watched = agent.state == "ACTIVE" or (agent.state == "TERMINATING" and agent.external)
+            if is_watched and self.now - agent.seen >= LEASE:
+                return True
         alive = [task for task in self.tasks.values() if task.state in ("PENDING", "QUEUED", "RUNNING")]
         return any(self.now - task.born >= task.limits["total"] for task in alive)
 
@@ -110,9 +123,10 @@ class Oracle:
         task.state = "CANCELLING" if task.state == "RUNNING" else "FAILED"
 
     def _queue(self, task: Task, *, new: bool = False) -> None:
-        task.state, task.since, task.holder = "QUEUED", self.now, ""
+        task.state, task.since, task.holder, task.provider = "QUEUED", self.now, "", ""
         self.shares.join(task)
         if new:
+            task.arrived = 0
             self.arrivals.append(task)
 
     def _fail(self, task: Task, why: str, pause: float | None = None, again: bool = True) -> None:
@@ -168,7 +182,7 @@ class Oracle:
         if self.limits.refuses(spec["kind"]):
             return "QUEUE_DRAINING"
         wakes = spec.pop("wakes")
-        task = self.tasks[task_id] = Task(**spec, born=self.now, wakes=wakes)
+        task = self.tasks[task_id] = Task(**spec, born=self.now, wakes=wakes, earliest=wakes)
         if wakes <= self.now:
             self._queue(task, new=True)
         return None
@@ -203,8 +217,11 @@ class Oracle:
             return "TASK_NOT_FOUND"
         if task.state not in ("FAILED", "CANCELLED"):
             return "TASK_STATE_CONFLICT"
-        task.tries, task.why, task.born, task.skipped = 0, "", self.now, False
-        self._queue(task, new=True)
+        task.tries, task.why, task.born, task.skipped, task.provider = 0, "", self.now, False, ""
+        if task.earliest > self.now:
+            task.state, task.wakes = "PENDING", task.earliest
+        else:
+            self._queue(task, new=True)
         return None
 
     def delete(self, task_id: str) -> str | None:
@@ -223,21 +240,22 @@ class Oracle:
             later = came[number + 1 :]
             for key in task.keys:
                 there = [one for one in self.tasks.values() if one is not task and key in one.keys]
+                there = [one for one in there if one.state != "PENDING" or one.number]
                 there = [one for one in there if not any(one is other for other in later)]
                 if task.state == "QUEUED":
                     self._settle(task, self.limits.keys.get(key, Limit()), there)
         self.arrivals.clear()
 
     def _settle(self, task: Task, limit: Limit, there: list[Task]) -> None:
-        running = sorted((one for one in there if one.state == "RUNNING"), key=lambda one: one.came)
-        waiting = sorted((one for one in there if one.state == "QUEUED"), key=lambda one: one.came)
-        excess = len(running) + len(waiting) + 1 - limit.room
+        alive = [one for one in there if one.state in ("RUNNING", "PENDING", "QUEUED")]
+        alive.sort(key=lambda one: one.arrived)
+        excess = len(alive) + 1 - limit.room
         if excess <= 0:
             return
         if limit.strategy in ("CANCEL_NEWEST", "SKIP"):
             task.state, task.why, task.skipped = "CANCELLED", "", limit.strategy == "SKIP"
         elif limit.strategy == "CANCEL_IN_PROGRESS":
-            for one in (running + waiting)[:excess]:
+            for one in alive[:excess]:
                 one.why, one.since = "", self.now
                 one.state = "CANCELLING" if one.state == "RUNNING" else "CANCELLED"
 
@@ -254,25 +272,48 @@ class Oracle:
         of_queue = self.limits.reasons_of_queue(task.kind, list(held.values()), self.now)
         return of_queue + self.limits.reasons_of_keys(task.keys, held, self.now)
 
-    def explain(self, task: Task, asking: set[str]) -> tuple[list[Reason], int]:
-        """Why a task does not run, and its place among those that could. `asking` are the agents with an open poll."""
+    def lock_holders(self, task: Task) -> dict[str, Task]:
+        """The tasks whose locks are in the way."""
+        return {task_id: one for task_id, one in self.held().items() if one is not task and clash(one, task)}
+
+    def lock_rivals(self, task: Task) -> dict[str, Task]:
+        """The tasks that may be due before it at its locks. Whether they are is left to the engine: they give way
+        where no agent takes them."""
+        queued = {task_id: one for task_id, one in self.tasks.items() if one.state == "QUEUED" and one is not task}
+        return {task_id: one for task_id, one in queued.items() if clash(one, task) and comes_before(one, task)}
+
+    def check_locks(self, task: Task, said: set[str]) -> None:
+        """What ExplainTask says of locks: all that hold them, and besides only such as may come before."""
+        holders = self.lock_holders(task) if task.state == "QUEUED" else {}
+        assert holders.keys() <= said, f"{task} is told of {said}, and not of {holders.keys() - said}"
+        more = said - holders.keys()
+        assert not more or (task.state == "QUEUED" and more <= self.lock_rivals(task).keys()), f"{task} told of {more}"
+
+    def explain(self, task: Task, asking: set[str], *, locked: bool, position: int) -> tuple[list[Reason], range]:
+        """Why a task does not run, and its place among those that could. `asking` are the agents with an open poll.
+
+        `locked` where the engine says that locks hold it back, and `position` the place it says.
+        """
         match task.state:
             case "PENDING":
-                return [("RETRY_BACKOFF" if task.number else "NOT_BEFORE", frozenset(), task.wakes)], 0
+                if task.provider:
+                    return [("PROVIDER_RATE_LIMIT", frozenset({task.provider}), task.wakes)], range(1)
+                return [("RETRY_BACKOFF" if task.number else "NOT_BEFORE", frozenset(), task.wakes)], range(1)
             case "CANCELLING":
-                return [("AGENT_LETTING_GO", frozenset({task.holder}), NEVER)], 0
+                return [("AGENT_LETTING_GO", frozenset({task.holder}), NEVER)], range(1)
             case "QUEUED":
                 agents, reasons = self._without_agents(task.kind, asking), self.reasons(task)
             case _:
-                return [], 0
-        if reasons:
-            return agents + reasons, 0
+                return [], range(1)
+        if reasons or locked:
+            return agents + reasons, range(1)
         rank = -task.priority, task.rank, task.came
         rivals = [one for one in self.queued() if one.kind == task.kind and not self.reasons(one)]
-        ahead = sum((-one.priority, one.rank, one.came) < rank for one in rivals)
-        if ahead and not any(kind == "NO_AGENT" for kind, _, _ in agents):
+        ahead = [one for one in rivals if (-one.priority, one.rank, one.came) < rank and not self.lock_holders(one)]
+        least = sum(not self.lock_rivals(one) for one in ahead)
+        if position > 1 and not any(kind == "NO_AGENT" for kind, _, _ in agents):
             agents.append(("TURN", frozenset(), NEVER))
-        return agents, ahead + 1
+        return agents, range(least + 1, len(ahead) + 2)
 
     def _without_agents(self, kind: str, asking: set[str]) -> list[Reason]:
         serving = {name for name, agent in self.agents.items() if agent.state == "ACTIVE" and kind in agent.kinds}
@@ -315,6 +356,17 @@ class Oracle:
             return None
         known = self._by_token(token)
         return None if known is not None and known.why == why else "LEASE_LOST"
+
+    def limited(self, token: str, seconds: float) -> str | None:
+        """The provider of its model takes no calls: it waits, and no attempt is lost."""
+        task = self._by_token(token)
+        if task is None or task.state != "RUNNING":
+            return self.fail(token, "LIMITED")
+        self._heard(token)
+        task.tries -= 1
+        task.why, task.holder, task.since = "LIMITED", "", self.now
+        task.state, task.wakes, task.provider = "PENDING", self.now + seconds, "model"
+        return None
 
     def release(self, token: str) -> str | None:
         task = self._heard(token)
@@ -360,9 +412,18 @@ class Oracle:
         return agent.slots - sum(task.holder == agent_id and task.state in HELD for task in self.tasks.values())
 
     def fitting(self, agent_id: str) -> list[Task]:
-        """The tasks that could run on an agent like this one."""
+        """The tasks that could run on an agent like this one, and do not wait for others at their locks."""
         kinds = self.agents[agent_id].kinds
-        return [task for task in self.queued() if task.kind in kinds and not self.reasons(task)]
+        fitting = [task for task in self.queued() if task.kind in kinds and not self.reasons(task)]
+        return [task for task in fitting if not self.lock_holders(task) and not self.lock_rivals(task)]
+
+    def surely_fitting(self, agent_id: str, given: Task) -> list[Task]:
+        """Those that fit, without such as may stand behind one of their kind that perhaps waits for locks."""
+        fitting = self.fitting(agent_id)
+        perhaps = [one for one in self.queued() if one.locks and not self.reasons(one) and not self.lock_holders(one)]
+        perhaps = [one for one in perhaps if not any(one is other for other in (*fitting, given))]
+        sure = [one for one in fitting if not any(may.kind == one.kind and not one.is_ahead_of(may) for may in perhaps)]
+        return sure if any(one is given for one in sure) else [*sure, given]
 
     def give(self, task_id: str, agent_id: str, token: str) -> None:
         """The engine has given the task away."""
@@ -372,7 +433,8 @@ class Oracle:
         agent = self.agents[agent_id]
         assert task.kind in agent.kinds
         assert not self.reasons(task), f"{task_id} was given away against {self.reasons(task)} (T6)"
-        ready = self.fitting(agent_id)
+        assert not self.lock_holders(task), f"{task_id} was given away beside {self.lock_holders(task)} (L1)"
+        ready = self.surely_fitting(agent_id, task)
         agent.turns += 1
         check_turn(task, ready, agent.turns, self.now)
         self.shares.serve(task, ready)

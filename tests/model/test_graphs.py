@@ -10,12 +10,13 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kapell.v1.task_pb2 import BatchCreateTasksRequest, CancelTaskRequest, TaskFailure
+from kapell.v1.task_pb2 import BatchCreateTasksRequest, CancelTaskRequest, ExplainTaskRequest, TaskFailure, WaitKind
 from kapell.v1.worker_pb2 import FailTaskRequest, Offer
+from kapell_server.engine.facts import TasksOutlived
 
 from tests.domain.test_dependency_graph import Edge, Oracle, random_graph
 from tests.support.databases import KINDS, url_of
-from tests.support.live_engine import LiveEngine, live_engine
+from tests.support.live_engine import USER, LiveEngine, live_engine
 
 ALIVE = ("waiting", "ready", "running")
 
@@ -34,11 +35,13 @@ async def create(live: LiveEngine, graph: list[list[Edge]]) -> list[str]:
 async def work_off(live: LiveEngine, random: Random) -> None:
     graph = random_graph(random)
     oracle, ids = Oracle(graph), await create(live, graph)
-    agent_id, offers = await live.register(slots=64), dict[int, Offer]()
+    agent_id, offers, gone = await live.register(slots=64), dict[int, Offer](), set[str]()
     while alive := [node for node, state in enumerate(oracle.states) if state in ALIVE]:
-        match random.choice(["lease", "complete", "complete", "fail", "cancel", "crash"]):
+        match random.choice(["lease", "complete", "complete", "fail", "cancel", "crash", "outlive"]):
             case "crash":
                 await live.crash()
+            case "outlive":
+                gone |= await outlive(live, [ids[node] for node in range(len(ids)) if node not in alive])
             case "cancel" if still := [node for node in alive if node not in offers]:
                 node = random.choice(still)
                 await live.call(CancelTaskRequest(task_id=ids[node]))
@@ -62,8 +65,29 @@ async def work_off(live: LiveEngine, random: Random) -> None:
         if offers:
             await live.beat(agent_id, *offers.values())
         oracle.settle()
-        tasks = [await live.task(task_id) for task_id in ids]
-        assert all(oracle.agrees(node, task) for node, task in enumerate(tasks)), oracle.states
+        there = {node: await live.task(task_id) for node, task_id in enumerate(ids) if task_id not in gone}
+        assert all(oracle.agrees(node, task) for node, task in there.items()), oracle.states
+        await check_explanations(live, graph, oracle, ids, gone)
+
+
+async def outlive(live: LiveEngine, ended: list[str]) -> set[str]:
+    """Has retention delete what has ended; the ids of those that went."""
+    answer = await live.engine.submit(TasksOutlived(tuple(ended), live.clock.now_ns()), USER)
+    return set(answer.decode().split())
+
+
+async def check_explanations(
+    live: LiveEngine, graph: list[list[Edge]], oracle: Oracle, ids: list[str], gone: set[str]
+) -> None:
+    """Whoever waits names exactly the tasks that are open, and can still have the result of every other one."""
+    waiting = [node for node, state in enumerate(oracle.states) if state == "waiting"]
+    answers = await live.together(*[ExplainTaskRequest(task_id=ids[node]) for node in waiting])
+    for node, answer in zip(waiting, answers, strict=True):
+        wanted = {ids[other] for other, condition, _ in graph[node] if oracle.stands(other, condition) == "open"}
+        assert [WaitKind.Name(one.kind) for one in answer.blockers] == ["WAIT_KIND_DEPENDENCY"]
+        named = set(answer.blockers[0].blocked_by)
+        assert named == wanted if len(wanted) <= 10 else named < wanted
+        assert not gone & {ids[other] for other, _, _ in graph[node]}, "a result that is still wanted has gone"
 
 
 def prompt_of(graph: list[list[Edge]], node: int, oracle: Oracle) -> str | None:

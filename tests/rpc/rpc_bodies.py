@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.rpc.rpc_approvals import APPROVALS, VALID_OF_APPROVALS
 from tests.rpc.rpc_artifacts import ARTIFACTS, VALID_OF_ARTIFACTS
+from tests.rpc.rpc_budgets import BUDGETS, VALID_OF_BUDGETS
 from tests.rpc.rpc_bulk import BULK
+from tests.rpc.rpc_locks import LOCKS, VALID_OF_LOCKS
 from tests.rpc.rpc_queues import QUEUES, VALID_OF_QUEUES
 from tests.rpc.rpc_schedules import SCHEDULES, VALID_OF_SCHEDULES
+from tests.rpc.rpc_secrets import SECRETS, VALID_OF_SECRETS
 from tests.rpc.rpc_templates import TEMPLATES
+from tests.rpc.rpc_tokens import TOKENS, VALID_OF_TOKENS
+from tests.rpc.rpc_usage import USAGE, VALID_OF_USAGE
 
 BOTH_STARTS = {"options": {"sendInitialState": True, "startAfterRevision": "1"}}
 NO_ID: dict[str, Any] = {}
@@ -34,7 +40,10 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "WatchTasks": (BOTH_STARTS, "options"),
     **{
         name: case.malformed
-        for name, case in (TEMPLATES | BULK | QUEUES | ARTIFACTS | SCHEDULES).items()
+        for name, case in (
+            *(TEMPLATES | BULK | QUEUES | ARTIFACTS | SCHEDULES | USAGE | APPROVALS | LOCKS).items(),
+            *(BUDGETS | SECRETS | TOKENS).items(),
+        ).items()
         if case.malformed
     },
     "SpawnAgent": (NO_ID, "source"),
@@ -55,6 +64,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "Heartbeat": ({"agentId": "agent_1", "leases": [{}]}, "leases[0].lease_token"),
     "ReportProgress": ({"leaseToken": "t", "progress": {"fraction": 2}}, "progress.fraction"),
     "AppendTaskLogs": ({"leaseToken": "t"}, "entries"),
+    "ReportUsage": ({"leaseToken": "t"}, "records"),
     "CreateChildTasks": ({"leaseToken": "t"}, "tasks"),
     "WaitChildTasks": ({"leaseToken": "t", "wait": "61s"}, "wait"),
     "GetTaskTree": (NO_ID, "task_id"),
@@ -69,9 +79,15 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
 }
 TEMPLATE = {"agentType": "shell", "prompt": "echo hello"}
 VALID: dict[str, dict[str, Any]] = {
+    **VALID_OF_APPROVALS,
     **VALID_OF_ARTIFACTS,
     **VALID_OF_QUEUES,
     **VALID_OF_SCHEDULES,
+    **VALID_OF_BUDGETS,
+    **VALID_OF_USAGE,
+    **VALID_OF_LOCKS,
+    **VALID_OF_SECRETS,
+    **VALID_OF_TOKENS,
     "CreateTemplate": {"templateId": "greet", "spec": TEMPLATE},
     "GetTemplate": {"template": "greet"},
     "UpdateTemplate": {"templateId": "greet", "spec": TEMPLATE},

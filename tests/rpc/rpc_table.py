@@ -19,8 +19,10 @@ from kapell.v1.task_pb2 import (
     TaskProgress,
 )
 
-from tests.rpc import rpc_dependencies
+from tests.rpc import rpc_budgets, rpc_dependencies
+from tests.rpc.rpc_approvals import APPROVALS
 from tests.rpc.rpc_artifacts import ARTIFACTS
+from tests.rpc.rpc_budgets import BUDGETS
 from tests.rpc.rpc_bulk import BULK
 from tests.rpc.rpc_cases import (
     FAR_FUTURE,
@@ -49,9 +51,13 @@ from tests.rpc.rpc_cases import (
     task_change,
     ticket_of_another_process,
 )
+from tests.rpc.rpc_locks import LOCKS
 from tests.rpc.rpc_queues import EXPLAIN_TASK, QUEUE_DRAINING, QUEUES
 from tests.rpc.rpc_schedules import SCHEDULES
+from tests.rpc.rpc_secrets import SECRET_NOT_FOUND, SECRETS
 from tests.rpc.rpc_templates import OF_CREATE_TASK, TEMPLATES
+from tests.rpc.rpc_tokens import TOKENS
+from tests.rpc.rpc_usage import REPORT_USAGE, USAGE
 from tests.rpc.scene import Ask
 
 TASKS: dict[str, Case] = {
@@ -60,8 +66,10 @@ TASKS: dict[str, Case] = {
         holds=lambda answer: answer.task.state == TASK_STATE_QUEUED and answer.task.revision == answer.revision,
         refused={
             **OF_CREATE_TASK,
+            **rpc_budgets.OF_CREATE_TASK,
             **rpc_dependencies.OF_CREATE_TASK,
             **QUEUE_DRAINING,
+            **SECRET_NOT_FOUND,
             "ID_TAKEN": lambda scene: Ask(task_pb2.CreateTaskRequest(task=scene.spec(task_id=scene.queued().task_id))),
         },
         malformed=({"task": {"agentType": "No Spaces"}}, "task.agent_type"),
@@ -271,6 +279,7 @@ AGENTS: dict[str, Case] = {
 }
 
 WORKERS: dict[str, Case] = {
+    "ReportUsage": REPORT_USAGE,
     "RegisterWorker": Case(
         works=lambda scene: Ask(
             worker_pb2.RegisterWorkerRequest(instance_key=scene.name("instance-"), agent_types=["idle"])
@@ -413,25 +422,37 @@ CASES: dict[str, Case] = {
     **QUEUES,
     **TEMPLATES,
     **SCHEDULES,
+    **BUDGETS,
+    **USAGE,
+    **LOCKS,
+    **SECRETS,
     **AGENTS,
     **WORKERS,
     **ARTIFACTS,
+    **APPROVALS,
     **EVENTS_AND_ADMIN,
+    **TOKENS,
 }
 
 # Rpcs that no state and no id can make fail, and why.
 NEVER_REFUSED = {
     "CountTasks": "counts what there is",
     "GetQueueStats": "counts what there is",
+    "RotateSecretKey": "there is always a key",
     "PauseQueue": "every type has a queue, and pausing a paused one changes nothing",
     "ResumeQueue": "as PauseQueue",
     "DrainQueue": "as PauseQueue",
     "ValidateTemplate": "what is wrong is its answer",
     "ListAgentProfiles": "lists the configuration",
+    "RecordUsage": "every record has an outcome of its own",
+    "RepriceUsage": "costs what there is",
     "BatchCompleteTasks": "every attempt has an outcome of its own",
     "GetLogInfo": "takes nothing",
     "GetServerInfo": "takes nothing",
     "GetDiagnostics": "takes nothing",
+    "OpenSession": "only one too many is, which a domain test does",
+    "GetCaller": "takes nothing",
+    "CreateToken": "but for TOKEN_LIMIT, after a thousand",
 }
 
 # Streams that end by themselves: with what there is to send.

@@ -18,9 +18,27 @@ from kapell.v1.common_pb2 import LIST_ORDER_OLDEST_FIRST
 from kapell.v1.event_pb2 import Event
 from kapell.v1.watch_pb2 import (
     ACTOR_KIND_USER,
+    EVENT_KIND_ALERT_ACKNOWLEDGED,
+    EVENT_KIND_ALERT_FIRED,
+    EVENT_KIND_ALERT_RESOLVED,
+    EVENT_KIND_APPROVAL_RULE_CREATED,
+    EVENT_KIND_APPROVAL_RULE_DELETED,
+    EVENT_KIND_BUDGET_CREATED,
+    EVENT_KIND_BUDGET_DELETED,
+    EVENT_KIND_BUDGET_SPENT,
+    EVENT_KIND_BUDGET_UPDATED,
     EVENT_KIND_LIMIT_DELETED,
     EVENT_KIND_LIMIT_UPDATED,
+    EVENT_KIND_PRICE_DELETED,
+    EVENT_KIND_PRICE_SET,
     EVENT_KIND_QUEUE_UPDATED,
+    EVENT_KIND_SECRET_DELETED,
+    EVENT_KIND_SECRET_UPDATED,
+    EVENT_KIND_TOKEN_CREATED,
+    EVENT_KIND_TOKEN_REVOKED,
+    EVENT_KIND_WEBHOOK_CREATED,
+    EVENT_KIND_WEBHOOK_DELETED,
+    EventKind,
 )
 from kapell_server.domain.access import Keyring
 from kapell_server.rpc.methods import methods
@@ -139,6 +157,8 @@ class Scene:
                 wanted.task_ids.append(resource_id)
             case "agent":
                 wanted.agent_ids.append(resource_id)
+            case "approval":
+                wanted.approval_ids.append(resource_id)
             case "schedule":
                 wanted.schedule_ids.append(resource_id)
             case _:
@@ -214,11 +234,31 @@ class Scene:
         return agent
 
 
-_KINDS = {"queue": [EVENT_KIND_QUEUE_UPDATED], "limit": [EVENT_KIND_LIMIT_UPDATED, EVENT_KIND_LIMIT_DELETED]}
+_OF_LOCKS = ("EVENT_KIND_LOCK_", "EVENT_KIND_TICKET_", "EVENT_KIND_SESSION_")
+_KINDS = {
+    "locks": [kind for name, kind in EventKind.items() if name.startswith(_OF_LOCKS)],
+    "queue": [EVENT_KIND_QUEUE_UPDATED],
+    "limit": [EVENT_KIND_LIMIT_UPDATED, EVENT_KIND_LIMIT_DELETED],
+    "budget": [
+        EVENT_KIND_BUDGET_CREATED,
+        EVENT_KIND_BUDGET_UPDATED,
+        EVENT_KIND_BUDGET_SPENT,
+        EVENT_KIND_BUDGET_DELETED,
+    ],
+    "alert": [EVENT_KIND_ALERT_FIRED, EVENT_KIND_ALERT_ACKNOWLEDGED, EVENT_KIND_ALERT_RESOLVED],
+    "webhook": [EVENT_KIND_WEBHOOK_CREATED, EVENT_KIND_WEBHOOK_DELETED],
+    "price": [EVENT_KIND_PRICE_SET, EVENT_KIND_PRICE_DELETED],
+    "rule": [EVENT_KIND_APPROVAL_RULE_CREATED, EVENT_KIND_APPROVAL_RULE_DELETED],
+    "secret": [EVENT_KIND_SECRET_UPDATED, EVENT_KIND_SECRET_DELETED],
+    "token": [EVENT_KIND_TOKEN_CREATED, EVENT_KIND_TOKEN_REVOKED],
+}
 
 
 def _names(event: Event, name: str) -> bool:
-    return name in (event.queue.agent_type, event.limit.key)
+    of_locks = (event.lock.lock_id, event.ticket.ticket_id, event.session.session_id)
+    small = (event.queue.agent_type, event.limit.key, event.price.price_id, event.approval_rule.rule_id)
+    of_money = (event.budget.budget_id, event.alert.alert_id, event.webhook.webhook_id)
+    return name in (*small, *of_locks, *of_money, event.secret.name, event.token.token_id)
 
 
 def unpack(error: Any) -> Refusal:

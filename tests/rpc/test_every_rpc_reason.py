@@ -57,7 +57,15 @@ HERE = {
 # Which file raises a reason that no server in good or bad health can be made to give from outside.
 ELSEWHERE = {
     "INTERNAL": "tests/rpc/test_pipeline.py",
+    "TOKEN_EXPIRED": "tests/rpc/test_access.py",
+    "NOT_FOR_AGENTS": "tests/rpc/test_access.py",
+    "RATE_LIMITED": "tests/rpc/test_limits.py",
+    "TOKEN_LIMIT": "tests/domain/test_tokens.py",  # a thousand of them
     "SCHEDULE_LIMIT": "tests/domain/test_schedules.py",  # ten thousand of them
+    "PRICE_LIMIT": "tests/domain/test_prices.py",  # two thousand of them
+    "USAGE_CONFLICT": "tests/domain/test_usage_ledger.py",  # an outcome of one record
+    "LOCK_LIMIT": "tests/domain/test_locks.py",  # a hundred thousand of them
+    "SECRET_LIMIT": "tests/domain/test_secrets.py",  # a thousand of them
 }
 
 

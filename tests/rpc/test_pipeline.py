@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf import json_format
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -430,3 +431,28 @@ def test_every_scope_is_used() -> None:
         SCOPE_WORKER,
         SCOPE_ADMIN,
     }
+
+
+@pytest.mark.parametrize(
+    ("duration", "fine"),
+    [
+        ({"seconds": 5, "nanos": 5}, True),
+        ({"seconds": 50, "nanos": -(2**31)}, False),
+        ({"seconds": 5, "nanos": -5}, False),
+        ({"nanos": 2**31 - 1}, False),
+    ],
+)
+async def test_what_is_no_duration_is_refused_wherever_it_stands(duration: dict[str, int], fine: bool) -> None:
+    async def answer(request: Message, caller: Caller) -> bytes:
+        return b""
+
+    request = task_pb2.BatchCreateTasksRequest(tasks=[{"agent_type": "a"}, {"agent_type": "a"}])
+    request.tasks[1].timeouts.run_timeout.MergeFrom(Duration(**duration))
+    async with running({"BatchCreateTasks": answer}) as server:
+        call = server.call("BatchCreateTasks", request.SerializeToString())
+        if fine:
+            await call
+        else:
+            failed = await failure(call)
+            assert failed.info.reason == "REQUEST_INVALID"
+            assert "tasks[1].timeouts.run_timeout" in failed.violations

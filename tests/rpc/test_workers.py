@@ -5,6 +5,7 @@ from __future__ import annotations
 import grpc
 import pytest
 from kapell.v1 import (
+    admin_pb2,
     agent_pb2,
     task_pb2,
     worker_pb2,
@@ -45,13 +46,14 @@ async def test_a_lost_lease_is_aborted_and_changes_nothing(owner: Services, chan
 
 async def test_the_token_of_an_ended_agent_reads_nothing(owner: Services, channel: grpc.aio.Channel) -> None:
     worker = await register(owner, channel)
-    await worker.call(worker.call.tasks.ListTasks, task_pb2.ListTasksRequest())
+    request = admin_pb2.GetServerInfoRequest()
+    await worker.call(worker.call.admin.GetServerInfo, request)
 
     await worker.call(worker.call.workers.Deregister, worker_pb2.DeregisterRequest(agent_id=worker.agent_id))
 
-    failed = await failure(worker.call(worker.call.tasks.ListTasks, task_pb2.ListTasksRequest()))
+    failed = await failure(worker.call(worker.call.admin.GetServerInfo, request))
     assert (failed.code, failed.info.reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_INVALID")
-    await owner(owner.tasks.ListTasks, task_pb2.ListTasksRequest())
+    await owner(owner.admin.GetServerInfo, request)
 
 
 async def test_progress_is_seen_by_readers(owner: Services, channel: grpc.aio.Channel) -> None:

@@ -16,7 +16,23 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from kapell.v1 import admin_pb2, agent_pb2, queue_pb2, schedule_pb2, task_pb2, template_pb2, worker_pb2
+from kapell.v1 import (
+    admin_pb2,
+    agent_pb2,
+    alert_pb2,
+    approval_pb2,
+    budget_pb2,
+    lock_pb2,
+    price_pb2,
+    queue_pb2,
+    schedule_pb2,
+    secret_pb2,
+    task_pb2,
+    template_pb2,
+    usage_pb2,
+    webhook_pb2,
+    worker_pb2,
+)
 from kapell.v1.agent_pb2 import Agent, AgentSpec, CommandRuntime, SpawnAgentRequest
 from kapell.v1.event_pb2 import Event
 from kapell.v1.task_pb2 import CancelTaskRequest, CreateTaskRequest, Task, TaskSpec
@@ -37,6 +53,7 @@ from kapell_server.domain.tasks.bulk_job import RESPONSES
 from kapell_server.engine.engine import Engine
 from kapell_server.engine.facts import SpawnCommand
 from kapell_server.engine.retention import Retention
+from kapell_server.shipped_prices import shipped_prices
 from kapell_server.store.database import Database, open_database
 from kapell_server.store.record import Record
 from kapell_server.supervise import Supervisor
@@ -80,6 +97,7 @@ class LiveEngine:
             settings=self.settings,
             random=Random(self._starts),
             supervisor=self._supervisor,
+            prices=shipped_prices(),
         )
         await self.engine.start()
         self.keep()
@@ -216,7 +234,9 @@ def decoded(request: Any, answer: bytes) -> Any:
         assert answer == b""
         return None
     name = message.DESCRIPTOR.name.removesuffix("Request") + "Response"
-    modules = (task_pb2, agent_pb2, queue_pb2, template_pb2, schedule_pb2, worker_pb2, admin_pb2)
+    tasks = (task_pb2, template_pb2, schedule_pb2, approval_pb2)
+    money = (usage_pb2, price_pb2, budget_pb2, alert_pb2, webhook_pb2)
+    modules = (*tasks, *money, agent_pb2, queue_pb2, secret_pb2, worker_pb2, admin_pb2, lock_pb2)
     [response] = [getattr(module, name) for module in modules if hasattr(module, name)]
     return response.FromString(answer)
 

@@ -10,12 +10,21 @@ import copy
 from collections.abc import Collection
 
 from kapell.v1.agent_pb2 import Agent
+from kapell.v1.alert_pb2 import Alert
+from kapell.v1.approval_pb2 import Approval, ApprovalRule
+from kapell.v1.budget_pb2 import Budget
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse
+from kapell.v1.lock_pb2 import Lock, LockSession, LockTicket
+from kapell.v1.price_pb2 import Price
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
+from kapell.v1.secret_pb2 import Secret
 from kapell.v1.task_pb2 import Task
 from kapell.v1.template_pb2 import Template
+from kapell.v1.token_pb2 import Token
+from kapell.v1.usage_pb2 import UsageUpdate
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT, EVENT_KIND_TASK_DELETED, EventKind
+from kapell.v1.webhook_pb2 import Webhook
 from kapell_server.domain.pending import Resource
 from kapell_server.store.record import Record
 from kapell_server.store.writes import resource_id
@@ -73,6 +82,18 @@ class MemoryLog:
             "queue": Queue,
             "limit": ConcurrencyLimit,
             "schedule": Schedule,
+            "budget": Budget,
+            "alert": Alert,
+            "webhook": Webhook,
+            "price": Price,
+            "usage": UsageUpdate,
+            "approval": Approval,
+            "approval_rule": ApprovalRule,
+            "lock": Lock,
+            "ticket": LockTicket,
+            "session": LockSession,
+            "secret": Secret,
+            "token": Token,
         }[kind]
         self.pages_read += 1
         everything = [record for record in self._resources.values() if type(record.resource) is wanted]
@@ -101,4 +122,10 @@ def _record(revision: int, kind: EventKind.ValueType, resource: Resource) -> Rec
             event.template.CopyFrom(resource)
         case Schedule():
             event.schedule.CopyFrom(resource)
+        case Lock():
+            event.lock.CopyFrom(resource)
+        case LockTicket():
+            event.ticket.CopyFrom(resource)
+        case LockSession():
+            event.session.CopyFrom(resource)
     return Record(revision, kind, resource_id(resource), resource, event.SerializeToString())

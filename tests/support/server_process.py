@@ -25,8 +25,9 @@ STOP_SECONDS = 20.0
 class ServerProcess:
     """`python -m kapell_server` on a free port of the loopback and a data directory of its own.
 
-    HTTP is left out unless `http_address` says where, as in "127.0.0.1:0". `prefix` goes before the command line, as in ("taskset", "-c", "0"). What the process writes is
-    in `log_file`, over all restarts. Everything here blocks; use it from the test's own thread.
+    HTTP is left out unless `http_address` says where, as in "127.0.0.1:0". `prefix` goes before the command line,
+    as in ("taskset", "-c", "0"). What the process writes is in `log_file`, over all restarts. Everything here blocks;
+    use it from the test's own thread.
     """
 
     def __init__(

@@ -8,10 +8,16 @@ from __future__ import annotations
 from kapell.v1.event_pb2 import Event, WatchResponse
 from kapell.v1.watch_pb2 import (
     EVENT_KIND_AGENT_DELETED,
+    EVENT_KIND_LOCK_EXPIRED,
+    EVENT_KIND_LOCK_RELEASED,
+    EVENT_KIND_LOCK_REVOKED,
     EVENT_KIND_SCHEDULE_DELETED,
+    EVENT_KIND_SESSION_CLOSED,
+    EVENT_KIND_SESSION_EXPIRED,
     EVENT_KIND_SNAPSHOT,
     EVENT_KIND_TASK_DELETED,
     EVENT_KIND_TEMPLATE_DELETED,
+    EVENT_KIND_TICKET_DELETED,
 )
 
 _DELETED = (
@@ -19,6 +25,12 @@ _DELETED = (
     EVENT_KIND_AGENT_DELETED,
     EVENT_KIND_TEMPLATE_DELETED,
     EVENT_KIND_SCHEDULE_DELETED,
+    EVENT_KIND_LOCK_EXPIRED,
+    EVENT_KIND_LOCK_RELEASED,
+    EVENT_KIND_LOCK_REVOKED,
+    EVENT_KIND_TICKET_DELETED,
+    EVENT_KIND_SESSION_CLOSED,
+    EVENT_KIND_SESSION_EXPIRED,
 )
 
 
@@ -104,7 +116,17 @@ def _resource(event: Event) -> tuple[str, int]:
             return event.agent.agent_id, event.agent.revision
         case "template":
             return event.template.template_id, event.template.revision
+        case "approval":
+            return event.approval.approval_id, event.approval.revision
+        case "approval_rule":
+            return event.approval_rule.rule_id, event.approval_rule.revision
         case "schedule":
             return event.schedule.schedule_id, event.schedule.revision
+        case "lock":
+            return event.lock.lock_id, event.lock.revision
+        case "ticket":
+            return event.ticket.ticket_id, event.ticket.revision
+        case "session":
+            return event.session.session_id, event.session.revision
         case _:
             raise AssertionError(f"event {event.revision} has no resource")

@@ -6,14 +6,16 @@ Accept changed renders with UPDATE_GOLDEN=1, after reading them as an agent woul
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kapell.rules.parameters import plain
 from kapell.template_files import read_template, write_template
+from kapell.v1.lock_pb2 import LOCK_MODE_EXCLUSIVE, LOCK_MODE_SHARED, LockItem
 from kapell.v1.template_pb2 import Template, TemplateSpec, TemplateVersion
 from kapell_server import shipped_templates
-from kapell_server.domain.templates.parameters import plain
 from kapell_server.domain.templates.template_check import check_spec
 from kapell_server.domain.templates.template_version import Compiled, compile_version
 
@@ -97,6 +99,8 @@ FULL: dict[str, dict[str, Any]] = {
     },
     "write-tests": {"level": "unit", "framework": "pytest", "behaviours": ["An empty file is an empty list."]},
 }
+for template_id in FULL.keys() - {"development-plan", "incident-triage"}:
+    FULL[template_id]["repo"] = "shop"
 
 
 def compiled(template_id: str) -> Compiled:
@@ -160,10 +164,38 @@ def test_its_render_is_the_golden_one(template_id: str, kind: str) -> None:
     for step in rendered.steps:
         after = f" after {', '.join(step.depends_on)}" if step.depends_on else ""
         text += f"\n# Step {step.says.name}{after}: {step.display_name}\n\n{step.prompt}"
+        text += _locks_text(step.locks)
+    text += _locks_text(rendered.locks)
     file = GOLDEN / f"{template_id}-{kind}.txt"
     if os.environ.get("UPDATE_GOLDEN"):
         file.write_text(text, encoding="utf-8")
     assert text == file.read_text(encoding="utf-8")
+
+
+def _locks_text(locks: Sequence[LockItem]) -> str:
+    shown = [f"{lock.path}{' (shared)' if lock.mode == LOCK_MODE_SHARED else ''}" for lock in locks]
+    return f"\n# Locks: {', '.join(shown)}\n" if shown else ""
+
+
+@pytest.mark.parametrize("template_id", SHIPPED)
+def test_it_takes_locks_only_where_the_repository_is_named(template_id: str) -> None:
+    spare, full = SPARE[template_id], SPARE[template_id] | FULL[template_id]
+    unnamed = {name: value for name, value in full.items() if name != "repo"}
+    rendered = [compiled(template_id).render(given, "parameters") for given in (spare, unnamed)]
+
+    assert not any(one.locks or any(step.locks for step in one.steps) for one in rendered)
+
+
+def test_who_reads_runs_beside_readers_and_who_changes_runs_alone() -> None:
+    files = {"files": ["./src/a.py", "src/web/*.ts"], "repo": "shop"}
+    review = compiled("code-review").render(files, "parameters").locks
+    fix = compiled("bug-fix").render(SPARE["bug-fix"] | {"repo": "shop"}, "parameters").locks
+
+    assert [(lock.path, lock.mode) for lock in review] == [
+        ("shop/src/a.py", LOCK_MODE_SHARED),
+        ("shop/src/web", LOCK_MODE_SHARED),
+    ]
+    assert [(lock.path, lock.mode) for lock in fix] == [("shop", LOCK_MODE_EXCLUSIVE)]
 
 
 @pytest.mark.parametrize("template_id", SHIPPED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterable
 
@@ -25,8 +26,21 @@ ROOMS: dict[str, set[str]] = {
     "store": {"domain", "watch", *GROUND},
     "engine": {"domain", "store", "watch", *GROUND},
     "spawner": {"domain", "store", "watch", "engine", *GROUND},
-    "rpc": {"domain", "store", "watch", "engine", "spawner", "config", "profiles", "telemetry", *GROUND},
-    "gateway": {"rpc", *GROUND},
+    "webhooks": {"domain", "store", "engine", *GROUND},
+    "rpc": {
+        "domain",
+        "store",
+        "watch",
+        "engine",
+        "spawner",
+        "webhooks",
+        "config",
+        "profiles",
+        "telemetry",
+        "vault",
+        *GROUND,
+    },
+    "gateway": {"domain", "rpc", *GROUND},
 }
 
 
@@ -47,7 +61,11 @@ def test_the_domain_knows_the_messages_and_pure_parts_of_the_standard_library_on
     # A generator of random numbers is an argument like any other; the module's own is not.
     allowed = {
         "kapell.v1",
+        # Rules that the clients apply as well, as pure as those of the domain itself.
+        "kapell.rules",
         "google.protobuf",
+        # Money, a message of the API like ours.
+        "google.type",
         "kapell_server.domain",
         "random.Random",
         # Patterns that users write: Python's own can take forever on a short text.
@@ -111,13 +129,27 @@ def test_the_client_never_imports_the_server() -> None:
     assert offenders(sources("client"), ["kapell_server"]) == []
 
 
-def test_the_server_uses_nothing_of_the_client_but_the_messages() -> None:
+def test_the_shared_rules_know_what_the_domain_may_know() -> None:
+    allowed = {"kapell.v1", "kapell.rules", "google.protobuf", "re2", *(sys.stdlib_module_names - set(IMPURE))}
+
+    found = [
+        f"{source.name}:{line} imports {name}"
+        for source in sources("client")
+        if source.is_in("kapell.rules")
+        for name, line in source.imports()
+        if not is_below(name, allowed)
+    ]
+
+    assert found == []
+
+
+def test_the_server_uses_nothing_of_the_client_but_the_messages_and_the_shared_rules() -> None:
     others = [source for source in sources("server") if not source.is_in(*COMPOSITION)]
 
     found = [
         offence
         for offence in offenders(others, ["kapell"])
-        if " imports kapell.v1." not in offence and " imports kapell._third_party." not in offence
+        if not re.search(r" imports kapell\.(v1|rules|_third_party)\.", offence)
     ]
 
     assert found == []

@@ -29,6 +29,15 @@ HOSTS = {
     "semver.org",
     "www.apache.org",
     "example.com",
+    # Where the forms of their hooks are told.
+    "code.claude.com",
+    "developers.openai.com",
+    # Where prices of models were read.
+    "platform.claude.com",
+    "ai.google.dev",
+    "docs.x.ai",
+    "api-docs.deepseek.com",
+    "mistral.ai",
 }
 URL = re.compile(r"https?://([A-Za-z0-9.-]+)")
 

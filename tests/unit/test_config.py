@@ -49,12 +49,24 @@ def test_every_setting_can_be_given_by_file_variable_and_flag(tmp_path: Path) ->
     values: dict[str, Any] = {
         "data_dir": "/srv/kapell",
         "grpc_address": "127.0.0.1:1",
+        "http_address": "127.0.0.1:3",
+        "otlp_usage": "metrics",
         "database_url": "postgresql://db/kapell",
+        "tls_cert": "/srv/cert.pem",
+        "tls_key": "/srv/key.pem",
+        "tls_client_ca": "/srv/ca.pem",
+        "local_address": "127.0.0.1:2",
         "no_auth": True,
         "insecure_bind": True,
         "no_templates": True,
         "log_format": "json",
         "max_watches": 5,
+        "max_watches_of_one": 5,
+        "max_polls_of_one": 5,
+        "max_calls_at_once": 5,
+        "max_calls_a_second": 5,
+        "max_calls_of_connection": 5,
+        "max_failed_logins": 5,
         "max_agents": 5,
         "lease_duration": 20.0,
         "heartbeat_interval": 2.0,
@@ -68,7 +80,8 @@ def test_every_setting_can_be_given_by_file_variable_and_flag(tmp_path: Path) ->
         "keep_events": 5,
     }
     assert set(values) == {setting.key for setting in SETTINGS}
-    wanted = {**values, "data_dir": Path("/srv/kapell")}
+    paths = ("data_dir", "tls_cert", "tls_key", "tls_client_ca")
+    wanted = {**values, **{key: Path(values[key]) for key in paths}}
     toml = "".join(
         f"[{table}]\n" + "".join(f"{s.key} = {as_toml(values[s.key])}\n" for s in SETTINGS if s.table == table)
         for table in ("server", "retention")

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from kapell.v1.agent_pb2 import AGENT_STATE_ACTIVE, AGENT_STATE_LOST, Agent, AgentFilter
 from kapell.v1.event_pb2 import EventFilter
+from kapell.v1.lock_pb2 import Lock, LockFilter, LockItem, LockOwner, LockSession, LockTicket
 from kapell.v1.task_pb2 import TASK_STATE_QUEUED, TASK_STATE_RUNNING, Task, TaskFailure, TaskFilter
 from kapell.v1.template_pb2 import Template
 from kapell.v1.watch_pb2 import (
     EVENT_KIND_AGENT_STATUS,
+    EVENT_KIND_LOCK_GRANTED,
     EVENT_KIND_SNAPSHOT,
     EVENT_KIND_TASK_COMPLETED,
     EVENT_KIND_TASK_CREATED,
     EVENT_KIND_TEMPLATE_CREATED,
+    Actor,
     EventKind,
 )
 from kapell_server.store.record import Record
-from kapell_server.watch.filters import for_agents, for_events, for_tasks
+from kapell_server.watch.filters import ResourceKind, for_agents, for_events, for_locks, for_tasks
 
+EVERYTHING = get_args(ResourceKind)
 TASK = Task(
     task_id="task_a",
     state=TASK_STATE_QUEUED,
@@ -130,10 +136,13 @@ def test_the_snapshot_passes_whatever_kinds_are_wanted() -> None:
     assert found.matches(task_record(kind=EVENT_KIND_SNAPSHOT))
 
 
+FIRST = ("task", "agent", "template", "queue", "limit", "schedule")
+
+
 @pytest.mark.parametrize(
     ("wanted", "kinds"),
     [
-        (EventFilter(), ("task", "agent", "template", "queue", "limit", "schedule")),
+        (EventFilter(), EVERYTHING),
         (EventFilter(schedule_ids=["schedule_a"]), ("schedule",)),
         (EventFilter(schedule_ids=["schedule_a"], template_ids=["review"]), ()),
         (EventFilter(labels={"a": "b"}), ("task", "agent")),
@@ -173,3 +182,32 @@ def test_equal_filters_have_equal_keys_and_others_do_not() -> None:
 
     assert for_tasks(one).key == for_tasks(same).key
     assert len({for_tasks(TaskFilter()).key, for_agents(AgentFilter()).key, for_events(EventFilter()).key}) == 3
+
+
+@pytest.mark.parametrize(
+    ("wanted", "lock", "ticket", "session"),
+    [
+        (LockFilter(), True, True, True),
+        (LockFilter(path="repo/src"), True, True, False),
+        (LockFilter(path="repo/src/a.py"), True, False, False),
+        (LockFilter(path="repo/src/a.p"), False, False, False),
+        (LockFilter(path="docs"), False, True, False),
+        (LockFilter(session_id="session_a"), True, False, True),
+        (LockFilter(session_id="session_b"), False, False, False),
+        (LockFilter(task_id="task_a"), False, True, False),
+        (LockFilter(agent_id="agent_a"), False, True, True),
+    ],
+)
+def test_lock_filter(wanted: LockFilter, lock: bool, ticket: bool, session: bool) -> None:
+    owner = LockOwner(task_id="task_a", attempt=1, agent_id="agent_a")
+    items = [LockItem(path="docs/x"), LockItem(path="repo/src/b.py")]
+    resources = [
+        Lock(lock_id="lock_a", path="repo/src/a.py", owner=LockOwner(session_id="session_a")),
+        LockTicket(ticket_id="ticket_a", items=items, owner=owner),
+        LockSession(session_id="session_a", actor=Actor(id="agent_a")),
+    ]
+    found = for_locks(wanted)
+
+    matched = [found.matches(Record(1, EVENT_KIND_LOCK_GRANTED, "id", resource, b"")) for resource in resources]
+    assert matched == [lock, ticket, session]
+    assert not found.matches(task_record())

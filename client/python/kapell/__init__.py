@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from kapell.client import Client as Client
     from kapell.connection import Connection as Connection
     from kapell.discovery import Endpoint as Endpoint
+    from kapell.discovery import Tls as Tls
     from kapell.discovery import discover as discover
     from kapell.errors import KapellError as KapellError
     from kapell.sync import SyncClient as SyncClient
@@ -30,6 +31,7 @@ _HOMES = {
     "SyncClient": "kapell.sync",
     "TaskContext": "kapell.worker",
     "TaskFailed": "kapell.worker",
+    "Tls": "kapell.discovery",
     "Worker": "kapell.worker",
     "discover": "kapell.discovery",
 }
@@ -44,6 +46,7 @@ __all__ = [
     "SyncClient",
     "TaskContext",
     "TaskFailed",
+    "Tls",
     "Worker",
     "discover",
 ]

@@ -18,13 +18,14 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
 import grpc
 from grpc import aio
 
-from kapell.discovery import Endpoint, discover
-from kapell.errors import ClientClosed, FieldViolation, KapellError, Unavailable, error_class
+from kapell.discovery import SYSTEM_CA, Endpoint, Tls, discover
+from kapell.errors import ClientClosed, FieldViolation, InvalidRequest, KapellError, Unavailable, error_class
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -38,10 +39,14 @@ MAX_ATTEMPTS = 5
 STREAMING_METHODS = (
     ("kapell.v1.AgentService", "StreamAgentLogs"),
     ("kapell.v1.AgentService", "WatchAgents"),
+    ("kapell.v1.ApprovalService", "WatchApprovals"),
     ("kapell.v1.ArtifactService", "DownloadArtifact"),
     ("kapell.v1.EventService", "Watch"),
+    ("kapell.v1.LockService", "WatchLockTicket"),
+    ("kapell.v1.LockService", "WatchLocks"),
     ("kapell.v1.TaskService", "StreamTaskLogs"),
     ("kapell.v1.TaskService", "WatchTasks"),
+    ("kapell.v1.UsageService", "WatchUsage"),
     ("kapell.v1.WorkerService", "WatchDirectives"),
 )
 """Methods that gRPC does not retry; compared with the descriptors by a test."""
@@ -92,6 +97,31 @@ def channel_options(*, local: bool) -> list[tuple[str, Any]]:
     return options
 
 
+def _credentials(tls: Tls) -> grpc.ChannelCredentials:
+    """The files as gRPC takes them. Raises InvalidRequest for one that cannot be read."""
+
+    def content(path: str) -> bytes | None:
+        if not path:
+            return None
+        try:
+            return Path(path).expanduser().read_bytes()
+        except OSError as error:
+            raise InvalidRequest(
+                f"the TLS file {path} cannot be read - {error.strerror} - mend the path",
+                reason="ARGUMENT_INVALID",
+            ) from None
+
+    if bool(tls.cert) is not bool(tls.key):
+        raise InvalidRequest(
+            "a client's certificate and its key belong together - give both, or neither", reason="ARGUMENT_INVALID"
+        )
+    return grpc.ssl_channel_credentials(
+        root_certificates=None if tls.ca == SYSTEM_CA else content(tls.ca),
+        private_key=content(tls.key),
+        certificate_chain=content(tls.cert),
+    )
+
+
 class Connection:
     """A channel to `endpoint`, found by `discover()` where none is given. Close it, or use `async with`."""
 
@@ -111,6 +141,11 @@ class Connection:
         return self._endpoint.address
 
     @property
+    def is_local(self) -> bool:
+        """Whether the server can only be on this machine."""
+        return self._endpoint.is_local
+
+    @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What each call carries: the bearer token, where there is one."""
         return self._metadata
@@ -127,7 +162,10 @@ class Connection:
         loop = asyncio.get_running_loop()
         if self._channel is None:
             options = channel_options(local=self._endpoint.is_local)
-            self._channel = aio.insecure_channel(self.address, options=options)
+            if self._endpoint.tls is None:
+                self._channel = aio.insecure_channel(self.address, options=options)
+            else:
+                self._channel = aio.secure_channel(self.address, _credentials(self._endpoint.tls), options=options)
             self._loop = loop
         assert self._loop is loop, "a connection belongs to one event loop: make one for each loop"
         return self._channel

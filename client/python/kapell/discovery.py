@@ -2,7 +2,8 @@
 
 Order for the address: the argument, KAPELL_ADDRESS, `server.json` in the data directory. Order
 for the token: the argument, KAPELL_TOKEN, `admin.token` in the data directory. The admin token
-is never sent to another machine: it is read only for the local server. Imports nothing heavy.
+is never sent to another machine: it is read only for the local server. TLS is spoken where the
+argument `tls` or KAPELL_TLS_CA says so. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -15,7 +16,20 @@ from pathlib import Path
 
 from kapell.errors import InvalidRequest, ServerNotFound, Unauthenticated
 
+SYSTEM_CA = "system"
+
 _LOCAL_HOSTS = frozenset({"localhost", "ip6-localhost", "::1", "0.0.0.0", "::"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tls:
+    """Who is trusted, and what is shown, as PEM files. They are read when the connection is made."""
+
+    ca: str = SYSTEM_CA
+    """Who has signed the server's certificate; "system" for those that gRPC trusts by itself."""
+    cert: str = ""
+    """The client's certificate with its chain, where the server asks for one."""
+    key: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +39,8 @@ class Endpoint:
     address: str
     """As gRPC takes it: "host:port", or "unix:/path"."""
     token: str = field(default="", repr=False)
+    tls: Tls | None = None
+    """How the connection is encrypted; None for plain text."""
 
     @property
     def is_local(self) -> bool:
@@ -45,6 +61,7 @@ def discover(
     address: str | None = None,
     *,
     token: str | None = None,
+    tls: Tls | None = None,
     directory: str | os.PathLike[str] | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Endpoint:
@@ -61,7 +78,15 @@ def discover(
         token = env.get("KAPELL_TOKEN")
     if token is None:
         token = _local_token(home) if is_local(found) else ""
-    return Endpoint(address=found, token=token.strip())
+    if tls is None and address and not found.startswith("unix:"):
+        tls = tls_of(env)
+    return Endpoint(address=found, token=token.strip(), tls=tls)
+
+
+def tls_of(env: Mapping[str, str]) -> Tls | None:
+    """What KAPELL_TLS_CA, KAPELL_TLS_CLIENT_CERT and KAPELL_TLS_CLIENT_KEY say; None where they say nothing."""
+    ca, cert, key = (env.get(f"KAPELL_TLS_{name}", "") for name in ("CA", "CLIENT_CERT", "CLIENT_KEY"))
+    return Tls(ca=ca or SYSTEM_CA, cert=cert, key=key) if ca or cert else None
 
 
 def is_local(address: str) -> bool:

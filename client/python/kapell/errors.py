@@ -9,7 +9,8 @@ Imports nothing heavy: the command line decides on exit codes with it before grp
     ├─ Unauthenticated      no token, or one the server does not know
     ├─ PermissionDenied     the token may not do this
     ├─ NotFound
-    ├─ Conflict             ├─ AlreadyExists  ├─ PreconditionFailed  ├─ Aborted ── LeaseLost
+    ├─ Conflict             ├─ AlreadyExists  ├─ PreconditionFailed ── Deadlock
+    │                       └─ Aborted ── LeaseLost, LockHeld, LockLost, FencingTokenStale
     ├─ Exhausted            a limit is reached; `retry_after` may say when to try again
     ├─ Unavailable          not reachable, or stopping ── ServerNotFound  no server is known
     ├─ DeadlineExceeded     ── WaitTimeout     the task goes on, the waiting is over
@@ -25,6 +26,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from kapell.v1.task_pb2 import Task
 
 
@@ -136,6 +139,68 @@ class LeaseLost(Aborted):
     """The attempt is no longer this agent's: stop the work and forget it."""
 
 
+class LockHeld(Aborted):
+    """Somebody else holds a lock that is in the way, or asked for it before."""
+
+    @property
+    def path(self) -> str:
+        """The path that was wanted."""
+        return self.metadata.get("path", "")
+
+    @property
+    def held_path(self) -> str:
+        """The path of the lock that is in the way."""
+        return self.metadata.get("held_path", "")
+
+    @property
+    def holder(self) -> str:
+        """Who has it, in words."""
+        return self.metadata.get("holder", "")
+
+    @property
+    def since(self) -> datetime | None:
+        """Since when."""
+        return _instant(self.metadata.get("since", ""))
+
+    @property
+    def expire_time(self) -> datetime | None:
+        """When it ends unless it is renewed; None where no time ends it."""
+        return _instant(self.metadata.get("expire_time", ""))
+
+
+class LockLost(Aborted):
+    """The lock, or the session it hangs on, has ended: what it protects may be another's by now."""
+
+    @property
+    def lock_id(self) -> str:
+        """Which lock; empty where it is a session."""
+        return self.metadata.get("lock_id", "")
+
+
+class FencingTokenStale(Aborted):
+    """The token is not that of a lock which covers the path and is held now: do not touch it."""
+
+    @property
+    def path(self) -> str:
+        """The path that was about to be touched."""
+        return self.metadata.get("path", "")
+
+    @property
+    def current(self) -> int | None:
+        """The token that is in force; None where none is."""
+        text = self.metadata.get("current", "")
+        return int(text) if text.isdecimal() else None
+
+
+class Deadlock(PreconditionFailed):
+    """The wait would never end: whoever holds waits for the caller. Release what is held, then ask for all at once."""
+
+    @property
+    def cycle(self) -> str:
+        """Who waits for whom, hop by hop, in words."""
+        return self.metadata.get("cycle", "")
+
+
 class Exhausted(KapellError):
     """A limit is reached."""
 
@@ -204,6 +269,10 @@ _BY_CODE: dict[str, type[KapellError]] = {
 }
 _BY_REASON: dict[str, type[KapellError]] = {
     "LEASE_LOST": LeaseLost,
+    "LOCK_HELD": LockHeld,
+    "LOCK_LOST": LockLost,
+    "FENCING_TOKEN_STALE": FencingTokenStale,
+    "DEADLOCK": Deadlock,
     "REVISION_COMPACTED": RevisionCompacted,
 }
 
@@ -211,3 +280,12 @@ _BY_REASON: dict[str, type[KapellError]] = {
 def error_class(code: str, reason: str) -> type[KapellError]:
     """The class for a canonical code name and a reason; `Internal` where none fits."""
     return _BY_REASON.get(reason) or _BY_CODE.get(code, Internal)
+
+
+def _instant(text: str) -> datetime | None:
+    from datetime import datetime
+
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None

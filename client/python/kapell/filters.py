@@ -8,9 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TypedDict, Unpack
 
-from kapell.messages import Instant, agent_states, event_kind, task_states, timestamp
+from kapell.messages import (
+    Instant,
+    agent_states,
+    approval_kinds,
+    approval_states,
+    event_kind,
+    risk_level,
+    task_states,
+    timestamp,
+)
 from kapell.v1.agent_pb2 import AgentFilter, AgentState
+from kapell.v1.approval_pb2 import RISK_LEVEL_UNSPECIFIED, ApprovalFilter, ApprovalKind, RiskLevel
+from kapell.v1.approval_policy_pb2 import ApprovalState
 from kapell.v1.event_pb2 import EventFilter
+from kapell.v1.lock_pb2 import LockFilter
 from kapell.v1.schedule_pb2 import ScheduleFilter
 from kapell.v1.task_pb2 import TaskFilter, TaskState
 from kapell.v1.template_pb2 import TemplateFilter
@@ -60,6 +72,7 @@ class EventQuery(TypedDict, total=False):
     agent_ids: Iterable[str]
     template_ids: Iterable[str]
     schedule_ids: Iterable[str]
+    approval_ids: Iterable[str]
     labels: Mapping[str, str]
     """Of resources that carry all of them, with these values."""
 
@@ -85,6 +98,48 @@ class ScheduleQuery(TypedDict, total=False):
     """Only those that are paused, or only the others."""
     template_ids: Iterable[str]
     """Whose tasks are made from one of these."""
+
+
+class ApprovalQuery(TypedDict, total=False):
+    """Which approvals are wanted."""
+
+    states: Iterable[ApprovalState.ValueType | str]
+    """By value or word, as in "pending"."""
+    kinds: Iterable[ApprovalKind.ValueType | str]
+    """By value or word, as in "tool_permission"."""
+    task_ids: Iterable[str]
+    root_task_id: str
+    """Of this task and all below it."""
+    agent_ids: Iterable[str]
+    signature: str
+    min_risk: RiskLevel.ValueType | str
+    """By value or word, as in "high"."""
+    approval_ids: Iterable[str]
+
+
+def approval_filter(**query: Unpack[ApprovalQuery]) -> ApprovalFilter:
+    """The message for a query of approvals. Raises InvalidRequest for a state, kind or risk that is none."""
+    return ApprovalFilter(
+        states=approval_states(query.get("states", ())),
+        kinds=approval_kinds(query.get("kinds", ())),
+        task_ids=query.get("task_ids", ()),
+        root_task_id=query.get("root_task_id", ""),
+        agent_ids=query.get("agent_ids", ()),
+        signature=query.get("signature", ""),
+        min_risk=risk_level(query.get("min_risk", RISK_LEVEL_UNSPECIFIED)),
+        approval_ids=query.get("approval_ids", ()),
+    )
+
+
+class LockQuery(TypedDict, total=False):
+    """Which locks, tickets and sessions are wanted."""
+
+    path: str
+    """On this path, above or below it."""
+    session_id: str
+    task_id: str
+    agent_id: str
+    """Of its attempts, or asked for by it."""
 
 
 def task_filter(**query: Unpack[TaskQuery]) -> TaskFilter:
@@ -121,6 +176,7 @@ def event_filter(**query: Unpack[EventQuery]) -> EventFilter:
         agent_ids=query.get("agent_ids", ()),
         template_ids=query.get("template_ids", ()),
         schedule_ids=query.get("schedule_ids", ()),
+        approval_ids=query.get("approval_ids", ()),
         labels=query.get("labels", {}),
     )
 
@@ -142,4 +198,14 @@ def schedule_filter(**query: Unpack[ScheduleQuery]) -> ScheduleFilter:
         schedule_ids=query.get("schedule_ids", ()),
         paused=query.get("paused"),
         template_ids=query.get("template_ids", ()),
+    )
+
+
+def lock_filter(**query: Unpack[LockQuery]) -> LockFilter:
+    """The message for a query of locks."""
+    return LockFilter(
+        path=query.get("path", ""),
+        session_id=query.get("session_id", ""),
+        task_id=query.get("task_id", ""),
+        agent_id=query.get("agent_id", ""),
     )

@@ -19,6 +19,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from kapell.errors import InvalidRequest
 from kapell.v1.agent_pb2 import AgentState
+from kapell.v1.approval_pb2 import ApprovalKind, RiskLevel
+from kapell.v1.approval_policy_pb2 import ApprovalState
 from kapell.v1.queue_pb2 import ConcurrencyStrategy
 from kapell.v1.schedule_pb2 import OverlapPolicy
 from kapell.v1.task_pb2 import (
@@ -27,6 +29,7 @@ from kapell.v1.task_pb2 import (
     TASK_STATE_SUCCEEDED,
     TaskState,
 )
+from kapell.v1.usage_pb2 import UsageBucket
 from kapell.v1.watch_pb2 import EventKind
 
 FINAL_TASK_STATES = frozenset({TASK_STATE_SUCCEEDED, TASK_STATE_FAILED, TASK_STATE_CANCELLED})
@@ -91,32 +94,54 @@ def struct(value: Mapping[str, Any] | Struct | None) -> Struct | None:
 
 def task_states(values: Iterable[TaskState.ValueType | str]) -> Iterable[TaskState.ValueType]:
     """States by value or by word, as in "queued"."""
-    words = _words(TaskState.items(), "TASK_STATE_")
-    return [_by_word(value, words, "a task state") for value in values]
+    words = words_of(TaskState.items(), "TASK_STATE_")
+    return [by_word(value, words, "a task state") for value in values]
 
 
 def agent_states(values: Iterable[AgentState.ValueType | str]) -> Iterable[AgentState.ValueType]:
     """States by value or by word, as in "active"."""
-    words = _words(AgentState.items(), "AGENT_STATE_")
-    return [_by_word(value, words, "an agent state") for value in values]
+    words = words_of(AgentState.items(), "AGENT_STATE_")
+    return [by_word(value, words, "an agent state") for value in values]
 
 
 def concurrency_strategy(value: ConcurrencyStrategy.ValueType | str) -> ConcurrencyStrategy.ValueType:
     """A strategy by value or by word, as in "cancel-in-progress"."""
-    strategies = _words(ConcurrencyStrategy.items(), "CONCURRENCY_STRATEGY_")
+    strategies = words_of(ConcurrencyStrategy.items(), "CONCURRENCY_STRATEGY_")
     words = {word.replace("_", "-"): strategy for word, strategy in strategies.items()}
-    return _by_word(value.replace("_", "-") if isinstance(value, str) else value, words, "a strategy")
+    return by_word(value.replace("_", "-") if isinstance(value, str) else value, words, "a strategy")
 
 
 def overlap_policy(value: OverlapPolicy.ValueType | str) -> OverlapPolicy.ValueType:
     """A policy by value or by word, as in "skip"."""
-    return _by_word(value, _words(OverlapPolicy.items(), "OVERLAP_POLICY_"), "an overlap policy")
+    return by_word(value, words_of(OverlapPolicy.items(), "OVERLAP_POLICY_"), "an overlap policy")
+
+
+def usage_bucket(value: UsageBucket.ValueType | str) -> UsageBucket.ValueType:
+    """A length of stretches by value or by word, as in "day"."""
+    return by_word(value, words_of(UsageBucket.items(), "USAGE_BUCKET_"), "a bucket")
+
+
+def approval_states(values: Iterable[ApprovalState.ValueType | str]) -> Iterable[ApprovalState.ValueType]:
+    """States by value or by word, as in "pending"."""
+    words = words_of(ApprovalState.items(), "APPROVAL_STATE_")
+    return [by_word(value, words, "a state of an approval") for value in values]
+
+
+def approval_kinds(values: Iterable[ApprovalKind.ValueType | str]) -> Iterable[ApprovalKind.ValueType]:
+    """Kinds by value or by word, as in "task_start"."""
+    words = words_of(ApprovalKind.items(), "APPROVAL_KIND_")
+    return [by_word(value, words, "a kind of approval") for value in values]
+
+
+def risk_level(value: RiskLevel.ValueType | str) -> RiskLevel.ValueType:
+    """A risk by value or by word, as in "high"."""
+    return by_word(value, words_of(RiskLevel.items(), "RISK_LEVEL_"), "a risk")
 
 
 def event_kind(value: EventKind.ValueType | str) -> EventKind.ValueType:
     """A kind by value or by its name, as in "task.completed" (see watch.proto)."""
-    kinds = {word.replace("_", ".", 1): kind for word, kind in _words(EventKind.items(), "EVENT_KIND_").items()}
-    return _by_word(value, kinds, "a kind of event")
+    kinds = {word.replace("_", ".", 1): kind for word, kind in words_of(EventKind.items(), "EVENT_KIND_").items()}
+    return by_word(value, kinds, "a kind of event")
 
 
 def event_name(kind: EventKind.ValueType) -> str:
@@ -127,12 +152,12 @@ def event_name(kind: EventKind.ValueType) -> str:
         return f"unknown.{kind}"
 
 
-def _words(items: Iterable[tuple[str, _Value]], prefix: str) -> dict[str, _Value]:
+def words_of(items: Iterable[tuple[str, _Value]], prefix: str) -> dict[str, _Value]:
     """The values of an enum by the words people use, without the unspecified one."""
     return {name.removeprefix(prefix).lower(): value for name, value in items if value != 0}
 
 
-def _by_word(value: _Value | str, known: Mapping[str, _Value], what: str) -> _Value:
+def by_word(value: _Value | str, known: Mapping[str, _Value], what: str) -> _Value:
     if not isinstance(value, str):
         return value
     word = value.strip().lower()

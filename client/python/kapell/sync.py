@@ -18,18 +18,29 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
+from kapell._locks.blocking import SyncHeldLocks, SyncHeldSession
 from kapell.admin import Admin
 from kapell.agents import Agents
+from kapell.alerts import Alerts
+from kapell.approvals import Approvals
 from kapell.artifacts import Artifacts
+from kapell.budgets import Budgets
 from kapell.client import Client
 from kapell.connection import DEFAULT_TIMEOUT, Connection
-from kapell.discovery import Endpoint
+from kapell.discovery import Endpoint, Tls
 from kapell.emitter import Handler
 from kapell.events import Events
+from kapell.locks import Locks
+from kapell.messages import Seconds
 from kapell.queues import Limits, Queues
 from kapell.schedules import Schedules
+from kapell.secrets import Secrets
 from kapell.tasks import Tasks
 from kapell.templates import Templates
+from kapell.tokens import Audit, Tokens
+from kapell.usage import Prices, Usage
+from kapell.v1.lock_pb2 import LockItem
+from kapell.webhooks import Webhooks
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -163,6 +174,7 @@ class SyncTasks(_Face[Tasks]):
     tree = blocking(Tasks.tree)
     attempts = blocking(Tasks.attempts)
     explain = blocking(Tasks.explain)
+    approve = blocking(Tasks.approve)
     wait = blocking(Tasks.wait)
     watch = streaming(Tasks.watch)
     logs = streaming(Tasks.logs)
@@ -208,6 +220,7 @@ class SyncTemplates(_Face[Templates]):
     set_alias = blocking(Templates.set_alias)
     delete_alias = blocking(Templates.delete_alias)
     validate = blocking(Templates.validate)
+    check = blocking(Templates.check)
     render = blocking(Templates.render)
     clone = blocking(Templates.clone)
 
@@ -229,6 +242,16 @@ class SyncLimits(_Face[Limits]):
     list = blocking(Limits.list)
     iterate = streaming(Limits.iterate)
     delete = blocking(Limits.delete)
+
+
+class SyncSecrets(_Face[Secrets]):
+    """`client.secrets`, blocking."""
+
+    set = blocking(Secrets.set)
+    list = blocking(Secrets.list)
+    iterate = streaming(Secrets.iterate)
+    delete = blocking(Secrets.delete)
+    rotate_key = blocking(Secrets.rotate_key)
 
 
 class SyncArtifacts(_Face[Artifacts]):
@@ -257,12 +280,133 @@ class SyncSchedules(_Face[Schedules]):
     preview = blocking(Schedules.preview)
 
 
+class SyncBudgets(_Face[Budgets]):
+    """`client.budgets`, blocking."""
+
+    create = blocking(Budgets.create)
+    get = blocking(Budgets.get)
+    list = blocking(Budgets.list)
+    iterate = streaming(Budgets.iterate)
+    update = blocking(Budgets.update)
+    delete = blocking(Budgets.delete)
+    resume = blocking(Budgets.resume)
+    reserve = blocking(Budgets.reserve)
+    settle = blocking(Budgets.settle)
+    release = blocking(Budgets.release)
+
+
+class SyncAlerts(_Face[Alerts]):
+    """`client.alerts`, blocking."""
+
+    list = blocking(Alerts.list)
+    iterate = streaming(Alerts.iterate)
+    acknowledge = blocking(Alerts.acknowledge)
+
+
+class SyncWebhooks(_Face[Webhooks]):
+    """`client.webhooks`, blocking."""
+
+    create = blocking(Webhooks.create)
+    list = blocking(Webhooks.list)
+    iterate = streaming(Webhooks.iterate)
+    delete = blocking(Webhooks.delete)
+    test = blocking(Webhooks.test)
+    deliveries = blocking(Webhooks.deliveries)
+    resend = blocking(Webhooks.resend)
+
+
+class SyncUsage(_Face[Usage]):
+    """`client.usage`, blocking."""
+
+    record = blocking(Usage.record)
+    query = blocking(Usage.query)
+    list = blocking(Usage.list)
+    iterate = streaming(Usage.iterate)
+    watch = streaming(Usage.watch)
+    reprice = blocking(Usage.reprice)
+    estimate = blocking(Usage.estimate)
+
+
+class SyncPrices(_Face[Prices]):
+    """`client.prices`, blocking."""
+
+    list = blocking(Prices.list)
+    iterate = streaming(Prices.iterate)
+    get = blocking(Prices.get)
+    set = blocking(Prices.set)
+    delete = blocking(Prices.delete)
+
+
+class SyncApprovals(_Face[Approvals]):
+    """`client.approvals`, blocking."""
+
+    request = blocking(Approvals.request)
+    get = blocking(Approvals.get)
+    get_with_precedent = blocking(Approvals.get_with_precedent)
+    list = blocking(Approvals.list)
+    iterate = streaming(Approvals.iterate)
+    decide = blocking(Approvals.decide)
+    decide_all = blocking(Approvals.decide_all)
+    cancel = blocking(Approvals.cancel)
+    wait = blocking(Approvals.wait)
+    watch = streaming(Approvals.watch)
+    watch_events = streaming(Approvals.watch_events)
+    audit = blocking(Approvals.audit)
+    export_audit = streaming(Approvals.export_audit)
+    create_rule = blocking(Approvals.create_rule)
+    list_rules = blocking(Approvals.list_rules)
+    delete_rule = blocking(Approvals.delete_rule)
+    preview_rule = blocking(Approvals.preview_rule)
+
+
+class SyncLocks(_Face[Locks]):
+    """`client.locks`, blocking."""
+
+    acquire = blocking(Locks.acquire)
+    renew = blocking(Locks.renew)
+    release = blocking(Locks.release)
+    force_release = blocking(Locks.force_release)
+    check_fence = blocking(Locks.check_fence)
+    list = blocking(Locks.list)
+    iterate = streaming(Locks.iterate)
+    graph = blocking(Locks.graph)
+    watch = streaming(Locks.watch)
+    ticket = blocking(Locks.ticket)
+    watch_ticket = streaming(Locks.watch_ticket)
+    cancel_ticket = blocking(Locks.cancel_ticket)
+    open_session = blocking(Locks.open_session)
+    renew_session = blocking(Locks.renew_session)
+    close_session = blocking(Locks.close_session)
+    sessions = blocking(Locks.sessions)
+
+    def session(self, display_name: str = "", *, ttl: Seconds | None = None) -> SyncHeldSession:
+        """A session for the length of a `with`, renewed by the client's thread."""
+        return SyncHeldSession(self._loop.run, lambda: self._face.session(display_name, ttl=ttl))
+
+
 class SyncAdmin(_Face[Admin]):
     """`client.admin`, blocking."""
 
     server_info = blocking(Admin.server_info)
     diagnostics = blocking(Admin.diagnostics)
     compact_events = blocking(Admin.compact_events)
+
+
+class SyncTokens(_Face[Tokens]):
+    """`client.tokens`, blocking."""
+
+    create = blocking(Tokens.create)
+    list = blocking(Tokens.list)
+    iterate = streaming(Tokens.iterate)
+    revoke = blocking(Tokens.revoke)
+    caller = blocking(Tokens.caller)
+
+
+class SyncAudit(_Face[Audit]):
+    """`client.audit`, blocking."""
+
+    list = blocking(Audit.list)
+    iterate = streaming(Audit.iterate)
 
 
 class SyncClient:
@@ -273,10 +417,11 @@ class SyncClient:
         server: str | Endpoint | Connection | None = None,
         *,
         token: str | None = None,
+        tls: Tls | None = None,
         data_dir: str | os.PathLike[str] | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
-        client = Client(server, token=token, data_dir=data_dir, timeout=timeout)
+        client = Client(server, token=token, tls=tls, data_dir=data_dir, timeout=timeout)
         self._client = client
         self._loop = loop = LoopThread()
         self._callbacks = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kapell-callbacks")
@@ -285,13 +430,39 @@ class SyncClient:
         self.tasks = SyncTasks(loop, client.tasks)
         self.queues = SyncQueues(loop, client.queues)
         self.limits = SyncLimits(loop, client.limits)
+        self.secrets = SyncSecrets(loop, client.secrets)
         self.templates = SyncTemplates(loop, client.templates)
         self.artifacts = SyncArtifacts(loop, client.artifacts)
         self.schedules = SyncSchedules(loop, client.schedules)
+        self.budgets = SyncBudgets(loop, client.budgets)
+        self.alerts = SyncAlerts(loop, client.alerts)
+        self.webhooks = SyncWebhooks(loop, client.webhooks)
+        self.usage = SyncUsage(loop, client.usage)
+        self.prices = SyncPrices(loop, client.prices)
+        self.approvals = SyncApprovals(loop, client.approvals)
+        self.locks = SyncLocks(loop, client.locks)
         self.events = SyncEvents(loop, client.events)
         self.admin = SyncAdmin(loop, client.admin)
+        self.tokens = SyncTokens(loop, client.tokens)
+        self.audit = SyncAudit(loop, client.audit)
         self.watch = self.events.watch
         self._closed = False
+
+    def lock(
+        self,
+        *paths: str | LockItem,
+        shared: bool = False,
+        timeout: Seconds | None = None,
+        ttl: Seconds | None = None,
+        priority: int | None = None,
+        note: str = "",
+    ) -> SyncHeldLocks:
+        """As `Client.lock`, for the length of a `with`; the client's thread renews them."""
+        locks = self._client.locks
+        return SyncHeldLocks(
+            self._loop.run,
+            lambda: locks.lock(*paths, shared=shared, timeout=timeout, ttl=ttl, priority=priority, note=note),
+        )
 
     @overload
     def on(self, name: str, handler: Handler) -> Handler: ...

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Struct
 
+from kapell.amounts import task_estimate
 from kapell.connection import Connection, Stream
 from kapell.dependencies import Dependency, dependencies
 from kapell.errors import KapellError, WaitTimeout
 from kapell.filters import TaskQuery, task_filter
+from kapell.locks import task_locks
 from kapell.logs import LogStream
 from kapell.messages import (
     FINAL_TASK_STATES,
@@ -30,7 +32,10 @@ from kapell.messages import (
 )
 from kapell.reconnect import CONNECT_TIMEOUT, Reconnect
 from kapell.v1 import task_pb2 as pb
+from kapell.v1.approval_policy_pb2 import ApprovalPolicy
+from kapell.v1.budget_pb2 import TaskEstimate
 from kapell.v1.common_pb2 import LIST_ORDER_UNSPECIFIED, ListOrder
+from kapell.v1.lock_pb2 import LockItem, TaskLock
 from kapell.v1.task_pb2_grpc import TaskServiceStub
 from kapell.v1.watch_pb2 import EVENT_KIND_TASK_DELETED
 from kapell.watch import Watch, WatchKeywords, split_start
@@ -62,6 +67,9 @@ class TaskFields(TypedDict, total=False):
     run_timeout: Seconds
     total_timeout: Seconds
     stall_timeout: Seconds
+    approval_wait_timeout: Seconds
+    lock_wait_timeout: Seconds
+    provider_wait_timeout: Seconds
     client_key: str
     """A name within one `create_batch`, for the dependencies of others."""
     dependencies: Iterable[Dependency]
@@ -70,8 +78,19 @@ class TaskFields(TypedDict, total=False):
     """Makes it a child of this task."""
     fairness_key: str
     """Whose share of the agents it uses; keys take turns."""
+    secrets: Mapping[str, str]
+    """What the agent is given: what it finds each under, and the secret's name."""
     concurrency_keys: Iterable[str]
     """Of each of these only so many tasks run at a time; see `client.limits`."""
+    approval: ApprovalPolicy
+    locks: Iterable[str | LockItem]
+    """Paths that it changes: it starts when all of its locks are free, and has them while it runs."""
+    read_locks: Iterable[str | LockItem]
+    """Paths that it only reads, beside others that do."""
+    estimate: str | TaskEstimate
+    """What each attempt is expected to use at most: "$0.20", or "$0.20, 50k tokens, 10m"."""
+    budget_id: str
+    """A budget that it draws from besides those whose scope it is in."""
 
 
 class BulkKeywords(TaskQuery, total=False):
@@ -97,11 +116,7 @@ def task_spec(agent_type: str = "", prompt: str = "", **fields: Unpack[TaskField
     retry = fields.get("retry_policy")
     if retry is None and "max_attempts" in fields:
         retry = pb.RetryPolicy(max_attempts=fields["max_attempts"])
-    limits = {
-        name: fields[name]
-        for name in ("queue_timeout", "run_timeout", "total_timeout", "stall_timeout")
-        if name in fields
-    }
+    limits: dict[str, Seconds] = {name: fields[name] for name in _TIMEOUTS if name in fields}  # type: ignore[literal-required]
     return pb.TaskSpec(
         task_id=fields.get("task_id", ""),
         display_name=fields.get("display_name", ""),
@@ -120,6 +135,11 @@ def task_spec(agent_type: str = "", prompt: str = "", **fields: Unpack[TaskField
         parent_task_id=fields.get("parent_task_id", ""),
         fairness_key=fields.get("fairness_key", ""),
         concurrency_keys=fields.get("concurrency_keys", ()),
+        approval=fields.get("approval"),
+        locks=task_locks(fields.get("locks", ()), fields.get("read_locks", ())),
+        estimate=task_estimate(fields["estimate"]) if "estimate" in fields else None,
+        budget_id=fields.get("budget_id", ""),
+        secrets=fields.get("secrets", {}),
     )
 
 
@@ -129,14 +149,23 @@ def task_timeouts(
     run_timeout: Seconds | None = None,
     total_timeout: Seconds | None = None,
     stall_timeout: Seconds | None = None,
+    approval_wait_timeout: Seconds | None = None,
+    lock_wait_timeout: Seconds | None = None,
+    provider_wait_timeout: Seconds | None = None,
 ) -> pb.TaskTimeouts:
-    """How long a task may take; what is left out has no limit."""
+    """How long a task may take, and its attempts may wait; what is left out has no limit."""
     return pb.TaskTimeouts(
         queue_timeout=duration(queue_timeout),
         run_timeout=duration(run_timeout),
         total_timeout=duration(total_timeout),
         stall_timeout=duration(stall_timeout),
+        approval_wait_timeout=duration(approval_wait_timeout),
+        lock_wait_timeout=duration(lock_wait_timeout),
+        provider_wait_timeout=duration(provider_wait_timeout),
     )
+
+
+_TIMEOUTS = tuple(field.name for field in pb.TaskTimeouts.DESCRIPTOR.fields)
 
 
 class Tasks:
@@ -243,13 +272,16 @@ class Tasks:
         not_before: Instant | None = None,
         prompt: str | None = None,
         input: Mapping[str, Any] | Struct | None = None,
+        locks: Iterable[str | LockItem] | None = None,
+        read_locks: Iterable[str | LockItem] | None = None,
         etag: str = "",
         request_id: str = "",
     ) -> pb.Task:
         """Sets what is given, each in the place of the whole.
 
-        `not_before` while no agent has the task, where a past time means at once; `prompt` and `input` before its
-        first start only. For `timeouts` see `task_timeouts`.
+        `not_before`, where a past time means at once, and locks while no agent has the task; `prompt` and `input`
+        before its first start only. `locks` and `read_locks` are one field: what is given replaces both. For
+        `timeouts` see `task_timeouts`.
         """
         given: dict[str, Any] = {
             "priority": priority,
@@ -261,6 +293,9 @@ class Tasks:
             "prompt": prompt,
             "input": struct(input),
         }
+        if locks is not None or read_locks is not None:
+            items = task_locks(locks or (), read_locks or ())
+            given["locks"] = [TaskLock(path=item.path, mode=item.mode) for item in items]
         given = {name: value for name, value in given.items() if value is not None}
         task = pb.Task(task_id=task_id, **given)
         request = pb.UpdateTaskRequest(
@@ -352,6 +387,24 @@ class Tasks:
         """Every reason why a task is not running, its place in the queue, and a sentence that sums it up."""
         request = pb.ExplainTaskRequest(task_id=task_id)
         return await self._connection.call(self._stub.ExplainTask, request)
+
+    async def approve(
+        self,
+        task_id: str,
+        decision: str = "approve",
+        *,
+        comment: str = "",
+        parameters: Mapping[str, Any] | Struct | None = None,
+        prompt: str | None = None,
+        input: Mapping[str, Any] | Struct | None = None,
+        shown_hash: str = "",
+        request_id: str = "",
+    ) -> pb.Task:
+        """Decides about the start of a task, "approve" or "deny", perhaps with other content."""
+        content: dict[str, Any] = {"parameters": struct(parameters), "prompt": prompt, "input": struct(input)}
+        request = pb.ApproveTaskRequest(task_id=task_id, decision=decision, comment=comment, **content)
+        request.shown_hash, request.request_id = shown_hash, request_id or new_request_id()
+        return (await self._connection.call(self._stub.ApproveTask, request)).task
 
     async def wait(
         self,

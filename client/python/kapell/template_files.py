@@ -14,11 +14,14 @@
 
 Besides parameters and steps, the fields are those of TemplateSpec in proto JSON form, in snake_case:
 times are written as "90s". Rules of a parameter stand beside its type; `items` may be just a type.
-Steps are a mapping, too; `on_failure` is fail, skip or run.
+Steps are a mapping, too; `on_failure` is fail, skip or run. A lock is a path, or a path with its `mode`,
+which is exclusive or shared.
 """
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,12 +30,33 @@ from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from kapell.errors import InvalidRequest
 from kapell.v1.dependency_pb2 import DependencyFailureAction
-from kapell.v1.template_pb2 import CreateTemplateRequest, ParameterType, Template, TemplateSpec
+from kapell.v1.lock_pb2 import LockMode
+from kapell.v1.template_pb2 import (
+    CreateTemplateRequest,
+    ParameterType,
+    Template,
+    TemplateParameter,
+    TemplateSpec,
+    TemplateStep,
+)
 
 _RULES = ("options", "minimum", "maximum", "pattern")
 _TYPE = "PARAMETER_TYPE_"
 _ACTION = "DEPENDENCY_FAILURE_ACTION_"
+_MODE = "LOCK_MODE_"
+_MODES = [name.removeprefix(_MODE).lower() for name, value in LockMode.items() if value]
 _ACTIONS = [name.removeprefix(_ACTION).lower() for name, value in DependencyFailureAction.items() if value]
+_UNKNOWN = re.compile(r'Message type "kapell\.v1\.(\w+)" has no field named "([^"]*)"')
+_FIELDS = {
+    "TemplateSpec": {*(field.name for field in TemplateSpec.DESCRIPTOR.fields), "template_id"},
+    "TemplateParameter": {
+        *(field.name for field in TemplateParameter.DESCRIPTOR.fields if field.name not in ("name", "rules")),
+        *("type", "default", *_RULES),
+    },
+    "TemplateStep": {field.name for field in TemplateStep.DESCRIPTOR.fields} - {"name"},
+}
+"""What a file may say, by message."""
+_NOT_READ = re.compile(r"Failed to parse (\w+) field: (.+)")
 _WORDS = [name.removeprefix(_TYPE).lower() for name, value in ParameterType.items() if value]
 
 
@@ -41,7 +65,7 @@ def read_template(text: str | bytes, name: str = "the template") -> tuple[str, T
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise _invalid(name, f"is not YAML: {' '.join(str(error).split())}") from error
+        raise _invalid(name, f"is not YAML: {_said_by_yaml(error)}") from error
     if not isinstance(document, dict) or not isinstance(document.get("template_id"), str):
         raise _invalid(name, "must be a mapping with a template_id")
     declared = _mappings(document, "parameters", name, "`name: {type: string}`")
@@ -50,14 +74,55 @@ def read_template(text: str | bytes, name: str = "the template") -> tuple[str, T
     try:
         document["parameters"] = [_parameter(key, said) for key, said in declared.items()]
         document["steps"] = [_step(key, said) for key, said in named.items()]
+        _spell_modes(document)
         request = ParseDict({"spec": document}, CreateTemplateRequest())
     except (ParseError, TypeError, ValueError) as error:
-        raise _invalid(name, f"is no template: {error}") from error
+        raise _invalid(name, f"is no template: {_said_by_parser(str(error), text)}") from error
     return template_id, request.spec
 
 
 def _invalid(name: str, why: str) -> InvalidRequest:
     return InvalidRequest(f"{name} cannot be read - it {why} - correct the file", reason="ARGUMENT_INVALID")
+
+
+def _said_by_yaml(error: yaml.YAMLError) -> str:
+    """What is wrong and where, as in "line 3, column 9: mapping values are not allowed here"."""
+    mark = getattr(error, "problem_mark", None)
+    what = str(getattr(error, "problem", None) or " ".join(str(error).split()))
+    return f"line {mark.line + 1}, column {mark.column + 1}: {what}" if mark is not None else what
+
+
+def _said_by_parser(error: str, text: str | bytes) -> str:
+    """A refusal of protobuf's parser in words, with the line of the field that it names."""
+    error = " ".join(error.split())
+    unknown = _UNKNOWN.search(error)
+    wrong = _NOT_READ.search(error)
+    if unknown is not None:
+        message, field = unknown.groups()
+        known = sorted(_FIELDS.get(message, ()))
+        close = difflib.get_close_matches(field, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}" if known else ""
+        what = f"there is no field {field!r}" + (f"; {hint}" if hint else "")
+    elif wrong is not None:
+        field, what = wrong[1], f"{wrong[1]} cannot be read: {wrong[2].rstrip('.')}"
+    else:
+        return error
+    line = _line_of(text, field)
+    return f"line {line}: {what}" if line else what
+
+
+def _line_of(text: str | bytes, key: str) -> int:
+    """The first line that has the key; 0 where none does."""
+    nodes = [yaml.compose(text)]
+    found: list[int] = []
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, yaml.MappingNode):
+            found += [name.start_mark.line + 1 for name, _ in node.value if name.value == key]
+            nodes += [value for _, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+    return min(found, default=0)
 
 
 def _mappings(document: dict[str, Any], field: str, name: str, example: str) -> dict[str, dict[str, Any]]:
@@ -68,8 +133,28 @@ def _mappings(document: dict[str, Any], field: str, name: str, example: str) -> 
     return {str(key): said for key, said in found.items()}
 
 
+def _spell_modes(said: dict[str, Any]) -> None:
+    """Locks as people write them, `path: "{repo}"` with `mode: shared`, or the path alone, as messages have them."""
+    if "locks" not in said:
+        return
+    if not isinstance(said["locks"], list):
+        raise ValueError("locks must be a list of paths, or of mappings with path and mode")
+    said["locks"] = [_lock(lock) for lock in said["locks"]]
+
+
+def _lock(said: Any) -> dict[str, Any]:
+    lock = {"path": said} if isinstance(said, str) else dict(said)
+    if "mode" in lock:
+        word = str(lock["mode"])
+        if word not in _MODES:
+            raise ValueError(f"the mode of a lock is {word!r}; there are {', '.join(_MODES)}")
+        lock["mode"] = f"{_MODE}{word.upper()}"
+    return lock
+
+
 def _step(name: str, said: Mapping[str, Any]) -> dict[str, Any]:
     step = {**said, "name": name}
+    _spell_modes(step)
     if "on_failure" in said:
         word = str(said["on_failure"])
         if word not in _ACTIONS:
@@ -104,6 +189,7 @@ def write_template(template: Template) -> str:
     prompt = said.pop("prompt", "")
     parameters = {parameter.pop("name"): _short(parameter) for parameter in said.pop("parameters", [])}
     steps = {step.pop("name"): _short_step(step) for step in said.pop("steps", [])}
+    _shorten_locks(said)
     document = {"template_id": template.template_id, **said}
     if parameters:
         document["parameters"] = parameters
@@ -128,7 +214,14 @@ def _short_step(step: dict[str, Any]) -> dict[str, Any]:
     prompt = step.pop("prompt", "")
     if "on_failure" in step:
         step["on_failure"] = step["on_failure"].removeprefix(_ACTION).lower()
+    _shorten_locks(step)
     return {**step, "prompt": prompt}
+
+
+def _shorten_locks(said: dict[str, Any]) -> None:
+    for lock in said.get("locks", ()):
+        if "mode" in lock:
+            lock["mode"] = lock["mode"].removeprefix(_MODE).lower()
 
 
 def _short_rules(rules: dict[str, Any]) -> dict[str, Any]:

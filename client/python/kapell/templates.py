@@ -12,15 +12,33 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from google.protobuf.struct_pb2 import Struct
 
 from kapell.connection import Connection
-from kapell.errors import NotFound
+from kapell.errors import FieldViolation, InvalidRequest, NotFound
 from kapell.filters import TemplateQuery, template_filter
 from kapell.messages import new_request_id, struct
+from kapell.rules import parameters as rules
 from kapell.v1 import template_pb2 as pb
 from kapell.v1.common_pb2 import LIST_ORDER_UNSPECIFIED, ListOrder
 from kapell.v1.template_pb2_grpc import TemplateServiceStub
 
 if TYPE_CHECKING:
     from kapell.v1.template_pb2_grpc import TemplateServiceAsyncStub
+
+
+def check_parameters(template: pb.Template, parameters: Mapping[str, Any] | Struct | None, path: str = "") -> None:
+    """Refuses parameters that the template does not take, before anything is sent; `path` is where they stand.
+
+    Raises InvalidRequest with reason TEMPLATE_PARAMETERS_INVALID and every violation.
+    """
+    given = struct(parameters)
+    values = rules.plain_struct(given) if given is not None else {}
+    _, problems = rules.resolve(template.spec.parameters, values, path or "parameters")
+    if problems:
+        raise InvalidRequest(
+            rules.refusal_text(template.template_id, problems),
+            reason="TEMPLATE_PARAMETERS_INVALID",
+            metadata={"template_id": template.template_id},
+            violations=tuple(FieldViolation(field, what) for field, what in problems),
+        )
 
 
 class CloneFields(TypedDict, total=False):
@@ -137,6 +155,15 @@ class Templates:
         """All that is wrong with a spec; with `parameters` also its prompt. What is wrong is the answer, no error."""
         request = pb.ValidateTemplateRequest(spec=spec, parameters=struct(parameters))
         return await self._connection.call(self._stub.ValidateTemplate, request)
+
+    async def check(self, template: str, parameters: Mapping[str, Any] | Struct | None = None) -> pb.Template:
+        """The template, where it takes these parameters: judged here, by the rules and in the words of the server.
+
+        Raises InvalidRequest with reason TEMPLATE_PARAMETERS_INVALID and every violation.
+        """
+        found = await self.get(template)
+        check_parameters(found, parameters)
+        return found
 
     async def render(
         self, template: str, parameters: Mapping[str, Any] | Struct | None = None, *, agent_type: str = ""

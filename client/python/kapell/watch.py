@@ -62,6 +62,8 @@ class WatchStart:
     """What to do when the log no longer reaches back to the cursor."""
     on_reset: Callable[[], None] | None = None
     """Called just before a snapshot that replaces what was handed out earlier: forget all of it."""
+    on_link: Callable[[bool], None] | None = None
+    """Called with False when a stream that was lost does not come back at once, and with True when it is back."""
     bookmark_interval: float = 10.0
     """Seconds, 1 to 60, between signs of life of a quiet stream."""
     silence_timeout: float | None = None
@@ -78,6 +80,7 @@ class WatchKeywords(TypedDict, total=False):
     initial_state: bool
     on_compacted: Literal["raise", "snapshot"]
     on_reset: Callable[[], None] | None
+    on_link: Callable[[bool], None] | None
     bookmark_interval: float
     silence_timeout: float | None
     connect_timeout: float | None
@@ -111,6 +114,7 @@ class Watch(Generic[E]):
         self._silence_timeout = start.silence_timeout or start.bookmark_interval + _SILENCE_MARGIN
         self.log_id = start.log_id
         self.connected = False
+        self._is_away = False
         self.reconnects = 0
         self.resets = 0
 
@@ -168,6 +172,8 @@ class Watch(Generic[E]):
             if pause is None:
                 self.close()
                 raise
+            if pause and self._reconnect.begun:
+                self._tell_link(is_away=True)
             await asyncio.sleep(pause)
             return
         except asyncio.CancelledError:
@@ -204,11 +210,19 @@ class Watch(Generic[E]):
         if not self.connected:
             self.connected = True
             self.reconnects += self._reconnect.begun
+            self._tell_link(is_away=False)
         self._reconnect.succeeded()
         for event in message.events:
             self._take_event(event)
         if message.HasField("bookmark"):
             self._take_bookmark(message.bookmark)
+
+    def _tell_link(self, *, is_away: bool) -> None:
+        """Says once that the server is away, and once that it is back."""
+        if self._is_away != is_away:
+            self._is_away = is_away
+            if self._start.on_link is not None:
+                self._start.on_link(not is_away)
 
     def _take_event(self, event: E) -> None:
         if self._snapshot is not None:

@@ -50,6 +50,12 @@ class Caller:
     scopes: frozenset[Scope.ValueType]
     agent_id: str = ""
     instance: int = 0
+    token_id: str = ""
+    """Of a token that was made by CreateToken; else empty."""
+    expire_ns: int = 0
+    """When the token's time is over, in ns since 1970; 0: never."""
+    peer: str = ""
+    """Where the call comes from; set for those that are recorded."""
 
     @lru_cache(maxsize=1024)  # noqa: B019 - callers are few and values
     def actor(self) -> Actor:
@@ -89,7 +95,16 @@ class Keyring:
     def __init__(self, key: bytes, *, admin_token: str) -> None:
         assert len(key) >= 32, "the server key must have 32 bytes"
         self._key = key
+        self.version = 0
+        """Changes with the owner's token."""
         self._admin = hashlib.sha256(admin_token.encode()).digest()
+
+    def replace_admin(self, admin_token: str) -> None:
+        """Takes another token for the owner's; the one before is nobody's."""
+        digest = hashlib.sha256(admin_token.encode()).digest()
+        if digest != self._admin:
+            self._admin = digest
+            self.version += 1
 
     def _mac(self, subject: str) -> str:
         return hashlib.blake2b(subject.encode(), key=self._key, digest_size=18).hexdigest()
@@ -115,6 +130,16 @@ class Keyring:
         """The token of one instance of an agent."""
         subject = f"{agent_id}.{instance}"
         return f"kapell_agent_{subject}.{self._mac('agent:' + subject)}"
+
+    def webhook_key(self, webhook_id: str, create_ns: int) -> bytes:
+        """What the deliveries of a webhook are signed by; one that is made again under its id has another."""
+        subject = f"webhook:{webhook_id}.{create_ns:x}"
+        return hashlib.blake2b(subject.encode(), key=self._key, digest_size=32).digest()
+
+    def token_secret(self, token_id: str) -> str:
+        """The whole secret of a user's token, which begins with its id."""
+        mac = hashlib.blake2b(f"token:{token_id}".encode(), key=self._key, digest_size=32).hexdigest()
+        return f"kapell_{token_id}.{mac}"
 
     def authenticate(self, token: str) -> Caller | None:
         """Whose token it is; None where it is nobody's. Whether an agent still lives is not checked here."""

@@ -7,16 +7,21 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from kapell.v1.agent_pb2 import Agent
+from kapell.v1.approval_pb2 import Approval, ApprovalAuditEntry, ApprovalContent
+from kapell.v1.audit_pb2 import AuditEntry
+from kapell.v1.budget_pb2 import Reservation
 from kapell.v1.task_pb2 import Task, TaskAttempt, TaskEdit, TaskSpec
 from kapell.v1.template_pb2 import Template, TemplateVersion
+from kapell.v1.usage_pb2 import UsageUpdate
 from kapell.v1.watch_pb2 import EventKind
 
 from kapell_server.domain.access import Caller
 from kapell_server.domain.standing import Standing
 from kapell_server.domain.tasks.bulk_job import BulkWrites
 from kapell_server.domain.tasks.edges import Edge, EdgeKey
+from kapell_server.domain.usage.entry import Dims, Entry, Series, Total, UsageWrites
 
-Resource = Task | Agent | Template | Standing
+Resource = Task | Agent | Template | Approval | Standing | UsageUpdate
 """What a change puts; each kind has its own table, and all share the log."""
 
 
@@ -34,6 +39,13 @@ class Loader(Protocol):
     def load_changed_tasks(self, after_revision: int) -> list[str]: ...
     def has_live_member(self, root_id: str) -> bool: ...
     def newest_event_before(self, time_ns: int) -> int: ...
+    def load_usage_versions(self, record_ids: Collection[str]) -> list[Entry]: ...
+    def load_usage_series(self, names: Collection[str]) -> dict[str, Series]: ...
+    def load_usage_key(self, dims: Dims) -> int | None: ...
+    def load_usage_totals(self, usage_ids: Collection[str]) -> dict[str, Total]: ...
+    def load_approval(self, approval_id: str) -> Approval | None: ...
+    def load_named_approval(self, task_id: str, request_key: str) -> Approval | None: ...
+    def load_approval_content(self, approval_id: str) -> ApprovalContent: ...
 
 
 @dataclass(slots=True)
@@ -65,9 +77,22 @@ class Pending:
     oldest_revision: int = 0
     schedule_tasks: dict[str, TaskSpec | None] = field(default_factory=dict)
     """The whole task of schedules; None of those that were deleted."""
+    token_digests: dict[str, bytes | None] = field(default_factory=dict)
+    """What proves new tokens; None of those that were forgotten."""
+    audit: list[AuditEntry] = field(default_factory=list)
+    schedule_runs: dict[str, str] = field(default_factory=dict)
+    """Runs of schedules that live now, each with its schedule; empty for those that do no more."""
+    secret_values: dict[str, bytes] = field(default_factory=dict)
+    """Sealed values of secrets; empty for those that were deleted."""
     starts: dict[tuple[str, int], int] = field(default_factory=dict)
     """Starts under a rate, as (limit id, time), each with the time before which earlier ones are forgotten."""
+    webhook_urls: dict[str, str | None] = field(default_factory=dict)
+    """Where webhooks are sent to; None of those that were deleted."""
     forgotten_starts: dict[str, bool] = field(default_factory=dict)
+    budget_spend: dict[tuple[str, int], int] = field(default_factory=dict)
+    """What was spent, by budget and slice; 0 where the slice is no more."""
+    reservations: dict[str, Reservation | None] = field(default_factory=dict)
+    """Reservations of callers; None of those that have ended."""
     instance_keys: dict[str, str] = field(default_factory=dict)
     specs: dict[str, bytes] = field(default_factory=dict)
     deleted_agents: dict[str, bool] = field(default_factory=dict)
@@ -76,3 +101,7 @@ class Pending:
     new_edges: dict[EdgeKey, Edge] = field(default_factory=dict)
     """Opened after those that were dropped."""
     bulk: BulkWrites = field(default_factory=BulkWrites)
+    usage: UsageWrites = field(default_factory=UsageWrites)
+    approval_contents: dict[str, ApprovalContent] = field(default_factory=dict)
+    approval_audit: dict[int, ApprovalAuditEntry] = field(default_factory=dict)
+    """By the revision of the change that is audited."""

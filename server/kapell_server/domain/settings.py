@@ -33,6 +33,8 @@ class Settings:
     """How long a request_id is remembered."""
     starving_after: float = 600.0
     """A task that is QUEUED for so long gets every fourth turn of each agent, whatever its priority."""
+    queue_age_alert: float = 900.0
+    """A task that is QUEUED for so long fires an alert about its type."""
     keep_tasks_for: float = 30 * 86_400.0
     """How long finished tasks are kept; 0 for ever."""
     keep_tasks: int = 1_000_000
@@ -45,6 +47,14 @@ class Settings:
     """Agents that have not ended."""
     max_schedules: int = 10_000
     """Schedules there may be; all are in memory."""
+    max_locks: int = 1_000_000
+    """Locks that are held; all are in memory."""
+    max_lock_waits: int = 100_000
+    """Requests that wait for locks."""
+    max_lock_tickets: int = 100_000
+    """Durable places in the queue, those included that ended within the hour."""
+    max_lock_sessions: int = 100_000
+    """Sessions that are open."""
     max_content_bytes: int = 262_144
     """Most bytes of a task's input, and of its result."""
     max_offer_bytes: int = 2_097_152

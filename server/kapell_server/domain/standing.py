@@ -1,7 +1,7 @@
 """Standing resources: the few, small things that stay until somebody changes them.
 
-Queues, limits, schedules. All of them are in memory from the start on, so decisions find them
-without a query. Undone with the rest of State, through its journal.
+Queues, limits, schedules, locks, budgets, alerts, webhooks, prices, rules for approvals. All of them are in memory
+from the start on, so decisions find them without a query. Undone with the rest of State, through its journal.
 """
 
 from __future__ import annotations
@@ -10,15 +10,52 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from kapell.v1.alert_pb2 import Alert
+from kapell.v1.approval_pb2 import ApprovalRule
+from kapell.v1.budget_pb2 import Budget
+from kapell.v1.lock_pb2 import Lock, LockSession, LockTicket
+from kapell.v1.price_pb2 import Price
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
+from kapell.v1.secret_pb2 import Secret
+from kapell.v1.token_pb2 import Token
 from kapell.v1.watch_pb2 import EventKind
+from kapell.v1.webhook_pb2 import Webhook
 
 if TYPE_CHECKING:
     from kapell_server.domain.state import State
 
-Standing = Queue | ConcurrencyLimit | Schedule
-_T = TypeVar("_T", Queue, ConcurrencyLimit, Schedule)
+Standing = (
+    Queue
+    | ConcurrencyLimit
+    | Schedule
+    | Lock
+    | LockTicket
+    | LockSession
+    | Price
+    | Budget
+    | Alert
+    | Webhook
+    | ApprovalRule
+    | Secret
+    | Token
+)
+_T = TypeVar(
+    "_T",
+    Queue,
+    ConcurrencyLimit,
+    Schedule,
+    Lock,
+    LockTicket,
+    LockSession,
+    Price,
+    Budget,
+    Alert,
+    Webhook,
+    ApprovalRule,
+    Secret,
+    Token,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +74,16 @@ KINDS: dict[type, StandingKind] = {
         StandingKind(1, "queue", Queue, "agent_type"),
         StandingKind(2, "limit", ConcurrencyLimit, "key"),
         StandingKind(3, "schedule", Schedule, "schedule_id"),
+        StandingKind(9, "budget", Budget, "budget_id"),
+        StandingKind(10, "alert", Alert, "alert_id"),
+        StandingKind(11, "webhook", Webhook, "webhook_id"),
+        StandingKind(7, "price", Price, "price_id"),
+        StandingKind(13, "approval_rule", ApprovalRule, "rule_id"),
+        StandingKind(4, "lock", Lock, "lock_id"),
+        StandingKind(5, "ticket", LockTicket, "ticket_id"),
+        StandingKind(6, "session", LockSession, "session_id"),
+        StandingKind(15, "secret", Secret, "name"),
+        StandingKind(14, "token", Token, "token_id"),
     )
 }
 """Numbers are stored: never used again for another kind."""

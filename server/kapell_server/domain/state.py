@@ -15,11 +15,8 @@ from random import Random
 from typing import Any
 
 from kapell.v1.agent_pb2 import Agent, AgentSpec
-from kapell.v1.error_pb2 import ERROR_REASON_AGENT_NOT_FOUND, ERROR_REASON_TASK_NOT_FOUND
 from kapell.v1.task_pb2 import (
     TASK_STATE_QUEUED,
-    WAIT_KIND_PROVIDER_RATE_LIMIT,
-    WAIT_KIND_RETRY_BACKOFF,
     Task,
     TaskAttempt,
     TaskEdit,
@@ -27,12 +24,21 @@ from kapell.v1.task_pb2 import (
 from kapell.v1.watch_pb2 import EventKind
 
 from kapell_server.domain.access import Caller, Keyring, system
-from kapell_server.domain.errors import KapellError
+from kapell_server.domain.alerts.alerts import Alerts
+from kapell_server.domain.approvals.shelf import ApprovalShelf
+from kapell_server.domain.budgets import from_ledger
+from kapell_server.domain.budgets.budgets import Budgets
 from kapell_server.domain.ids import IdMinter
+from kapell_server.domain.locks import grants
+from kapell_server.domain.locks.table import LockTable
+from kapell_server.domain.not_found import agent_not_found, task_not_found
 from kapell_server.domain.pending import Change, Loader, Pending, Resource
+from kapell_server.domain.queueing.arrivals import is_new
 from kapell_server.domain.queueing.polls import PollBoard
 from kapell_server.domain.queueing.queues import Queues
+from kapell_server.domain.schedules.schedule_lives import ScheduleLives
 from kapell_server.domain.schedules.schedule_tasks import ScheduleTasks
+from kapell_server.domain.secrets.vault import NoVault, Vault
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.standing import StandingShelf
 from kapell_server.domain.tasks.bulk_job import BulkJob
@@ -41,10 +47,9 @@ from kapell_server.domain.tasks.edges import Edges
 from kapell_server.domain.tasks.family import Families
 from kapell_server.domain.templates.template_shelf import TemplateShelf
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL, TASK_LEASED
+from kapell_server.domain.usage.shelf import UsageShelf
 from kapell_server.domain.workers.leases import Lease, LeaseTable
 
-_BETWEEN_ATTEMPTS = frozenset({WAIT_KIND_RETRY_BACKOFF, WAIT_KIND_PROVIDER_RATE_LIMIT})
-"""What a task waits for that was begun already: it is not new to its queue."""
 _SLACK = 1024
 _TASK_CACHE = 20_000
 _CONTENT_CACHE_BYTES = 32 * 1024 * 1024
@@ -90,8 +95,22 @@ class State:
         self.bulk_jobs: dict[str, BulkJob] = {}
         self.standing = StandingShelf(self)
         self.schedule_tasks = ScheduleTasks(self)
+        self.usage = UsageShelf(self)
+        self.approvals = ApprovalShelf(self)
+        self.locks = LockTable(self)
+        self.token_digests: dict[str, bytes] = {}
+        """What proves each token, by its id."""
+        self.audit_number = 0
+        self.schedule_lives = ScheduleLives(self)
         self._undo: list[tuple[Any, ...]] = []
+        self.alerts = Alerts(self)
+        self.budgets = Budgets(self)
+        self.usage.settlers.append(from_ledger.settle)
         self.queues = Queues(self)
+        self.vault: Vault = NoVault()
+        self.secret_values: dict[str, bytes] = {}  # by name, sealed
+        self.agent_secrets: dict[str, dict[str, str]] = {}
+        """What spawned agents are given besides the secrets of their tasks: the variable, and the secret."""
         self.turns: dict[str, int] = {}
 
     # -- the batch ---------------------------------------------------------------------------
@@ -104,6 +123,8 @@ class State:
         self._undo.clear()
         self.passing_tasks.clear()
         self.queues.begin()
+        self.usage.begin()
+        self.locks.served.clear()
         self._ticks = 0
 
     def mark(self) -> int:
@@ -112,15 +133,15 @@ class State:
 
     def rollback(self, mark: int) -> None:
         """Undoes every write since the mark, the last one first."""
-        undo = self._undo
-        while len(undo) > mark:
-            step, *arguments = undo.pop()
+        while len(self._undo) > mark:
+            step, *arguments = self._undo.pop()
             step(*arguments)
 
     def settle(self) -> None:
         """The batch is committed: it cannot be undone any more, even if the next one fails before it begins."""
         self._undo.clear()
         self.queues.trim()
+        self.budgets.trim()
         if len(self._due) > 2 * len(self._scheduled) + _SLACK:
             self._due = [(due_ns, subject_id) for subject_id, due_ns in self._scheduled.items()]
             heapq.heapify(self._due)
@@ -132,11 +153,9 @@ class State:
         for agent_id in self._passing_agents:
             agent = self.agents.get(agent_id)
             if agent is None or agent.state in AGENT_FINAL:
-                self.agents.pop(agent_id, None)
-                self.agent_seen_ns.pop(agent_id, None)
-                self.agent_polled_ns.pop(agent_id, None)
-                self.instance_keys.pop(agent_id, None)
-                self.turns.pop(agent_id, None)
+                seen, asked = self.agent_seen_ns, self.agent_polled_ns
+                for table in (self.agents, seen, asked, self.instance_keys, self.turns, self.agent_secrets):
+                    table.pop(agent_id, None)
         self._passing_agents.clear()
 
     def _trim(self) -> None:
@@ -144,13 +163,12 @@ class State:
         for task_id in self.passing_tasks:
             self._tasks.pop(task_id, None)
         self.passing_tasks.clear()
-        excess = len(self._tasks) - _TASK_CACHE
-        if excess > 0:
-            for task_id in list(itertools.islice(self._tasks, excess)):
-                del self._tasks[task_id]
+        for task_id in list(itertools.islice(self._tasks, max(0, len(self._tasks) - _TASK_CACHE))):
+            del self._tasks[task_id]
         self.templates.trim()
         self.families.trim()
         self.schedule_tasks.trim()
+        self.approvals.trim()
         while self._content_bytes > _CONTENT_CACHE_BYTES:
             first = next(iter(self._contents))
             self._content_bytes -= len(self._contents.pop(first))
@@ -205,8 +223,10 @@ class State:
     ) -> Task:
         """Records `task` as the new form, with one event. Takes ownership of the message."""
         task_id = task.task_id
-        state = task.state
         previous = None if created else self._tasks.get(task_id)
+        wish = None if deleted else self.approvals.before_put(task, previous)
+        state = task.state
+        kind = self.approvals.event_of(task, kind)
         self._number(task)
         since = previous_state = 0
         if previous is not None:
@@ -218,33 +238,32 @@ class State:
         )
         self._tasks[task_id] = None if deleted else task
         self._undo.append((self._unput_task, task_id, previous))
-        if task_id in self.edges.unmet or task_id in self.edges.dependants:
+        if self.edges.concern(task_id):
             self.edges.notice(task, previous, deleted)
         if task.root_task_id and (created or deleted):
             self.families.notice(task, deleted)
-        if previous is None or previous_state or previous.priority != task.priority:
+        if previous is None or previous_state or previous.priority != task.priority or _is_elsewhere(previous, task):
             self._queue(previous, task)
+            self.schedule_lives.notice(task, previous)
         if due_ns and (not self.due_horizon_ns or due_ns < self.due_horizon_ns):
             self.schedule(due_ns, task_id)
         elif deleted or state in TASK_FINAL:
-            self._forget_due(task_id)
-        if task.schedule_id and state in TASK_FINAL:
-            self.schedule(self.now_ns, task.schedule_id)  # A run may wait for this end.
-        return task
+            self.forget_due(task_id)
+        self.approvals.after_put(task, wish, deleted=deleted)
+        return task if wish is None else self._tasks[task_id] or task
 
     def _queue(self, previous: Task | None, task: Task) -> None:
         """Tells the queues of a task that has joined or left one, or an agent."""
         before = previous.state if previous is not None else 0
         after = task.state
+        if task.concurrency_keys and before != after:
+            self.queues.keys.note_rest(previous, task)
         if previous is not None and before == TASK_STATE_QUEUED:
             self.queues.leave(previous, starts=after in TASK_LEASED)
         if (before in TASK_LEASED) != (after in TASK_LEASED):
             self.queues.occupy(task, 1 if after in TASK_LEASED else -1)
         if after == TASK_STATE_QUEUED:
-            waits = previous.waiting_on if previous is not None and before not in TASK_FINAL else ()
-            tried = before in TASK_LEASED or (before not in TASK_FINAL and task.attempts_used > 0)
-            tried = tried or any(wait.kind in _BETWEEN_ATTEMPTS for wait in waits)
-            self.queues.join(task, arrives=before != after and not tried)
+            self.queues.join(task, arrives=before != after and is_new(previous, task))
 
     def _unput_task(self, task_id: str, previous: Task | None) -> None:
         self.revision -= 1
@@ -265,15 +284,15 @@ class State:
             self._scheduled[subject_id] = due_ns
             heapq.heappush(self._due, (due_ns, subject_id))
 
-    def _forget_due(self, task_id: str) -> None:
-        """A task that has ended needs no look."""
-        due_ns = self._scheduled.pop(task_id, 0)
+    def forget_due(self, subject_id: str) -> None:
+        """What has ended needs no look."""
+        due_ns = self._scheduled.pop(subject_id, 0)
         if due_ns:
-            self._undo.append((self.schedule, due_ns, task_id))
+            self._undo.append((self.schedule, due_ns, subject_id))
 
     def next_due_ns(self) -> int:
         """When to look next; 0 for never. Beyond the horizon the database knows more."""
-        if self.edges.stirred:
+        if self.edges.stirred or self.queues.unsettled:
             return self.now_ns
         first = self._due[0][0] if self._due else 0
         horizon = self.due_horizon_ns
@@ -341,14 +360,17 @@ class State:
         """Grants a lease with its attempt."""
         self.leases.add(lease)
         self._undo.append((self.leases.remove, lease))
+        self.budgets.attach(lease)
         self.put_attempt(lease.record, lease.poll_id, new=True)
         self.busy_agents.add(lease.agent_id)
         self.schedule(lease.expire_ns, lease.task_id)
 
     def close_lease(self, lease: Lease, record: TaskAttempt) -> None:
-        """Ends a lease; `record` is the attempt as it ended."""
+        """Ends a lease and whatever it holds; `record` is the attempt as it ended."""
         self.leases.remove(lease)
         self._undo.append((self.leases.restore, lease))
+        grants.end_attempt(self, record)
+        self.budgets.finish(lease, record)
         self.put_attempt(record, lease.poll_id)
         self.busy_agents.add(lease.agent_id)
         self.polls.touch_agent(lease.agent_id)
@@ -402,6 +424,7 @@ class State:
             self.assign(self.pending.deleted_agents, agent.agent_id, True)
         else:
             self.assign(self.agents, agent.agent_id, agent)
+        self.alerts.agent_changed(agent, deleted=deleted)
         return agent
 
     def set_instance_key(self, agent_id: str, instance_key: str) -> None:
@@ -412,6 +435,8 @@ class State:
     def keep_spec(self, agent_id: str, spec: AgentSpec) -> None:
         """Stores what a new agent is made of, secrets included, beside its record."""
         self.assign(self.pending.specs, agent_id, spec.SerializeToString())
+        if spec.command.env_from_secret:
+            self.assign(self.agent_secrets, agent_id, dict(spec.command.env_from_secret))
 
     def see_agent(self, agent_id: str) -> None:
         """Notes a sign of life: kept in memory and, with the next commit, in its narrow row."""
@@ -464,26 +489,13 @@ class State:
 _ABSENT = object()
 
 
+def _is_elsewhere(previous: Task, task: Task) -> bool:
+    """Whether a task that stays QUEUED is to wait for other locks."""
+    return task.state == TASK_STATE_QUEUED and bool(previous.locks or task.locks) and previous.locks != task.locks
+
+
 def _restore(mapping: dict[Any, Any], key: Any, old: Any) -> None:
     if old is _ABSENT:
         mapping.pop(key, None)
     else:
         mapping[key] = old
-
-
-def task_not_found(task_id: str) -> KapellError:
-    """No task has this id."""
-    return KapellError(
-        ERROR_REASON_TASK_NOT_FOUND,
-        f"Task {task_id} was not found: it never existed or was deleted. List the tasks to find its id.",
-        metadata={"task_id": task_id},
-    )
-
-
-def agent_not_found(agent_id: str) -> KapellError:
-    """No agent has this id."""
-    return KapellError(
-        ERROR_REASON_AGENT_NOT_FOUND,
-        f"Agent {agent_id} was not found: it never existed or was deleted. List the agents to find its id.",
-        metadata={"agent_id": agent_id},
-    )

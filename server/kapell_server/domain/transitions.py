@@ -18,6 +18,7 @@ from kapell.v1.agent_pb2 import (
 )
 from kapell.v1.error_pb2 import ERROR_REASON_AGENT_STATE_CONFLICT, ERROR_REASON_TASK_STATE_CONFLICT
 from kapell.v1.task_pb2 import (
+    TASK_STATE_AWAITING_APPROVAL,
     TASK_STATE_CANCELLED,
     TASK_STATE_CANCELLING,
     TASK_STATE_FAILED,
@@ -35,11 +36,25 @@ TASK_FINAL = frozenset({TASK_STATE_SUCCEEDED, TASK_STATE_FAILED, TASK_STATE_CANC
 TASK_LEASED = frozenset({TASK_STATE_RUNNING, TASK_STATE_CANCELLING})
 
 TASK_TRANSITIONS: dict[TaskState.ValueType, frozenset[TaskState.ValueType]] = {
-    TASK_STATE_PENDING: frozenset({TASK_STATE_QUEUED, TASK_STATE_FAILED, TASK_STATE_CANCELLED}),
-    TASK_STATE_QUEUED: frozenset({TASK_STATE_PENDING, TASK_STATE_RUNNING, TASK_STATE_FAILED, TASK_STATE_CANCELLED}),
+    TASK_STATE_PENDING: frozenset(
+        {TASK_STATE_AWAITING_APPROVAL, TASK_STATE_QUEUED, TASK_STATE_FAILED, TASK_STATE_CANCELLED}
+    ),
+    TASK_STATE_AWAITING_APPROVAL: frozenset(
+        {TASK_STATE_PENDING, TASK_STATE_QUEUED, TASK_STATE_FAILED, TASK_STATE_CANCELLED}
+    ),
+    TASK_STATE_QUEUED: frozenset(
+        {
+            TASK_STATE_PENDING,
+            TASK_STATE_AWAITING_APPROVAL,
+            TASK_STATE_RUNNING,
+            TASK_STATE_FAILED,
+            TASK_STATE_CANCELLED,
+        }
+    ),
     TASK_STATE_RUNNING: frozenset(
         {
             TASK_STATE_PENDING,
+            TASK_STATE_AWAITING_APPROVAL,
             TASK_STATE_QUEUED,
             TASK_STATE_CANCELLING,
             TASK_STATE_SUCCEEDED,
@@ -57,10 +72,11 @@ TASK_TRANSITIONS: dict[TaskState.ValueType, frozenset[TaskState.ValueType]] = {
         }
     ),
     TASK_STATE_SUCCEEDED: frozenset(),
-    TASK_STATE_FAILED: frozenset({TASK_STATE_QUEUED, TASK_STATE_PENDING}),
-    TASK_STATE_CANCELLED: frozenset({TASK_STATE_QUEUED, TASK_STATE_PENDING}),
+    TASK_STATE_FAILED: frozenset({TASK_STATE_QUEUED, TASK_STATE_AWAITING_APPROVAL, TASK_STATE_PENDING}),
+    TASK_STATE_CANCELLED: frozenset({TASK_STATE_QUEUED, TASK_STATE_AWAITING_APPROVAL, TASK_STATE_PENDING}),
 }
-"""From the last two only RetryTask leads on, to PENDING where dependencies are not met. CANCELLING leads to
+"""To QUEUED, or to AWAITING_APPROVAL in its place where the start must be approved; from RUNNING, where the agent has
+parked. From the last two only RetryTask leads on, to PENDING where dependencies are not met. CANCELLING leads to
 CANCELLED where a cancel was asked for, and to the others where a timeout stopped the attempt: a result that
 comes all the same counts."""
 

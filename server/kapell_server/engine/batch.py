@@ -13,17 +13,23 @@ from typing import Any
 
 import structlog
 from google.protobuf.message import Message
+from kapell.v1.lock_pb2 import AcquireLocksRequest, AcquireLocksResponse
 from kapell.v1.worker_pb2 import LeaseTasksRequest
 
 from kapell_server.domain import closing
 from kapell_server.domain.access import Caller, system
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.locks import grants, lock
+from kapell_server.domain.locks.entries import Wait
+from kapell_server.domain.locks.grants import Served
 from kapell_server.domain.pending import Resource
 from kapell_server.domain.queueing import dispatch
 from kapell_server.domain.queueing.polls import Poll
+from kapell_server.domain.secrets.secret import SealedCommand
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks.bulk_job import BulkCommand, BulkJob, BulkStep
 from kapell_server.domain.times import SECOND
+from kapell_server.domain.tokens import audit
 from kapell_server.domain.workers import agent
 from kapell_server.engine.commands import DECIDERS, QUESTIONS, content_ids_of, look, task_ids_of, tasks_to_look_at
 from kapell_server.engine.offers import encode_offers
@@ -48,17 +54,18 @@ _TIMER = system("timer")
 
 @dataclass(slots=True, eq=False)
 class Command:
-    """One sender's wish. `poll` is set while it is a LeaseTasks call that waits."""
+    """One sender's wish. `poll` is set while it is a LeaseTasks call that waits, `wait` for AcquireLocks."""
 
     request: Any
     caller: Caller
     future: asyncio.Future[bytes]
     poll: Poll | None = None
+    wait: Wait | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PollOver:
-    """A waiting LeaseTasks call has waited enough, or, `abandoned`, its caller is gone."""
+    """A LeaseTasks or AcquireLocks call has waited enough, or, `abandoned`, its caller is gone."""
 
     command: Command
     abandoned: bool
@@ -118,6 +125,7 @@ class Batcher:
         for command in questions:
             run.decide(command)
         run.end_polls()
+        run.hand_over(state.locks.served)
         agent.describe_busy(state)
         written = encode_changes(state.pending.changes, now_ns)
         outcome = run.finish(written)
@@ -126,7 +134,7 @@ class Batcher:
         outcome.next_due_ns = state.next_due_ns()
         pending = state.pending
         outcome.oldest_revision = state.oldest_revision
-        facts = pending.shipped_digest or pending.oldest_revision or pending.bulk
+        facts = pending.shipped_digest or pending.oldest_revision or pending.bulk or pending.audit or pending.usage
         outcome.wrote = bool(pending.changes or pending.heartbeats or facts or run.given)
         return outcome
 
@@ -231,6 +239,8 @@ class _Run:
             command.poll = dispatch.poll(self._state, request, command)
             self.served(dispatch.superseded(self._state, command.poll))
             return command.poll if command.poll.taken else _WAITING
+        if type(request) is AcquireLocksRequest:
+            return self._acquire(command, request)
         if type(request) is PollOver:
             return self._end_poll(request)
         key = self._keys.get(command)
@@ -243,9 +253,41 @@ class _Run:
         result = decide(self._state, request)
         if isinstance(result, BulkJob):
             return self._go_on(command, result)
+        audit.note(self._state, request.request if isinstance(request, SealedCommand) else request)
         if key is not None:
             self._fresh[key] = _Remembered(fingerprint, command)
         return result
+
+    def _acquire(self, command: Command, request: AcquireLocksRequest) -> Any:
+        """Remembered under its request_id is a grant, never that somebody waits."""
+        state = self._state
+        key = self._keys.get(command, "")
+        fingerprint = _fingerprint_of_acquire(request) if key else b""
+        grants.settle(state)
+        if key:
+            replay = self._replay(key, fingerprint)
+            if replay is not None:
+                return replay
+            for served in state.locks.served:
+                if served.key == key:
+                    return self._repeat_of(served, key, fingerprint)
+            waiting = state.locks.by_key.get(key)
+            if waiting is not None and waiting.fingerprint not in (b"", fingerprint):
+                raise reused(key.partition("/")[2])
+        result = lock.acquire(state, request, handle=command, key=key, fingerprint=fingerprint)
+        if isinstance(result, Wait):
+            command.wait = result
+            return _WAITING
+        if key and result.locks:
+            self._fresh[key] = _Remembered(fingerprint, command)
+        return result
+
+    def _repeat_of(self, served: Served, key: str, fingerprint: bytes) -> bytes:
+        """The answer that a call which waited was given in this very batch."""
+        if served.fingerprint != fingerprint:
+            raise reused(key.partition("/")[2])
+        assert isinstance(served.answer, AcquireLocksResponse), "a refusal is not remembered"
+        return served.answer.SerializeToString() + _REPLAYED
 
     def _go_on(self, command: Command, job: BulkJob) -> Any:
         """A change of many tasks has done a step. Who asked for it is answered after the last one."""
@@ -281,6 +323,12 @@ class _Run:
         return known[1] + _REPLAYED if known is not None else fresh or job
 
     def _end_poll(self, over: PollOver) -> Any:
+        wait = over.command.wait
+        if wait is not None:
+            answer = lock.wait_is_over(self._state, wait, over.command, abandoned=over.abandoned)
+            if answer is not None:
+                self._decided.append((over.command, answer))
+            return None
         poll = over.command.poll
         if poll is not None and over.abandoned:
             dispatch.give_up(self._state, poll)
@@ -292,6 +340,14 @@ class _Run:
     def served(self, polls: list[Poll]) -> None:
         """Polls that are answered: dispatch has found tasks for them, or a repeat has taken their place."""
         self._decided.extend((poll.handle, poll) for poll in polls)
+
+    def hand_over(self, served: list[Served]) -> None:
+        """Calls for locks that waited and have an end now."""
+        for one in served:
+            self._decided.extend((handle, one.answer) for handle in one.handles)
+            if one.key:
+                assert isinstance(one.answer, AcquireLocksResponse), "a refusal is not remembered"
+                self.given.append(Answer(one.key, one.fingerprint, one.answer.SerializeToString()))
 
     def end_polls(self) -> None:
         """Polls whose time is over: empty-handed only if dispatch, which comes first, had nothing for them."""
@@ -345,6 +401,14 @@ class _Run:
             return b"".join(_resource(item, written) for item in result) + int_field(2, newest)
         assert result is None, f"a decision answered with {type(result).__name__}"
         return b""
+
+
+def _fingerprint_of_acquire(request: AcquireLocksRequest) -> bytes:
+    """A repeat may have less time left to wait."""
+    lasting = AcquireLocksRequest()
+    lasting.CopyFrom(request)
+    lasting.ClearField("wait")
+    return fingerprint_of(lasting)
 
 
 class _Waiting:

@@ -5,23 +5,54 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from kapell.v1 import admin_pb2, agent_pb2, queue_pb2, schedule_pb2, task_pb2, template_pb2, worker_pb2
+from kapell.v1 import (
+    admin_pb2,
+    agent_pb2,
+    alert_pb2,
+    approval_pb2,
+    budget_pb2,
+    lock_pb2,
+    price_pb2,
+    queue_pb2,
+    schedule_pb2,
+    secret_pb2,
+    task_pb2,
+    template_pb2,
+    token_pb2,
+    usage_pb2,
+    webhook_pb2,
+    worker_pb2,
+)
 
+from kapell_server.domain.alerts import alerts
+from kapell_server.domain.approvals import decision, expiry, inbox, request, rules
+from kapell_server.domain.budgets import budget, reservation
+from kapell_server.domain.budgets.budgets import HOLD_SUBJECT
+from kapell_server.domain.locks import deadlock, grants, lock, resumption, session, ticket, views
 from kapell_server.domain.queueing import explain, queue, start_blockers
 from kapell_server.domain.schedules import schedule, schedule_run
+from kapell_server.domain.secrets import secret
+from kapell_server.domain.secrets.secret import RotateKeyCommand, SetSecretCommand
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks import bulk, child, retention, task
 from kapell_server.domain.tasks.bulk_job import BulkCommand, BulkStep
 from kapell_server.domain.templates import template
+from kapell_server.domain.tokens import token
+from kapell_server.domain.usage import estimate, ledger, price, reprice
+from kapell_server.domain.usage.shelf import SUBJECT as USAGE
+from kapell_server.domain.webhooks import webhook
 from kapell_server.domain.workers import agent, attempt, worker
 from kapell_server.engine.facts import (
     AgentProcessExited,
     AgentProcessStarted,
     AgentStartFailed,
+    ChildrenAwaited,
     EventsOutlived,
+    InboxQuestion,
     SpawnCommand,
     TasksOutlived,
     TemplatesShipped,
+    UsageChunk,
 )
 
 Decide = Callable[[State, Any], Any]
@@ -34,6 +65,13 @@ DECIDERS: dict[type, Decide] = {
     task_pb2.CancelTaskRequest: task.cancel_task,
     task_pb2.RetryTaskRequest: task.retry_task,
     task_pb2.DeleteTaskRequest: task.delete_task,
+    task_pb2.ApproveTaskRequest: decision.approve_task,
+    approval_pb2.RequestApprovalRequest: request.request_approval,
+    approval_pb2.DecideApprovalRequest: decision.decide,
+    approval_pb2.BatchDecideApprovalsRequest: decision.decide_batch,
+    approval_pb2.CancelApprovalRequest: request.cancel_approval,
+    approval_pb2.CreateApprovalRuleRequest: rules.create_rule,
+    approval_pb2.DeleteApprovalRuleRequest: rules.delete_rule,
     BulkCommand: bulk.begin,
     BulkStep: bulk.step,
     queue_pb2.PauseQueueRequest: queue.pause,
@@ -54,6 +92,24 @@ DECIDERS: dict[type, Decide] = {
     schedule_pb2.PauseScheduleRequest: schedule.pause_schedule,
     schedule_pb2.ResumeScheduleRequest: schedule.resume_schedule,
     schedule_pb2.TriggerScheduleRequest: schedule.trigger_schedule,
+    budget_pb2.CreateBudgetRequest: budget.create_budget,
+    budget_pb2.UpdateBudgetRequest: budget.update_budget,
+    budget_pb2.DeleteBudgetRequest: budget.delete_budget,
+    budget_pb2.ResumeBudgetRequest: budget.resume_budget,
+    budget_pb2.ReserveBudgetRequest: reservation.reserve_budget,
+    budget_pb2.SettleReservationRequest: reservation.settle_reservation,
+    budget_pb2.ReleaseReservationRequest: reservation.release_reservation,
+    alert_pb2.AcknowledgeAlertRequest: alerts.acknowledge_alert,
+    webhook_pb2.CreateWebhookRequest: webhook.create_webhook,
+    webhook_pb2.DeleteWebhookRequest: webhook.delete_webhook,
+    usage_pb2.RecordUsageRequest: ledger.record_usage,
+    UsageChunk: lambda state, chunk: ledger.record_usage(state, chunk.request),
+    reprice.RepriceCommand: reprice.reprice,
+    price_pb2.SetPriceRequest: price.set_price,
+    price_pb2.DeletePriceRequest: price.delete_price,
+    SetSecretCommand: secret.set_secret,
+    secret_pb2.DeleteSecretRequest: secret.delete_secret,
+    RotateKeyCommand: secret.seal_anew,
     TemplatesShipped: lambda state, fact: template.install_templates(state, fact.specs, fact.digest),
     SpawnCommand: lambda state, command: agent.spawn(state, command.request, command.profile, command.spec),
     agent_pb2.UpdateAgentRequest: agent.update,
@@ -64,6 +120,7 @@ DECIDERS: dict[type, Decide] = {
     worker_pb2.RegisterWorkerRequest: worker.register,
     worker_pb2.HeartbeatRequest: worker.heartbeat,
     worker_pb2.ReportProgressRequest: worker.report_progress,
+    worker_pb2.ReportUsageRequest: worker.report_usage,
     worker_pb2.CompleteTaskRequest: worker.complete_task,
     worker_pb2.BatchCompleteTasksRequest: worker.complete_tasks,
     worker_pb2.FailTaskRequest: worker.fail_task,
@@ -72,6 +129,16 @@ DECIDERS: dict[type, Decide] = {
     worker_pb2.DeregisterRequest: worker.deregister,
     AgentProcessStarted: lambda state, fact: agent.process_started(state, fact.agent_id, fact.pid),
     AgentProcessExited: lambda state, fact: agent.process_exited(state, fact.agent_id, fact.exit, fact.reason),
+    lock_pb2.RenewLocksRequest: lock.renew,
+    lock_pb2.ReleaseLocksRequest: lock.release,
+    lock_pb2.ForceReleaseLocksRequest: lock.force_release,
+    lock_pb2.CancelLockTicketRequest: ticket.cancel_ticket,
+    lock_pb2.OpenSessionRequest: session.open_session,
+    lock_pb2.RenewSessionRequest: session.renew_session,
+    lock_pb2.CloseSessionRequest: session.close_session,
+    ChildrenAwaited: lambda state, fact: deadlock.check(state, fact.task_id),
+    token_pb2.CreateTokenRequest: token.create_token,
+    token_pb2.RevokeTokenRequest: token.revoke_token,
     admin_pb2.CompactEventsRequest: retention.compact_events,
     EventsOutlived: lambda state, fact: retention.compact_to(state, fact.revision),
     TasksOutlived: lambda state, fact: retention.delete_ended(state, fact.task_ids, fact.ended_by_ns),
@@ -81,7 +148,16 @@ DECIDERS: dict[type, Decide] = {
 QUESTIONS: dict[type, Decide] = {
     task_pb2.ExplainTaskRequest: explain.explain,
     queue_pb2.GetQueueStatsRequest: queue.stats,
+    budget_pb2.GetBudgetRequest: budget.get_budget,
     start_blockers.StartQuestion: start_blockers.held_up,
+    price_pb2.ListPricesRequest: price.list_prices,
+    price_pb2.GetPriceRequest: price.get_price,
+    usage_pb2.EstimateCostRequest: estimate.estimate_model,
+    InboxQuestion: lambda state, asked: inbox.listed(state, asked.request, asked.first, asked.size),
+    views.LocksQuestion: views.list_locks,
+    views.SessionsQuestion: views.list_sessions,
+    views.GraphQuestion: views.graph,
+    lock_pb2.GetLockTicketRequest: views.get_ticket,
 }
 """Asked after dispatch, and changing nothing: the answer is true at the end of the batch."""
 
@@ -90,12 +166,15 @@ _BY_TASK_ID = (
     task_pb2.RetryTaskRequest,
     task_pb2.DeleteTaskRequest,
     task_pb2.ExplainTaskRequest,
+    task_pb2.ApproveTaskRequest,
 )
 _BY_TOKEN = (
     worker_pb2.ReportProgressRequest,
+    worker_pb2.ReportUsageRequest,
     worker_pb2.CompleteTaskRequest,
     worker_pb2.FailTaskRequest,
     worker_pb2.ReleaseTaskRequest,
+    approval_pb2.RequestApprovalRequest,
 )
 
 
@@ -149,23 +228,38 @@ def content_ids_of(request: Any) -> Iterable[str]:
 
 
 def tasks_to_look_at(state: State, subject_ids: Iterable[str]) -> Iterable[str]:
-    """The tasks that looks at these subjects will need: themselves, or the last one of a schedule."""
+    """The tasks that looks at these subjects will need: themselves, or the live runs of a schedule."""
     for subject_id in subject_ids:
         if subject_id.startswith("schedule_"):
-            known = state.standing.find(schedule_pb2.Schedule, subject_id)
-            if known is not None and known.last_task_id:
-                yield known.last_task_id
-        elif subject_id.startswith("task_"):
-            yield subject_id
+            yield from state.schedule_lives.of(subject_id)
+        elif subject_id.startswith(("task_", HOLD_SUBJECT)):
+            yield subject_id.removeprefix(HOLD_SUBJECT)
+
+
+_LOOKS: dict[str, Callable[[State, str], object]] = {
+    "task": attempt.look_at_task,
+    "agent": agent.look_at_agent,
+    "approval": expiry.look_at_approval,
+    "schedule": schedule_run.look_at_schedule,
+    "session": session.look_at_session,
+    "grant": grants.look_at_grant,
+    "ticket": resumption.look_at_ticket,
+    "lock": resumption.look_at_lock,
+    "budget": lambda state, subject_id: state.budgets.look(subject_id),
+    "reservation": reservation.look_at_reservation,
+    "hold": lambda state, subject_id: state.budgets.look_at_hold(subject_id.removeprefix(HOLD_SUBJECT)),
+    "alert": lambda state, subject_id: state.alerts.look(subject_id),
+    USAGE: lambda state, _: state.usage.tell(),
+}
+"""By the prefix of the subject's id."""
 
 
 def look(state: State, subject_id: str) -> None:
-    """Does what time asks of a task, an agent, a schedule or a limit."""
-    if subject_id.startswith("task_"):
-        attempt.look_at_task(state, subject_id)
-    elif subject_id.startswith("agent_"):
-        agent.look_at_agent(state, subject_id)
-    elif subject_id.startswith("schedule_"):
-        schedule_run.look_at_schedule(state, subject_id)
+    """Does what time asks of a subject; what has no prefix of its own is about a queue or a key."""
+    at = _LOOKS.get(subject_id.partition("_")[0])
+    if at is not None:
+        at(state, subject_id)
+    elif subject_id.startswith(alerts.QUEUE_SUBJECT):
+        state.alerts.look_at_queue(subject_id.removeprefix(alerts.QUEUE_SUBJECT))
     else:
         state.queues.rate_is_free(subject_id)

@@ -9,29 +9,41 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 import structlog
+from kapell.rules.redaction import Redactor
 from kapell.v1.agent_pb2 import TERMINATE_MODE_FORCE, Agent, TerminateAgentRequest
+from kapell.v1.budget_pb2 import Budget
 from kapell.v1.error_pb2 import ERROR_REASON_QUEUE_FULL, ERROR_REASON_SERVER_DRAINING
-from kapell.v1.task_pb2 import TASK_STATE_CANCELLING
+from kapell.v1.lock_pb2 import AcquireLocksRequest, CheckFenceRequest, CheckFenceResponse
+from kapell.v1.price_pb2 import Price
+from kapell.v1.task_pb2 import TASK_STATE_CANCELLING, Task
+from kapell.v1.token_pb2 import Token
+from kapell.v1.usage_pb2 import RepriceUsageRequest, UsageRecord
 from kapell.v1.worker_pb2 import LEASE_DIRECTIVE_CANCEL, LEASE_DIRECTIVE_CONTINUE, LeaseTasksRequest
 
 from kapell_server.clock import Clock, SystemClock
 from kapell_server.domain.access import Caller, Keyring
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.locks import lock
+from kapell_server.domain.secrets import use
+from kapell_server.domain.secrets.vault import NoVault, Vault
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks.bulk import DEFAULT_AFFECTED
 from kapell_server.domain.tasks.bulk_job import RESPONSES, BulkCommand, BulkRequest, BulkStep
 from kapell_server.domain.times import SECOND, duration_ns
 from kapell_server.domain.transitions import AGENT_FINAL
+from kapell_server.domain.usage import reprice
 from kapell_server.domain.workers import attempt
 from kapell_server.engine.batch import Batcher, Command, Outcome, PollOver, StaleMemoryError
 from kapell_server.engine.bulk import BulkLine
-from kapell_server.engine.facts import Termination
+from kapell_server.engine.facts import ChildrenAwaited, Termination
 from kapell_server.engine.gather import Gather
 from kapell_server.engine.resume import resume
 from kapell_server.store.cache import TaskCache
@@ -82,12 +94,16 @@ class Engine:
         settings: Settings | None = None,
         random: Random | None = None,
         supervisor: Supervisor | None = None,
+        prices: Sequence[Price] = (),
+        vault: Vault | None = None,
     ) -> None:
+        self._vault = vault or NoVault()
         self._database = database
         self._clock = clock or SystemClock()
         self._settings = settings or Settings()
         self._random = random or Random()
         self._keyring = keyring
+        self._prices = prices
         self._supervisor = supervisor or Supervisor()
         self._mailbox: deque[Command] = deque()
         self._gather = Gather()
@@ -102,6 +118,8 @@ class Engine:
         self._quiet: asyncio.Future[None] | None = None
         self.oldest_revision = 0
         """The log holds what came after it: the oldest revision that a watch may start after."""
+        self.tokens_version = 0
+        """Changes with every token of a user that is made, revoked or forgotten."""
         self.compacted = asyncio.Event()
         """Set when `oldest_revision` has moved, for whoever removes the rows."""
         self._runner: asyncio.Task[Any] | None = None
@@ -115,6 +133,8 @@ class Engine:
     async def start(self) -> None:
         """Loads what lives and begins to take commands."""
         self._state = State(settings=self._settings, keyring=self._keyring, random=self._random, log_id="")
+        self._state.usage.prices.ship(self._prices)
+        self._state.vault = self._vault
         now_ns = self._clock.now_ns()
         await self._database.write(lambda connection: resume(connection, self._state, now_ns))
         self.log_id = self._state.log_id
@@ -128,6 +148,7 @@ class Engine:
             log_id=self.log_id,
             head=lambda: self.ring.head,
             oldest=lambda: self.oldest_revision,
+            has_usage=lambda: self._state.usage.last_number > 0,
         )
         self._runner = self._supervisor.spawn(self._run(), name="engine")
         self._keeper = self._supervisor.spawn(self._keep_house(), name="engine-housekeeping")
@@ -161,12 +182,15 @@ class Engine:
 
         `request` is a validated request message or a fact; `caller` has the scope for it. The same
         request_id gives the first answer again. Raises KapellError. Once this has begun, cancelling
-        the caller does not take the command back. LeaseTasks waits inside for up to its `wait`.
+        the caller does not take the command back. LeaseTasks and AcquireLocks wait inside for up to their `wait`.
         """
         command = Command(request, caller, asyncio.get_running_loop().create_future())
         self._enqueue(command)
         if type(request) is LeaseTasksRequest:
-            return await self._poll(command)
+            wait = duration_ns(request.wait) / SECOND if request.HasField("wait") else _DEFAULT_WAIT
+            return await self._poll(command, wait)
+        if type(request) is AcquireLocksRequest and duration_ns(request.wait) > 0:
+            return await self._poll(command, duration_ns(request.wait) / SECOND)
         return await command.future
 
     async def change_tasks(self, request: BulkRequest, caller: Caller) -> bytes:
@@ -203,9 +227,8 @@ class Engine:
         self._mailbox.append(command)
         self._gather.arrived(len(self._mailbox))
 
-    async def _poll(self, command: Command) -> bytes:
-        request = command.request
-        wait = duration_ns(request.wait) / SECOND if request.HasField("wait") else _DEFAULT_WAIT
+    async def _poll(self, command: Command, wait: float) -> bytes:
+        """Waits inside for up to `wait` seconds."""
         loop = asyncio.get_running_loop()
         timer = loop.call_later(wait, self._end_poll, command, False)
         try:
@@ -244,9 +267,47 @@ class Engine:
         cancelling = task is not None and task.state == TASK_STATE_CANCELLING
         return lease.task_id, lease.attempt, LEASE_DIRECTIVE_CANCEL if cancelling else LEASE_DIRECTIVE_CONTINUE
 
+    def check_fence(self, request: CheckFenceRequest) -> CheckFenceResponse:
+        """The lock that covers the path with this token. Raises FENCING_TOKEN_STALE. Does not pass the writer."""
+        return lock.check_fence(self._state, request, self._clock.now_ns())
+
+    def awaiting_children(self, task_id: str) -> AbstractContextManager[None]:
+        """While the attempt of the task waits for its children, so that a deadlock by locks is seen."""
+        return self._state.locks.awaiting_children(task_id)
+
+    async def check_children_awaited(self, task_id: str, caller: Caller) -> None:
+        """Raises DEADLOCK where a child waits for what the task, or who waits for it, holds."""
+        if self._state.locks.held:
+            await self.submit(ChildrenAwaited(task_id), caller)
+
+    def sealed_values(self) -> list[bytes]:
+        """The values of secrets as they are stored."""
+        return list(self._state.secret_values.values())
+
+    async def redactor(self, task_id: str) -> Redactor:
+        """Masks what the attempt of a leased task says that does not pass the writer."""
+        task = self._state.cached_task(task_id)
+        if task is None:
+            task = Task.FromString(await self.reads.get_task(task_id))
+        lease = self._state.leases.by_task.get(task_id)
+        return use.redactor(self._state, task, lease.agent_id if lease is not None else "")
+
     def key_use(self, key: str) -> tuple[int, int]:
         """How many tasks of a concurrency key run, and how many are QUEUED."""
         return self._state.queues.keys.count(key)
+
+    def fill_in_budget(self, budget: Budget) -> None:
+        """Puts what is spent and reserved right now into a budget; one that is gone stays as it is."""
+        tally = self._state.budgets.tallies.get(budget.budget_id)
+        if tally is not None:
+            budget.status.CopyFrom(self._state.budgets.status(tally))
+
+    def costed_anew(
+        self, request: RepriceUsageRequest, records: Sequence[UsageRecord]
+    ) -> list[tuple[UsageRecord, UsageRecord]]:
+        """Those of these records whose cost would differ by the prices as they are, each with what it would be."""
+        found = ((record, reprice.costed_anew(self._state, record, request)) for record in records)
+        return [(before, after) for before, after in found if after is not None]
 
     def held_tasks(self, agent_id: str) -> list[str]:
         """The tasks that the agent has a live lease on, the oldest lease first."""
@@ -256,6 +317,11 @@ class Engine:
         """Whether this instance of the agent has not ended. For calls that do not pass the writer."""
         agent = self._state.agents.get(agent_id)
         return agent is not None and agent.instance == instance and agent.state not in AGENT_FINAL
+
+    def find_token(self, token_id: str) -> tuple[Token, bytes] | None:
+        """A token of a user and what proves it; None where there is none. For calls that do not pass the writer."""
+        token, digest = self._state.standing.find(Token, token_id), self._state.token_digests.get(token_id)
+        return None if token is None or digest is None else (token, digest)
 
     def termination(self, agent_id: str) -> Termination | None:
         """How the agent is to be ended; None where nobody has asked in the life of this process."""
@@ -347,6 +413,8 @@ class Engine:
             command = command.request.command
             if command.poll is not None:
                 self._state.polls.remove(command.poll)
+            if command.wait is not None and command in command.wait.handles:
+                command.wait.handles.remove(command)
         if type(command.request) is BulkStep:
             for waiter, _ in self._bulk.failed(command.request.job, error):
                 self._fail(waiter, error)
@@ -369,6 +437,8 @@ class Engine:
         if outcome.records:
             self._cache.feed(outcome.records, outcome.contents)
             self.ring.publish(outcome.records)
+            if any(type(record.resource) is Token for record in outcome.records):
+                self.tokens_version += 1
         for command, answer in outcome.answers:
             if command.future.done():
                 continue
@@ -403,6 +473,9 @@ class Engine:
         for poll in self._state.polls.all():
             if not poll.handle.future.done():
                 poll.handle.future.set_exception(_draining())
+        for wait in self._state.locks.waits.values():
+            for handle in wait.handles:
+                self._fail(handle, _draining())
 
     # -- time --------------------------------------------------------------------------------
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kapell.v1.agent_pb2 import AgentSpec, SpawnAgentRequest
+from kapell.v1.approval_pb2 import ListApprovalsRequest
 from kapell.v1.common_pb2 import ProcessExit
 from kapell.v1.template_pb2 import TemplateSpec
+from kapell.v1.usage_pb2 import RecordUsageRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +51,27 @@ class AgentStartFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class ChildrenAwaited:
+    """The attempt of a task waits for its children, which is noted in the table of locks."""
+
+    task_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class TemplatesShipped:
     """The templates that this version of Kapell brings along, by id, in the order they are to be created."""
 
     specs: tuple[tuple[str, TemplateSpec], ...]
     digest: str
     """Remembered with them, so that the next start knows them by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class UsageChunk:
+    """Some of the records of a RecordUsage, under a request_id of their own; `request` tells the whole by a digest."""
+
+    request: RecordUsageRequest
+    request_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +87,15 @@ class EventsOutlived:
     """Events up to this revision need not be kept any more."""
 
     revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class InboxQuestion:
+    """A page of the approvals that wait, by position."""
+
+    request: ListApprovalsRequest
+    first: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kapell.v1.worker_pb2 import Offer
 
 from kapell_server.domain.queueing.polls import Poll
+from kapell_server.domain.secrets import use
 from kapell_server.domain.state import State
 from kapell_server.domain.times import set_duration, stamp
 from kapell_server.store.writes import Written
@@ -24,6 +25,10 @@ def encode_offers(state: State, poll: Poll, written: Written) -> bytes:
         data = written.encoded.get(task.revision) or task.SerializeToString()
         token = state.keyring.lease_token(lease.task_id, lease.attempt, lease.start_ns)
         offer = Offer(attempt=lease.attempt, lease_token=token)
+        if task.secrets or lease.agent_id in state.agent_secrets:
+            values, missing = use.values_for(state, task, lease.agent_id)
+            offer.secrets.update(values)
+            offer.missing_secrets.extend(missing)
         stamp(offer.expire_time, lease.expire_ns)
         set_duration(offer.ttl_remaining, max(0, lease.expire_ns - state.now_ns))
         offers.append(field(1, field(_TASK, data + state.content(lease.task_id)) + offer.SerializeToString()))

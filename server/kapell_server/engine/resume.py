@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from kapell.v1.schedule_pb2 import Schedule
 
+from kapell_server.domain.locks import resumption
 from kapell_server.domain.schedules import schedule_run
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks.deadlines import agent_start_deadline_ns
@@ -18,6 +19,9 @@ from kapell_server.engine.batch import load_deadlines
 from kapell_server.store.bulk_jobs import load_bulk_jobs
 from kapell_server.store.database import Connection
 from kapell_server.store.loads import RowLoader, load_resumption
+from kapell_server.store.remembered import request_key
+from kapell_server.store.token_rows import load_audit_number, load_token_digests
+from kapell_server.store.usage_rows import load_last_numbers, load_untold
 
 
 def resume(connection: Connection, state: State, now_ns: int) -> None:
@@ -29,6 +33,10 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
     state.oldest_revision = loaded.oldest_revision
     grace = now_ns + int(state.settings.lease_duration * SECOND)
     state.standing.load(loaded.standing)
+    state.approvals.load(loaded.approvals)
+    state.schedule_lives.load(loaded.schedule_runs)
+    state.secret_values.update(loaded.secret_values)
+    state.agent_secrets.update(loaded.agent_secrets)
     for schedule in state.standing.all(Schedule):
         schedule_run.wake(state, schedule)
     for known, instance_key in loaded.agents:
@@ -45,7 +53,13 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
     for record, poll_id in loaded.attempts:
         state.leases.add(Lease(record=record, expire_ns=grace, poll_id=poll_id, confirmed=True, news_ns=now_ns))
         state.schedule(grace, record.task_id)
-    state.queues.load(loaded.queued, loaded.leased, loaded.starts)
+    resumption.load(state, request_key)
+    state.queues.load(loaded.queued, loaded.leased, loaded.resting, loaded.starts)
+    state.budgets.load(*loaded.budgets)
+    state.alerts.load()
     state.edges.load(loaded.edges, loaded.stirred)
+    state.token_digests.update(load_token_digests(connection))
+    state.audit_number = load_audit_number(connection)
     load_deadlines(connection, state, 0)
+    state.usage.resume(*load_last_numbers(connection), load_untold(connection))
     state.bulk_jobs.update((job.key, job) for job in load_bulk_jobs(connection))

@@ -1,8 +1,8 @@
 """What the telemetry of agents' command line tools says about usage, as records of the ledger.
 
-Pure functions over OpenTelemetry's messages. Known are the event claude_code.api_request and the metric
-claude_code.token.usage of Claude Code, the event codex.sse_event (kind response.completed) of Codex, and any event
-with the attributes gen_ai.usage.*. Everything else is none of the ledger's business.
+Pure functions over OpenTelemetry's messages. Which events tell of usage is for the ledger to say, which reads their
+attributes as any raw payload (domain/usage/raw_otel): those of Claude Code, of Codex, and any with gen_ai.usage.*.
+Of metrics claude_code.token.usage is known. Everything else is none of the ledger's business.
 
 A request of a model that is told of twice must count once. Where an event has no id of its own, its record_id is
 drawn from all that tells it apart, which is the same when an exporter sends the event again.
@@ -11,6 +11,8 @@ drawn from all that tells it apart, which is the same when an exporter sends the
 from __future__ import annotations
 
 import hashlib
+import math
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -25,6 +27,8 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     ResourceMetrics,
 )
 
+from kapell_server.domain.usage import raw_otel
+
 Attributes = dict[str, Any]
 
 TASK = "kapell.task_id"
@@ -33,7 +37,12 @@ AGENT = "kapell.agent_id"
 LABEL = "kapell.label."
 """Attributes of a resource that begin so become labels."""
 _SESSIONS = ("session.id", "conversation.id")
-_GENAI = "gen_ai.usage."
+_OWN_IDS = ("request_id", "gen_ai.response.id", "response.id", "event.id")
+_LONGEST = 200
+_MOST_LABELS = 16
+_MOST_TOKENS = 10**11
+_LABEL_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._/-]{0,62}")
+_YEAR_2000, _YEAR_2100 = 946_684_800 * 10**9, 4_102_444_800 * 10**9
 _CLAUDE_METRIC = "claude_code.token.usage"
 _CLAUDE_TYPES = {
     "input": "uncached_input_tokens",
@@ -53,69 +62,22 @@ def records_of_logs(batches: Iterable[ResourceLogs]) -> Iterator[UsageRecord]:
                 record = _of_event(entry, attributes)
                 if record is not None:
                     _say_whose(record, attributes)
-                    record.event_time.FromNanoseconds(entry.time_unix_nano or entry.observed_time_unix_nano)
-                    if not record.event_time.ToNanoseconds():
-                        record.ClearField("event_time")
+                    _say_when(record, entry.time_unix_nano or entry.observed_time_unix_nano)
                     yield record
 
 
 def _of_event(entry: LogRecord, attributes: Attributes) -> UsageRecord | None:
-    names = {entry.event_name, str(attributes.get("event.name", "")), entry.body.string_value}
-    if names & {"claude_code.api_request"} or ("api_request" in names and "prompt.id" in attributes):
-        return _claude(entry, attributes)
-    if "codex.sse_event" in names:
-        return _codex(entry, attributes) if attributes.get("event.kind") == "response.completed" else None
-    if any(name.startswith(_GENAI) for name in attributes):
-        return _gen_ai(entry, attributes)
-    return None
-
-
-def _claude(entry: LogRecord, attributes: Attributes) -> UsageRecord:
-    """Input does not include what was read from or written to a cache. For how long it was written is not told."""
-    tokens = TokenCounts(
-        uncached_input_tokens=_count(attributes, "input_tokens"),
-        cache_read_tokens=_count(attributes, "cache_read_tokens"),
-        cache_write_5m_tokens=_count(attributes, "cache_creation_tokens"),
-        output_tokens=_count(attributes, "output_tokens"),
-    )
-    record = UsageRecord(
-        record_id=str(attributes.get("request_id") or _drawn_id("claude", entry, attributes)),
-        provider="anthropic",
-        model=str(attributes.get("model", "")),
-        tokens=tokens,
-        source="claude-code events",
-    )
-    _say_duration(record, attributes)
-    return record
-
-
-def _codex(entry: LogRecord, attributes: Attributes) -> UsageRecord:
-    """Cached input is a part of the input, reasoning a part of the output."""
-    given, cached = _count(attributes, "input_token_count"), _count(attributes, "cached_token_count")
-    output = _count(attributes, "output_token_count")
-    tokens = TokenCounts(
-        uncached_input_tokens=max(given - cached, 0),
-        cache_read_tokens=min(cached, given),
-        output_tokens=output,
-        reasoning_tokens=min(_count(attributes, "reasoning_token_count"), output),
-    )
-    record = UsageRecord(
-        record_id=_drawn_id("codex", entry, attributes),
-        provider="openai",
-        model=str(attributes.get("model") or attributes.get("slug") or ""),
-        tokens=tokens,
-        basis=USAGE_BASIS_DERIVED,
-        source="codex events",
-    )
-    _say_duration(record, attributes)
-    return record
-
-
-def _gen_ai(entry: LogRecord, attributes: Attributes) -> UsageRecord:
+    """The attributes go to the ledger as they are, which knows their shapes; only what is large stays behind."""
+    name = entry.event_name or entry.body.string_value
+    told = {"event.name": name, **attributes}
+    if not raw_otel.is_meant(told):
+        return None
     raw = Struct()
-    raw.update({name: value for name, value in attributes.items() if name.startswith("gen_ai.")})
-    record_id = str(attributes.get("gen_ai.response.id") or _drawn_id("gen_ai", entry, attributes))
-    return UsageRecord(record_id=record_id, raw=raw, raw_format=RAW_USAGE_FORMAT_OTEL_GENAI, source="otlp gen_ai")
+    raw.update({name: value for name, value in told.items() if len(str(value)) <= _LONGEST})
+    own = next((str(told[name]) for name in _OWN_IDS if told.get(name)), "")
+    return UsageRecord(
+        record_id=_clean(own, 200) or _drawn_id(entry, attributes), raw=raw, raw_format=RAW_USAGE_FORMAT_OTEL_GENAI
+    )
 
 
 def records_of_metrics(batches: Iterable[ResourceMetrics]) -> Iterator[UsageRecord]:
@@ -139,12 +101,12 @@ def _of_counter(metric: Metric, resource: Attributes) -> Iterator[UsageRecord]:
         span = () if cumulative else (str(point.start_time_unix_nano), str(point.time_unix_nano))
         key = (*(f"{name}={value}" for name, value in sorted(attributes.items())), *span)
         _, tokens, _ = groups.setdefault(key, (attributes, TokenCounts(), point))
-        value = point.as_int if point.HasField("as_int") else round(point.as_double)
-        setattr(tokens, field, getattr(tokens, field) + max(value, 0))
+        value = _whole(point)
+        setattr(tokens, field, getattr(tokens, field) + min(max(value, 0), _MOST_TOKENS))
     for key, (attributes, tokens, point) in groups.items():
         record = UsageRecord(
             provider="anthropic",
-            model=str(attributes.get("model", "")),
+            model=_clean(attributes.get("model", ""), 200),
             tokens=tokens,
             basis=USAGE_BASIS_DERIVED,
             source="claude-code metrics",
@@ -154,32 +116,43 @@ def _of_counter(metric: Metric, resource: Attributes) -> Iterator[UsageRecord]:
         else:
             record.record_id = "claude:" + _digest(key)
         _say_whose(record, attributes)
-        if point.time_unix_nano:
-            record.event_time.FromNanoseconds(point.time_unix_nano)
+        _say_when(record, point.time_unix_nano)
         yield record
 
 
+def _whole(point: NumberDataPoint) -> int:
+    if point.HasField("as_int"):
+        return point.as_int
+    return round(point.as_double) if math.isfinite(point.as_double) else 0
+
+
 def _say_whose(record: UsageRecord, attributes: Attributes) -> None:
-    record.task_id = str(attributes.get(TASK, ""))
-    record.agent_id = str(attributes.get(AGENT, ""))
-    for name, value in attributes.items():
-        if name.startswith(LABEL):
-            record.labels[name.removeprefix(LABEL)] = str(value)
-    session = next((str(attributes[name]) for name in _SESSIONS if attributes.get(name)), "")
+    """What the ledger would refuse as a message is made to fit: one odd attribute must not cost all that was sent."""
+    record.task_id = _clean(attributes.get(TASK, ""), 64)
+    record.agent_id = _clean(attributes.get(AGENT, ""), 64)
+    session = next((attributes[name] for name in _SESSIONS if attributes.get(name)), "")
     if session:
-        record.labels["session"] = session[:256]
+        record.labels["session"] = _clean(session, 256)
+    for name, value in attributes.items():
+        label = name.removeprefix(LABEL)
+        if label != name and _LABEL_NAME.fullmatch(label) and len(record.labels) < _MOST_LABELS:
+            record.labels[label] = _clean(value, 256)
 
 
-def _say_duration(record: UsageRecord, attributes: Attributes) -> None:
-    milliseconds = _count(attributes, "duration_ms")
-    if milliseconds:
-        record.duration.FromMilliseconds(milliseconds)
+def _say_when(record: UsageRecord, time_ns: int) -> None:
+    """By the exporter's clock, where that can be true."""
+    if _YEAR_2000 <= time_ns < _YEAR_2100:
+        record.event_time.FromNanoseconds(time_ns)
 
 
-def _drawn_id(prefix: str, entry: LogRecord, attributes: Attributes) -> str:
+def _clean(value: object, most: int) -> str:
+    return str(value).replace("\0", "")[:most]
+
+
+def _drawn_id(entry: LogRecord, attributes: Attributes) -> str:
     """The same for the same event, however often it is sent."""
     told = (f"{name}={attributes[name]}" for name in sorted(attributes))
-    return f"{prefix}:{_digest((str(entry.time_unix_nano), *told))}"
+    return "otlp:" + _digest((str(entry.time_unix_nano), *told))
 
 
 def _digest(parts: Iterable[str]) -> str:
@@ -195,11 +168,3 @@ def _value(value: AnyValue) -> Any:
     if kind == "array_value":
         return [_value(one) for one in value.array_value.values]
     return getattr(value, kind) if kind in ("string_value", "bool_value", "int_value", "double_value") else ""
-
-
-def _count(attributes: Attributes, name: str) -> int:
-    """A number, which some exporters send as text; 0 where there is none."""
-    try:
-        return max(int(float(attributes.get(name) or 0)), 0)
-    except (TypeError, ValueError, OverflowError):
-        return 0

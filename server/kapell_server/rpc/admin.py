@@ -59,6 +59,7 @@ class AdminServicer:
                 "queues": True,
                 "artifacts": True,
                 "schedules": True,
+                "locks": True,
                 "watch": True,
                 "reflection": True,
             },

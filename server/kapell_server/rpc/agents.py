@@ -14,6 +14,7 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.domain.transitions import AGENT_FINAL
 from kapell_server.domain.workers.agent import without_secrets
 from kapell_server.engine.facts import SpawnCommand
+from kapell_server.rpc.auth import check_inline
 from kapell_server.rpc.durations import seconds
 from kapell_server.rpc.pipeline import waits
 from kapell_server.watch.filters import for_agents
@@ -61,6 +62,8 @@ class AgentServicer:
     async def SpawnAgent(
         self, request: agent_pb2.SpawnAgentRequest, caller: Caller, patience: float
     ) -> bytes | agent_pb2.SpawnAgentResponse:
+        if not request.profile:
+            check_inline(caller)
         spec = self._spec(request)
         self._spawner.find_program(spec)
         command = SpawnCommand(request=request, profile=request.profile, spec=spec)

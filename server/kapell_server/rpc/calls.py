@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 from grpc.aio import ServicerContext
@@ -30,11 +31,16 @@ class LongCall:
     `ended_with` is set where the server ends the call, by cancelling its task or after the message at hand.
     """
 
-    __slots__ = ("blocked_since", "ended_with")
+    __slots__ = ("blocked_since", "ended_with", "for_agents", "guest", "header", "version")
 
     def __init__(self) -> None:
         self.blocked_since = 0.0
         self.ended_with: KapellError | None = None
+        self.guest: Any = None
+        """Whose call it is, once they were let in; for the pipeline alone, as the rest."""
+        self.header: str | bytes | None = None
+        self.version: Any = None
+        self.for_agents = False
 
 
 class OpenCalls:
@@ -46,6 +52,8 @@ class OpenCalls:
         self.waiting: dict[asyncio.Task[Any], LongCall] = {}
         """Calls that bound their own wait: long polls."""
         self.streams: dict[asyncio.Task[Any], LongCall] = {}
+        self.check: Callable[[LongCall], KapellError | None] = lambda call: None
+        """Why a long call may not go on, asked once a second; None while it may."""
         self.overdue: set[asyncio.Task[Any]] = set()
         """Unary calls that were cancelled by the watchman, not by their client."""
         self.unary_limit = unary_limit
@@ -56,6 +64,7 @@ class OpenCalls:
         while True:
             await asyncio.sleep(TICK)
             self.end_overdue(time.perf_counter())
+            self.end_unwelcome()
 
     def end_overdue(self, now: float) -> None:
         """Cancels unary calls and streams that are over their limit at `now`."""
@@ -70,6 +79,13 @@ class OpenCalls:
                 stream.blocked_since = 0.0
                 task.cancel()
 
+    def end_unwelcome(self) -> None:
+        """Ends long calls whose token is good no more."""
+        for task, call in [*self.waiting.items(), *self.streams.items()]:
+            refusal = self.check(call)
+            if refusal is not None:
+                _end(task, call, refusal)
+
     def end_long_calls(self, error: KapellError) -> None:
         """Ends all streams and long polls with the error.
 
@@ -77,10 +93,7 @@ class OpenCalls:
         grpc sends the headers a second time with the status, fails, and the client never learns why.
         """
         for task, call in [*self.waiting.items(), *self.streams.items()]:
-            if call.ended_with is None:
-                call.ended_with = error
-                if not call.blocked_since:
-                    task.cancel()
+            _end(task, call, error)
 
     async def until_none(self, timeout: float) -> int:
         """Waits until no call is open, at most `timeout` seconds; how many are left."""
@@ -88,3 +101,10 @@ class OpenCalls:
         if left:
             await asyncio.wait(left, timeout=timeout)
         return sum(not task.done() for task in left)
+
+
+def _end(task: asyncio.Task[Any], call: LongCall, error: KapellError) -> None:
+    if call.ended_with is None:
+        call.ended_with = error
+        if not call.blocked_since:
+            task.cancel()

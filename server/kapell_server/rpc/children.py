@@ -33,13 +33,20 @@ class ChildWaits:
         now = asyncio.get_running_loop().time
         until = now() + seconds
         # The call is one sign of life: an agent that dies while it waits must not keep its lease by that.
-        engine.check_lease(token, caller)
+        task_id, _, _ = engine.check_lease(token, caller)
+        with engine.awaiting_children(task_id):
+            return await self._wait(token, caller, until)
+
+    async def _wait(self, token: str, caller: Caller, until: float) -> WaitChildTasksResponse:
+        engine = self._engine
+        now = asyncio.get_running_loop().time
         while True:
             task_id, _, directive = engine.check_lease(token, caller, renew=False)
             children, revision = await engine.reads.families.children(task_id)
             waiting = [child for child in children if child.state not in TASK_FINAL]
             if not waiting or directive == LEASE_DIRECTIVE_CANCEL or now() >= until:
                 break
+            await engine.check_children_awaited(task_id, caller)
             await self._until_ended(waiting, token, caller, lambda: until - now())
         left_out, room = _shorten(children, _MOST_BYTES)
         if not waiting and not left_out:

@@ -13,7 +13,8 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from kapell.v1 import agent_pb2, task_pb2, worker_pb2
+from kapell.v1 import agent_pb2, approval_pb2, task_pb2, worker_pb2
+from kapell.v1.approval_policy_pb2 import APPROVAL_STATE_PENDING
 from kapell.v1.error_pb2 import (
     ERROR_REASON_AGENT_NOT_FOUND,
     ERROR_REASON_NOT_OWNER,
@@ -49,6 +50,7 @@ class _Board:
         self.changed = asyncio.Event()
         self.agent: agent_pb2.Agent | None = None
         self.cancel_task_ids: set[str] = set()
+        self.decided_approval_ids: set[str] = set()
         self.error: KapellError | None = None
 
 
@@ -83,10 +85,11 @@ class Directives:
                     yield _message(worker_pb2.AGENT_DIRECTIVE_REREGISTER, [])
                     return
                 cancel_task_ids, board.cancel_task_ids = sorted(board.cancel_task_ids), set()
+                decided_ids, board.decided_approval_ids = sorted(board.decided_approval_ids), set()
                 directive = _directive(agent)
-                if cancel_task_ids or directive != sent:
+                if cancel_task_ids or decided_ids or directive != sent:
                     sent = directive
-                    yield _message(directive, cancel_task_ids)
+                    yield _message(directive, cancel_task_ids, decided_ids)
 
     async def _agent(self, agent_id: str, caller: Caller) -> agent_pb2.Agent:
         """The agent, if the caller's token still speaks for it."""
@@ -138,6 +141,11 @@ class Directives:
             for board in self._boards.get(resource.lease.agent_id, ()):
                 board.cancel_task_ids.add(record.resource_id)
                 board.changed.set()
+        elif isinstance(resource, approval_pb2.Approval):
+            if resource.state != APPROVAL_STATE_PENDING:
+                for board in self._boards.get(resource.agent_id, ()):
+                    board.decided_approval_ids.add(record.resource_id)
+                    board.changed.set()
         elif isinstance(resource, agent_pb2.Agent):
             for board in self._boards.get(record.resource_id, ()):
                 board.agent = resource
@@ -171,9 +179,11 @@ def _directive(agent: agent_pb2.Agent) -> worker_pb2.AgentDirective.ValueType:
 
 
 def _message(
-    directive: worker_pb2.AgentDirective.ValueType, cancel_task_ids: list[str]
+    directive: worker_pb2.AgentDirective.ValueType, cancel_task_ids: list[str], decided_ids: list[str] | None = None
 ) -> worker_pb2.WatchDirectivesResponse:
-    return worker_pb2.WatchDirectivesResponse(directive=directive, cancel_task_ids=cancel_task_ids)
+    return worker_pb2.WatchDirectivesResponse(
+        directive=directive, cancel_task_ids=cancel_task_ids, decided_approval_ids=decided_ids
+    )
 
 
 def _check_owner(agent_id: str, caller: Caller) -> None:

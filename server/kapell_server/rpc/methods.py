@@ -14,17 +14,50 @@ from google.protobuf.message_factory import GetMessageClass
 from kapell.v1 import (
     admin_pb2,
     agent_pb2,
+    alert_pb2,
+    approval_pb2,
     artifact_pb2,
+    audit_pb2,
+    budget_pb2,
     common_pb2,
     event_pb2,
+    lock_pb2,
+    price_pb2,
     queue_pb2,
     schedule_pb2,
+    secret_pb2,
     task_pb2,
     template_pb2,
+    token_pb2,
+    usage_pb2,
+    webhook_pb2,
     worker_pb2,
 )
 
-FILES = (task_pb2, queue_pb2, agent_pb2, artifact_pb2, template_pb2, schedule_pb2, worker_pb2, event_pb2, admin_pb2)
+FILES = (
+    task_pb2,
+    queue_pb2,
+    agent_pb2,
+    artifact_pb2,
+    template_pb2,
+    schedule_pb2,
+    budget_pb2,
+    alert_pb2,
+    webhook_pb2,
+    usage_pb2,
+    price_pb2,
+    secret_pb2,
+    worker_pb2,
+    event_pb2,
+    admin_pb2,
+    worker_pb2,
+    approval_pb2,
+    lock_pb2,
+    event_pb2,
+    admin_pb2,
+    token_pb2,
+    audit_pb2,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +70,7 @@ class Method:
     """The full name: "kapell.v1.TaskService"."""
     name: str
     scope: common_pb2.Scope.ValueType
+    agent_access: common_pb2.AgentAccess.ValueType
     request: type[Message]
     response: type[Message]
     streams: bool
@@ -56,7 +90,8 @@ def methods() -> tuple[Method, ...]:
 def _method(descriptor: MethodDescriptor) -> Method:
     service = descriptor.containing_service
     assert service is not None
-    scope = descriptor.GetOptions().Extensions[common_pb2.scope]
+    options = descriptor.GetOptions().Extensions
+    scope = options[common_pb2.scope]
     assert scope != common_pb2.SCOPE_UNSPECIFIED, f"{descriptor.full_name} names no scope in its proto"
     assert not descriptor.client_streaming, f"{descriptor.full_name}: client streams have no pipeline yet"
     return Method(
@@ -64,6 +99,7 @@ def _method(descriptor: MethodDescriptor) -> Method:
         service=service.full_name,
         name=descriptor.name,
         scope=scope,
+        agent_access=options[common_pb2.agent_access],
         request=GetMessageClass(descriptor.input_type),
         response=GetMessageClass(descriptor.output_type),
         streams=descriptor.server_streaming,

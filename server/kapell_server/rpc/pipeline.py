@@ -1,4 +1,4 @@
-"""What every call passes through: observe, errors, authentication, scope, parsing, validation.
+"""What every call passes through: observe, errors, authentication, scope, limits, parsing, validation, fence.
 
 Each rpc is wrapped once, at registration, into a single coroutine; a call costs a few
 microseconds here and allocates next to nothing. The request arrives as bytes and is parsed here,
@@ -15,25 +15,32 @@ from __future__ import annotations
 import asyncio
 from asyncio import current_task
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, TypeVar
 
 import grpc
 import structlog
 from google.protobuf.message import DecodeError, Message
+from kapell.v1.common_pb2 import SCOPE_APPROVE
 from kapell.v1.error_pb2 import (
     ERROR_REASON_DEADLINE_EXCEEDED,
     ERROR_REASON_PAYLOAD_TOO_LARGE,
+    ERROR_REASON_RATE_LIMITED,
     ERROR_REASON_SERVER_DRAINING,
     ERROR_REASON_TOO_MANY_WATCHES,
 )
 
-from kapell_server.domain.access import Caller
+from kapell_server.domain.access import Caller, CallerKind
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.tokens.audit import audited_method
 from kapell_server.domain.workers.worker import token_of_the_past
-from kapell_server.rpc import auth, validation
+from kapell_server.rpc import auth, fence, validation, well_formed
 from kapell_server.rpc.auth import Authenticator
 from kapell_server.rpc.calls import Context, LongCall, OpenCalls
+from kapell_server.rpc.fence import Fence
+from kapell_server.rpc.limits import CallLimits, Share, Shares
+from kapell_server.rpc.logins import FailedLogins
 from kapell_server.rpc.methods import Method
 from kapell_server.rpc.status import DETAILS_KEY, as_kapell_error, code_of, status_of
 from kapell_server.telemetry import CallStats, Telemetry
@@ -45,8 +52,13 @@ MAX_STREAMS = 10_000
 REMEMBERED_CALLERS = 1024  # by each method
 # While draining, agents may still finish and say goodbye.
 WORKER_SERVICE = "kapell.v1.WorkerService"
+# Who calls these is audited with the address the call came from; so is whoever may approve.
+APPROVAL_SERVICE = "kapell.v1.ApprovalService"
 # A long poll answers this much before its client's deadline, seconds, so that the answer arrives.
 ANSWER_MARGIN = 0.25
+# How long a refusal for asking too much is held back, and how many at a time, seconds.
+HOLD = 0.25
+MOST_HELD = 2_000
 
 Response = Message | bytes
 Unary = Callable[[Any, Caller], Awaitable[Response]]
@@ -68,10 +80,19 @@ def waits(handle: W) -> W:
     return handle
 
 
+@dataclass(frozen=True, slots=True)
+class _Guest:
+    """Who was let in by a method, and what there is of the server for them."""
+
+    caller: Caller
+    share: Share
+
+
 class Pipeline:
     """Wraps servicer methods. `draining` refuses new calls except those of agents.
 
     `lives` tells whether an instance of an agent has not ended: its token is good for no longer.
+    `agents_fence` is what agents are checked by; without one they are checked by the rules alone.
     """
 
     def __init__(
@@ -82,6 +103,9 @@ class Pipeline:
         *,
         lives: Callable[[str, int], bool] = lambda agent_id, instance: True,
         max_streams: int = MAX_STREAMS,
+        agents_fence: Fence | None = None,
+        limits: CallLimits | None = None,
+        logins: FailedLogins | None = None,
     ) -> None:
         self.draining = False
         self._authenticator = authenticator
@@ -89,10 +113,17 @@ class Pipeline:
         self._telemetry = telemetry
         self._lives = lives
         self._max_streams = max_streams
+        self._fence = agents_fence
+        self._shares = Shares(limits or CallLimits())
+        self._logins = logins or FailedLogins()
+        self._held = 0
+        calls.check = self._refusal_by_now
 
     def unary(self, method: Method, handle: Unary) -> UnaryCall:
         """The rpc that answers with `handle`, within 30 s unless the client says otherwise."""
-        admit = self._admission(method)
+        admit, take, check = self._admission(method), _taking(method), self._fence_of(method)
+        recorded = bool(audited_method(method.request)) or method.service == APPROVAL_SERVICE
+        recorded = recorded or method.scope == SCOPE_APPROVE
         stats = self._telemetry.of(method.path)
         observe = stats.observe
         open_calls = self._calls.unary
@@ -103,8 +134,20 @@ class Pipeline:
             assert task is not None
             begun = perf_counter()
             open_calls[task] = (begun, context)
+            share: Share | None = None
             try:
-                caller, request = admit(data, context)
+                guest = admit(context)
+                if (delay := guest.share.delay(begun)) > 0:
+                    await asyncio.sleep(delay)
+                if not guest.share.enter():
+                    await guest.share.line_up()
+                share = guest.share
+                request = take(data)
+                caller = guest.caller
+                if check is not None and caller.instance:
+                    await check(request, caller)
+                if recorded:
+                    caller = replace(caller, peer=context.peer())
                 response = await handle(request, caller)
                 return response if response.__class__ is bytes else response.SerializeToString()  # type: ignore[union-attr]
             except asyncio.CancelledError:
@@ -115,6 +158,8 @@ class Pipeline:
             except Exception as error:
                 return await self._refuse(method, stats, context, error)
             finally:
+                if share is not None:
+                    share.leave()
                 del open_calls[task]
                 if overdue:
                     overdue.discard(task)
@@ -124,7 +169,7 @@ class Pipeline:
 
     def waiting(self, method: Method, handle: Waiting) -> UnaryCall:
         """The rpc that answers with `handle`, which is marked with `waits`."""
-        admit = self._admission(method)
+        admit, take, check = self._admission(method), _taking(method), self._fence_of(method)
         stats = self._telemetry.of(method.path)
         open_calls = self._calls.waiting
 
@@ -133,8 +178,19 @@ class Pipeline:
             assert task is not None
             begun = perf_counter()
             open_calls[task] = poll = LongCall()
+            share: Share | None = None
             try:
-                caller, request = admit(data, context)
+                guest = admit(context)
+                if (delay := guest.share.delay(begun)) > 0:
+                    await asyncio.sleep(delay)
+                guest.share.open_poll()
+                share, caller = guest.share, guest.caller
+                request = take(data)
+                if check is not None and caller.instance:
+                    await check(request, caller)
+                poll.guest = guest
+                poll.header = _header_of(context)
+                poll.for_agents = method.service == WORKER_SERVICE
                 response = await handle(request, caller, _patience(context))
                 return response if response.__class__ is bytes else response.SerializeToString()  # type: ignore[union-attr]
             except asyncio.CancelledError:
@@ -145,6 +201,8 @@ class Pipeline:
             except Exception as error:
                 return await self._refuse(method, stats, context, error)
             finally:
+                if share is not None:
+                    share.polls -= 1
                 del open_calls[task]
                 stats.observe(perf_counter() - begun)
 
@@ -152,7 +210,7 @@ class Pipeline:
 
     def stream(self, method: Method, handle: Stream) -> StreamCall:
         """The rpc that sends what `handle` yields; the generator is closed whatever ends the call."""
-        admit = self._admission(method)
+        admit, take, check = self._admission(method), _taking(method), self._fence_of(method)
         stats = self._telemetry.of(method.path)
         streams = self._calls.streams
 
@@ -161,10 +219,21 @@ class Pipeline:
             assert task is not None
             begun = perf_counter()
             streams[task] = stream = LongCall()
+            share: Share | None = None
             try:
                 if len(streams) > self._max_streams:
                     raise _too_many_streams(self._max_streams)
-                caller, request = admit(data, context)
+                guest = admit(context)
+                if (delay := guest.share.delay(begun)) > 0:
+                    await asyncio.sleep(delay)
+                guest.share.open_watch()
+                share, caller = guest.share, guest.caller
+                request = take(data)
+                if check is not None and caller.instance:
+                    await check(request, caller)
+                stream.guest = guest
+                stream.header = _header_of(context)
+                stream.for_agents = method.service == WORKER_SERVICE
                 responses = handle(request, caller)
                 try:
                     await _send_all(responses, context, stream)
@@ -180,57 +249,84 @@ class Pipeline:
             except Exception as error:
                 await self._refuse(method, stats, context, error)
             finally:
+                if share is not None:
+                    share.watches -= 1
                 del streams[task]
                 stats.observe(perf_counter() - begun)
 
         return call
 
-    def _admission(self, method: Method) -> Callable[[bytes, Context], tuple[Caller, Any]]:
-        """The steps before the servicer: who calls, whether they may, and a request that is valid."""
-        parse = method.request.FromString
-        collect_violations = validation.collect_violations
+    def _admission(self, method: Method) -> Callable[[Context], _Guest]:
+        """The steps before a request is looked at: who calls, and whether they may."""
         for_agents = method.service == WORKER_SERVICE
-        let_in: dict[str | bytes | None, Caller] = {}
+        version = self._authenticator.version
+        check_time = self._authenticator.check_time
+        let_in: dict[str | bytes | None, _Guest] = {}
+        known_version = version()
 
-        def admit(data: bytes, context: Context) -> tuple[Caller, Any]:
+        def admit(context: Context) -> _Guest:
+            nonlocal known_version
             if self.draining and not for_agents:
                 raise draining()
-            header = None
-            for key, value in context.invocation_metadata() or ():
-                if key == "authorization":
-                    header = value
-                    break
-            caller = let_in.get(header)
-            if caller is None:
-                caller = self._let_in(method, header, let_in)
+            header = _header_of(context)
+            if (now_version := version()) != known_version:
+                known_version = now_version
+                let_in.clear()
+            guest = let_in.get(header)
+            if guest is None:
+                guest = self._let_in(method, header, let_in, context)
+            caller = guest.caller
+            if caller.token_id:
+                check_time(caller)
             if caller.instance and not for_agents and not self._lives(caller.agent_id, caller.instance):
                 raise token_of_the_past(caller.agent_id)
-            if len(data) > MAX_MESSAGE_BYTES:
-                raise _too_large(method, len(data))
-            try:
-                request = parse(data)
-            except DecodeError:
-                raise validation.unreadable(method.request) from None
-            violations = collect_violations(request)
-            if violations:
-                raise validation.refusal(violations)
-            return caller, request
+            return guest
 
         return admit
 
-    def _let_in(self, method: Method, header: str | bytes | None, let_in: dict[str | bytes | None, Caller]) -> Caller:
+    def _let_in(
+        self, method: Method, header: str | bytes | None, let_in: dict[str | bytes | None, _Guest], context: Context
+    ) -> _Guest:
         """The caller behind the header, if they may call the method.
 
         The same few tokens come with every call, so who was let in is remembered. Who was refused
         is not, so guessing cannot push real tokens out.
         """
-        caller = self._authenticator.caller(header)
+        try:
+            caller = self._authenticator.caller(header)
+        except KapellError as error:
+            raise self._logins.judge(error, context.peer(), method.name, perf_counter()) from None
         if not auth.allowed(method, caller):
             raise auth.refusal(method, caller)
+        if caller.kind is CallerKind.AGENT and fence.closed_to_agents(method):
+            raise fence.not_for_agents(method, caller)
         if len(let_in) >= REMEMBERED_CALLERS:
             let_in.clear()
-        let_in[header] = caller
-        return caller
+        guest = let_in[header] = _Guest(caller, self._shares.of(caller))
+        return guest
+
+    def _fence_of(self, method: Method) -> fence.Check | None:
+        return self._fence.check_of(method) if self._fence is not None else None
+
+    def _refusal_by_now(self, call: LongCall) -> KapellError | None:
+        """Why whoever began a long call may not go on with it; None while they may. Asked once a second."""
+        guest: _Guest | None = call.guest
+        if guest is None:
+            return None
+        caller = guest.caller
+        if caller.kind is not CallerKind.USER:
+            gone = caller.instance and not self._lives(caller.agent_id, caller.instance)
+            # What an agent that ends has to be told comes over its own streams.
+            return token_of_the_past(caller.agent_id) if gone and not call.for_agents else None
+        version = self._authenticator.version()
+        if call.version == version and not caller.expire_ns:
+            return None
+        try:
+            self._authenticator.caller(call.header)
+        except KapellError as error:
+            return error
+        call.version = version
+        return None
 
     async def _refuse(self, method: Method, stats: CallStats, context: Context, error: Exception) -> bytes:
         """Ends the call with the error's status; never returns."""
@@ -238,6 +334,12 @@ class Pipeline:
         if shown is not error:
             _log.error("call failed", method=method.path, **shown.metadata, exc_info=error)
         stats.count_error(shown.reason)
+        if shown.reason == ERROR_REASON_RATE_LIMITED and self._held < MOST_HELD:
+            self._held += 1
+            try:
+                await asyncio.sleep(HOLD)
+            finally:
+                self._held -= 1
         status = status_of(shown)
         await context.abort(code_of(shown), status.message, ((DETAILS_KEY, status.SerializeToString()),))
         raise AssertionError("abort returned")
@@ -249,6 +351,37 @@ class Pipeline:
             " deadline. Whether it took effect is open: repeat it with the same request_id, or give it"
             " a longer deadline.",
         )
+
+
+def _taking(method: Method) -> Callable[[bytes], Any]:
+    """Turns the bytes of a request into one that is valid."""
+    parse = method.request.FromString
+    collect_violations = validation.collect_violations
+    timed = well_formed.may_be_misshapen(method.request)
+
+    def take(data: bytes) -> Any:
+        if len(data) > MAX_MESSAGE_BYTES:
+            raise _too_large(method, len(data))
+        try:
+            request = parse(data)
+        except DecodeError:
+            raise validation.unreadable(method.request) from None
+        violations = collect_violations(request)
+        if violations:
+            raise validation.refusal(violations)
+        if timed and (misshapen := well_formed.violations(request)):
+            raise validation.refusal_of(misshapen)
+        return request
+
+    return take
+
+
+def _header_of(context: Context) -> str | bytes | None:
+    """The authorization header; the first, where there are several."""
+    for key, value in context.invocation_metadata() or ():
+        if key == "authorization":
+            return value
+    return None
 
 
 async def _send_all(responses: AsyncGenerator[Response, None], context: Context, stream: LongCall) -> None:

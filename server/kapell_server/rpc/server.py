@@ -25,6 +25,7 @@ from kapell_server.rpc.calls import Context, OpenCalls
 from kapell_server.rpc.methods import Method
 from kapell_server.rpc.pipeline import MAX_MESSAGE_BYTES, Pipeline, UnaryCall, draining
 from kapell_server.rpc.status import UNKNOWN_METHOD
+from kapell_server.rpc.tls import Tls
 
 # Messages up to this size reach the pipeline, which refuses those over its own cap with a proper
 # error; beyond it grpc itself refuses, in its own words.
@@ -59,22 +60,25 @@ class AddressUnusableError(Exception):
 class RpcServer:
     """Serves the given servicers, keyed by service name ("TaskService"), through the pipeline."""
 
-    def __init__(self, pipeline: Pipeline, calls: OpenCalls) -> None:
+    def __init__(self, pipeline: Pipeline, calls: OpenCalls, *, calls_of_connection: int = 5_000) -> None:
         self._pipeline = pipeline
         self._calls = calls
-        self._server = grpc.aio.server(options=OPTIONS)
+        self._server = grpc.aio.server(options=(*OPTIONS, ("grpc.max_concurrent_streams", calls_of_connection)))
         self._health = health.aio.HealthServicer()
         self.unary_calls: dict[str, UnaryCall] = {}
         """The unary rpcs by path, as they pass the pipeline: for other doors than gRPC. There from `start` on."""
 
-    def bind(self, address: str) -> str:
-        """Takes the address ("host:port", port 0 for any); the address with its real port.
+    def bind(self, address: str, tls: Tls | None = None) -> str:
+        """Takes the address ("host:port", port 0 for any); the address with its real port. Without `tls` in plain text.
 
         Raises AddressUnusableError.
         """
         host = address.rpartition(":")[0]
         try:
-            port = self._server.add_insecure_port(address)
+            if tls is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, tls.credentials())
         except RuntimeError:
             port = 0
         if port == 0:

@@ -71,7 +71,9 @@ _TASK = ("kapell.v1.Task", "task_id")
 _AGENT = ("kapell.v1.Agent", "agent_id")
 _TEMPLATE = ("kapell.v1.Template", "template_id")
 _QUEUE = ("kapell.v1.Queue", "agent_type")
+_BUDGET = ("kapell.v1.Budget", "budget_id")
 _ARTIFACT = ("kapell.v1.Artifact", "artifact_id")
+_APPROVAL = ("kapell.v1.Approval", "approval_id")
 
 TABLE: dict[reasons.ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_REQUEST_INVALID: Row(StatusCode.INVALID_ARGUMENT),
@@ -117,8 +119,35 @@ TABLE: dict[reasons.ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_ARTIFACT_OFFSET_GAP: Row(StatusCode.OUT_OF_RANGE, _ARTIFACT),
     reasons.ERROR_REASON_ARTIFACT_STATE_CONFLICT: Row(StatusCode.FAILED_PRECONDITION, _ARTIFACT),
     reasons.ERROR_REASON_ARTIFACT_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
+    reasons.ERROR_REASON_PRICE_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Price", "price_id")),
+    reasons.ERROR_REASON_PRICE_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
+    reasons.ERROR_REASON_USAGE_QUERY_TOO_LARGE: Row(StatusCode.RESOURCE_EXHAUSTED),
+    reasons.ERROR_REASON_USAGE_CONFLICT: Row(StatusCode.ALREADY_EXISTS),
+    reasons.ERROR_REASON_SECRET_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Secret", "name")),
+    reasons.ERROR_REASON_SECRET_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
     reasons.ERROR_REASON_SCHEDULE_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Schedule", "schedule_id")),
     reasons.ERROR_REASON_SCHEDULE_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
+    reasons.ERROR_REASON_APPROVAL_NOT_FOUND: Row(StatusCode.NOT_FOUND, _APPROVAL),
+    reasons.ERROR_REASON_APPROVAL_ALREADY_DECIDED: Row(StatusCode.ALREADY_EXISTS, _APPROVAL),
+    reasons.ERROR_REASON_SELF_APPROVAL: Row(StatusCode.PERMISSION_DENIED, _APPROVAL),
+    reasons.ERROR_REASON_APPROVAL_CHANGED: Row(StatusCode.ABORTED, _APPROVAL),
+    reasons.ERROR_REASON_NOT_APPROVER: Row(StatusCode.PERMISSION_DENIED, _APPROVAL),
+    reasons.ERROR_REASON_LOCK_HELD: Row(StatusCode.ABORTED),
+    reasons.ERROR_REASON_FENCING_TOKEN_STALE: Row(StatusCode.ABORTED),
+    reasons.ERROR_REASON_DEADLOCK: Row(StatusCode.FAILED_PRECONDITION),
+    reasons.ERROR_REASON_LOCK_LOST: Row(StatusCode.ABORTED),
+    reasons.ERROR_REASON_LOCK_TICKET_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.LockTicket", "ticket_id")),
+    reasons.ERROR_REASON_LOCK_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
+    reasons.ERROR_REASON_BUDGET_NOT_FOUND: Row(StatusCode.NOT_FOUND, _BUDGET),
+    reasons.ERROR_REASON_BUDGET_EXCEEDED: Row(StatusCode.RESOURCE_EXHAUSTED, _BUDGET),
+    reasons.ERROR_REASON_RESERVATION_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Reservation", "reservation_id")),
+    reasons.ERROR_REASON_ALERT_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Alert", "alert_id")),
+    reasons.ERROR_REASON_WEBHOOK_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Webhook", "webhook_id")),
+    reasons.ERROR_REASON_TOKEN_EXPIRED: Row(StatusCode.UNAUTHENTICATED),
+    reasons.ERROR_REASON_TOKEN_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Token", "token_id")),
+    reasons.ERROR_REASON_RATE_LIMITED: Row(StatusCode.RESOURCE_EXHAUSTED, retry_after=1.0),
+    reasons.ERROR_REASON_NOT_FOR_AGENTS: Row(StatusCode.PERMISSION_DENIED, _AGENT),
+    reasons.ERROR_REASON_TOKEN_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
     reasons.ERROR_REASON_INTERNAL: Row(StatusCode.INTERNAL),
 }
 

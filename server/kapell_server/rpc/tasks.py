@@ -58,6 +58,7 @@ class TaskServicer:
         self.RetryTasks = engine.change_tasks
         self.ReprioritizeTasks = engine.change_tasks
         self.ExplainTask = engine.submit
+        self.ApproveTask = engine.submit
 
     async def GetTask(self, request: task_pb2.GetTaskRequest, caller: Caller) -> bytes:
         revision = self._engine.revision
@@ -70,7 +71,9 @@ class TaskServicer:
         return await self._reads.count_tasks(request)
 
     async def GetTaskTree(self, request: task_pb2.GetTaskTreeRequest, caller: Caller) -> task_pb2.GetTaskTreeResponse:
-        return await self._reads.families.tree(request.task_id)
+        tree = await self._reads.families.tree(request.task_id)
+        await self._reads.usage.fill_tasks(node.task for node in tree.nodes)
+        return tree
 
     async def ListTaskAttempts(
         self, request: task_pb2.ListTaskAttemptsRequest, caller: Caller

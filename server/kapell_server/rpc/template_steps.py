@@ -31,6 +31,7 @@ def _shown(spec: TemplateSpec, step: Step, agent_type: str) -> RenderedStep:
         agent_type=says.agent_type or agent_type,
         depends_on=step.depends_on,
         concurrency_keys=step.concurrency_keys,
+        locks=step.locks,
         on_failure=says.on_failure or DEPENDENCY_FAILURE_ACTION_FAIL,
         priority=spec.priority if spec.HasField("priority") else DEFAULT_PRIORITY,
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from google.protobuf.duration_pb2 import Duration
+from kapell.rules.parameters import as_struct, plain_struct
 from kapell.v1 import agent_pb2, template_pb2
 from kapell.v1.error_pb2 import ERROR_REASON_REQUEST_INVALID
 
@@ -15,9 +16,8 @@ from kapell_server.domain.queueing.start_blockers import StartQuestion
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.tasks.retry import with_defaults
 from kapell_server.domain.tasks.task import DEFAULT_PRIORITY
-from kapell_server.domain.templates.parameters import as_struct, plain_struct
 from kapell_server.domain.templates.template_check import check_spec
-from kapell_server.domain.templates.template_version import compile_version, split_reference
+from kapell_server.domain.templates.template_version import Rendered, compile_version, split_reference
 from kapell_server.rpc.template_steps import rendered_steps
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ class TemplateServicer:
         rendered = compile_version(version).render(plain_struct(request.parameters), "parameters")
         agent_type = request.agent_type or spec.agent_type
         steps = rendered_steps(spec, rendered, agent_type)
+        labels = tuple(spec.labels.items())
+        held_up = await self._held_up(agent_type, steps, rendered, (template.template_id, labels), caller)
         return template_pb2.RenderTemplateResponse(
             template_id=template.template_id,
             version=template.version,
@@ -97,20 +99,26 @@ class TemplateServicer:
             retry_policy=with_defaults(spec.retry_policy),
             timeouts=spec.timeouts if spec.HasField("timeouts") else None,
             history=_history(await self._reads.templates.history(template.template_id)),
-            blockers=await self._blockers(agent_type, steps, rendered.concurrency_keys, caller),
+            blockers=held_up.blockers,
+            budget_holds=held_up.budget_holds,
             revision=revision,
             steps=steps,
             concurrency_keys=rendered.concurrency_keys,
+            locks=rendered.locks,
         )
 
-    async def _blockers(
+    async def _held_up(
         self,
         agent_type: str,
         steps: list[template_pb2.RenderedStep],
-        keys: Sequence[str],
+        rendered: Rendered,
+        features: tuple[str, tuple[tuple[str, str], ...]],
         caller: Caller,
-    ) -> list[template_pb2.StartBlocker]:
-        """What would keep the first steps, or the task itself, from starting now; and types that nobody serves."""
+    ) -> template_pb2.RenderTemplateResponse:
+        """What would keep the first steps, or the task itself, from starting now; and types that nobody serves.
+
+        `features` are the template and its labels. The answer has blockers and budget_holds alone.
+        """
         ahead = [step for step in steps if not step.left_out]
         beginning = [step for step in ahead if not step.depends_on]
         first = dict.fromkeys(step.agent_type for step in beginning) or {agent_type: None}
@@ -119,10 +127,13 @@ class TemplateServicer:
         for wanted in needed:
             found = await self._blockers_of(wanted)
             blockers += found if wanted in first else found[:1] if _nobody(found) else []
-        taken = dict.fromkeys(key for step in beginning for key in step.concurrency_keys) if beginning else keys
-        question = StartQuestion(tuple(needed), tuple(first), tuple(taken))
+        starting: Sequence[template_pb2.RenderedStep | Rendered] = beginning or (rendered,)
+        keys = dict.fromkeys(key for one in starting for key in one.concurrency_keys)
+        locks = tuple(tuple(one.locks) for one in starting)
+        question = StartQuestion(tuple(needed), tuple(first), tuple(keys), locks, *features)
         held_up = template_pb2.RenderTemplateResponse.FromString(await self._engine.submit(question, caller))
-        return [*held_up.blockers, *blockers]
+        held_up.blockers.extend(blockers)
+        return held_up
 
     async def _blockers_of(self, agent_type: str) -> list[template_pb2.StartBlocker]:
         """What would keep a task of this type from starting now."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import protovalidate
 from google.protobuf.message import Message
+from kapell.rules.patterns import in_words
 from kapell.v1.error_pb2 import ERROR_REASON_REQUEST_INVALID
 
 from kapell_server.domain.errors import KapellError
@@ -22,7 +23,11 @@ collect_violations = _validator.collect_violations
 
 def refusal(violations: list[protovalidate.Violation]) -> KapellError:
     """REQUEST_INVALID for what `collect_violations` found; at least one violation."""
-    named = tuple(map(_named, violations))
+    return refusal_of(tuple(map(_named, violations)))
+
+
+def refusal_of(named: tuple[tuple[str, str], ...]) -> KapellError:
+    """REQUEST_INVALID for (field path, description) of what is wrong; at least one."""
     field, description = named[0]
     more = f" (and {len(named) - 1} more)" if len(named) > 1 else ""
     return KapellError(
@@ -66,4 +71,5 @@ def _named(violation: protovalidate.Violation) -> tuple[str, str]:
 
 def _description(violation: protovalidate.Violation) -> str:
     text = violation.proto.message or violation.proto.rule_id
+    text = in_words(text)
     return f"key {text}" if violation.proto.for_key else text

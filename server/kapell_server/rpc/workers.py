@@ -30,6 +30,7 @@ class WorkerServicer:
         self.RegisterWorker = engine.submit
         self.Heartbeat = engine.submit
         self.ReportProgress = engine.submit
+        self.ReportUsage = engine.submit
         self.CompleteTask = engine.submit
         self.BatchCompleteTasks = engine.submit
         self.FailTask = engine.submit
@@ -50,7 +51,8 @@ class WorkerServicer:
         self, request: worker_pb2.AppendTaskLogsRequest, caller: Caller
     ) -> worker_pb2.AppendTaskLogsResponse:
         task_id, attempt, directive = self._engine.check_lease(request.lease_token, caller)
-        offset = await self._logs.append(task_id, attempt, request.offset, request.entries)
+        masked = (await self._engine.redactor(task_id)).message(request)
+        offset = await self._logs.append(task_id, attempt, request.offset, masked.entries)
         return worker_pb2.AppendTaskLogsResponse(
             next_offset=offset,
             directive=worker_pb2.LeaseDirective.ValueType(directive),

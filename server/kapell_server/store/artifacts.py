@@ -37,7 +37,7 @@ from kapell_server.clock import Clock
 from kapell_server.domain.access import Caller
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.ids import IdMinter
-from kapell_server.domain.state import task_not_found
+from kapell_server.domain.not_found import task_not_found
 from kapell_server.domain.tasks.artifact import (
     ArtifactLimits,
     Room,

@@ -6,9 +6,11 @@ from functools import lru_cache
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from kapell.v1.agent_pb2 import Agent
+from kapell.v1.approval_pb2 import Approval
 from kapell.v1.event_pb2 import Event
 from kapell.v1.task_pb2 import Task
 from kapell.v1.template_pb2 import Template
+from kapell.v1.usage_pb2 import UsageUpdate
 
 from kapell_server.domain.access import Caller
 from kapell_server.domain.pending import Change, Resource
@@ -34,6 +36,8 @@ _RESOURCE: dict[type[Resource], bytes] = {
     Task: _tag("task", 2),
     Agent: _tag("agent", 2),
     Template: _tag("template", 2),
+    UsageUpdate: _tag("usage", 2),
+    Approval: _tag("approval", 2),
     **{kind.type: _tag(kind.name, 2) for kind in KINDS.values()},
 }
 

@@ -9,7 +9,7 @@ from kapell.v1.task_pb2 import GetTaskTreeResponse, Task
 from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
-from kapell_server.domain.state import task_not_found
+from kapell_server.domain.not_found import task_not_found
 from kapell_server.domain.tasks.family import root_of
 from kapell_server.store.bulk import Lookup
 from kapell_server.store.database import Database

@@ -6,11 +6,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from kapell.v1.agent_pb2 import Agent
+from kapell.v1.agent_pb2 import Agent, AgentSpec
+from kapell.v1.approval_pb2 import Approval, ApprovalContent
 from kapell.v1.dependency_pb2 import DEPENDENCY_CONDITION_STARTED
 from kapell.v1.task_pb2 import (
     ATTEMPT_STATE_RUNNING,
     TASK_STATE_CANCELLING,
+    TASK_STATE_PENDING,
     TASK_STATE_QUEUED,
     TASK_STATE_RUNNING,
     Task,
@@ -23,11 +25,14 @@ from sqlalchemy.engine import Connection
 
 from kapell_server.domain.queueing.ready import ReadyEntry
 from kapell_server.domain.standing import Standing
-from kapell_server.domain.tasks.edges import Edge
+from kapell_server.domain.tasks.edges import KEPT, Edge
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL
+from kapell_server.domain.usage.entry import Dims, Entry, Series, Total
+from kapell_server.store import approval_rows, usage_rows
+from kapell_server.store.budget_rows import BudgetRows, load_budget_rows
 from kapell_server.store.bulk import Bulk, Lookup
 from kapell_server.store.retention import newest_event_before, oldest_revision
-from kapell_server.store.schedule_rows import load_schedule_task
+from kapell_server.store.schedule_rows import load_schedule_runs, load_schedule_task
 from kapell_server.store.schema import (
     agents,
     answers,
@@ -41,6 +46,7 @@ from kapell_server.store.schema import (
     template_versions,
     templates,
 )
+from kapell_server.store.secret_rows import load_secret_values
 from kapell_server.store.standing_rows import load_standing
 
 _tasks_by_id = Lookup(sa.select(tasks.c.data), tasks.c.task_id)
@@ -118,6 +124,34 @@ class RowLoader:
         """Whether a task below the root has not ended."""
         return self._connection.scalar(_live_member, {"root_id": root_id}) is not None
 
+    def load_usage_versions(self, record_ids: Collection[str]) -> list[Entry]:
+        """All versions of these records of usage, the first ones first."""
+        return usage_rows.load_versions(self._connection, record_ids)
+
+    def load_usage_series(self, names: Collection[str]) -> dict[str, Series]:
+        """The running totals of those of these series that exist."""
+        return usage_rows.load_series(self._connection, names)
+
+    def load_usage_key(self, dims: Dims) -> int | None:
+        """The line of the sums of usage for these values, or None."""
+        return usage_rows.load_key(self._connection, dims)
+
+    def load_usage_totals(self, usage_ids: Collection[str]) -> dict[str, Total]:
+        """The totals of those tasks and agents that have used anything."""
+        return usage_rows.load_totals(self._connection, usage_ids)
+
+    def load_approval(self, approval_id: str) -> Approval | None:
+        """The approval, without what it shows."""
+        return approval_rows.load_approval(self._connection, approval_id)
+
+    def load_named_approval(self, task_id: str, request_key: str) -> Approval | None:
+        """The latest approval that was asked for under this name within a task."""
+        return approval_rows.load_named_approval(self._connection, task_id, request_key)
+
+    def load_approval_content(self, approval_id: str) -> ApprovalContent:
+        """What an approval shows."""
+        return approval_rows.load_approval_content(self._connection, approval_id)
+
     def newest_event_before(self, time_ns: int) -> int:
         """The revision of the newest event from before the time; 0 where there is none."""
         return newest_event_before(self._connection, time_ns)
@@ -141,14 +175,26 @@ class Resumption:
     """Running attempts, each with the poll_id that got it."""
     standing: list[Standing]
     """Queues, limits and whatever else stays."""
+    approvals: list[Approval]
+    """Approvals that wait."""
     queued: list[tuple[ReadyEntry, str]]
     """Places in the queues, each with its fairness key."""
     leased: list[tuple[str, str, int, tuple[str, ...]]]
-    """Tasks that agents have: id, agent type, time they were queued at, concurrency keys."""
+    """Tasks that agents have: id, agent type, time they first joined their queue, concurrency keys."""
+    resting: list[tuple[str, int, tuple[str, ...]]]
+    """Tasks under keys that wait for their next attempt: id, time they first joined, concurrency keys."""
     starts: list[tuple[str, int]]
     """When tasks under a start rate began: limit id and time, in order of time."""
+    budgets: BudgetRows
+    """What was spent of budgets, and what callers have reserved."""
+    secret_values: dict[str, bytes]
+    """Values of secrets by name, sealed."""
+    agent_secrets: dict[str, dict[str, str]]
+    """What agents that have not ended are given besides the secrets of their tasks."""
+    schedule_runs: list[tuple[str, str, int]]
+    """Runs of schedules that live: schedule, first task, and how many tasks of the run have not ended."""
     edges: list[tuple[str, str, Edge]]
-    """Open dependencies: (dependency, dependant, edge)."""
+    """Open dependencies and kept results: (dependency, dependant, edge)."""
     stirred: list[str]
     """Tasks whose edges a batch may have left for the next one."""
 
@@ -165,9 +211,15 @@ def load_resumption(connection: Connection) -> Resumption:
         agents=_load_live_agents(connection),
         attempts=_load_running(connection),
         standing=load_standing(connection),
+        approvals=approval_rows.load_pending_approvals(connection),
         queued=_load_queued(connection),
         leased=_load_leased(connection),
+        resting=_load_resting(connection),
         starts=[(limit_id, ns) for limit_id, ns in connection.execute(_starts_in_order)],
+        budgets=load_budget_rows(connection),
+        secret_values=load_secret_values(connection),
+        agent_secrets=_load_agent_secrets(connection),
+        schedule_runs=load_schedule_runs(connection),
         edges=edges,
         stirred=stirred,
     )
@@ -187,6 +239,12 @@ def _load_live_agents(connection: Connection) -> list[tuple[Agent, str]]:
     return [(Agent.FromString(data), key) for data, key in rows]
 
 
+def _load_agent_secrets(connection: Connection) -> dict[str, dict[str, str]]:
+    rows = connection.execute(sa.select(agents.c.agent_id, agents.c.spec).where(agents.c.state.not_in(AGENT_FINAL)))
+    found = {agent_id: dict(AgentSpec.FromString(spec).command.env_from_secret) for agent_id, spec in rows if spec}
+    return {agent_id: named for agent_id, named in found.items() if named}
+
+
 def _load_running(connection: Connection) -> list[tuple[TaskAttempt, str]]:
     rows = connection.execute(
         sa.select(attempts.c.data, attempts.c.poll_id)
@@ -204,22 +262,36 @@ _starts_in_order = sa.select(starts.c.limit_id, starts.c.start_ns).order_by(star
 
 def _load_queued(connection: Connection) -> list[tuple[ReadyEntry, str]]:
     columns = (tasks.c.priority, tasks.c.queue_rank, tasks.c.queue_ns, tasks.c.task_id, tasks.c.agent_type)
-    rows = connection.execute(
-        sa.select(*columns, tasks.c.concurrency_keys, tasks.c.fairness_key).where(tasks.c.state == TASK_STATE_QUEUED)
-    )
+    more = (tasks.c.concurrency_keys, tasks.c.arrival_ns, tasks.c.lock_count, tasks.c.fairness_key)
+    rows = connection.execute(sa.select(*columns, *more).where(tasks.c.state == TASK_STATE_QUEUED))
     return [
-        (ReadyEntry(-priority, rank, queue_ns, task_id, agent_type, _split(keys)), fairness_key or "")
-        for priority, rank, queue_ns, task_id, agent_type, keys, fairness_key in rows
+        (
+            ReadyEntry(-priority, rank, queue_ns, task_id, agent_type, _split(keys), arrival_ns or 0, bool(locks)),
+            fairness_key or "",
+        )
+        for priority, rank, queue_ns, task_id, agent_type, keys, arrival_ns, locks, fairness_key in rows
     ]
+
+
+_arrival = sa.func.coalesce(tasks.c.arrival_ns, tasks.c.queue_ns)
 
 
 def _load_leased(connection: Connection) -> list[tuple[str, str, int, tuple[str, ...]]]:
     rows = connection.execute(
-        sa.select(tasks.c.task_id, tasks.c.agent_type, tasks.c.queue_ns, tasks.c.concurrency_keys).where(
+        sa.select(tasks.c.task_id, tasks.c.agent_type, _arrival, tasks.c.concurrency_keys).where(
             tasks.c.state.in_((TASK_STATE_RUNNING, TASK_STATE_CANCELLING))
         )
     )
-    return [(task_id, agent_type, queue_ns, _split(keys)) for task_id, agent_type, queue_ns, keys in rows]
+    return [(task_id, agent_type, arrival_ns, _split(keys)) for task_id, agent_type, arrival_ns, keys in rows]
+
+
+def _load_resting(connection: Connection) -> list[tuple[str, int, tuple[str, ...]]]:
+    rows = connection.execute(
+        sa.select(tasks.c.task_id, tasks.c.arrival_ns, tasks.c.concurrency_keys).where(
+            tasks.c.state == TASK_STATE_PENDING, tasks.c.arrival_ns.is_not(None)
+        )
+    )
+    return [(task_id, arrival_ns, _split(keys)) for task_id, arrival_ns, keys in rows]
 
 
 def _split(keys: str | None) -> tuple[str, ...]:
@@ -231,7 +303,10 @@ def _load_edges(connection: Connection) -> tuple[list[tuple[str, str, Edge]], li
     edges: list[tuple[str, str, Edge]] = []
     stirred: dict[str, None] = {}
     for dependency_id, dependant_id, condition, on_failure, state in connection.execute(statement):
-        edges.append((dependency_id, dependant_id, Edge(condition, on_failure)))
+        edge = Edge(condition, on_failure)
+        edges.append((dependency_id, dependant_id, edge))
+        if edge == KEPT:
+            continue
         if state in TASK_FINAL or condition == DEPENDENCY_CONDITION_STARTED:
             stirred[dependency_id] = None
     return edges, list(stirred)

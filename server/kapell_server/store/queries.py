@@ -7,20 +7,21 @@ from typing import Any
 
 import sqlalchemy as sa
 from kapell.v1.agent_pb2 import Agent, AgentFilter
+from kapell.v1.approval_pb2 import Approval
 from kapell.v1.event_pb2 import Event, EventFilter
 from kapell.v1.schedule_pb2 import Schedule
 from kapell.v1.task_pb2 import ListTaskEditsResponse, Task, TaskEdit, TaskFilter
 from kapell.v1.template_pb2 import Template
 from sqlalchemy.engine import Connection
 
+from kapell_server.domain.not_found import task_not_found
 from kapell_server.domain.pending import Resource
 from kapell_server.domain.standing import KINDS
-from kapell_server.domain.state import task_not_found
 from kapell_server.domain.tasks.task_filter import has_labels, task_test
 from kapell_server.domain.times import timestamp_ns
 from kapell_server.store.listing import Conditions, Listing, Rows, page_of
 from kapell_server.store.pages import ANSWER_BYTES, Page
-from kapell_server.store.schema import agents, events, standing, task_edits, tasks, templates
+from kapell_server.store.schema import agents, approvals, events, standing, task_edits, tasks, templates
 
 _CHAIN_STEPS = 2_000
 """Events of one resource that one page may look at."""
@@ -153,9 +154,10 @@ def list_agents(connection: Connection, wanted: AgentFilter, page: Page) -> Rows
 
 def list_events(connection: Connection, wanted: EventFilter, page: Page, oldest: int) -> Rows:
     """Encoded events after the revision `oldest`. The history of one resource is walked back along its own chain."""
-    if sum(map(bool, (wanted.task_ids, wanted.agent_ids, wanted.template_ids, wanted.schedule_ids))) > 1:
+    named = (wanted.task_ids, wanted.agent_ids, wanted.template_ids, wanted.schedule_ids, wanted.approval_ids)
+    if sum(map(bool, named)) > 1:
         return Rows([], None)  # no event is of a task and of an agent
-    ids = [*wanted.task_ids, *wanted.agent_ids, *wanted.template_ids, *wanted.schedule_ids]
+    ids = [one for of_kind in named for one in of_kind]
     if len(ids) == 1 and not page.oldest_first:
         revision = _next_of_chain(connection, ids[0], page.cursor)
         if revision is not None:
@@ -200,6 +202,30 @@ def resource_of(event: Event) -> Resource:
             return event.limit
         case "schedule":
             return event.schedule
+        case "budget":
+            return event.budget
+        case "alert":
+            return event.alert
+        case "webhook":
+            return event.webhook
+        case "usage":
+            return event.usage
+        case "price":
+            return event.price
+        case "approval":
+            return event.approval
+        case "approval_rule":
+            return event.approval_rule
+        case "lock":
+            return event.lock
+        case "ticket":
+            return event.ticket
+        case "session":
+            return event.session
+        case "secret":
+            return event.secret
+        case "token":
+            return event.token
         case _:
             return event.task
 
@@ -235,6 +261,8 @@ def _history(connection: Connection, revision: int, wanted: EventFilter, page: P
     return Rows(found, last)
 
 
+_LOCK_IDS = ("lock_", "ticket_", "session_")
+
 _event_by_revision = sa.select(events.c.kind, events.c.resource_id, events.c.previous_revision, events.c.data).where(
     events.c.revision == sa.bindparam("revision")
 )
@@ -251,6 +279,12 @@ def _newest_revision(connection: Connection, resource_id: str) -> int | None:
         data = connection.scalar(sa.select(standing.c.data).where(*of_id))
         if data is not None:
             return Schedule.FromString(data).revision
+    elif resource_id.startswith("approval_"):
+        data = connection.scalar(sa.select(approvals.c.data).where(approvals.c.approval_id == resource_id))
+        if data is not None:
+            return Approval.FromString(data).revision
+    elif resource_id.startswith(_LOCK_IDS):
+        return None  # The log is searched: few are asked for, and most are gone.
     elif not resource_id.startswith("task_"):
         data = connection.scalar(sa.select(templates.c.data).where(templates.c.template_id == resource_id))
         if data is not None:

@@ -7,10 +7,16 @@ from typing import Literal
 
 import sqlalchemy as sa
 from kapell.v1.agent_pb2 import Agent, AgentSpec, ListAgentsRequest, ListAgentsResponse
+from kapell.v1.alert_pb2 import Alert
+from kapell.v1.approval_pb2 import Approval, ApprovalRule
+from kapell.v1.budget_pb2 import Budget
 from kapell.v1.common_pb2 import LIST_ORDER_OLDEST_FIRST
 from kapell.v1.event_pb2 import Event, GetLogInfoResponse, ListEventsRequest
+from kapell.v1.lock_pb2 import Lock, LockSession, LockTicket
+from kapell.v1.price_pb2 import Price
 from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
 from kapell.v1.schedule_pb2 import Schedule
+from kapell.v1.secret_pb2 import Secret
 from kapell.v1.task_pb2 import (
     CountTasksRequest,
     CountTasksResponse,
@@ -24,16 +30,20 @@ from kapell.v1.task_pb2 import (
     TaskStateCount,
 )
 from kapell.v1.template_pb2 import Template
+from kapell.v1.token_pb2 import Token
+from kapell.v1.usage_pb2 import UsageUpdate
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
+from kapell.v1.webhook_pb2 import Webhook
 from sqlalchemy.engine import Connection
 
+from kapell_server.domain.not_found import agent_not_found, task_not_found
 from kapell_server.domain.pending import Resource
 from kapell_server.domain.standing import KINDS
-from kapell_server.domain.state import agent_not_found, task_not_found
 from kapell_server.domain.tasks.bulk_job import Selection
 from kapell_server.domain.tasks.retention import compacted
 from kapell_server.domain.times import stamp
 from kapell_server.store import queries
+from kapell_server.store.approval_reads import ApprovalReads
 from kapell_server.store.cache import TaskCache
 from kapell_server.store.database import Database
 from kapell_server.store.family_reads import FamilyReads
@@ -43,16 +53,48 @@ from kapell_server.store.pages import ANSWER_BYTES, Page
 from kapell_server.store.record import Record
 from kapell_server.store.retention import oldest_revision
 from kapell_server.store.schedule_reads import ScheduleReads
-from kapell_server.store.schema import agents, attempts, events, standing, task_contents, tasks, templates
+from kapell_server.store.schema import (
+    agents,
+    approvals,
+    attempts,
+    events,
+    locks,
+    standing,
+    task_contents,
+    tasks,
+    templates,
+)
 from kapell_server.store.standing_reads import StandingReads
 from kapell_server.store.task_selection import select_tasks
 from kapell_server.store.template_reads import TemplateReads
+from kapell_server.store.token_reads import TokenReads
+from kapell_server.store.usage_reads import UsageReads
+from kapell_server.store.usage_tables import usage_totals
 from kapell_server.store.writes import resource_id
 from kapell_server.wire import field, int_field
 
 _MAX_ATTEMPTS = 1000
 
-ResourceKind = Literal["task", "agent", "template", "queue", "limit", "schedule"]
+ResourceKind = Literal[
+    "task",
+    "agent",
+    "template",
+    "queue",
+    "limit",
+    "schedule",
+    "price",
+    "usage",
+    "budget",
+    "alert",
+    "webhook",
+    "approval",
+    "approval_rule",
+    "lock",
+    "ticket",
+    "session",
+    "secret",
+    "token",
+]
 
 _task_with_content = (
     sa.select(tasks.c.data, task_contents.c.data)
@@ -74,6 +116,7 @@ class Reads:
         log_id: str,
         head: Callable[[], int],
         oldest: Callable[[], int],
+        has_usage: Callable[[], bool] = lambda: False,
     ) -> None:
         self._database = database
         self._cache = cache
@@ -84,20 +127,24 @@ class Reads:
         self.families = FamilyReads(database)
         self.standing = StandingReads(database)
         self.schedules = ScheduleReads(database)
+        self.usage = UsageReads(database, has_usage)
+        self.approvals = ApprovalReads(database)
+        self.tokens = TokenReads(database)
 
     # -- tasks -------------------------------------------------------------------------------
 
     async def get_task(self, task_id: str) -> bytes:
-        """The encoded task with prompt, input and result. Raises TASK_NOT_FOUND."""
+        """The encoded task with prompt, input, result and what it has used. Raises TASK_NOT_FOUND."""
+        [totals] = await self.usage.of_tasks([task_id])
         cached = self._cache.get(task_id)
         if cached is not None:
-            return cached
+            return cached + totals
         row = await self._database.read(
             lambda connection: connection.execute(_task_with_content, {"task_id": task_id}).first()
         )
         if row is None:
             raise task_not_found(task_id)
-        return bytes(row[0]) + bytes(row[1] or b"")
+        return bytes(row[0]) + bytes(row[1] or b"") + totals
 
     async def task(self, task_id: str) -> Task:
         """The task without its content. Raises TASK_NOT_FOUND."""
@@ -109,20 +156,17 @@ class Reads:
     async def list_tasks(self, request: ListTasksRequest) -> bytes:
         """An encoded ListTasksResponse. Raises PAGE_TOKEN_INVALID."""
         page = Page(size=request.page_size, token=request.page_token, order=request.order, bound_to=request.filter)
-        return await self._page(page, lambda connection: queries.list_tasks(connection, request.filter, page))
+        revision, rows = await self._read(lambda connection: queries.list_tasks(connection, request.filter, page))
+        if self.usage.exists():
+            totals = await self.usage.of_tasks([Task.FromString(data).task_id for data in rows.data])
+            rows = Rows([data + more for data, more in zip(rows.data, totals, strict=True)], rows.next_cursor)
+        return _encoded(page, revision, rows)
+
+    async def _read(self, query: Callable[[Connection], Rows]) -> tuple[int, Rows]:
+        return await self._database.read(lambda connection: (head(connection), query(connection)))
 
     async def _page(self, page: Page, query: Callable[[Connection], Rows]) -> bytes:
-        """A list response: resources in field 1, next_page_token in 2, revision in 3."""
-
-        def work(connection: Connection) -> tuple[int, Rows]:
-            return head(connection), query(connection)
-
-        revision, rows = await self._database.read(work)
-        parts = [field(1, data) for data in rows.data]
-        if rows.next_cursor is not None:
-            parts.append(field(2, page.token(rows.next_cursor).encode()))
-        parts.append(int_field(3, revision))
-        return b"".join(parts)
+        return _encoded(page, *await self._read(query))
 
     async def select_tasks(self, wanted: TaskFilter, limit: int) -> Selection:
         """The tasks that match, the oldest first, with the ids of `limit` of them at most."""
@@ -182,6 +226,7 @@ class Reads:
         agent = Agent.FromString(row[0])
         if row[1]:
             stamp(agent.last_heartbeat_time, row[1])
+        await self.usage.fill_agents([agent])
         return agent
 
     async def agent_spec(self, agent_id: str) -> AgentSpec:
@@ -207,6 +252,7 @@ class Reads:
         for agent in response.agents:
             if agent.agent_id in seen_ns:
                 stamp(agent.last_heartbeat_time, seen_ns[agent.agent_id])
+        await self.usage.fill_agents(response.agents)
         return response
 
     # -- events ------------------------------------------------------------------------------
@@ -258,7 +304,7 @@ class Reads:
             .limit(limit)
         )
         if standing_kind is not None:
-            statement = statement.where(standing.c.kind == standing_kind.number)
+            statement = statement.where(table.c.kind == standing_kind.number)
         if ids:
             statement = statement.where(table.c["resource_id" if standing_kind is not None else f"{kind}_id"].in_(ids))
         rows = await self._database.read(lambda connection: connection.execute(statement).all())
@@ -269,6 +315,15 @@ class Reads:
     async def log_info(self) -> GetLogInfoResponse:
         """Which log this is, and what it holds."""
         return GetLogInfoResponse(log_id=self._log_id, revision=self._head(), oldest_revision=self._oldest())
+
+
+def _encoded(page: Page, revision: int, rows: Rows) -> bytes:
+    """A list response: resources in field 1, next_page_token in 2, revision in 3."""
+    parts = [field(1, data) for data in rows.data]
+    if rows.next_cursor is not None:
+        parts.append(field(2, page.token(rows.next_cursor).encode()))
+    parts.append(int_field(3, revision))
+    return b"".join(parts)
 
 
 def _record(revision: int, kind: int, resource_id: str, data: bytes) -> Record:
@@ -282,6 +337,18 @@ _TABLES: dict[ResourceKind, tuple[sa.Table, type[Resource]]] = {
     "queue": (standing, Queue),
     "limit": (standing, ConcurrencyLimit),
     "schedule": (standing, Schedule),
+    "budget": (standing, Budget),
+    "alert": (standing, Alert),
+    "webhook": (standing, Webhook),
+    "price": (standing, Price),
+    "usage": (usage_totals, UsageUpdate),
+    "approval": (approvals, Approval),
+    "approval_rule": (standing, ApprovalRule),
+    "lock": (locks, Lock),
+    "ticket": (locks, LockTicket),
+    "session": (locks, LockSession),
+    "secret": (standing, Secret),
+    "token": (standing, Token),
 }
 
 

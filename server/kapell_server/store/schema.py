@@ -18,7 +18,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = "0008"
+VERSION = "0014"
 """The newest migration; a test holds it against store/migrations."""
 
 metadata = MetaData(
@@ -31,6 +31,8 @@ metadata = MetaData(
 
 SHIPPED_DIGEST = "shipped_templates"
 """The entry of `meta` that tells which of Kapell's own templates are in the database."""
+WEBHOOK_CURSOR = "webhook_cursor"
+"""The entry of `meta` that tells up to which revision events were taken up for webhooks."""
 OLDEST_REVISION = "oldest_revision"
 """The entry of `meta` that tells up to which revision the log was compacted; absent where it never was."""
 
@@ -76,6 +78,10 @@ tasks = Table(
     Column("parent_id", String(64)),
     Column("root_id", String(64)),
     Column("end_ns", BigInteger),
+    # When a task under keys first joined its queue, where that is not queue_ns: the start, for their order.
+    Column("arrival_ns", BigInteger),
+    # How many locks a task declares: the start looks at the locks of those that have any.
+    Column("lock_count", SmallInteger),
     # Get, and every write: the row of an id.
     Index(None, "task_id", unique=True),
     # List and count by state, newest first; the start: all that is queued or leased.
@@ -108,7 +114,8 @@ task_edges = Table(
     Column("on_failure", SmallInteger, nullable=False),
     sqlite_with_rowid=False,
 )
-"""Dependencies that are neither met nor failed yet; read whole at the start."""
+"""Dependencies that are neither met nor failed yet, and, with condition 0, those whose results are kept for a
+prompt that is still to be filled; read whole at the start."""
 # Retention: which tasks ended first, and how many have ended.
 _end_index = Index("ix_tasks_end_ns", tasks.c.end_ns, sqlite_where=text("end_ns IS NOT NULL"))
 
@@ -204,6 +211,37 @@ standing = Table(
 )
 """What is small and stays: queues, limits. `kind` as in domain/standing. All of it is loaded at the start."""
 
+locks = Table(
+    "locks",
+    metadata,
+    Column("create_revision", _Revision, primary_key=True, autoincrement=False),
+    Column("kind", SmallInteger, nullable=False),
+    Column("resource_id", String(64), nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    # Every write: the row of an id. Snapshots: those of a kind.
+    Index(None, "kind", "resource_id", unique=True),
+)
+"""Locks, tickets and sessions, in the form of `standing`. All of it is loaded at the start."""
+token_digests = Table(
+    "token_digests",
+    metadata,
+    Column("token_id", String(64), primary_key=True),
+    Column("digest", LargeBinary, nullable=False),
+    Column("used_ns", BigInteger, nullable=False),
+)
+"""What proves a token, and when it was last used, which is no event; 0 for never. All of it is loaded at the start."""
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("number", _Revision, primary_key=True, autoincrement=False),
+    Column("principal", String(64), nullable=False),
+    Column("method", String(100), nullable=False),
+    Column("audit_ns", BigInteger, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+)
+"""What administrators did, append-only. Few, so that filters need no index."""
+
 schedule_tasks = Table(
     "schedule_tasks",
     metadata,
@@ -212,6 +250,43 @@ schedule_tasks = Table(
     sqlite_with_rowid=False,
 )
 """The whole task of each schedule, a TaskSpec: its record has no prompt, input and parameters."""
+
+schedule_runs = Table(
+    "schedule_runs",
+    metadata,
+    Column("task_id", String(64), primary_key=True),
+    Column("schedule_id", String(64), nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Runs of schedules that live, by their first task: it, or a task below it, has not ended. Read whole at the start."""
+
+secret_values = Table(
+    "secret_values",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""The value of each stored secret, sealed (see vault)."""
+
+budget_spend = Table(
+    "budget_spend",
+    metadata,
+    Column("budget_id", String(64), primary_key=True),
+    Column("slice_ns", BigInteger, primary_key=True),
+    Column("units", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""What was spent of each budget, in the slices that its window still covers. Units as in domain/budgets/amounts."""
+
+budget_reservations = Table(
+    "budget_reservations",
+    metadata,
+    Column("reservation_id", String(64), primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""What callers have reserved. What attempts have stands in their rows."""
 
 starts = Table(
     "starts",
@@ -231,6 +306,33 @@ template_versions = Table(
     sqlite_with_rowid=False,
 )
 """Every version whole; written once, never changed."""
+
+webhook_targets = Table(
+    "webhook_targets",
+    metadata,
+    Column("webhook_id", String(64), primary_key=True),
+    Column("url", String(2000), nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Where each webhook is sent to: its record has the URL without what may be secret in it."""
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("number", _Revision, primary_key=True, autoincrement=False),
+    Column("delivery_id", String(64), nullable=False),
+    Column("webhook_id", String(64), nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    # Every try, and sending again.
+    Index(None, "delivery_id", unique=True),
+    # List, newest first, and forgetting the oldest.
+    Index(None, "webhook_id", "number"),
+    # The start: what is still to be sent.
+    Index(None, "state", "number"),
+)
+"""What webhooks were sent or are to be sent; written past the writer. `number` is the order of creation."""
 
 artifacts = Table(
     "artifacts",
@@ -252,6 +354,46 @@ artifacts = Table(
 )
 """What is known of the files beside the database; written past the writer. `number` is the order of
 creation. `size` is NULL while the upload has announced none."""
+
+approvals = Table(
+    "approvals",
+    metadata,
+    Column("create_revision", _Revision, primary_key=True, autoincrement=False),
+    Column("approval_id", String(64), nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("task_id", String(64), nullable=False),
+    Column("signature", String(200), nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    # Get, and every write: the row of an id.
+    Index(None, "approval_id", unique=True),
+    # The start: all that are PENDING; list by state.
+    Index(None, "state", "create_revision"),
+    # The request of a name within a task; list by task.
+    Index(None, "task_id", "create_revision"),
+    # How others of a signature went.
+    Index(None, "signature", "state"),
+)
+"""Approvals without what they show. Kept for ever, also when their task is deleted."""
+
+approval_contents = Table(
+    "approval_contents",
+    metadata,
+    Column("approval_id", String(64), primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""What each approval shows, an ApprovalContent: written once, never changed."""
+
+approval_audit = Table(
+    "approval_audit",
+    metadata,
+    Column("revision", _Revision, primary_key=True, autoincrement=False),
+    Column("approval_id", String(64), nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    # The entries of one approval.
+    Index(None, "approval_id", "revision"),
+)
+"""Who did what to approvals and rules. No statement of Kapell changes or deletes a row of it."""
 
 answers = Table(
     "answers",

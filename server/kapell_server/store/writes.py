@@ -7,8 +7,10 @@ from typing import Any
 
 import sqlalchemy as sa
 from kapell.v1.agent_pb2 import Agent
+from kapell.v1.approval_pb2 import Approval
 from kapell.v1.task_pb2 import Task
 from kapell.v1.template_pb2 import Template
+from kapell.v1.usage_pb2 import UsageUpdate
 from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
@@ -16,11 +18,13 @@ from kapell_server.domain.pending import Change, Pending, Resource
 from kapell_server.domain.standing import KINDS, standing_id
 from kapell_server.domain.times import timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL
+from kapell_server.store.approval_rows import write_approval_audit, write_approvals
+from kapell_server.store.budget_rows import write_budget_rows
 from kapell_server.store.bulk import Bulk
 from kapell_server.store.bulk_jobs import write_bulk_jobs
 from kapell_server.store.encode import encode_event, encode_time
 from kapell_server.store.record import Record
-from kapell_server.store.schedule_rows import write_schedule_tasks
+from kapell_server.store.schedule_rows import write_schedule_runs, write_schedule_tasks
 from kapell_server.store.schema import (
     OLDEST_REVISION,
     SHIPPED_DIGEST,
@@ -37,7 +41,11 @@ from kapell_server.store.schema import (
     template_versions,
     templates,
 )
+from kapell_server.store.secret_rows import write_secret_values
 from kapell_server.store.standing_rows import write_standing
+from kapell_server.store.token_rows import write_audit, write_token_digests
+from kapell_server.store.usage_rows import write_usage
+from kapell_server.store.webhook_rows import write_webhook_urls
 
 Row = tuple[Any, ...]
 
@@ -63,7 +71,18 @@ _insert_events = Bulk(sa.insert(events), "revision", "kind", "resource_id", "pre
 _insert_tasks = Bulk(
     sa.insert(tasks),
     *("create_revision", "task_id", "state", "agent_type", "priority", "create_ns", "queue_ns", "due_ns"),
-    *("template_id", "queue_rank", "fairness_key", "concurrency_keys", "parent_id", "root_id", "end_ns", "data"),
+    *(
+        "template_id",
+        "queue_rank",
+        "fairness_key",
+        "concurrency_keys",
+        "parent_id",
+        "root_id",
+        "end_ns",
+        "arrival_ns",
+        "lock_count",
+        "data",
+    ),
 )
 _insert_edits = Bulk(sa.insert(task_edits), "task_id", "revision", "data")
 _insert_contents = Bulk(sa.insert(task_contents), "task_id", "data")
@@ -103,7 +122,8 @@ def _delete(table: sa.Table, key: str) -> Bulk:
 _update_tasks = _update(
     tasks,
     "task_id",
-    *("state", "priority", "queue_ns", "queue_rank", "concurrency_keys", "due_ns", "end_ns", "data"),
+    *("state", "priority", "queue_ns", "queue_rank", "concurrency_keys", "due_ns", "end_ns"),
+    *("arrival_ns", "lock_count", "data"),
 )
 _update_contents = _update(task_contents, "task_id", "data")
 _update_agents = _update(agents, "agent_id", "state", "data")
@@ -144,6 +164,10 @@ def resource_id(resource: Resource) -> str:
             return resource.agent_id
         case Template():
             return resource.template_id
+        case UsageUpdate():
+            return resource.usage_id
+        case Approval():
+            return resource.approval_id
         case _:
             return standing_id(resource)
 
@@ -160,11 +184,26 @@ def write_batch(connection: Connection, pending: Pending, written: Written, give
         template_changes = [change for change in pending.changes if type(change.resource) is Template]
         if template_changes:
             _write_templates(connection, template_changes, pending, written)
+        approval_changes = [change for change in pending.changes if type(change.resource) is Approval]
+        if approval_changes:
+            write_approvals(connection, approval_changes, pending, written.encoded)
         standing_changes = [change for change in pending.changes if type(change.resource) in KINDS]
         if standing_changes:
             write_standing(connection, standing_changes, written.encoded)
+    if pending.usage:
+        write_usage(connection, pending.usage)
+    if pending.approval_audit:
+        write_approval_audit(connection, pending)
     if pending.schedule_tasks:
         write_schedule_tasks(connection, pending.schedule_tasks)
+    if pending.token_digests:
+        write_token_digests(connection, pending.token_digests)
+    if pending.audit:
+        write_audit(connection, pending.audit)
+    if pending.schedule_runs:
+        write_schedule_runs(connection, pending.schedule_runs)
+    if pending.secret_values:
+        write_secret_values(connection, pending.secret_values)
     if pending.attempts:
         _write_attempts(connection, pending)
     _delete_edges.execute(connection, list(pending.dropped_edges))
@@ -175,6 +214,10 @@ def write_batch(connection: Connection, pending: Pending, written: Written, give
         write_bulk_jobs(connection, pending.bulk)
     if pending.starts or pending.forgotten_starts:
         _write_starts(connection, pending)
+    if pending.budget_spend or pending.reservations:
+        write_budget_rows(connection, pending.budget_spend, pending.reservations)
+    if pending.webhook_urls:
+        write_webhook_urls(connection, pending.webhook_urls)
     if pending.shipped_digest:
         connection.execute(sa.delete(meta).where(meta.c.name == SHIPPED_DIGEST))
         connection.execute(sa.insert(meta), {"name": SHIPPED_DIGEST, "value": pending.shipped_digest})
@@ -223,16 +266,18 @@ def _write_tasks(connection: Connection, changes: list[Change], pending: Pending
         due_ns = change.due_ns or None
         end_ns = timestamp_ns(task.end_time) if task.state in TASK_FINAL else None
         keys = " ".join(found) if (found := task.concurrency_keys) else None
+        arrival_ns = (timestamp_ns(task.first_queue_time) or None) if keys else None
+        locks = len(task.locks) or None
         create_revision = created.get(task_id)
         if create_revision is None:
-            place = (task.state, task.priority, queue_ns, task.queue_rank, keys, due_ns, end_ns)
+            place = (task.state, task.priority, queue_ns, task.queue_rank, keys, due_ns, end_ns, arrival_ns, locks)
             updates.append((*place, data, task_id))
         else:
             create_ns = timestamp_ns(task.create_time)
             row = (create_revision, task_id, task.state, task.agent_type, task.priority, create_ns, queue_ns, due_ns)
             more = (task.template_id or None, task.queue_rank, task.fairness_key or None, keys)
             kin = (task.parent_task_id or None, task.root_task_id or None)
-            inserts.append((*row, *more, *kin, end_ns, data))
+            inserts.append((*row, *more, *kin, end_ns, arrival_ns, locks, data))
     for delete in _deletes_of_task:
         delete.execute(connection, deleted)
     _insert_tasks.execute(connection, inserts)

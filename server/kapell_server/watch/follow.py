@@ -38,7 +38,7 @@ class Watches:
     async def follow(self, wanted: Filter, options: WatchOptions) -> AsyncGenerator[bytes, None]:
         """Encoded WatchResponse messages, until the consumer stops asking; the first is a bookmark.
 
-        The bytes are as good for WatchTasksResponse and WatchAgentsResponse. `aclose` it when done
+        The bytes are as good for WatchTasksResponse, WatchAgentsResponse and WatchUsageResponse. `aclose` it when done
         with it. Raises KapellError as the module says, before the first
         message for everything that could be known by then.
         """

@@ -17,7 +17,8 @@ from typing import Any
 
 from google.protobuf.struct_pb2 import Value
 
-from kapell._worker import logs, progress
+from kapell._worker import logs, progress, usage
+from kapell._worker.approvals import Parked
 from kapell._worker.context import TaskContext
 from kapell._worker.leases import Lease, Phase
 from kapell._worker.outbox import Outbox
@@ -60,11 +61,18 @@ class Attempts:
             await self._end(lease, self._outbox.release(lease))
             return
         lease.phase = Phase.WORKING
+        if lease.missing_secrets:
+            lease.worked.set()
+            await self._send(lease, _without(lease.missing_secrets))
+            return
         async with asyncio.TaskGroup() as reporting:
             # Most short tasks say nothing, so the senders are started by the first word.
             lease.log.on_first(lambda: _start(reporting, logs.ship(self._session, lease), f"log of {lease.task_id}"))
             lease.progress.on_first(
                 lambda: _start(reporting, progress.report(self._session, lease), f"progress of {lease.task_id}")
+            )
+            lease.usage.on_first(
+                lambda: _start(reporting, usage.ship(self._session, lease), f"usage of {lease.task_id}")
             )
             try:
                 ending = await self._outcome(handler, lease)
@@ -72,6 +80,7 @@ class Attempts:
                 lease.worked.set()
                 lease.log.close()
                 lease.progress.close()
+                lease.usage.close()
             await _until_reported(lease)
         if not lease.lost.is_set() and not lease.interrupted:
             await self._send(lease, ending)
@@ -84,6 +93,12 @@ class Attempts:
             return _checked(await work)
         except TaskFailed as failure:
             return failure
+        except (Parked, BaseExceptionGroup) as error:
+            if lease.is_parked:
+                return TaskFailed("PARKED", "the task waits for an approval")
+            if not isinstance(error, Exception):
+                raise
+            return _crash(error, lease)
         except asyncio.CancelledError:
             current = asyncio.current_task()
             if not lease.cancelled.is_set() or (current is not None and current.cancelling()):
@@ -110,6 +125,15 @@ class Attempts:
             _log.error("the end of %s, attempt %d, was refused: %s", lease.task_id, lease.attempt, error)
 
 
+def _without(missing: list[str]) -> TaskFailed:
+    names = ", ".join(sorted(set(missing)))
+    return TaskFailed(
+        "SECRET_MISSING",
+        f"there is no value for {names} - set it with `kapell secret set`, then retry",
+        retryable=False,
+    )
+
+
 def _stop(work: asyncio.Future[object], handler: Handler, lease: Lease) -> None:
     """Stops the handler now or after its grace. Called at each new reason to stop."""
     if handler.cancel_grace is None:
@@ -125,8 +149,8 @@ def _start(group: asyncio.TaskGroup, sending: Coroutine[Any, Any, None], name: s
 
 
 async def _until_reported(lease: Lease) -> None:
-    """Waits until log and progress are out, but not once nobody takes them any more."""
-    senders = [sender for sender in (lease.log.sender, lease.progress.sender) if sender is not None]
+    """Waits until log, progress and usage are out, but not once nobody takes them any more."""
+    senders = [sender for sender in (lease.log.sender, lease.progress.sender, lease.usage.sender) if sender is not None]
     if not senders:
         return
     lost = asyncio.create_task(lease.lost.wait(), name=f"lease of {lease.task_id}")

@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
-from typing import Literal
+from typing import Literal, Unpack
 
+from kapell._locks.environment import KnownLock, known
+from kapell._locks.holding import HeldLocks, wanted_locks
 from kapell._upload import creation, upload
-from kapell._worker import children
+from kapell._worker import approvals, children
+from kapell._worker.approvals import Verdict
 from kapell._worker.leases import Lease
 from kapell._worker.session import Session
 from kapell._worker.values import from_struct, printable
 from kapell.errors import LeaseLost
-from kapell.messages import Instant, Seconds, timestamp
+from kapell.messages import Instant, Seconds, new_request_id, struct, timestamp
+from kapell.records import UsageFields, raw_usage_record, usage_record
+from kapell.rules.redaction import Redactor
+from kapell.v1.approval_pb2 import (
+    APPROVAL_KIND_QUESTION,
+    APPROVAL_KIND_TOOL_PERMISSION,
+    ApprovalContent,
+    ApprovalOption,
+    RequestApprovalRequest,
+)
+from kapell.v1.approval_policy_pb2 import ApprovalPolicy
 from kapell.v1.artifact_pb2 import Artifact
 from kapell.v1.common_pb2 import LOG_STREAM_STDOUT, LogStream
+from kapell.v1.lock_pb2 import LockItem
 from kapell.v1.task_pb2 import (
     ATTEMPT_WAIT_KIND_APPROVAL,
     ATTEMPT_WAIT_KIND_LOCK,
@@ -47,6 +62,8 @@ class TaskContext:
         self._lease = lease
         self._session = session
         self.agent_id = session.agent_id
+        # What the task declares stays with the attempt, also where the same path is asked for once more.
+        self._lock_uses = Counter(lock.lock_id for lock in lease.task.locks if lock.lock_id)
 
     @property
     def task_id(self) -> str:
@@ -66,6 +83,40 @@ class TaskContext:
     def input(self) -> dict[str, object]:
         """The task's input as plain Python values; whole numbers are int."""
         return from_struct(self._lease.task.input)
+
+    @property
+    def locks(self) -> list[KnownLock]:
+        """The locks that the task declares and this attempt has, with the tokens to show at every effect."""
+        return known(self._lease.task.locks)
+
+    def lock(
+        self,
+        *paths: str | LockItem,
+        shared: bool = False,
+        timeout: Seconds | None = None,
+        priority: int | None = None,
+        note: str = "",
+    ) -> HeldLocks:
+        """More locks for the length of an `async with`, owned by the attempt: they end with it at the latest.
+
+        As `Client.lock`. A task that holds one lock and waits for another can run into a Deadlock;
+        locks that it declares (`locks` of its spec) are there when it starts and never can.
+        """
+        wanted = wanted_locks(paths, shared=shared, priority=priority, note=note)
+        wanted.lease_token = self._lease.token
+        return HeldLocks(
+            self._session.connection, wanted, timeout=timeout, owner_lost=self._lease.lost, uses=self._lock_uses
+        )
+
+    @property
+    def secrets(self) -> Mapping[str, str]:
+        """Values of the task's secrets, by what they were to be found under. Masked in what the attempt says."""
+        return self._lease.secrets
+
+    @property
+    def redactor(self) -> Redactor:
+        """Masks the values of the secrets."""
+        return self._lease.redactor
 
     @property
     def cancelled(self) -> asyncio.Event:
@@ -90,6 +141,23 @@ class TaskContext:
         """
         self._lease.progress.put(fraction, step, message)
 
+    def usage(self, **fields: Unpack[UsageFields]) -> None:
+        """Says what the work has used: `ctx.usage(model="gpt-5", input_tokens=1200, output_tokens=80)`; never waits.
+
+        Takes what `kapell.records.usage_record` takes, but for task and agent, which are this attempt's. Give the
+        provider's id of the response as `record_id`, so that it counts once whoever else reports it. It is
+        sent at once, and before the attempt ends.
+        """
+        self._lease.usage.put(usage_record(**fields))
+
+    def usage_from(self, response: Mapping[str, object], *, record_id: str = "", series: str = "") -> None:
+        """Says what the work has used, in a provider's own words: its response as a dictionary; never waits.
+
+        Responses of Anthropic, OpenAI (chat and responses) and Gemini are known, and more; see
+        `kapell.records.raw_usage_record`. Texts in it are not sent.
+        """
+        self._lease.usage.put(raw_usage_record(response, record_id=record_id, series=series))
+
     @contextmanager
     def waiting(self, kind: WaitsFor, detail: str = "", *, until: Instant | None = None) -> Iterator[None]:
         """Says that the work waits, for as long as the block lasts; the next heartbeat tells the server.
@@ -98,7 +166,9 @@ class TaskContext:
         """
         before = self._lease.waiting
         self._lease.waiting = AttemptWait(
-            kind=_WAIT_KINDS[kind], detail=printable(detail)[:500], until_time=timestamp(until)
+            kind=_WAIT_KINDS[kind],
+            detail=printable(self._lease.redactor.text(detail))[:500],
+            until_time=timestamp(until),
         )
         try:
             yield
@@ -136,6 +206,101 @@ class TaskContext:
         slot while it waits: its children need other slots, of this worker or another one.
         """
         return await children.wait(self._session, self._lease, timeout)
+
+    @property
+    def resume_data(self) -> dict[str, object] | None:
+        """What an earlier attempt has left when it parked; None where this one was not parked before."""
+        task = self._lease.task
+        return from_struct(task.parked.resume_data) if task.HasField("parked") else None
+
+    async def approve(
+        self,
+        title: str,
+        *,
+        details: Mapping[str, object] | str | None = None,
+        command: str = "",
+        diff: str = "",
+        paths: Iterable[str] = (),
+        hosts: Iterable[str] = (),
+        tool: str = "",
+        input: Mapping[str, object] | None = None,
+        working_directory: str = "",
+        workspace: str = "",
+        reversible: bool | None = None,
+        policy: ApprovalPolicy | None = None,
+        key: str = "",
+        park: bool = False,
+        resume: Mapping[str, object] | None = None,
+    ) -> Verdict:
+        """Asks a person whether it may go on, and waits for the answer, which is true where it may.
+
+        It goes on waiting through restarts of the server; heartbeats say so, and it does not count as stalled.
+        A refusal is an answer, with its `comment`, and no exception; so is an expiry. Under a `key` a later
+        attempt gets the answer of an earlier one that has asked for the same. With `park` the attempt
+        ends until it was decided, and frees its slot: the handler is left by an exception that it must let
+        pass, and runs again from its beginning, where the same call returns the answer at once;
+        `resume` is what `resume_data` is then. Raises LeaseLost, and CancelledError when the task is cancelled.
+        """
+        content = ApprovalContent(
+            details=approvals.details_text(details),
+            tool=tool,
+            command=command,
+            diff=diff,
+            paths=paths,
+            hosts=hosts,
+            working_directory=working_directory,
+            workspace=workspace,
+            input=struct(input),
+            reversible=reversible,
+        )
+        return await self._ask(title, content, policy=policy, key=key, park=park, resume=resume)
+
+    async def ask(
+        self,
+        question: str,
+        *,
+        options: Mapping[str, str] | None = None,
+        details: Mapping[str, object] | str | None = None,
+        policy: ApprovalPolicy | None = None,
+        key: str = "",
+        park: bool = False,
+        resume: Mapping[str, object] | None = None,
+    ) -> Verdict:
+        """Asks a person a question, and waits. With `options`, labels by ids, `option` is the answer, else `comment`.
+
+        Else as `approve`.
+        """
+        content = ApprovalContent(details=approvals.details_text(details))
+        choices = [ApprovalOption(option_id=name, label=label) for name, label in (options or {}).items()]
+        return await self._ask(question, content, choices, policy=policy, key=key, park=park, resume=resume)
+
+    async def _ask(
+        self,
+        title: str,
+        content: ApprovalContent,
+        options: Iterable[ApprovalOption] | None = None,
+        *,
+        policy: ApprovalPolicy | None,
+        key: str,
+        park: bool,
+        resume: Mapping[str, object] | None,
+    ) -> Verdict:
+        """`options` make it a question; an empty list one that wants a text."""
+        request = RequestApprovalRequest(
+            lease_token=self._lease.token,
+            kind=APPROVAL_KIND_TOOL_PERMISSION if options is None else APPROVAL_KIND_QUESTION,
+            title=printable(title)[:300],
+            content=content,
+            options=options,
+            free_text=options is not None and not options,
+            policy=policy,
+            request_key=key,
+            park=park,
+            resume_data=struct(resume),
+            request_id=new_request_id(),
+        )
+        with self.waiting("approval", title):
+            return await approvals.ask(self._session, self._lease, request)
 
     async def upload_artifact(
         self,

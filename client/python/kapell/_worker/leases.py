@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 
 from kapell._worker.logs import ROOM_BYTES, LogBuffer, room_for
 from kapell._worker.progress import ProgressSlot
+from kapell._worker.usage import UsageBuffer
+from kapell.rules.redaction import Redactor
 from kapell.v1.task_pb2 import AttemptWait, Task
 from kapell.v1.worker_pb2 import (
     LEASE_DIRECTIVE_CANCEL,
@@ -45,13 +47,20 @@ class Lease:
         """What the work waits for, as the heartbeat is to say."""
         self.program_ended = False
         """The program that did the work has ended; its outcome follows."""
+        self.is_parked = False
+        """The attempt was ended to wait for an approval."""
         self.interrupted = False
         """The worker is stopping: the outcome, if any comes of it, is not the task's."""
         self.worked = asyncio.Event()
         """Nothing of the work runs any more; the outcome may still be on its way."""
         self.carrying_out: asyncio.Task[None] | None = None
-        self.log = LogBuffer(log_room_bytes)
-        self.progress = ProgressSlot()
+        self.secrets: dict[str, str] = dict(offer.secrets)
+        """Values by what the work finds them under. They leave the attempt masked only."""
+        self.missing_secrets = list(offer.missing_secrets)
+        self.redactor = Redactor(self.secrets.values())
+        self.log = LogBuffer(log_room_bytes, self.redactor)
+        self.progress = ProgressSlot(self.redactor)
+        self.usage = UsageBuffer()
         self._on_stop: Callable[[], None] = _nothing
 
     @property
@@ -76,6 +85,12 @@ class Lease:
             self.lost.set()
             self.cancelled.set()
             self._on_stop()
+
+    def park(self) -> None:
+        """The attempt has ended by our own wish: its handler ends by itself, and nothing is sent any more."""
+        self.is_parked = True
+        self.lost.set()
+        self.cancelled.set()
 
     def interrupt(self) -> None:
         """The worker cannot wait for the work any longer."""

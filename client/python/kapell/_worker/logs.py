@@ -22,6 +22,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from kapell._worker.values import printable
 from kapell.errors import KapellError, LeaseLost
+from kapell.rules.redaction import Redactor
 from kapell.v1.common_pb2 import LOG_STREAM_STDOUT, LOG_STREAM_SYSTEM, LogEntry, LogStream
 from kapell.v1.worker_pb2 import AppendTaskLogsRequest
 
@@ -57,8 +58,9 @@ def room_for(slots: int) -> int:
 class LogBuffer:
     """The part of an attempt's log that the server has not taken yet. One reader, any writers."""
 
-    def __init__(self, room_bytes: int = ROOM_BYTES) -> None:
+    def __init__(self, room_bytes: int = ROOM_BYTES, redactor: Redactor | None = None) -> None:
         self._room_bytes = room_bytes
+        self._redactor = redactor or Redactor()
         self.offset = 0
         """Offset of the first entry that waits."""
         self.is_full = False
@@ -75,6 +77,8 @@ class LogBuffer:
         self._many = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
+        self._sent = asyncio.Event()
+        self._sent.set()
 
     def on_first(self, start: Callable[[], asyncio.Task[None]]) -> None:
         """Calls `start` for the sender as soon as there is something to send."""
@@ -83,13 +87,17 @@ class LogBuffer:
     def append(self, text: str, stream: LogStream.ValueType = LOG_STREAM_STDOUT, *, time_ns: int = 0) -> None:
         """Adds the lines of `text`. Never waits and never fails; see the module for what is left out."""
         at = _timestamp(time_ns or time.time_ns())
-        for line in printable(text).split("\n"):
+        for line in printable(self._redactor.text(text)).split("\n"):
             for part in _parts(line):
                 self._add(LogEntry(time=at, stream=stream, text=part))
 
     async def room(self) -> None:
         """Waits until less than the room is taken."""
         await self._room.wait()
+
+    async def sent(self) -> None:
+        """Waits until the server has all that was said so far."""
+        await self._sent.wait()
 
     def close(self) -> None:
         """No more lines come; `pending` ends when all are taken."""
@@ -174,6 +182,7 @@ class LogBuffer:
         _set(self._filled, bool(self._waiting) or self._closed)
         _set(self._many, self._waiting_bytes >= _HURRY_BYTES or len(self._waiting) >= BATCH_ENTRIES or self._closed)
         _set(self._room, self._waiting_bytes < self._room_bytes)
+        _set(self._sent, not self._waiting)
 
 
 async def ship(session: Session, lease: Lease) -> None:

@@ -55,7 +55,9 @@ class Outbox:
 
         Raises KapellError when the server refuses the result.
         """
-        completion = _Completion(lease, CompleteTaskRequest(lease_token=lease.token, result=result))
+        completion = _Completion(
+            lease, CompleteTaskRequest(lease_token=lease.token, result=lease.redactor.message(result))
+        )
         self._waiting.append(completion)
         self._filled.set()
         await completion.done
@@ -63,7 +65,9 @@ class Outbox:
     async def fail(self, lease: Lease, failure: TaskFailed) -> None:
         """Ends the attempt with a failure; returns when the server took it or the lease was lost."""
         request = FailTaskRequest(
-            lease_token=lease.token, failure=failure.to_message(), retry_delay=duration(failure.retry_delay or None)
+            lease_token=lease.token,
+            failure=lease.redactor.message(failure.to_message()),
+            retry_delay=duration(failure.retry_delay or None),
         )
         if isinstance(failure, RateLimited):
             limit = ProviderRateLimit(provider=failure.provider, reset_after=duration(failure.reset_after))

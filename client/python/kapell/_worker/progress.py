@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from kapell._worker.values import printable
 from kapell.errors import KapellError, LeaseLost
+from kapell.rules.redaction import Redactor
 from kapell.v1.task_pb2 import TaskProgress
 from kapell.v1.worker_pb2 import ReportProgressRequest
 
@@ -27,7 +28,8 @@ INTERVAL = 0.25
 class ProgressSlot:
     """The latest progress that was not reported yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, redactor: Redactor | None = None) -> None:
+        self._redactor = redactor or Redactor()
         self.sender: asyncio.Task[None] | None = None
         """Who sends it; None while nothing was said."""
         self._start: Callable[[], asyncio.Task[None]] | None = None
@@ -44,8 +46,8 @@ class ProgressSlot:
         known = fraction is not None and math.isfinite(fraction) and fraction >= 0
         self._latest = TaskProgress(
             fraction=min(1.0, fraction) if known and fraction is not None else -1.0,
-            step=printable(step)[:200],
-            message=printable(message)[:1000],
+            step=printable(self._redactor.text(step))[:200],
+            message=printable(self._redactor.text(message))[:1000],
         )
         self._filled.set()
         if self.sender is None and self._start is not None:

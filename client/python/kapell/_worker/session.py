@@ -19,6 +19,7 @@ from kapell.connection import Connection, Stream, backoff
 from kapell.discovery import Endpoint
 from kapell.errors import DeadlineExceeded, Exhausted, Internal, KapellError, Unauthenticated, Unavailable
 from kapell.messages import seconds
+from kapell.v1.approval_pb2_grpc import ApprovalServiceStub
 from kapell.v1.artifact_pb2_grpc import ArtifactServiceStub
 from kapell.v1.task_pb2_grpc import TaskServiceStub
 from kapell.v1.worker_pb2 import RegisterWorkerRequest, WatchDirectivesRequest, WatchDirectivesResponse
@@ -27,6 +28,7 @@ from kapell.v1.worker_pb2_grpc import WorkerServiceStub
 if TYPE_CHECKING:
     from grpc import aio
 
+    from kapell.v1.approval_pb2_grpc import ApprovalServiceAsyncStub
     from kapell.v1.artifact_pb2_grpc import ArtifactServiceAsyncStub
     from kapell.v1.task_pb2_grpc import TaskServiceAsyncStub
     from kapell.v1.worker_pb2_grpc import WorkerServiceAsyncStub
@@ -63,12 +65,21 @@ class Session:
         self._in_trouble = False
 
     @property
+    def connection(self) -> Connection:
+        """The connection, with the agent's own token."""
+        return self._connection
+
+    @property
     def stub(self) -> WorkerServiceAsyncStub:
         return self._connection.stub(WorkerServiceStub)
 
     @property
     def artifacts(self) -> ArtifactServiceAsyncStub:
         return self._connection.stub(ArtifactServiceStub)
+
+    @property
+    def approvals(self) -> ApprovalServiceAsyncStub:
+        return self._connection.stub(ApprovalServiceStub)
 
     @property
     def tasks(self) -> TaskServiceAsyncStub:

@@ -30,6 +30,11 @@ async def causes(client: Client, task: Task) -> list[Task]:
     return found
 
 
+def is_over_budget(task: Task) -> bool:
+    """Whether a budget has stopped it."""
+    return task.failure.reason == "BUDGET_EXCEEDED"
+
+
 def hints(task: Task, because: list[Task]) -> list[str]:
     """What to type next, for a task that did not succeed: where to look, and how to run it once more."""
     id = task.task_id

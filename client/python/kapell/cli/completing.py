@@ -89,6 +89,19 @@ def limit_items(_ctx: click.Context, incomplete: str) -> list[CompletionItem]:
     return _quietly(limits)
 
 
+def approval_items(_ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+    """The approvals that wait and whose ids begin with what was typed."""
+
+    async def approvals(client: Client) -> list[CompletionItem]:
+        return [
+            CompletionItem(approval.approval_id, help=visible(approval.title))
+            for approval in (await client.approvals.list(page_size=_MOST)).approvals
+            if approval.approval_id.startswith(incomplete)
+        ]
+
+    return _quietly(approvals)
+
+
 def schedule_items(_ctx: click.Context, incomplete: str) -> list[CompletionItem]:
     """The schedules whose names begin with what was typed."""
     from kapell.cli.schedule_views import short_id, when_text
@@ -101,6 +114,19 @@ def schedule_items(_ctx: click.Context, incomplete: str) -> list[CompletionItem]
         ]
 
     return _quietly(schedules)
+
+
+def lock_items(_ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+    """The locks whose ids begin with what was typed; their paths as help."""
+
+    async def locks(client: Client) -> list[CompletionItem]:
+        return [
+            CompletionItem(lock.lock_id, help=visible(lock.path[:60]))
+            for lock in (await client.locks.list(page_size=_MOST)).locks
+            if lock.lock_id.startswith(incomplete)
+        ]
+
+    return _quietly(locks)
 
 
 def profile_items(_ctx: click.Context, incomplete: str) -> list[CompletionItem]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -48,10 +48,10 @@ class Refusal(Exception):
 
 
 class Done(Exception):
-    """Ends a command with an exit code when all has been said already."""
+    """Ends a command with an exit code when all has been said already: one of ours, or that of a program it ran."""
 
-    def __init__(self, exit: Exit) -> None:
-        super().__init__(exit.name)
+    def __init__(self, exit: int) -> None:
+        super().__init__(str(exit))
         self.exit = exit
 
 
@@ -106,8 +106,35 @@ _REASONS: dict[str, tuple[Exit, str]] = {
     "ARTIFACT_OFFSET_GAP": (Exit.CONFLICT, ""),
     "ARTIFACT_STATE_CONFLICT": (Exit.CONFLICT, "kapell artifact get {artifact_id}"),
     "ARTIFACT_LIMIT": (Exit.FAILURE, ""),
+    "BUDGET_NOT_FOUND": (Exit.NOT_FOUND, "kapell budget list"),
+    "BUDGET_EXCEEDED": (Exit.BUDGET, "kapell budget get {budget_id}"),
+    "RESERVATION_NOT_FOUND": (Exit.NOT_FOUND, "kapell budget list"),
+    "ALERT_NOT_FOUND": (Exit.NOT_FOUND, "kapell alert list"),
+    "WEBHOOK_NOT_FOUND": (Exit.NOT_FOUND, "kapell webhook list"),
     "SCHEDULE_NOT_FOUND": (Exit.NOT_FOUND, "kapell schedule list"),
     "SCHEDULE_LIMIT": (Exit.FAILURE, "kapell schedule list"),
+    "LOCK_HELD": (Exit.CONFLICT, "kapell lock list --path {held_path}"),
+    "FENCING_TOKEN_STALE": (Exit.CONFLICT, "kapell lock list --path {path}"),
+    "DEADLOCK": (Exit.CONFLICT, "kapell lock graph"),
+    "LOCK_LOST": (Exit.CONFLICT, "kapell lock list"),
+    "LOCK_TICKET_NOT_FOUND": (Exit.NOT_FOUND, "kapell lock waiters"),
+    "LOCK_LIMIT": (Exit.FAILURE, "kapell lock list"),
+    "APPROVAL_NOT_FOUND": (Exit.NOT_FOUND, "kapell approval list"),
+    "APPROVAL_ALREADY_DECIDED": (Exit.CONFLICT, "kapell approval show {approval_id}"),
+    "APPROVAL_CHANGED": (Exit.CONFLICT, "kapell approval list"),
+    "SELF_APPROVAL": (Exit.DENIED, ""),
+    "NOT_APPROVER": (Exit.DENIED, "kapell approval show {approval_id}"),
+    "PRICE_NOT_FOUND": (Exit.NOT_FOUND, "kapell price list"),
+    "PRICE_LIMIT": (Exit.FAILURE, "kapell price list"),
+    "USAGE_QUERY_TOO_LARGE": (Exit.USAGE, ""),
+    "USAGE_CONFLICT": (Exit.CONFLICT, ""),
+    "TOKEN_EXPIRED": (Exit.DENIED, _SIGN_IN),
+    "TOKEN_NOT_FOUND": (Exit.NOT_FOUND, "kapell auth token list --all"),
+    "TOKEN_LIMIT": (Exit.FAILURE, "kapell auth token list"),
+    "NOT_FOR_AGENTS": (Exit.DENIED, ""),
+    "RATE_LIMITED": (Exit.FAILURE, ""),
+    "SECRET_NOT_FOUND": (Exit.NOT_FOUND, "kapell secret set {name}"),
+    "SECRET_LIMIT": (Exit.FAILURE, "kapell secret list"),
     # The client's own.
     "SERVER_UNREACHABLE": (Exit.UNREACHABLE, "kapell up"),
     "SERVER_NOT_FOUND": (Exit.UNREACHABLE, ""),
@@ -130,15 +157,17 @@ _CODES = {
 }
 
 
-def refusal_of(error: Exception) -> Refusal:
-    """Any failure as a refusal; what nobody expected is called a defect."""
+def refusal_of(error: Exception, name: Callable[[str], str] = str) -> Refusal:
+    """Any failure as a refusal; what nobody expected is called a defect. `name` tells how a field was said."""
     from kapell.errors import KapellError
 
     match error:
         case Refusal():
             return error
         case KapellError():
-            return _explain(error)
+            return _explain(error, name)
+        case FileNotFoundError() | IsADirectoryError() | NotADirectoryError() | PermissionError() if error.filename:
+            return Refusal((error.strerror or "").lower(), why=str(error.filename), exit=Exit.USAGE)
         case OSError():
             return Refusal((error.strerror or str(error)).lower(), why=str(error.filename or ""))
     return Refusal(
@@ -148,12 +177,12 @@ def refusal_of(error: Exception) -> Refusal:
     )
 
 
-def _explain(error: KapellError) -> Refusal:
+def _explain(error: KapellError, name: Callable[[str], str]) -> Refusal:
     """A failed call: its message tells what failed, mostly why, and what to do, in this order."""
     exit, command = _REASONS.get(error.reason, (_CODES.get(error.code, Exit.FAILURE), ""))
     what, why, do = _parts(error.message)
     command = _filled(command, error.metadata)
-    broken = "; ".join(f"{violation.field}: {violation.description}" for violation in error.violations)
+    broken = "; ".join(f"{name(violation.field)}: {violation.description}" for violation in error.violations)
     return Refusal(
         what or error.reason,
         why=broken or why or (do if command else ""),

@@ -110,13 +110,24 @@ class Following:
             await asyncio.sleep(0.5)
 
     async def _mind_missing_agents(self) -> None:
-        """Says once when the task or a step waits and nobody serves its type."""
+        """Says once when the task or a step waits: that nobody serves its type, or what else is in the way."""
         await asyncio.sleep(_UNSERVED_AFTER)
         waiting = [step for step in self._steps.values() if task_look(step.state).word == "queued"]
         for agent_type in sorted({task.agent_type for task in waiting or [self._task] if task.attempt == 0}):
             if warning := await unserved(self._client, agent_type):
                 with self._printer.live.above():
                     note(self._app.terminal.err(warning, "yellow"))
+                return
+        await self._say_why_it_waits()
+
+    async def _say_why_it_waits(self) -> None:
+        """Says once what keeps the task from running."""
+        if self._task.attempt or self._steps or task_look(self._task.state).final:
+            return
+        answer = await self._client.tasks.explain(self._task.task_id)
+        if answer.blockers:
+            with self._printer.live.above():
+                note(self._app.terminal.err(f"It waits: {visible(answer.summary)}", "yellow"))
 
     def _draw(self) -> None:
         task, terminal = self._task, self._app.terminal

@@ -16,6 +16,7 @@ from kapell._version import __version__
 from kapell.cli import options
 from kapell.cli.app import App
 from kapell.cli.errors import Done, Exit, Refusal, refusal_of, report
+from kapell.cli.fields import said_as
 from kapell.cli.shape import Group
 from kapell.cli.terminal import detect
 from kapell.cli.tree import TREE
@@ -124,7 +125,8 @@ def _failed(app: App, error: Exception) -> int:
         case _:
             if app.debug and not isinstance(error, Refusal):
                 raise error
-            refusal = refusal_of(error)
+            refusal = refusal_of(error, said_as(app.params))
+            refusal.next = "   ".join(part for part in (app.hint, refusal.next) if part)
     report(refusal, app.terminal)
     return refusal.exit
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from kapell.cli import options
+from kapell.cli import options, times
 from kapell.cli.app import App
 from kapell.cli.output import View, note, write, write_list
 from kapell.cli.states import task_look
-from kapell.cli.table import Cell, Column
+from kapell.cli.table import Cell, Column, rows_for_terminal
+from kapell.cli.views import task_state
 
 if TYPE_CHECKING:
     from kapell import Client
-    from kapell.v1.task_pb2 import TaskOutcome
+    from kapell.v1.task_pb2 import Task, TaskOutcome
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _LISTED = 10
@@ -108,24 +109,33 @@ def _look(
 ) -> int:
     """Counts what matches; says so for a dry run, and asks otherwise."""
 
-    async def work(client: Client) -> tuple[Change, Any]:
+    async def work(client: Client) -> tuple[Change, Any, list[Task]]:
         doing = plan(client)
-        return doing, await doing.act(preview=True, **limits, **query)
+        found = await doing.act(preview=True, **limits, **query)
+        return doing, found, await _tasks_of(client, found.preview_task_ids)
 
-    doing, found = app.run(work)
+    doing, found, first = app.run(work)
     matched: int = found.matched
     if dry_run:
         note(f"Dry run: would {doing.verb} {_tasks(matched)}. Nothing was changed.")
-        for task_id in found.preview_task_ids:
-            write(task_id)
+        write_list(first, PREVIEWS, app.terminal, app.output)
     elif not matched:
         note("No task matches.")
     else:
-        shown = list(found.preview_task_ids[:_LISTED])
+        shown = rows_for_terminal(PREVIEWS.columns, first[:_LISTED], app.terminal, header=False)
         if matched > len(shown):
             shown = [*shown[: _LISTED - 1], f"… {matched - _LISTED + 1} more"]
         options.confirm(app, f"{doing.verb.capitalize()} {_tasks(matched)}", shown, yes=False, typed=str(matched))
     return matched
+
+
+async def _tasks_of(client: Client, ids: Sequence[str]) -> list[Task]:
+    """The tasks that there still are, in this order."""
+    if not ids:
+        return []
+    page = await client.tasks.list(task_ids=list(ids), page_size=len(ids))
+    found = {task.task_id: task for task in page.tasks}
+    return [found[task_id] for task_id in ids if task_id in found]
 
 
 def _tasks(count: int) -> str:
@@ -140,6 +150,17 @@ def _state(outcome: TaskOutcome) -> Cell:
 def _left_alone(outcome: TaskOutcome) -> str:
     return outcome.message or "-"
 
+
+PREVIEWS = View(
+    columns=(
+        Column("ID", lambda task: Cell(task.task_id)),
+        Column("STATE", task_state),
+        Column("NAME", lambda task: task.display_name, flexible=True),
+        Column("AGE", lambda task: times.age(task.create_time), right=True),
+    ),
+    id=lambda task: task.task_id,
+)
+"""Of the tasks that are to be changed: enough to see that they are the right ones."""
 
 OUTCOMES = View(
     columns=(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -50,14 +51,27 @@ _DATA_DIR = click.option(
     callback=_set("data_dir"),
     help="Where the local server keeps its token. [env KAPELL_DATA_DIR]",
 )
+_TLS = [
+    click.option(
+        f"--{name}", cls=CommonOption, metavar=metavar, expose_value=False, callback=_set(attribute), help=help
+    )
+    for name, metavar, attribute, help in (
+        ("tls-ca", "FILE|system", "tls_ca", "Encrypt; who has signed the server's certificate. [env KAPELL_TLS_CA]"),
+        ("tls-cert", "FILE", "tls_cert", "A certificate to show the server. [env KAPELL_TLS_CLIENT_CERT]"),
+        ("tls-key", "FILE", "tls_key", "Its key. [env KAPELL_TLS_CLIENT_KEY]"),
+    )
+]
 _DEBUG = click.option(
     "--debug", cls=CommonOption, is_flag=True, expose_value=False, callback=_set("debug"), help="Show tracebacks."
 )
 
 
 def server(function: _F) -> _F:
-    """--address, --data-dir, --debug."""
-    return _ADDRESS(_DATA_DIR(_DEBUG(function)))
+    """--address, --data-dir, --tls-…, --debug."""
+    function = _DEBUG(function)
+    for option in reversed(_TLS):
+        function = option(function)
+    return _ADDRESS(_DATA_DIR(function))
 
 
 def output(function: _F) -> _F:
@@ -134,6 +148,16 @@ def watch_start(function: _F) -> _F:
     initial = click.option("--initial", is_flag=True, help="First everything that matches, as it is now.")
     after = click.option("--after", type=click.IntRange(0), metavar="REVISION", help="Everything after this revision.")
     return initial(after(function))
+
+
+def say_link(app: App) -> Callable[[bool], None]:
+    """Says on stderr when the server of a watch is away, and when it is back."""
+
+    def said(is_there: bool) -> None:
+        text = "The server is back; nothing was missed." if is_there else "The server is away; waiting for it."
+        click.echo(app.terminal.err(text, "dim" if is_there else "yellow"), err=True)
+
+    return said
 
 
 def reattach(command: str, revision: int | None) -> str:
@@ -216,9 +240,18 @@ def template_files(function: _F) -> _F:
 
 def texts(files: Sequence[str]) -> list[tuple[str, str]]:
     """Name and text of each file; `-` is stdin."""
-    return [
-        ("stdin", sys.stdin.read()) if name == "-" else (name, Path(name).read_text(encoding="utf-8")) for name in files
-    ]
+    return [("stdin" if name == "-" else name, text_of(name, "--file")) for name in files]
+
+
+def text_of(file: str, option: str) -> str:
+    """The text of a local file, or of stdin for `-`. Raises BadParameter of the option where it cannot be read."""
+    try:
+        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except OSError as error:
+        text = f"{file}: {(error.strerror or str(error)).lower()}"
+        raise click.BadParameter(text, param_hint=option) from None
+    except UnicodeDecodeError:
+        raise click.BadParameter(f"{file} is not text in UTF-8", param_hint=option) from None
 
 
 def queue(*, required: bool) -> Callable[[_F], _F]:
@@ -242,6 +275,49 @@ def limit_keys(function: _F) -> _F:
     return _ids("keys", "KEY", _complete_limits, True)(function)
 
 
+def lock_paths(function: _F) -> _F:
+    """One or more paths to lock."""
+    return click.argument("paths", nargs=-1, required=True, metavar="PATH...")(function)
+
+
+def lock_ids(function: _F) -> _F:
+    """One or more lock ids; `-` reads them from stdin."""
+    return _ids("lock_ids", "LOCK_ID", complete_locks, True)(function)
+
+
+def secret_names(function: _F) -> _F:
+    """One or more names of secrets; `-` reads them from stdin."""
+    return _ids("names", "NAME", None, True)(function)
+
+
+def secrets(function: _F) -> _F:
+    """--secret NAME or VARIABLE=NAME, as a mapping; None where there is none."""
+
+    def collected(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str] | None:
+        found = {}
+        for value in values:
+            under, equals, name = value.partition("=")
+            found[under if equals else _VARIABLE.sub("_", value).upper()] = name if equals else value
+        return found or None
+
+    return click.option(
+        "--secret",
+        "secrets",
+        multiple=True,
+        metavar="[VARIABLE=]NAME",
+        callback=collected,
+        help="A secret that its agent is given, see `kapell secret`; may be repeated.",
+    )(function)
+
+
+_VARIABLE = re.compile(r"[^A-Za-z0-9_]")
+
+
+def token_ids(function: _F) -> _F:
+    """One or more token ids; `-` reads them from stdin."""
+    return _ids("token_ids", "TOKEN_ID", None, True)(function)
+
+
 def artifact_id(function: _F) -> _F:
     """One artifact id."""
     return click.argument("artifact_id", metavar="ARTIFACT_ID")(function)
@@ -250,6 +326,16 @@ def artifact_id(function: _F) -> _F:
 def artifact_ids(function: _F) -> _F:
     """One or more artifact ids; `-` reads them from stdin."""
     return _ids("artifact_ids", "ARTIFACT_ID", None, True)(function)
+
+
+def approval_id(function: _F) -> _F:
+    """One approval id."""
+    return click.argument("approval_id", metavar="APPROVAL_ID", shell_complete=_complete_approvals)(function)
+
+
+def approval_ids(function: _F) -> _F:
+    """One or more approval ids; `-` reads them from stdin."""
+    return _ids("approval_ids", "APPROVAL_ID", _complete_approvals, True)(function)
 
 
 def agent_id(function: _F) -> _F:
@@ -301,6 +387,18 @@ def _complete_limits(ctx: click.Context, _param: click.Parameter, incomplete: st
     from kapell.cli.completing import limit_items
 
     return limit_items(ctx, incomplete)
+
+
+def complete_locks(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[Any]:
+    from kapell.cli.completing import lock_items
+
+    return lock_items(ctx, incomplete)
+
+
+def _complete_approvals(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[Any]:
+    from kapell.cli.completing import approval_items
+
+    return approval_items(ctx, incomplete)
 
 
 def _complete_schedules(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[Any]:

@@ -1,8 +1,8 @@
 """The formats of `-o`: table, wide, json, jsonl, yaml, id.
 
 JSON is the proto JSON form, the same on a terminal and on a pipe. Tables are for eyes on a
-terminal and tab-separated, with full values and without a header, on a pipe. Nothing else
-writes resources to stdout.
+terminal and tab-separated, with full values and without a header, on a pipe; line ends, tabs and
+backslashes in values are escaped there (`terminal.escaped`). Nothing else writes resources to stdout.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`--param KEY=VALUE`: what was typed, as the values that a template's parameters take.
 
-Only the form is settled here, by the declared type; whether a value obeys its rules is for the
-server to say, all violations at once. What has no such form is sent as text.
+The form is settled by the declared type; what has no such form counts as text. Whether the values
+obey is judged before anything is sent, by the same rules as the server's, all violations at once.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from kapell.cli import options
+
 if TYPE_CHECKING:
-    from kapell.v1.template_pb2 import TemplateParameter
+    from kapell.v1.template_pb2 import Template, TemplateParameter
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -56,6 +57,17 @@ def values_given(
             shown = _read(text[1:]) if is_file else text
             values[name] = _value(type_word(parameter.rules.type) if parameter is not None else "", shown)
     return {**values, **lists}
+
+
+def parameters_of(
+    template: Template, params: Sequence[str], params_json: str | None, *, path: str = "parameters"
+) -> dict[str, Any]:
+    """The parameters as `values_given`, which the template takes; else every violation is named."""
+    from kapell.templates import check_parameters
+
+    given = values_given(params, params_json, template.spec.parameters)
+    check_parameters(template, given, path)
+    return given
 
 
 def _entries(parameter: TemplateParameter, text: str) -> list[Any]:
@@ -100,7 +112,7 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def _read(name: str) -> str:
-    return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+    return options.text_of(name, "--param")
 
 
 def type_word(value: int) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
 
     from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue, QueueStats, StartRate
-    from kapell.v1.task_pb2 import Blocker
+    from kapell.v1.task_pb2 import Blocker, ExplainTaskResponse
 
 _MOST_WHO = 3
 _UNITS = ((86400, "d"), (3600, "h"), (60, "m"))
@@ -187,10 +187,15 @@ def blocker_detail(blocker: Blocker) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def place(explanation: ExplainTaskResponse) -> str:
+    """Where a task stands among those that could run; empty where it is not among them."""
+    return f"{explanation.position}{'+' * explanation.position_at_least}" if explanation.position else ""
+
+
 EXPLANATIONS = View(
     columns=(
         Column("ID", lambda e: Cell(e.task.task_id)),
-        Column("POSITION", lambda e: str(e.position or "-"), right=True),
+        Column("POSITION", lambda e: place(e) or "-", right=True),
         Column("SUMMARY", lambda e: e.summary, flexible=True),
     ),
     id=lambda e: e.task.task_id,

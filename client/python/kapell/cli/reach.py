@@ -25,7 +25,7 @@ def connected(endpoint: Endpoint, work: Callable[[Client], Awaitable[_T]]) -> _T
         gives_up_at = asyncio.get_running_loop().time() + REACH
         await _dial(endpoint.address)
         async with Client(Connection(endpoint)) as client:
-            await _greet(client, gives_up_at)
+            await _greet(client, gives_up_at, tls=endpoint.tls is not None)
             return await work(client)
 
     return asyncio.run(run())
@@ -50,7 +50,7 @@ async def _dial(address: str) -> None:
     writer.close()
 
 
-async def _greet(client: Client, gives_up_at: float) -> None:
+async def _greet(client: Client, gives_up_at: float, *, tls: bool) -> None:
     """Returns when what listens has spoken HTTP/2.
 
     A server that is frozen, or another program, takes the connection and then says nothing.
@@ -60,6 +60,10 @@ async def _greet(client: Client, gives_up_at: float) -> None:
             await client.connection.channel.channel_ready()
     except TimeoutError:
         why = f"something listens there, but it did not answer within {REACH:g} s"
+        if tls:
+            why += "; --tls-ca must name who has signed its certificate, and it may ask for one of yours"
+        elif not client.connection.is_local:
+            why += "; if it speaks TLS, --tls-ca must name who has signed its certificate"
         raise _unreachable(client.connection.address, why) from None
 
 

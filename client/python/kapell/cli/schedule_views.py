@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from kapell.cli import times
 from kapell.cli.output import View, as_data
 from kapell.cli.table import Cell, Column, Line
+from kapell.cli.times import until
 from kapell.cli.views import labels_text
 
 if TYPE_CHECKING:
@@ -50,12 +50,6 @@ def _next(schedule: Schedule) -> Cell:
     if not schedule.HasField("next_run_time"):
         return Cell("ended", "dim", "⊘")
     return Cell(until(schedule.next_run_time))
-
-
-def until(moment: Timestamp, now: float | None = None) -> str:
-    """How long until then: "in 3h 12m"; "now" for what has passed."""
-    seconds = moment.seconds + moment.nanos / 1e9 - (time.time() if now is None else now)
-    return f"in {times.short(seconds)}" if seconds >= 1 else "now"
 
 
 def outcome(run: ScheduleRun) -> Cell:

@@ -19,7 +19,10 @@ _SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 @dataclass(frozen=True)
 class Node:
-    """One line of the command tree: a command (`target` is "module:attribute") or a group (`children`)."""
+    """One line of the command tree: a command (`target` is "module:attribute"), a group (`children`), or both.
+
+    What is both is the command unless the word behind it is one of the group's.
+    """
 
     help: str
     target: str = ""
@@ -38,6 +41,11 @@ class Command(click.Command):
     def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
         super().__init__(*args, **{"context_settings": _SETTINGS, **kwargs})
         self.examples = inspect.cleandoc(examples)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if ctx.obj is not None:
+            ctx.obj.params = self.params
+        return super().invoke(ctx)
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_text(self.help or "")
@@ -78,17 +86,21 @@ class Group(click.Group):
         node = self.node.children.get(cmd_name)
         if node is None:
             return None
-        if node.children:
-            return Group(cmd_name, node)
-        module, _, attribute = node.target.partition(":")
-        command = getattr(importlib.import_module(f"kapell.cli.commands.{module}"), attribute)
-        assert isinstance(command, click.Command)
-        return command
+        return Group(cmd_name, node) if node.children else _imported(node)
+
+    def _command_of_both(self, args: list[str]) -> click.Command | None:
+        """The command that is meant by the first word where it names a group as well; else None."""
+        node = self.node.children.get(args[0])
+        if node is None or not (node.target and node.children) or (len(args) > 1 and args[1] in node.children):
+            return None
+        return _imported(node)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
+        if (both := self._command_of_both(args)) is not None:
+            return name, both, args[1:]
         if name not in self.node.children and not name.startswith("-"):
             close = difflib.get_close_matches(name, self.node.children, n=1, cutoff=0.5)
             hint = f" Did you mean '{ctx.command_path} {close[0]}'?" if close else ""
@@ -106,10 +118,29 @@ class Group(click.Group):
             formatter.write_dl(common)
 
 
-def command(name: str, help: str, *, examples: str, **kwargs: Any) -> Callable[[_F], Command]:
+def _imported(node: Node) -> click.Command:
+    module, _, attribute = node.target.partition(":")
+    found = getattr(importlib.import_module(f"kapell.cli.commands.{module}"), attribute)
+    assert isinstance(found, click.Command)
+    return found
+
+
+class ProgramCommand(Command):
+    """A command with a program behind "--", which it gets as `argv`, a list; empty where there is none."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # click takes the "--" away and joins what stands before and behind it.
+        at = args.index("--") if "--" in args else len(args)
+        ctx.params["argv"] = args[at + 1 :]
+        return super().parse_args(ctx, args[:at])
+
+
+def command(
+    name: str, help: str, *, examples: str, cls: type[Command] = Command, **kwargs: Any
+) -> Callable[[_F], Command]:
     """Declares a command. `examples` are run by the tests; the first line should be worth copying."""
 
     def declare(function: _F) -> Command:
-        return click.command(name, cls=Command, help=help, examples=examples, **kwargs)(function)
+        return click.command(name, cls=cls, help=help, examples=examples, **kwargs)(function)
 
     return declare

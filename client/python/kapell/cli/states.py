@@ -24,6 +24,7 @@ UNKNOWN = Look("unknown", "?", "plain")
 
 TASK_STATES = {
     "TASK_STATE_PENDING": Look("pending", "◔", "dim"),
+    "TASK_STATE_AWAITING_APPROVAL": Look("awaiting approval", "◔", "yellow"),
     "TASK_STATE_QUEUED": Look("queued", "○", "plain"),
     "TASK_STATE_RUNNING": Look("running", "●", "cyan"),
     "TASK_STATE_CANCELLING": Look("cancelling", "◍", "yellow"),
@@ -39,6 +40,24 @@ ATTEMPT_STATES = {
     "ATTEMPT_STATE_LOST": Look("lost", "!", "red", final=True),
     "ATTEMPT_STATE_RELEASED": Look("released", "↩", "dim", final=True),
     "ATTEMPT_STATE_CANCELLED": Look("cancelled", "⊘", "dim", final=True),
+}
+
+BUDGET_STATES = {
+    "BUDGET_STATE_OPEN": Look("open", "●", "green"),
+    "BUDGET_STATE_STOPPED": Look("stopped", "■", "red"),
+    "BUDGET_STATE_AWAITING_APPROVAL": Look("asks", "?", "yellow"),
+}
+
+ALERT_STATES = {
+    "ALERT_STATE_FIRING": Look("firing", "▲", "red"),
+    "ALERT_STATE_ACKNOWLEDGED": Look("noted", "△", "yellow"),
+    "ALERT_STATE_RESOLVED": Look("resolved", "✓", "dim", final=True),
+}
+
+DELIVERY_STATES = {
+    "WEBHOOK_DELIVERY_STATE_PENDING": Look("pending", "◔", "plain"),
+    "WEBHOOK_DELIVERY_STATE_DELIVERED": Look("delivered", "✓", "green", final=True),
+    "WEBHOOK_DELIVERY_STATE_FAILED": Look("failed", "✗", "red", final=True),
 }
 
 AGENT_STATES = {

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from kapell.cli.table import Line
+from kapell.cli.views import lock_text
 
 if TYPE_CHECKING:
     from kapell.v1.dependency_pb2 import DependencyFailureAction
@@ -39,6 +40,7 @@ def _line(step: TemplateStep) -> str:
         step.depends_on and f"after {', '.join(step.depends_on)}",
         step.when and f"when {step.when}",
         step.concurrency_keys and f"keys {', '.join(step.concurrency_keys)}",
+        step.locks and f"locks {', '.join(map(lock_text, step.locks))}",
         _on_failure(step.on_failure),
     ]
     said = ", ".join(detail for detail in details if detail)
@@ -52,6 +54,7 @@ def _rendered_line(step: RenderedStep) -> str:
         f"type {step.agent_type}",
         step.depends_on and f"after {', '.join(step.depends_on)}",
         step.concurrency_keys and f"keys {', '.join(step.concurrency_keys)}",
+        step.locks and f"locks {', '.join(map(lock_text, step.locks))}",
         _on_failure(step.on_failure),
     ]
     return f"{step.name}  ({', '.join(detail for detail in details if detail)})  {step.display_name}"

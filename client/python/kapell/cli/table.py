@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kapell.cli.terminal import Terminal, cells, cut, visible
+from kapell.cli.terminal import Terminal, cells, cut, escaped, visible
 
 _GAP = 2
 _LEAST = 8
@@ -39,8 +39,9 @@ def _cell(column: Column, item: Any) -> Cell:
 
 
 def rows_for_pipe(columns: Sequence[Column], items: Sequence[Any]) -> list[str]:
-    """One line an item, all columns, full values, tabs between, no header."""
-    return ["\t".join(visible(_cell(column, item).text) for column in columns) for item in items]
+    """One line an item, all columns, full values, tabs between, no header. Line ends, tabs and backslashes in
+    values are written as \\n, \\r, \\t and \\\\, so that a line is an item and nothing is lost."""
+    return ["\t".join(escaped(_cell(column, item).text) for column in columns) for item in items]
 
 
 def rows_for_terminal(
@@ -104,7 +105,7 @@ def card(lines: Sequence[Line], terminal: Terminal) -> list[str]:
     shown = [(line.label, line.value if isinstance(line.value, Cell) else Cell(line.value)) for line in lines]
     shown = [(label, cell) for label, cell in shown if cell.text]
     if not terminal.is_tty:
-        return [f"{label}\t{visible(cell.text)}" for label, cell in shown]
+        return [f"{label}\t{escaped(cell.text)}" for label, cell in shown]
     width = max((cells(label) for label, _ in shown), default=0)
     written = []
     for label, cell in shown:

@@ -10,7 +10,7 @@ from kapell.cli.output import View, as_data
 from kapell.cli.parameters import type_word
 from kapell.cli.step_views import rendered_step_lines, step_lines
 from kapell.cli.table import Cell, Column, Line
-from kapell.cli.views import labels_text
+from kapell.cli.views import labels_text, lock_text
 
 if TYPE_CHECKING:
     from kapell.v1.template_pb2 import (
@@ -54,6 +54,9 @@ def _timeouts(spec: TemplateSpec) -> str:
         ("run", limits.run_timeout),
         ("total", limits.total_timeout),
         ("stall", limits.stall_timeout),
+        ("approval wait", limits.approval_wait_timeout),
+        ("lock wait", limits.lock_wait_timeout),
+        ("provider wait", limits.provider_wait_timeout),
     )
     return ", ".join(f"{name} {times.short(limit.seconds)}" for name, limit in named if limit.seconds)
 
@@ -79,6 +82,7 @@ def _card(template: Template) -> list[Line]:
         Line("Attempts", str(spec.retry_policy.max_attempts or "")),
         Line("Labels", labels_text(spec.labels)),
         Line("Concurrency", ", ".join(spec.concurrency_keys)),
+        Line("Locks", "\n".join(map(lock_text, spec.locks))),
         Line("Updated", times.local(template.update_time)),
         Line("Parameters", "\n".join(_parameter_line(parameter) for parameter in spec.parameters)),
         *step_lines(spec.steps),
@@ -140,6 +144,9 @@ def _dry_run_card(run: RenderTemplateResponse) -> list[Line]:
         ("run", limits.run_timeout),
         ("total", limits.total_timeout),
         ("stall", limits.stall_timeout),
+        ("approval wait", limits.approval_wait_timeout),
+        ("lock wait", limits.lock_wait_timeout),
+        ("provider wait", limits.provider_wait_timeout),
     )
     return [
         Line("Template", f"{run.template_id}@{run.version}"),
@@ -149,6 +156,7 @@ def _dry_run_card(run: RenderTemplateResponse) -> list[Line]:
         Line("Attempts", str(run.retry_policy.max_attempts)),
         Line("Timeouts", ", ".join(f"{name} {times.short(d.seconds)}" for name, d in named if d.seconds)),
         Line("Concurrency", ", ".join(run.concurrency_keys)),
+        Line("Locks", "\n".join(map(lock_text, run.locks))),
         Line("Parameters", json.dumps(as_data(run.parameters), ensure_ascii=False, indent=2, sort_keys=True)),
         Line("History", _history_text(run.history)),
         Line("Blocked by", Cell("\n".join(map(_blocker_text, run.blockers)), "yellow")),

@@ -88,6 +88,15 @@ def visible(text: str) -> str:
     return _UNSAFE.sub(_written_out, text)
 
 
+def escaped(text: str) -> str:
+    """`text` on one line from which it can be had back: \\n, \\r, \\t and \\\\, other controls as in `visible`."""
+    return "".join(_ESCAPES.get(letter) or visible(letter) for letter in text) if _ESCAPED.search(text) else text
+
+
+_ESCAPED = re.compile(rf"{_UNSAFE.pattern}|\\\\")
+_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
+
+
 def _written_out(match: re.Match[str]) -> str:
     character = match.group()
     if character in "\n\t\r":

@@ -91,6 +91,12 @@ def age(moment: Timestamp, now: float | None = None) -> str:
     return f"{seconds}s"
 
 
+def until(moment: Timestamp, now: float | None = None) -> str:
+    """How long until then: "in 3h 12m"; "now" for what has passed."""
+    seconds = moment.seconds + moment.nanos / 1e9 - (time.time() if now is None else now)
+    return f"in {short(seconds)}" if seconds >= 1 else "now"
+
+
 def seconds_between(start: Timestamp, end: Timestamp) -> float:
     """The seconds from `start` to `end`."""
     return (end.seconds - start.seconds) + (end.nanos - start.nanos) / 1e9

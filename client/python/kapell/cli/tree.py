@@ -42,6 +42,9 @@ TREE = Node(
                 "reprioritize": Node("Give tasks another priority.", "task_steer:reprioritize"),
                 "cancel": Node("Cancel tasks, and those below them.", "task_end:cancel"),
                 "retry": Node("Queue failed or cancelled tasks again.", "task_steer:retry"),
+                "approve": Node(
+                    "Decide about the start of a task, perhaps with other parameters.", "approval_decide:approve_task"
+                ),
                 "edits": Node("List what a task was before it was edited.", "task_steer:edits"),
                 "delete": Node("Delete ended tasks with their logs.", "task_end:delete"),
             },
@@ -83,6 +86,20 @@ TREE = Node(
                 "set": Node("Set how many tasks may run, and how many may start in a period.", "queue_write:set_"),
             },
         ),
+        "secret": Node(
+            "Values that agents need and nobody else gets to see.",
+            examples="""
+                kapell secret set github-token
+                kapell secret list
+                kapell run release --param token=secret:github-token
+            """,
+            children={
+                "list": Node("List secrets, the newest first.", "secret:list_"),
+                "set": Node("Create or replace a secret.", "secret:set_"),
+                "delete": Node("Forget secrets.", "secret:delete"),
+                "rotate-key": Node("Make a new key and encrypt all values with it.", "secret:rotate_key"),
+            },
+        ),
         "limit": Node(
             "How many tasks of a concurrency key run at a time.",
             examples="""
@@ -94,6 +111,26 @@ TREE = Node(
                 "list": Node("List the limits that were set, the newest first.", "limit:list_"),
                 "set": Node("Create or replace the limit of a concurrency key.", "limit:set_"),
                 "delete": Node("Forget the limits of concurrency keys.", "limit:delete"),
+            },
+        ),
+        "lock": Node(
+            "Locks on paths: who may work where.",
+            examples="""
+                kapell lock list
+                kapell lock run web/src -- make format
+                kapell lock graph
+            """,
+            children={
+                "list": Node("List the locks that are held, by path.", "lock_read:list_"),
+                "waiters": Node("List who waits for locks, in the order of the queue.", "lock_read:waiters"),
+                "graph": Node("Show who waits for whom.", "lock_read:graph"),
+                "run": Node("Hold locks while a command runs.", "lock_run:run"),
+                "acquire": Node("Acquire locks, all or none.", "lock_write:acquire"),
+                "renew": Node("Renew locks.", "lock_write:renew"),
+                "release": Node("Release locks.", "lock_write:release"),
+                "cancel": Node("Leave the queue for locks.", "lock_write:cancel"),
+                "sessions": Node("List the open sessions, the eldest first.", "lock_read:sessions"),
+                "guard": Node("Refuse changes of files whose locks are not held.", "lock_guard:guard"),
             },
         ),
         "schedule": Node(
@@ -114,6 +151,73 @@ TREE = Node(
                 "resume": Node("Let paused schedules run again.", "schedule_steer:resume"),
                 "trigger": Node("Make a run of a schedule now.", "schedule_steer:trigger"),
                 "delete": Node("Delete schedules.", "schedule_steer:delete"),
+            },
+        ),
+        "approval": Node(
+            "What waits for a decision of yours, and the rules that decide for you.",
+            examples="""
+                kapell approval list
+                kapell approval show approval_01kabc
+                kapell approval approve approval_01kabc -m "go on"
+                kapell approval deny approval_01kabc -m "not before the release"
+            """,
+            children={
+                "list": Node(
+                    "List what waits for a decision: what blocks most first, then what expires first.",
+                    "approval_read:list_",
+                ),
+                "show": Node("Show one approval with all that is decided about.", "approval_read:show"),
+                "approve": Node("Approve what is asked for, or answer a question.", "approval_decide:approve"),
+                "deny": Node("Refuse what is asked for.", "approval_decide:deny"),
+                "watch": Node("Show what waits for a decision, and what comes, as it happens.", "approval_read:watch"),
+                "audit": Node("List who decided what, when and from where, the newest first.", "approval_read:audit"),
+                "rules": Node("List the rules that decide by themselves, the newest first.", "approval_rules:rules"),
+                "remember": Node("Create a rule that decides what matches from now on.", "approval_rules:remember"),
+                "forget": Node("Revoke rules.", "approval_rules:forget"),
+            },
+        ),
+        "budget": Node(
+            "How much tasks may cost, and what happens at the limit.",
+            examples="""
+                kapell budget create nightly --limit '$5' --window daily --timezone Europe/Berlin
+                kapell budget list
+                kapell budget get nightly
+                kapell budget resume nightly --add '$2'
+            """,
+            children={
+                "create": Node("Create a budget.", "budget:create"),
+                "list": Node("List budgets with what is spent and reserved.", "budget:list_"),
+                "get": Node("Show one budget.", "budget:get"),
+                "update": Node("Change a budget.", "budget:update"),
+                "resume": Node("Let work go on that a budget holds back.", "budget:resume"),
+                "delete": Node("Delete budgets.", "budget:delete"),
+            },
+        ),
+        "alert": Node(
+            "What somebody should know of.",
+            examples="""
+                kapell alert list
+                kapell alert ack alert_01kabc --until 2h
+            """,
+            children={
+                "list": Node("List alerts, those that are firing first.", "alert:list_"),
+                "ack": Node("Say that somebody has taken note of alerts.", "alert:ack"),
+            },
+        ),
+        "webhook": Node(
+            "Events that the server sends to an address of yours.",
+            examples="""
+                kapell webhook create pager --url http://127.0.0.1:8080/kapell
+                kapell webhook test pager
+                kapell webhook deliveries pager
+            """,
+            children={
+                "create": Node("Create a webhook.", "webhook:create"),
+                "list": Node("List webhooks, the newest first.", "webhook:list_"),
+                "delete": Node("Delete webhooks.", "webhook:delete"),
+                "test": Node("Send a test event to a webhook now.", "webhook:test"),
+                "deliveries": Node("List what was sent to a webhook.", "webhook:deliveries"),
+                "resend": Node("Send deliveries of a webhook again.", "webhook:resend"),
             },
         ),
         "agent": Node(
@@ -149,6 +253,34 @@ TREE = Node(
                 "delete": Node("Delete artifacts.", "artifact:delete"),
             },
         ),
+        "usage": Node(
+            "What agents' work has used, and what it costs.",
+            examples="""
+                kapell usage show --by model,day
+                kapell usage export --since 7d
+                kapell usage estimate --model gpt-5 --input-tokens 20000 --output-tokens 3000 --runs 100
+            """,
+            children={
+                "show": Node("Sum usage by time, model, agent, task or label.", "usage:show"),
+                "export": Node("Print the records themselves.", "usage:export"),
+                "estimate": Node("Tell what work will cost.", "usage:estimate"),
+            },
+        ),
+        "price": Node(
+            "What models cost.",
+            examples="""
+                kapell price list --provider anthropic
+                kapell price set mycloud llama-4 --input-price 0.20 --output-price 0.60
+                kapell price reprice --dry-run
+            """,
+            children={
+                "list": Node("List prices of models.", "price:list_"),
+                "get": Node("Show the price of a model.", "price:get"),
+                "set": Node("Set the price of a model.", "price:set_"),
+                "delete": Node("Forget prices that were set.", "price:delete"),
+                "reprice": Node("Cost what was recorded anew.", "price:reprice"),
+            },
+        ),
         "profile": Node(
             "The profiles agents are spawned from.",
             examples="kapell profile list",
@@ -169,7 +301,43 @@ TREE = Node(
         "auth": Node(
             "What proves who you are.",
             examples='curl -H "authorization: Bearer $(kapell auth token)" …',
-            children={"token": Node("Print the token this command line uses.", "auth:token")},
+            children={
+                "token": Node(
+                    "Print the token this command line uses; make, list and revoke others.",
+                    "auth:token",
+                    examples="""
+                        kapell auth token create ci --scope read --scope write
+                        kapell auth token list
+                    """,
+                    children={
+                        "create": Node(
+                            "Make a token of a user, and print it: it cannot be read again.", "token:create"
+                        ),
+                        "list": Node("List tokens, the newest first, without their secrets.", "token:list_"),
+                        "revoke": Node(
+                            "End tokens at once and for good; their open streams end within 2 s.", "token:revoke"
+                        ),
+                        "rotate-admin": Node(
+                            "Give the owner of the local server another token; the one before opens nothing any more.",
+                            "token:rotate_admin",
+                        ),
+                    },
+                ),
+                "whoami": Node("Tell whose token this command line uses, and what it may do.", "token:whoami"),
+            },
+        ),
+        "audit": Node(
+            "What administrators did to the server.",
+            examples="""
+                kapell audit list
+                kapell audit export
+            """,
+            children={
+                "list": Node("List what administrators did, the newest first.", "audit:list_"),
+                "export": Node(
+                    "Print the whole audit log, the oldest entry first, one line of JSON each.", "audit:export"
+                ),
+            },
         ),
         "version": Node("Show the versions of client and server.", "version:version"),
         "completion": Node("Print the completion script for your shell.", "completion:completion"),

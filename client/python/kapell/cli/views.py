@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kapell.cli import states, times
+from kapell.cli.approval_views import matches_text, state_cell
+from kapell.cli.budget_views import alert_state, budget_state, budget_text
+from kapell.cli.lock_views import lock_event, lock_state, session_state, ticket_event, ticket_state
 from kapell.cli.output import View, as_data
 from kapell.cli.queue_views import limit_max, limit_text, queue_event, queue_state
 from kapell.cli.states import Look
@@ -15,8 +18,10 @@ from kapell.cli.table import Cell, Column, Line
 if TYPE_CHECKING:
     from kapell.v1.agent_pb2 import Agent, AgentEvent, AgentProfile, AgentSpec
     from kapell.v1.event_pb2 import Event
+    from kapell.v1.lock_pb2 import LockItem, TaskLock
     from kapell.v1.schedule_pb2 import Schedule
     from kapell.v1.task_pb2 import AttemptWait, Task, TaskAttempt, TaskEvent, TaskFailure
+    from kapell.v1.template_pb2 import TemplateLock
     from kapell.v1.watch_pb2 import Actor
 
     AnyEvent = Event | TaskEvent | AgentEvent
@@ -119,6 +124,15 @@ def _value_text(value: Any) -> str:
     return line if len(line) <= _LONGEST_LINE else json.dumps(data, indent=2, ensure_ascii=False)
 
 
+def lock_text(lock: TaskLock | LockItem | TemplateLock) -> str:
+    """A lock that is declared, in words: "shop/src", "shop/docs (shared)", with its token while it is held."""
+    from kapell.v1.lock_pb2 import LOCK_MODE_SHARED
+
+    shared = " (shared)" if lock.mode == LOCK_MODE_SHARED else ""
+    token = getattr(lock, "fencing_token", 0)
+    return f"{lock.path}{shared}{f', held with token {token}' if token else ''}"
+
+
 def task_card(task: Task) -> list[Line]:
     """All that is worth knowing of a task, for `get`."""
     return [
@@ -142,6 +156,7 @@ def task_card(task: Task) -> list[Line]:
         Line("Labels", labels_text(task.labels)),
         Line("Fairness", task.fairness_key),
         Line("Concurrency", ", ".join(task.concurrency_keys)),
+        Line("Locks", "\n".join(map(lock_text, task.locks))),
         Line("Skipped", "yes, it was not needed" if task.skipped else ""),
         Line("Created", times.local(task.create_time)),
         Line("Started", times.local(task.start_time)),
@@ -326,6 +341,14 @@ _OTHERS: dict[str, tuple[Callable[[Any], str], Callable[[Any], Cell], Callable[[
     ),
     "queue": (lambda queue: queue.agent_type, queue_state, queue_event),
     "schedule": (lambda schedule: schedule.schedule_id, _schedule_state, _schedule_text),
+    "lock": (lambda lock: lock.lock_id, lock_state, lock_event),
+    "ticket": (lambda ticket: ticket.ticket_id, ticket_state, ticket_event),
+    "session": (lambda session: session.session_id, session_state, lambda session: session.display_name),
+    "approval": (lambda approval: approval.approval_id, state_cell, lambda approval: approval.title),
+    "approval_rule": (lambda rule: rule.rule_id, lambda rule: Cell("rule"), matches_text),
+    "budget": (lambda budget: budget.budget_id, budget_state, budget_text),
+    "alert": (lambda alert: alert.alert_id, alert_state, lambda alert: alert.message),
+    "webhook": (lambda webhook: webhook.webhook_id, lambda webhook: Cell("on"), lambda webhook: webhook.spec.url),
     "limit": (lambda limit: limit.key, lambda limit: Cell(f"max {limit_max(limit)}"), limit_text),
 }
 

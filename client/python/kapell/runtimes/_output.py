@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
+from kapell.rules.redaction import StreamRedactor
 from kapell.runtimes.contract import Attempt
 from kapell.v1.common_pb2 import LOG_STREAM_STDERR, LOG_STREAM_STDOUT, LogStream
 
@@ -148,11 +149,13 @@ class Pump:
         self._stream = stream
         self._progress = progress
         self._lines = Lines()
+        self._masked = StreamRedactor(attempt.redactor)
         self._hurry = asyncio.Event()
 
     async def run(self, reader: asyncio.StreamReader) -> None:
         """Reads until the stream ends."""
         while chunk := await reader.read(_SKIM_BYTES if self._attempt.log_full else _READ_BYTES):
+            chunk = self._masked.feed(chunk)
             if not self._attempt.log_full:
                 self._take(self._lines.feed(chunk))
                 await self._room()
@@ -160,6 +163,7 @@ class Pump:
                 self.kept.add(skimmed)
             else:
                 self._take(self._lines.feed(chunk))
+        self._take(self._lines.feed(self._masked.finish()))
         self._take(self._lines.finish())
 
     def hurry(self) -> None:

@@ -94,6 +94,18 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
+def below(pid: int) -> list[Process]:
+    """All that a process has started, and what that has started, without zombies."""
+    found, unseen = [], children_of(pid)
+    while unseen:
+        process = look_at(unseen.pop())
+        if process is not None:
+            unseen += children_of(process.pid)
+            if not process.is_zombie:
+                found.append(process)
+    return found
+
+
 def environment_of(pid: int) -> bytes:
     """The environment a process was started with, NUL after each entry; empty where it is not ours to see."""
     if LINUX:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from kapell._locks.environment import VARIABLE, dump
 from kapell._worker.outcome import TaskFailed
 from kapell.runtimes import placeholders
 from kapell.runtimes._program import Launch
@@ -38,20 +39,26 @@ def prepare(spec: CommandRuntime, task: Task, attempt: Attempt, *, agent_id: str
     except placeholders.TemplateError as error:
         raise TaskFailed("SETUP_FAILED", str(error), retryable=False) from error
     _check_arguments([*argv, *(f"{name}={text}" for name, text in extra.items())])
+    _check_secrets(attempt.secrets, spec)
     input_file, result_file, artifacts = directory / "input.json", directory / "result", directory / "artifacts"
     environment = {
         **inherited(os.environ),
+        **_guarded(attempt),
         **extra,
+        **{name: text for name, text in attempt.secrets.items() if _is_variable(name, spec)},
+        "KAPELL_SECRETS_DIR": str(directory / "secrets"),
         "KAPELL_TASK_ID": task.task_id,
         "KAPELL_ATTEMPT": str(attempt.attempt),
         "KAPELL_AGENT_ID": agent_id,
         "KAPELL_INPUT_FILE": str(input_file),
         "KAPELL_RESULT_FILE": str(result_file),
         "KAPELL_ARTIFACTS_DIR": str(artifacts),
+        VARIABLE: dump(attempt.locks),
         **_prompt(task, attempt),
     }
     try:
         artifacts.mkdir()
+        _keep_secrets(directory / "secrets", attempt.secrets)
         input_file.write_text(json.dumps(values["input"], ensure_ascii=False), encoding="utf-8")
         stdin_file = _written(directory / "stdin", stdin)
         working_directory = _working_directory(spec, directory)
@@ -66,6 +73,20 @@ def prepare(spec: CommandRuntime, task: Task, attempt: Attempt, *, agent_id: str
         directory=working_directory,
         stdin=stdin_file,
     )
+
+
+def _is_variable(name: str, spec: CommandRuntime) -> bool:
+    """Whether a secret becomes a variable: its name is one in upper case, or the profile has asked for it."""
+    return name in spec.env_from_secret or name.isupper()
+
+
+def _keep_secrets(directory: Path, values: Mapping[str, str]) -> None:
+    """A file for each secret, for nobody else to read; they go with the attempt's directory."""
+    directory.mkdir(mode=0o700)
+    for name, text in values.items():
+        descriptor = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
 
 
 def inherited(environ: Mapping[str, str]) -> dict[str, str]:
@@ -91,6 +112,23 @@ def _check_arguments(entries: list[str]) -> None:
                 "SETUP_FAILED",
                 f"the argument or variable {shown} has {size} bytes, the system takes {MAX_ARGUMENT_BYTES} - "
                 "put {prompt} or {input} into stdin instead, or read KAPELL_INPUT_FILE",
+                retryable=False,
+            )
+
+
+def _guarded(attempt: Attempt) -> dict[str, str]:
+    """Where `kapell lock guard` asks whether locks are in force, for a program that has some. Never a token."""
+    address = os.environ.get("KAPELL_ADDRESS")
+    return {"KAPELL_ADDRESS": address} if attempt.locks and address else {}
+
+
+def _check_secrets(values: Mapping[str, str], spec: CommandRuntime) -> None:
+    """As `_check_arguments`, but nothing of a value is told."""
+    for name, text in values.items():
+        if _is_variable(name, spec) and len(f"{name}={text}".encode(errors="surrogatepass")) > MAX_ARGUMENT_BYTES:
+            raise TaskFailed(
+                "SETUP_FAILED",
+                f"the secret {name} is too long for a variable - give it a name in lower case, and read its file",
                 retryable=False,
             )
 

@@ -14,10 +14,10 @@ it cannot be measured) becomes the task's progress and is not logged.
 
 The program runs in a session of its own, with an environment made from an allow-list, the spec and
 KAPELL_TASK_ID, KAPELL_ATTEMPT, KAPELL_AGENT_ID, KAPELL_PROMPT, KAPELL_INPUT_FILE,
-KAPELL_RESULT_FILE and KAPELL_ARTIFACTS_DIR; it never sees a token. What it leaves in that directory
-becomes artifacts of the task, also where it failed, but not where it was cancelled. Whichever way
-the attempt ends, the program and all that it started are ended with it: SIGTERM and a grace when it
-is cancelled, SIGKILL otherwise.
+KAPELL_RESULT_FILE, KAPELL_ARTIFACTS_DIR and KAPELL_LOCKS; it never sees a token that opens the API.
+What it leaves in that directory becomes artifacts of the task, also where it failed, but not where
+it was cancelled. Whichever way the attempt ends, the program and all that it started are ended with
+it: SIGTERM and a grace when it is cancelled, SIGKILL otherwise.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from kapell._worker.outcome import TaskFailed
-from kapell.runtimes import _artifacts, _result, placeholders
+from kapell.runtimes import _artifacts, _result, _usage, placeholders
 from kapell.runtimes._family import Families
 from kapell.runtimes._output import Capture
 from kapell.runtimes._processes import become_subreaper
@@ -149,7 +149,9 @@ class Command:
                 details={"exit_code": ending.code},
             )
         result_file = Path(launch.environment["KAPELL_RESULT_FILE"])
-        return _result.read(self._spec.result_format, result_file, capture.stdout.kept, program=program)
+        result = _result.read(self._spec.result_format, result_file, capture.stdout.kept, program=program)
+        _usage.report(result, attempt)
+        return result
 
 
 async def _keep_artifacts(directory: Path, attempt: Attempt, abandoned: asyncio.Event) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Unpack
 
+from kapell._locks.environment import KnownLock
+from kapell.records import UsageFields
+from kapell.rules.redaction import Redactor
 from kapell.v1.artifact_pb2 import Artifact
 from kapell.v1.common_pb2 import LOG_STREAM_STDOUT, LogStream
 from kapell.v1.task_pb2 import Task
@@ -20,6 +24,21 @@ class Attempt(Protocol):
     @property
     def attempt(self) -> int:
         """The number of the attempt, from 1."""
+        ...
+
+    @property
+    def locks(self) -> list[KnownLock]:
+        """The locks that the task declares and the attempt has, as a program is to be told."""
+        ...
+
+    @property
+    def secrets(self) -> Mapping[str, str]:
+        """Values of the task's secrets, by what the program finds them under."""
+        ...
+
+    @property
+    def redactor(self) -> Redactor:
+        """Masks the values of the secrets."""
         ...
 
     @property
@@ -39,6 +58,14 @@ class Attempt(Protocol):
 
     def progress(self, fraction: float | None, step: str = "", message: str = "") -> None:
         """Says how far the work is, 0 to 1; None where it cannot tell. Only the latest word is sent."""
+        ...
+
+    def usage(self, **fields: Unpack[UsageFields]) -> None:
+        """Says what the work has used; see `kapell.records.usage_record`. Never waits."""
+        ...
+
+    def usage_from(self, response: Mapping[str, object], *, record_id: str = "", series: str = "") -> None:
+        """Says what the work has used, in a provider's own words. Never waits."""
         ...
 
     def program_ended(self) -> None:

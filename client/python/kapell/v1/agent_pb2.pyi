@@ -223,9 +223,30 @@ class CommandRuntime(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class EnvFromSecretEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ARGV_FIELD_NUMBER: _builtins.int
     STDIN_FIELD_NUMBER: _builtins.int
     ENV_FIELD_NUMBER: _builtins.int
+    ENV_FROM_SECRET_FIELD_NUMBER: _builtins.int
     WORKING_DIRECTORY_FIELD_NUMBER: _builtins.int
     RESULT_FORMAT_FIELD_NUMBER: _builtins.int
     KILL_GRACE_FIELD_NUMBER: _builtins.int
@@ -246,6 +267,10 @@ class CommandRuntime(_message.Message):
         """
 
     @_builtins.property
+    def env_from_secret(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Secrets put into the environment when the agent starts: the variable, and the secret's name."""
+
+    @_builtins.property
     def kill_grace(self) -> _duration_pb2.Duration:
         """Time between SIGTERM and SIGKILL when a task is cancelled. Unset: 5 s; at most 60 s."""
 
@@ -255,13 +280,14 @@ class CommandRuntime(_message.Message):
         argv: _abc.Iterable[_builtins.str] | None = ...,
         stdin: _builtins.str = ...,
         env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        env_from_secret: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         working_directory: _builtins.str = ...,
         result_format: Global___ResultFormat.ValueType = ...,
         kill_grace: _duration_pb2.Duration | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["kill_grace", b"kill_grace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "env", b"env", "kill_grace", b"kill_grace", "result_format", b"result_format", "stdin", b"stdin", "working_directory", b"working_directory"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "env", b"env", "env_from_secret", b"env_from_secret", "kill_grace", b"kill_grace", "result_format", b"result_format", "stdin", b"stdin", "working_directory", b"working_directory"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -41,7 +41,7 @@ class _ScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Scope.ValueType
     SCOPE_ADMIN: _Scope.ValueType  # 5
     """Administer the server; implies every other scope."""
     SCOPE_APPROVE: _Scope.ValueType  # 6
-    """Decide approvals."""
+    """Decide approvals, and write the rules that decide them."""
     SCOPE_SPAWN_INLINE: _Scope.ValueType  # 7
     """Spawn agents from a spec of the caller's own, which may name any command; needed besides
     SCOPE_SPAWN, which alone spawns profiles only. No method names it.
@@ -65,7 +65,7 @@ SCOPE_WORKER: Scope.ValueType  # 4
 SCOPE_ADMIN: Scope.ValueType  # 5
 """Administer the server; implies every other scope."""
 SCOPE_APPROVE: Scope.ValueType  # 6
-"""Decide approvals."""
+"""Decide approvals, and write the rules that decide them."""
 SCOPE_SPAWN_INLINE: Scope.ValueType  # 7
 """Spawn agents from a spec of the caller's own, which may name any command; needed besides
 SCOPE_SPAWN, which alone spawns profiles only. No method names it.
@@ -222,7 +222,12 @@ Global___LogEntry: _TypeAlias = LogEntry  # noqa: Y015
 
 SCOPE_FIELD_NUMBER: _builtins.int
 AGENT_ACCESS_FIELD_NUMBER: _builtins.int
+AUDITED_FIELD_NUMBER: _builtins.int
 scope: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___Scope.ValueType]
 """The scope a caller's token must hold. A method without it cannot be called."""
 agent_access: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___AgentAccess.ValueType]
 """What agents may do with the method. Unset: nothing."""
+audited: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _builtins.bool]
+"""Whether each call that is done is recorded in the audit log. Calls of SCOPE_ADMIN with a
+request_id are recorded in any case.
+"""

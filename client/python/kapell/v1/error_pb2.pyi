@@ -50,7 +50,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_PROFILE_NOT_FOUND: _ErrorReason.ValueType  # 11
     """NOT_FOUND: the configuration has no profile of this name. Metadata: profile, known."""
     ERROR_REASON_ID_TAKEN: _ErrorReason.ValueType  # 12
-    """ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id or schedule_id."""
+    """ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id or schedule_id
+    or rule_id or budget_id or webhook_id.
+    """
     ERROR_REASON_TASK_STATE_CONFLICT: _ErrorReason.ValueType  # 13
     """FAILED_PRECONDITION: the task's state does not allow this. Metadata: task_id, state, allowed."""
     ERROR_REASON_AGENT_STATE_CONFLICT: _ErrorReason.ValueType  # 14
@@ -129,6 +131,20 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the artifact's state does not allow this. Metadata: artifact_id, state."""
     ERROR_REASON_ARTIFACT_LIMIT: _ErrorReason.ValueType  # 74
     """RESOURCE_EXHAUSTED: the artifact, its task or all artifacts would take more than they may. Metadata: setting, limit."""
+    ERROR_REASON_BUDGET_NOT_FOUND: _ErrorReason.ValueType  # 90
+    """NOT_FOUND: no budget has this id. Metadata: budget_id."""
+    ERROR_REASON_BUDGET_EXCEEDED: _ErrorReason.ValueType  # 91
+    """RESOURCE_EXHAUSTED: the budget has no room for the amount. Metadata: budget_id, spent, reserved, limit; where
+    something comes back also reset_time.
+    """
+    ERROR_REASON_RESERVATION_NOT_FOUND: _ErrorReason.ValueType  # 92
+    """NOT_FOUND: no reservation has this id: it was settled or released, or its ttl is over. Metadata: reservation_id."""
+    ERROR_REASON_ALERT_NOT_FOUND: _ErrorReason.ValueType  # 93
+    """NOT_FOUND: no alert has this id. Metadata: alert_id."""
+    ERROR_REASON_WEBHOOK_NOT_FOUND: _ErrorReason.ValueType  # 94
+    """NOT_FOUND: no webhook has this id, or it has no such delivery. Metadata: webhook_id; where the delivery is
+    missing also delivery_id.
+    """
     ERROR_REASON_PRICE_NOT_FOUND: _ErrorReason.ValueType  # 85
     """NOT_FOUND: no price is known for the model, or no price was set with this id. Metadata: model or price_id."""
     ERROR_REASON_PRICE_LIMIT: _ErrorReason.ValueType  # 86
@@ -139,6 +155,54 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ALREADY_EXISTS: the record_id is known with other figures, which are not larger. Metadata: record_id.
     In outcomes of records only.
     """
+    ERROR_REASON_APPROVAL_NOT_FOUND: _ErrorReason.ValueType  # 95
+    """NOT_FOUND: no approval, or no rule, has this id. Metadata: approval_id or rule_id."""
+    ERROR_REASON_APPROVAL_ALREADY_DECIDED: _ErrorReason.ValueType  # 96
+    """ALREADY_EXISTS: somebody else was first, its time is over, or it is not needed any more.
+    Metadata: approval_id, state, option, decider, comment.
+    """
+    ERROR_REASON_SELF_APPROVAL: _ErrorReason.ValueType  # 97
+    """PERMISSION_DENIED: nobody decides about what they have asked for. Metadata: approval_id, requester."""
+    ERROR_REASON_APPROVAL_CHANGED: _ErrorReason.ValueType  # 98
+    """ABORTED: what was shown is not what is asked for now; read it again. Metadata: approval_id, content_hash;
+    where another approval has taken its place also superseded_by.
+    """
+    ERROR_REASON_NOT_APPROVER: _ErrorReason.ValueType  # 99
+    """PERMISSION_DENIED: the policy names others. Metadata: approval_id, approvers."""
+    ERROR_REASON_LOCK_HELD: _ErrorReason.ValueType  # 80
+    """ABORTED: somebody else holds a lock that conflicts, or asked for one before. Metadata: path (that was wanted),
+    held_path, holder, since, expire_time (empty where no time ends it), lock_id.
+    """
+    ERROR_REASON_FENCING_TOKEN_STALE: _ErrorReason.ValueType  # 81
+    """ABORTED: the fencing token is not that of a lock which covers the path and is held now. Metadata: path,
+    fencing_token, current (the token that is in force, empty where none is).
+    """
+    ERROR_REASON_DEADLOCK: _ErrorReason.ValueType  # 82
+    """FAILED_PRECONDITION: the wait would never end, since who holds waits for the caller. Metadata: cycle.
+    What to do: release what is held, then ask for everything in one call.
+    """
+    ERROR_REASON_LOCK_LOST: _ErrorReason.ValueType  # 83
+    """ABORTED: the lock or session has expired, was released or taken away, or never was. Metadata: lock_id or session_id."""
+    ERROR_REASON_LOCK_TICKET_NOT_FOUND: _ErrorReason.ValueType  # 84
+    """NOT_FOUND: no ticket has this id, or it has ended long ago. Metadata: ticket_id."""
+    ERROR_REASON_LOCK_LIMIT: _ErrorReason.ValueType  # 79
+    """RESOURCE_EXHAUSTED: as many locks are held, sessions open or requests waiting as may be. Metadata: setting, limit."""
+    ERROR_REASON_SECRET_NOT_FOUND: _ErrorReason.ValueType  # 105
+    """NOT_FOUND: no secret has this name. Metadata: name."""
+    ERROR_REASON_SECRET_LIMIT: _ErrorReason.ValueType  # 106
+    """RESOURCE_EXHAUSTED: there are as many secrets as there may be. Metadata: limit."""
+    ERROR_REASON_TOKEN_EXPIRED: _ErrorReason.ValueType  # 100
+    """UNAUTHENTICATED: the token was good until expire_time. Metadata: token_id, expire_time."""
+    ERROR_REASON_TOKEN_NOT_FOUND: _ErrorReason.ValueType  # 101
+    """NOT_FOUND: no token has this id. Metadata: token_id."""
+    ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 102
+    """RESOURCE_EXHAUSTED: the caller has more calls at work, or makes them faster, than one may.
+    Metadata: limit. RetryInfo says when to try again.
+    """
+    ERROR_REASON_NOT_FOR_AGENTS: _ErrorReason.ValueType  # 103
+    """PERMISSION_DENIED: the method is closed to agents, whatever they name. Metadata: agent_id."""
+    ERROR_REASON_TOKEN_LIMIT: _ErrorReason.ValueType  # 104
+    """RESOURCE_EXHAUSTED: there are as many tokens as there may be. Metadata: limit."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. The comment of each value names its gRPC code and the
@@ -170,7 +234,9 @@ ERROR_REASON_ATTEMPT_NOT_FOUND: ErrorReason.ValueType  # 10
 ERROR_REASON_PROFILE_NOT_FOUND: ErrorReason.ValueType  # 11
 """NOT_FOUND: the configuration has no profile of this name. Metadata: profile, known."""
 ERROR_REASON_ID_TAKEN: ErrorReason.ValueType  # 12
-"""ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id or schedule_id."""
+"""ALREADY_EXISTS: the id the client chose is taken. Metadata: task_id or agent_id or template_id or schedule_id
+or rule_id or budget_id or webhook_id.
+"""
 ERROR_REASON_TASK_STATE_CONFLICT: ErrorReason.ValueType  # 13
 """FAILED_PRECONDITION: the task's state does not allow this. Metadata: task_id, state, allowed."""
 ERROR_REASON_AGENT_STATE_CONFLICT: ErrorReason.ValueType  # 14
@@ -249,6 +315,20 @@ ERROR_REASON_ARTIFACT_STATE_CONFLICT: ErrorReason.ValueType  # 73
 """FAILED_PRECONDITION: the artifact's state does not allow this. Metadata: artifact_id, state."""
 ERROR_REASON_ARTIFACT_LIMIT: ErrorReason.ValueType  # 74
 """RESOURCE_EXHAUSTED: the artifact, its task or all artifacts would take more than they may. Metadata: setting, limit."""
+ERROR_REASON_BUDGET_NOT_FOUND: ErrorReason.ValueType  # 90
+"""NOT_FOUND: no budget has this id. Metadata: budget_id."""
+ERROR_REASON_BUDGET_EXCEEDED: ErrorReason.ValueType  # 91
+"""RESOURCE_EXHAUSTED: the budget has no room for the amount. Metadata: budget_id, spent, reserved, limit; where
+something comes back also reset_time.
+"""
+ERROR_REASON_RESERVATION_NOT_FOUND: ErrorReason.ValueType  # 92
+"""NOT_FOUND: no reservation has this id: it was settled or released, or its ttl is over. Metadata: reservation_id."""
+ERROR_REASON_ALERT_NOT_FOUND: ErrorReason.ValueType  # 93
+"""NOT_FOUND: no alert has this id. Metadata: alert_id."""
+ERROR_REASON_WEBHOOK_NOT_FOUND: ErrorReason.ValueType  # 94
+"""NOT_FOUND: no webhook has this id, or it has no such delivery. Metadata: webhook_id; where the delivery is
+missing also delivery_id.
+"""
 ERROR_REASON_PRICE_NOT_FOUND: ErrorReason.ValueType  # 85
 """NOT_FOUND: no price is known for the model, or no price was set with this id. Metadata: model or price_id."""
 ERROR_REASON_PRICE_LIMIT: ErrorReason.ValueType  # 86
@@ -259,4 +339,52 @@ ERROR_REASON_USAGE_CONFLICT: ErrorReason.ValueType  # 88
 """ALREADY_EXISTS: the record_id is known with other figures, which are not larger. Metadata: record_id.
 In outcomes of records only.
 """
+ERROR_REASON_APPROVAL_NOT_FOUND: ErrorReason.ValueType  # 95
+"""NOT_FOUND: no approval, or no rule, has this id. Metadata: approval_id or rule_id."""
+ERROR_REASON_APPROVAL_ALREADY_DECIDED: ErrorReason.ValueType  # 96
+"""ALREADY_EXISTS: somebody else was first, its time is over, or it is not needed any more.
+Metadata: approval_id, state, option, decider, comment.
+"""
+ERROR_REASON_SELF_APPROVAL: ErrorReason.ValueType  # 97
+"""PERMISSION_DENIED: nobody decides about what they have asked for. Metadata: approval_id, requester."""
+ERROR_REASON_APPROVAL_CHANGED: ErrorReason.ValueType  # 98
+"""ABORTED: what was shown is not what is asked for now; read it again. Metadata: approval_id, content_hash;
+where another approval has taken its place also superseded_by.
+"""
+ERROR_REASON_NOT_APPROVER: ErrorReason.ValueType  # 99
+"""PERMISSION_DENIED: the policy names others. Metadata: approval_id, approvers."""
+ERROR_REASON_LOCK_HELD: ErrorReason.ValueType  # 80
+"""ABORTED: somebody else holds a lock that conflicts, or asked for one before. Metadata: path (that was wanted),
+held_path, holder, since, expire_time (empty where no time ends it), lock_id.
+"""
+ERROR_REASON_FENCING_TOKEN_STALE: ErrorReason.ValueType  # 81
+"""ABORTED: the fencing token is not that of a lock which covers the path and is held now. Metadata: path,
+fencing_token, current (the token that is in force, empty where none is).
+"""
+ERROR_REASON_DEADLOCK: ErrorReason.ValueType  # 82
+"""FAILED_PRECONDITION: the wait would never end, since who holds waits for the caller. Metadata: cycle.
+What to do: release what is held, then ask for everything in one call.
+"""
+ERROR_REASON_LOCK_LOST: ErrorReason.ValueType  # 83
+"""ABORTED: the lock or session has expired, was released or taken away, or never was. Metadata: lock_id or session_id."""
+ERROR_REASON_LOCK_TICKET_NOT_FOUND: ErrorReason.ValueType  # 84
+"""NOT_FOUND: no ticket has this id, or it has ended long ago. Metadata: ticket_id."""
+ERROR_REASON_LOCK_LIMIT: ErrorReason.ValueType  # 79
+"""RESOURCE_EXHAUSTED: as many locks are held, sessions open or requests waiting as may be. Metadata: setting, limit."""
+ERROR_REASON_SECRET_NOT_FOUND: ErrorReason.ValueType  # 105
+"""NOT_FOUND: no secret has this name. Metadata: name."""
+ERROR_REASON_SECRET_LIMIT: ErrorReason.ValueType  # 106
+"""RESOURCE_EXHAUSTED: there are as many secrets as there may be. Metadata: limit."""
+ERROR_REASON_TOKEN_EXPIRED: ErrorReason.ValueType  # 100
+"""UNAUTHENTICATED: the token was good until expire_time. Metadata: token_id, expire_time."""
+ERROR_REASON_TOKEN_NOT_FOUND: ErrorReason.ValueType  # 101
+"""NOT_FOUND: no token has this id. Metadata: token_id."""
+ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 102
+"""RESOURCE_EXHAUSTED: the caller has more calls at work, or makes them faster, than one may.
+Metadata: limit. RetryInfo says when to try again.
+"""
+ERROR_REASON_NOT_FOR_AGENTS: ErrorReason.ValueType  # 103
+"""PERMISSION_DENIED: the method is closed to agents, whatever they name. Metadata: agent_id."""
+ERROR_REASON_TOKEN_LIMIT: ErrorReason.ValueType  # 104
+"""RESOURCE_EXHAUSTED: there are as many tokens as there may be. Metadata: limit."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -26,17 +26,24 @@ from kapell._third_party.buf.validate import validate_pb2 as buf_dot_validate_do
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from kapell.v1 import agent_pb2 as kapell_dot_v1_dot_agent__pb2
+from kapell.v1 import approval_pb2 as kapell_dot_v1_dot_approval__pb2
+from kapell.v1 import alert_pb2 as kapell_dot_v1_dot_alert__pb2
+from kapell.v1 import budget_pb2 as kapell_dot_v1_dot_budget__pb2
 from kapell.v1 import common_pb2 as kapell_dot_v1_dot_common__pb2
 from kapell.v1 import price_pb2 as kapell_dot_v1_dot_price__pb2
+from kapell.v1 import lock_pb2 as kapell_dot_v1_dot_lock__pb2
 from kapell.v1 import queue_pb2 as kapell_dot_v1_dot_queue__pb2
 from kapell.v1 import schedule_pb2 as kapell_dot_v1_dot_schedule__pb2
+from kapell.v1 import secret_pb2 as kapell_dot_v1_dot_secret__pb2
 from kapell.v1 import task_pb2 as kapell_dot_v1_dot_task__pb2
 from kapell.v1 import template_pb2 as kapell_dot_v1_dot_template__pb2
 from kapell.v1 import usage_pb2 as kapell_dot_v1_dot_usage__pb2
+from kapell.v1 import token_pb2 as kapell_dot_v1_dot_token__pb2
 from kapell.v1 import watch_pb2 as kapell_dot_v1_dot_watch__pb2
+from kapell.v1 import webhook_pb2 as kapell_dot_v1_dot_webhook__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15kapell/v1/event.proto\x12\tkapell.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15kapell/v1/agent.proto\x1a\x16kapell/v1/common.proto\x1a\x15kapell/v1/price.proto\x1a\x15kapell/v1/queue.proto\x1a\x18kapell/v1/schedule.proto\x1a\x14kapell/v1/task.proto\x1a\x18kapell/v1/template.proto\x1a\x15kapell/v1/usage.proto\x1a\x15kapell/v1/watch.proto\"\xcd\x04\n\x05\x45vent\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\"\n\x04kind\x18\x02 \x01(\x0e\x32\x14.kapell.v1.EventKind\x12.\n\nevent_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\x05\x61\x63tor\x18\x04 \x01(\x0b\x32\x10.kapell.v1.Actor\x12\x31\n\x13previous_task_state\x18\x05 \x01(\x0e\x32\x14.kapell.v1.TaskState\x12\x33\n\x14previous_agent_state\x18\x06 \x01(\x0e\x32\x15.kapell.v1.AgentState\x12\x16\n\x0e\x63hanged_fields\x18\x07 \x03(\t\x12\x1f\n\x04task\x18\n \x01(\x0b\x32\x0f.kapell.v1.TaskH\x00\x12!\n\x05\x61gent\x18\x0b \x01(\x0b\x32\x10.kapell.v1.AgentH\x00\x12\'\n\x08template\x18\x0c \x01(\x0b\x32\x13.kapell.v1.TemplateH\x00\x12!\n\x05queue\x18\r \x01(\x0b\x32\x10.kapell.v1.QueueH\x00\x12,\n\x05limit\x18\x0e \x01(\x0b\x32\x1b.kapell.v1.ConcurrencyLimitH\x00\x12\'\n\x08schedule\x18\x0f \x01(\x0b\x32\x13.kapell.v1.ScheduleH\x00\x12\'\n\x05usage\x18\x13 \x01(\x0b\x32\x16.kapell.v1.UsageUpdateH\x00\x12!\n\x05price\x18\x14 \x01(\x0b\x32\x10.kapell.v1.PriceH\x00\x42\n\n\x08resource\"\xfb\x02\n\x0b\x45ventFilter\x12\x36\n\x05kinds\x18\x01 \x03(\x0e\x32\x14.kapell.v1.EventKindB\x11\xbaH\x0e\x92\x01\x0b\x10@\"\x07\x82\x01\x04\x10\x01 \x00\x12.\n\x08task_ids\x18\x02 \x03(\tB\x1c\xbaH\x19\x92\x01\x16\x10\x64\"\x12r\x10\x10\x01\x18@2\n^[^\\x00]*$\x12/\n\tagent_ids\x18\x03 \x03(\tB\x1c\xbaH\x19\x92\x01\x16\x10\x64\"\x12r\x10\x10\x01\x18@2\n^[^\\x00]*$\x12<\n\x06labels\x18\x04 \x03(\x0b\x32\".kapell.v1.EventFilter.LabelsEntryB\x08\xbaH\x05\x9a\x01\x02\x10\x10\x12\x32\n\x0ctemplate_ids\x18\x05 \x03(\tB\x1c\xbaH\x19\x92\x01\x16\x10\x64\"\x12r\x10\x10\x01\x18@2\n^[^\\x00]*$\x12\x32\n\x0cschedule_ids\x18\x08 \x03(\tB\x1c\xbaH\x19\x92\x01\x16\x10\x64\"\x12r\x10\x10\x01\x18@2\n^[^\\x00]*$\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"`\n\x0cWatchRequest\x12&\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x16.kapell.v1.EventFilter\x12(\n\x07options\x18\x02 \x01(\x0b\x32\x17.kapell.v1.WatchOptions\"X\n\rWatchResponse\x12 \n\x06\x65vents\x18\x01 \x03(\x0b\x32\x10.kapell.v1.Event\x12%\n\x08\x62ookmark\x18\x02 \x01(\x0b\x32\x13.kapell.v1.Bookmark\"\xa7\x01\n\x11ListEventsRequest\x12&\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x16.kapell.v1.EventFilter\x12-\n\x05order\x18\x02 \x01(\x0e\x32\x14.kapell.v1.ListOrderB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1d\n\tpage_size\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"a\n\x12ListEventsResponse\x12 \n\x06\x65vents\x18\x01 \x03(\x0b\x32\x10.kapell.v1.Event\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\x13\n\x11GetLogInfoRequest\"O\n\x12GetLogInfoResponse\x12\x0e\n\x06log_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x17\n\x0foldest_revision\x18\x03 \x01(\x03\x32\xee\x02\n\x0c\x45ventService\x12l\n\x05Watch\x12\x17.kapell.v1.WatchRequest\x1a\x18.kapell.v1.WatchResponse\".\xe8\xc7\x18\x01\x82\xd3\xe4\x93\x02$\x12\"/api/v1/orchestration/events/watch0\x01\x12s\n\nListEvents\x12\x1c.kapell.v1.ListEventsRequest\x1a\x1d.kapell.v1.ListEventsResponse\"(\xe8\xc7\x18\x01\x82\xd3\xe4\x93\x02\x1e\x12\x1c/api/v1/orchestration/events\x12{\n\nGetLogInfo\x12\x1c.kapell.v1.GetLogInfoRequest\x1a\x1d.kapell.v1.GetLogInfoResponse\"0\xe8\xc7\x18\x01\xf0\xc7\x18\x03\x82\xd3\xe4\x93\x02\"\x12 /api/v1/orchestration/events/logb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15kapell/v1/event.proto\x12\tkapell.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15kapell/v1/agent.proto\x1a\x18kapell/v1/approval.proto\x1a\x15kapell/v1/alert.proto\x1a\x16kapell/v1/budget.proto\x1a\x16kapell/v1/common.proto\x1a\x15kapell/v1/price.proto\x1a\x14kapell/v1/lock.proto\x1a\x15kapell/v1/queue.proto\x1a\x18kapell/v1/schedule.proto\x1a\x16kapell/v1/secret.proto\x1a\x14kapell/v1/task.proto\x1a\x18kapell/v1/template.proto\x1a\x15kapell/v1/usage.proto\x1a\x15kapell/v1/token.proto\x1a\x15kapell/v1/watch.proto\x1a\x17kapell/v1/webhook.proto\"\xd4\x07\n\x05\x45vent\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\"\n\x04kind\x18\x02 \x01(\x0e\x32\x14.kapell.v1.EventKind\x12.\n\nevent_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\x05\x61\x63tor\x18\x04 \x01(\x0b\x32\x10.kapell.v1.Actor\x12\x31\n\x13previous_task_state\x18\x05 \x01(\x0e\x32\x14.kapell.v1.TaskState\x12\x33\n\x14previous_agent_state\x18\x06 \x01(\x0e\x32\x15.kapell.v1.AgentState\x12\x16\n\x0e\x63hanged_fields\x18\x07 \x03(\t\x12\x1f\n\x04task\x18\n \x01(\x0b\x32\x0f.kapell.v1.TaskH\x00\x12!\n\x05\x61gent\x18\x0b \x01(\x0b\x32\x10.kapell.v1.AgentH\x00\x12\'\n\x08template\x18\x0c \x01(\x0b\x32\x13.kapell.v1.TemplateH\x00\x12!\n\x05queue\x18\r \x01(\x0b\x32\x10.kapell.v1.QueueH\x00\x12,\n\x05limit\x18\x0e \x01(\x0b\x32\x1b.kapell.v1.ConcurrencyLimitH\x00\x12\'\n\x08schedule\x18\x0f \x01(\x0b\x32\x13.kapell.v1.ScheduleH\x00\x12#\n\x06\x62udget\x18\x15 \x01(\x0b\x32\x11.kapell.v1.BudgetH\x00\x12!\n\x05\x61lert\x18\x16 \x01(\x0b\x32\x10.kapell.v1.AlertH\x00\x12%\n\x07webhook\x18\x17 \x01(\x0b\x32\x12.kapell.v1.WebhookH\x00\x12\'\n\x05usage\x18\x13 \x01(\x0b\x32\x16.kapell.v1.UsageUpdateH\x00\x12!\n\x05price\x18\x14 \x01(\x0b\x32\x10.kapell.v1.PriceH\x00\x12\'\n\x08\x61pproval\x18\x18 \x01(\x0b\x32\x13.kapell.v1.ApprovalH\x00\x12\x30\n\rapproval_rule\x18\x19 \x01(\x0b\x32\x17.kapell.v1.ApprovalRuleH\x00\x12\x1f\n\x04lock\x18\x10 \x01(\x0b\x32\x0f.kapell.v1.LockH\x00\x12\'\n\x06ticket\x18\x11 \x01(\x0b\x32\x15.kapell.v1.LockTicketH\x00\x12)\n\x07session\x18\x12 \x01(\x0b\x32\x16.kapell.v1.LockSessionH\x00\x12#\n\x06secret\x18\x1b \x01(\x0b\x32\x11.kapell.v1.SecretH\x00\x12!\n\x05token\x18\x1a \x01(\x0b\x32\x10.kapell.v1.TokenH\x00\x42\n\n\x08resource\"\xaf\x03\n\x0b\x45ventFilter\x12\x36\n\x05kinds\x18\x01 \x03(\x0e\x32\x14.kapell.v1.EventKindB\x11\xbaH\x0e\x92\x01\x0b\x10@\"\x07\x82\x01\x04\x10\x01 \x00\x12.\n\x08task_ids\x18\x02 \x03(\tB\x1c\xbaH\x19\x92\x01\x16\x10\x64\"\x12r\x10\x10\x01\x18@2\n^[^\\x00]*$\x12/\n\tagent_ids\x18\x03 \x03(\tB\x1c\xbaH\x19\x92\x01\x16\x10\x64\"\x12r\x10\x10\x01\x18@2\n^[^\\x00]*$\x12<\n\x06labels\x18\x04 \x03(\x0b\x32\".kapell.v1.EventFilter.LabelsEntryB\x08\xbaH\x05\x9a\x01\x02\x10\x10\x12\x32\n\x0ctemplate_ids\x18\x05 \x03(\tB\x1c\xbaH\x19\x92\x01\x16\x10\x64\"\x12r\x10\x10\x01\x18@2\n^[^\\x00]*$\x12\x32\n\x0cschedule_ids\x18\x08 \x03(\tB\x1c\xbaH\x19\x92\x01\x16\x10\x64\"\x12r\x10\x10\x01\x18@2\n^[^\\x00]*$\x12\x32\n\x0c\x61pproval_ids\x18\x18 \x03(\tB\x1c\xbaH\x19\x92\x01\x16\x10\x64\"\x12r\x10\x10\x01\x18@2\n^[^\\x00]*$\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"`\n\x0cWatchRequest\x12&\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x16.kapell.v1.EventFilter\x12(\n\x07options\x18\x02 \x01(\x0b\x32\x17.kapell.v1.WatchOptions\"X\n\rWatchResponse\x12 \n\x06\x65vents\x18\x01 \x03(\x0b\x32\x10.kapell.v1.Event\x12%\n\x08\x62ookmark\x18\x02 \x01(\x0b\x32\x13.kapell.v1.Bookmark\"\xa7\x01\n\x11ListEventsRequest\x12&\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x16.kapell.v1.EventFilter\x12-\n\x05order\x18\x02 \x01(\x0e\x32\x14.kapell.v1.ListOrderB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1d\n\tpage_size\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"a\n\x12ListEventsResponse\x12 \n\x06\x65vents\x18\x01 \x03(\x0b\x32\x10.kapell.v1.Event\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\x13\n\x11GetLogInfoRequest\"O\n\x12GetLogInfoResponse\x12\x0e\n\x06log_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x17\n\x0foldest_revision\x18\x03 \x01(\x03\x32\xee\x02\n\x0c\x45ventService\x12l\n\x05Watch\x12\x17.kapell.v1.WatchRequest\x1a\x18.kapell.v1.WatchResponse\".\xe8\xc7\x18\x01\x82\xd3\xe4\x93\x02$\x12\"/api/v1/orchestration/events/watch0\x01\x12s\n\nListEvents\x12\x1c.kapell.v1.ListEventsRequest\x1a\x1d.kapell.v1.ListEventsResponse\"(\xe8\xc7\x18\x01\x82\xd3\xe4\x93\x02\x1e\x12\x1c/api/v1/orchestration/events\x12{\n\nGetLogInfo\x12\x1c.kapell.v1.GetLogInfoRequest\x1a\x1d.kapell.v1.GetLogInfoResponse\"0\xe8\xc7\x18\x01\xf0\xc7\x18\x03\x82\xd3\xe4\x93\x02\"\x12 /api/v1/orchestration/events/logb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -57,6 +64,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVENTFILTER'].fields_by_name['template_ids']._serialized_options = b'\272H\031\222\001\026\020d\"\022r\020\020\001\030@2\n^[^\\x00]*$'
   _globals['_EVENTFILTER'].fields_by_name['schedule_ids']._loaded_options = None
   _globals['_EVENTFILTER'].fields_by_name['schedule_ids']._serialized_options = b'\272H\031\222\001\026\020d\"\022r\020\020\001\030@2\n^[^\\x00]*$'
+  _globals['_EVENTFILTER'].fields_by_name['approval_ids']._loaded_options = None
+  _globals['_EVENTFILTER'].fields_by_name['approval_ids']._serialized_options = b'\272H\031\222\001\026\020d\"\022r\020\020\001\030@2\n^[^\\x00]*$'
   _globals['_LISTEVENTSREQUEST'].fields_by_name['order']._loaded_options = None
   _globals['_LISTEVENTSREQUEST'].fields_by_name['order']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_LISTEVENTSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -69,24 +78,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVENTSERVICE'].methods_by_name['ListEvents']._serialized_options = b'\350\307\030\001\202\323\344\223\002\036\022\034/api/v1/orchestration/events'
   _globals['_EVENTSERVICE'].methods_by_name['GetLogInfo']._loaded_options = None
   _globals['_EVENTSERVICE'].methods_by_name['GetLogInfo']._serialized_options = b'\350\307\030\001\360\307\030\003\202\323\344\223\002\"\022 /api/v1/orchestration/events/log'
-  _globals['_EVENT']._serialized_start=342
-  _globals['_EVENT']._serialized_end=931
-  _globals['_EVENTFILTER']._serialized_start=934
-  _globals['_EVENTFILTER']._serialized_end=1313
-  _globals['_EVENTFILTER_LABELSENTRY']._serialized_start=1268
-  _globals['_EVENTFILTER_LABELSENTRY']._serialized_end=1313
-  _globals['_WATCHREQUEST']._serialized_start=1315
-  _globals['_WATCHREQUEST']._serialized_end=1411
-  _globals['_WATCHRESPONSE']._serialized_start=1413
-  _globals['_WATCHRESPONSE']._serialized_end=1501
-  _globals['_LISTEVENTSREQUEST']._serialized_start=1504
-  _globals['_LISTEVENTSREQUEST']._serialized_end=1671
-  _globals['_LISTEVENTSRESPONSE']._serialized_start=1673
-  _globals['_LISTEVENTSRESPONSE']._serialized_end=1770
-  _globals['_GETLOGINFOREQUEST']._serialized_start=1772
-  _globals['_GETLOGINFOREQUEST']._serialized_end=1791
-  _globals['_GETLOGINFORESPONSE']._serialized_start=1793
-  _globals['_GETLOGINFORESPONSE']._serialized_end=1872
-  _globals['_EVENTSERVICE']._serialized_start=1875
-  _globals['_EVENTSERVICE']._serialized_end=2241
+  _globals['_EVENT']._serialized_start=509
+  _globals['_EVENT']._serialized_end=1489
+  _globals['_EVENTFILTER']._serialized_start=1492
+  _globals['_EVENTFILTER']._serialized_end=1923
+  _globals['_EVENTFILTER_LABELSENTRY']._serialized_start=1878
+  _globals['_EVENTFILTER_LABELSENTRY']._serialized_end=1923
+  _globals['_WATCHREQUEST']._serialized_start=1925
+  _globals['_WATCHREQUEST']._serialized_end=2021
+  _globals['_WATCHRESPONSE']._serialized_start=2023
+  _globals['_WATCHRESPONSE']._serialized_end=2111
+  _globals['_LISTEVENTSREQUEST']._serialized_start=2114
+  _globals['_LISTEVENTSREQUEST']._serialized_end=2281
+  _globals['_LISTEVENTSRESPONSE']._serialized_start=2283
+  _globals['_LISTEVENTSRESPONSE']._serialized_end=2380
+  _globals['_GETLOGINFOREQUEST']._serialized_start=2382
+  _globals['_GETLOGINFOREQUEST']._serialized_end=2401
+  _globals['_GETLOGINFORESPONSE']._serialized_start=2403
+  _globals['_GETLOGINFORESPONSE']._serialized_end=2482
+  _globals['_EVENTSERVICE']._serialized_start=2485
+  _globals['_EVENTSERVICE']._serialized_end=2851
 # @@protoc_insertion_point(module_scope)

@@ -9,14 +9,21 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from kapell.v1 import agent_pb2 as _agent_pb2
+from kapell.v1 import alert_pb2 as _alert_pb2
+from kapell.v1 import approval_pb2 as _approval_pb2
+from kapell.v1 import budget_pb2 as _budget_pb2
 from kapell.v1 import common_pb2 as _common_pb2
+from kapell.v1 import lock_pb2 as _lock_pb2
 from kapell.v1 import price_pb2 as _price_pb2
 from kapell.v1 import queue_pb2 as _queue_pb2
 from kapell.v1 import schedule_pb2 as _schedule_pb2
+from kapell.v1 import secret_pb2 as _secret_pb2
 from kapell.v1 import task_pb2 as _task_pb2
 from kapell.v1 import template_pb2 as _template_pb2
+from kapell.v1 import token_pb2 as _token_pb2
 from kapell.v1 import usage_pb2 as _usage_pb2
 from kapell.v1 import watch_pb2 as _watch_pb2
+from kapell.v1 import webhook_pb2 as _webhook_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -47,8 +54,18 @@ class Event(_message.Message):
     QUEUE_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     SCHEDULE_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
+    ALERT_FIELD_NUMBER: _builtins.int
+    WEBHOOK_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
+    APPROVAL_FIELD_NUMBER: _builtins.int
+    APPROVAL_RULE_FIELD_NUMBER: _builtins.int
+    LOCK_FIELD_NUMBER: _builtins.int
+    TICKET_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The event's place in the log; strictly growing in commit order, each used once."""
     kind: _watch_pb2.EventKind.ValueType
@@ -94,12 +111,52 @@ class Event(_message.Message):
         """A schedule, without prompt, input and parameters of its task."""
 
     @_builtins.property
+    def budget(self) -> _budget_pb2.Budget:
+        """A budget."""
+
+    @_builtins.property
+    def alert(self) -> _alert_pb2.Alert:
+        """An alert."""
+
+    @_builtins.property
+    def webhook(self) -> _webhook_pb2.Webhook:
+        """A webhook, without its secret."""
+
+    @_builtins.property
     def usage(self) -> _usage_pb2.UsageUpdate:
         """What a task or an agent has used."""
 
     @_builtins.property
     def price(self) -> _price_pb2.Price:
         """A price that was set."""
+
+    @_builtins.property
+    def approval(self) -> _approval_pb2.Approval:
+        """An approval, without its content."""
+
+    @_builtins.property
+    def approval_rule(self) -> _approval_pb2.ApprovalRule:
+        """A rule for approvals."""
+
+    @_builtins.property
+    def lock(self) -> _lock_pb2.Lock:
+        """A lock."""
+
+    @_builtins.property
+    def ticket(self) -> _lock_pb2.LockTicket:
+        """A place in the queue for locks."""
+
+    @_builtins.property
+    def session(self) -> _lock_pb2.LockSession:
+        """A session that locks hang on."""
+
+    @_builtins.property
+    def secret(self) -> _secret_pb2.Secret:
+        """A secret, without its value."""
+
+    @_builtins.property
+    def token(self) -> _token_pb2.Token:
+        """A token, without its secret."""
 
     def __init__(
         self,
@@ -117,14 +174,24 @@ class Event(_message.Message):
         queue: _queue_pb2.Queue | None = ...,
         limit: _queue_pb2.ConcurrencyLimit | None = ...,
         schedule: _schedule_pb2.Schedule | None = ...,
+        budget: _budget_pb2.Budget | None = ...,
+        alert: _alert_pb2.Alert | None = ...,
+        webhook: _webhook_pb2.Webhook | None = ...,
         usage: _usage_pb2.UsageUpdate | None = ...,
         price: _price_pb2.Price | None = ...,
+        approval: _approval_pb2.Approval | None = ...,
+        approval_rule: _approval_pb2.ApprovalRule | None = ...,
+        lock: _lock_pb2.Lock | None = ...,
+        ticket: _lock_pb2.LockTicket | None = ...,
+        session: _lock_pb2.LockSession | None = ...,
+        secret: _secret_pb2.Secret | None = ...,
+        token: _token_pb2.Token | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "event_time", b"event_time", "limit", b"limit", "price", b"price", "queue", b"queue", "resource", b"resource", "schedule", b"schedule", "task", b"task", "template", b"template", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "alert", b"alert", "approval", b"approval", "approval_rule", b"approval_rule", "budget", b"budget", "event_time", b"event_time", "limit", b"limit", "lock", b"lock", "price", b"price", "queue", b"queue", "resource", b"resource", "schedule", b"schedule", "secret", b"secret", "session", b"session", "task", b"task", "template", b"template", "ticket", b"ticket", "token", b"token", "usage", b"usage", "webhook", b"webhook"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "changed_fields", b"changed_fields", "event_time", b"event_time", "kind", b"kind", "limit", b"limit", "previous_agent_state", b"previous_agent_state", "previous_task_state", b"previous_task_state", "price", b"price", "queue", b"queue", "resource", b"resource", "revision", b"revision", "schedule", b"schedule", "task", b"task", "template", b"template", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent", b"agent", "alert", b"alert", "approval", b"approval", "approval_rule", b"approval_rule", "budget", b"budget", "changed_fields", b"changed_fields", "event_time", b"event_time", "kind", b"kind", "limit", b"limit", "lock", b"lock", "previous_agent_state", b"previous_agent_state", "previous_task_state", b"previous_task_state", "price", b"price", "queue", b"queue", "resource", b"resource", "revision", b"revision", "schedule", b"schedule", "secret", b"secret", "session", b"session", "task", b"task", "template", b"template", "ticket", b"ticket", "token", b"token", "usage", b"usage", "webhook", b"webhook"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["task", "agent", "template", "queue", "limit", "schedule", "usage", "price"]  # noqa: Y015
+    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["task", "agent", "template", "queue", "limit", "schedule", "budget", "alert", "webhook", "usage", "price", "approval", "approval_rule", "lock", "ticket", "session", "secret", "token"]  # noqa: Y015
     _WhichOneofArgType_resource: _TypeAlias = _typing.Literal["resource", b"resource"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_resource) -> _WhichOneofReturnType_resource | None: ...
 
@@ -162,6 +229,7 @@ class EventFilter(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     TEMPLATE_IDS_FIELD_NUMBER: _builtins.int
     SCHEDULE_IDS_FIELD_NUMBER: _builtins.int
+    APPROVAL_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[_watch_pb2.EventKind.ValueType]:
         """Kinds, any of. SNAPSHOT events are always sent when the initial state was asked for."""
@@ -186,6 +254,10 @@ class EventFilter(_message.Message):
     def schedule_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Events of these schedules themselves."""
 
+    @_builtins.property
+    def approval_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Events of these approvals themselves."""
+
     def __init__(
         self,
         *,
@@ -195,10 +267,11 @@ class EventFilter(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         template_ids: _abc.Iterable[_builtins.str] | None = ...,
         schedule_ids: _abc.Iterable[_builtins.str] | None = ...,
+        approval_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_ids", b"agent_ids", "kinds", b"kinds", "labels", b"labels", "schedule_ids", b"schedule_ids", "task_ids", b"task_ids", "template_ids", b"template_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_ids", b"agent_ids", "approval_ids", b"approval_ids", "kinds", b"kinds", "labels", b"labels", "schedule_ids", b"schedule_ids", "task_ids", b"task_ids", "template_ids", b"template_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

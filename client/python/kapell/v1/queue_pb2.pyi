@@ -61,7 +61,9 @@ class _ConcurrencyStrategyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_C
     CONCURRENCY_STRATEGY_WAIT: _ConcurrencyStrategy.ValueType  # 1
     """They wait until one has ended."""
     CONCURRENCY_STRATEGY_CANCEL_IN_PROGRESS: _ConcurrencyStrategy.ValueType  # 2
-    """The oldest ones are cancelled, so that the newest may run."""
+    """The oldest ones are cancelled, so that the newest may run; where they are many, some at a time. One that has
+    begun and waits for its next attempt is as old as its first one.
+    """
     CONCURRENCY_STRATEGY_CANCEL_NEWEST: _ConcurrencyStrategy.ValueType  # 3
     """The newest one is cancelled; tasks that depend on it take that as a failure."""
     CONCURRENCY_STRATEGY_SKIP: _ConcurrencyStrategy.ValueType  # 4
@@ -75,7 +77,9 @@ CONCURRENCY_STRATEGY_UNSPECIFIED: ConcurrencyStrategy.ValueType  # 0
 CONCURRENCY_STRATEGY_WAIT: ConcurrencyStrategy.ValueType  # 1
 """They wait until one has ended."""
 CONCURRENCY_STRATEGY_CANCEL_IN_PROGRESS: ConcurrencyStrategy.ValueType  # 2
-"""The oldest ones are cancelled, so that the newest may run."""
+"""The oldest ones are cancelled, so that the newest may run; where they are many, some at a time. One that has
+begun and waits for its next attempt is as old as its first one.
+"""
 CONCURRENCY_STRATEGY_CANCEL_NEWEST: ConcurrencyStrategy.ValueType  # 3
 """The newest one is cancelled; tasks that depend on it take that as a failure."""
 CONCURRENCY_STRATEGY_SKIP: ConcurrencyStrategy.ValueType  # 4

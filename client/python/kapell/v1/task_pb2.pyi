@@ -12,9 +12,12 @@ from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from kapell.v1 import approval_policy_pb2 as _approval_policy_pb2
+from kapell.v1 import budget_pb2 as _budget_pb2
 from kapell.v1 import common_pb2 as _common_pb2
 from kapell.v1 import dependency_pb2 as _dependency_pb2
 from kapell.v1 import error_pb2 as _error_pb2
+from kapell.v1 import lock_pb2 as _lock_pb2
 from kapell.v1 import usage_pb2 as _usage_pb2
 from kapell.v1 import watch_pb2 as _watch_pb2
 import builtins as _builtins
@@ -50,6 +53,8 @@ class _TaskStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskState.V
     """Given up; the failure says why."""
     TASK_STATE_CANCELLED: _TaskState.ValueType  # 7
     """Cancelled."""
+    TASK_STATE_AWAITING_APPROVAL: _TaskState.ValueType  # 8
+    """Waits for the decision of a person, without an agent: before its start, or because its agent has parked it."""
 
 class TaskState(_TaskState, metaclass=_TaskStateEnumTypeWrapper):
     """Where a task stands. SUCCEEDED, FAILED and CANCELLED are final."""
@@ -70,6 +75,8 @@ TASK_STATE_FAILED: TaskState.ValueType  # 6
 """Given up; the failure says why."""
 TASK_STATE_CANCELLED: TaskState.ValueType  # 7
 """Cancelled."""
+TASK_STATE_AWAITING_APPROVAL: TaskState.ValueType  # 8
+"""Waits for the decision of a person, without an agent: before its start, or because its agent has parked it."""
 Global___TaskState: _TypeAlias = TaskState  # noqa: Y015
 
 class _WaitKind:
@@ -106,6 +113,12 @@ class _WaitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitKind.Val
     """For tasks that come before it in the queue. ExplainTask only."""
     WAIT_KIND_AGENT_LETTING_GO: _WaitKind.ValueType  # 18
     """For its agent to let go: cancelling, or a timeout, was asked for. ExplainTask only."""
+    WAIT_KIND_APPROVAL: _WaitKind.ValueType  # 22
+    """For an approval. ExplainTask only."""
+    WAIT_KIND_LOCK: _WaitKind.ValueType  # 20
+    """For locks that it declares and somebody else holds, or asked for before. ExplainTask only."""
+    WAIT_KIND_BUDGET: _WaitKind.ValueType  # 21
+    """For room in a budget. ExplainTask only."""
 
 class WaitKind(_WaitKind, metaclass=_WaitKindEnumTypeWrapper):
     """What a task waits for."""
@@ -138,6 +151,12 @@ WAIT_KIND_TURN: WaitKind.ValueType  # 17
 """For tasks that come before it in the queue. ExplainTask only."""
 WAIT_KIND_AGENT_LETTING_GO: WaitKind.ValueType  # 18
 """For its agent to let go: cancelling, or a timeout, was asked for. ExplainTask only."""
+WAIT_KIND_APPROVAL: WaitKind.ValueType  # 22
+"""For an approval. ExplainTask only."""
+WAIT_KIND_LOCK: WaitKind.ValueType  # 20
+"""For locks that it declares and somebody else holds, or asked for before. ExplainTask only."""
+WAIT_KIND_BUDGET: WaitKind.ValueType  # 21
+"""For room in a budget. ExplainTask only."""
 Global___WaitKind: _TypeAlias = WaitKind  # noqa: Y015
 
 class _AttemptWaitKind:
@@ -300,6 +319,9 @@ class TaskTimeouts(_message.Message):
     RUN_TIMEOUT_FIELD_NUMBER: _builtins.int
     TOTAL_TIMEOUT_FIELD_NUMBER: _builtins.int
     STALL_TIMEOUT_FIELD_NUMBER: _builtins.int
+    APPROVAL_WAIT_TIMEOUT_FIELD_NUMBER: _builtins.int
+    LOCK_WAIT_TIMEOUT_FIELD_NUMBER: _builtins.int
+    PROVIDER_WAIT_TIMEOUT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def queue_timeout(self) -> _duration_pb2.Duration:
         """From runnable until an agent has it; then the task fails with QUEUE_TIMEOUT. At most 30 days."""
@@ -318,6 +340,24 @@ class TaskTimeouts(_message.Message):
         and counts as failed with STALLED. Time in which it says what it waits for does not count. At most 30 days.
         """
 
+    @_builtins.property
+    def approval_wait_timeout(self) -> _duration_pb2.Duration:
+        """An attempt that says that it waits for a person's decision; then it is stopped and the task fails with
+        APPROVAL_WAIT_TIMEOUT, since another attempt would only ask again. At most 30 days.
+        """
+
+    @_builtins.property
+    def lock_wait_timeout(self) -> _duration_pb2.Duration:
+        """An attempt that says that it waits for a lock; then it is stopped and counts as failed with
+        LOCK_WAIT_TIMEOUT. At most 30 days.
+        """
+
+    @_builtins.property
+    def provider_wait_timeout(self) -> _duration_pb2.Duration:
+        """An attempt that says that it waits for its provider; then it is stopped and tried again when the provider
+        is expected to take calls, at the earliest after a minute, which costs no attempt. At most 30 days.
+        """
+
     def __init__(
         self,
         *,
@@ -325,10 +365,13 @@ class TaskTimeouts(_message.Message):
         run_timeout: _duration_pb2.Duration | None = ...,
         total_timeout: _duration_pb2.Duration | None = ...,
         stall_timeout: _duration_pb2.Duration | None = ...,
+        approval_wait_timeout: _duration_pb2.Duration | None = ...,
+        lock_wait_timeout: _duration_pb2.Duration | None = ...,
+        provider_wait_timeout: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["queue_timeout", b"queue_timeout", "run_timeout", b"run_timeout", "stall_timeout", b"stall_timeout", "total_timeout", b"total_timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["approval_wait_timeout", b"approval_wait_timeout", "lock_wait_timeout", b"lock_wait_timeout", "provider_wait_timeout", b"provider_wait_timeout", "queue_timeout", b"queue_timeout", "run_timeout", b"run_timeout", "stall_timeout", b"stall_timeout", "total_timeout", b"total_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["queue_timeout", b"queue_timeout", "run_timeout", b"run_timeout", "stall_timeout", b"stall_timeout", "total_timeout", b"total_timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_wait_timeout", b"approval_wait_timeout", "lock_wait_timeout", b"lock_wait_timeout", "provider_wait_timeout", b"provider_wait_timeout", "queue_timeout", b"queue_timeout", "run_timeout", b"run_timeout", "stall_timeout", b"stall_timeout", "total_timeout", b"total_timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -342,6 +385,26 @@ class TaskSpec(_message.Message):
 
     @_typing.final
     class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class SecretsEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         KEY_FIELD_NUMBER: _builtins.int
@@ -377,6 +440,11 @@ class TaskSpec(_message.Message):
     CLIENT_KEY_FIELD_NUMBER: _builtins.int
     DEPENDENCIES_FIELD_NUMBER: _builtins.int
     PARENT_TASK_ID_FIELD_NUMBER: _builtins.int
+    APPROVAL_FIELD_NUMBER: _builtins.int
+    LOCKS_FIELD_NUMBER: _builtins.int
+    ESTIMATE_FIELD_NUMBER: _builtins.int
+    BUDGET_ID_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """An id of the client's choice, "task_" and up to 59 of a-z, 0-9, _ and -.
     Empty: the server mints one. Taken: ALREADY_EXISTS/ID_TAKEN.
@@ -404,6 +472,10 @@ class TaskSpec(_message.Message):
     """Makes it a child of this task, which must exist, or come earlier in the request under a client-chosen
     id, and must neither have ended nor be cancelling. At most 8 levels deep and 1,000 tasks below one
     root, else CHILD_LIMIT. A child's default priority is its parent's.
+    """
+    budget_id: _builtins.str
+    """A budget that the task draws from besides those whose scope it is in. It must exist. A child draws from
+    its parent's unless it names another. Empty: none.
     """
     @_builtins.property
     def input(self) -> _struct_pb2.Struct:
@@ -440,6 +512,32 @@ class TaskSpec(_message.Message):
         Their results may be used in the prompt, see dependency.proto.
         """
 
+    @_builtins.property
+    def approval(self) -> _approval_policy_pb2.ApprovalPolicy:
+        """Its start must be approved: nothing of it runs before. Set but empty: by the defaults of ApprovalPolicy. Not where
+        its template has a policy, which cannot be overruled. Unset: what the template says, else the parent's policy
+        where that includes children, else what a rule demands. Steps of its template ask in the same way, each by itself.
+        """
+
+    @_builtins.property
+    def locks(self) -> _containers.RepeatedCompositeFieldContainer[_lock_pb2.LockItem]:
+        """The locks it needs, at most 64; see lock.proto. It starts only when all of them are free, has them while an attempt
+        runs, and waits without holding any. Of a path that is named twice the stronger mode counts, and one that
+        another one covers in the same mode or a stronger one is left out. Those of its template come on top.
+        """
+
+    @_builtins.property
+    def estimate(self) -> _budget_pb2.TaskEstimate:
+        """What each attempt is expected to use at most; reserved from every budget that applies when an attempt
+        begins. What is unset is estimated, see TaskEstimate.
+        """
+
+    @_builtins.property
+    def secrets(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Secrets that the agent is given with its offer, at most 16: what it finds each under, and the secret's name.
+        Names in upper case become environment variables of programs as well. Besides those of a template's parameters.
+        """
+
     def __init__(
         self,
         *,
@@ -460,10 +558,15 @@ class TaskSpec(_message.Message):
         client_key: _builtins.str = ...,
         dependencies: _abc.Iterable[_dependency_pb2.TaskDependency] | None = ...,
         parent_task_id: _builtins.str = ...,
+        approval: _approval_policy_pb2.ApprovalPolicy | None = ...,
+        locks: _abc.Iterable[_lock_pb2.LockItem] | None = ...,
+        estimate: _budget_pb2.TaskEstimate | None = ...,
+        budget_id: _builtins.str = ...,
+        secrets: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "input", b"input", "not_before_time", b"not_before_time", "parameters", b"parameters", "priority", b"priority", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "approval", b"approval", "estimate", b"estimate", "input", b"input", "not_before_time", b"not_before_time", "parameters", b"parameters", "priority", b"priority", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "client_key", b"client_key", "concurrency_keys", b"concurrency_keys", "dependencies", b"dependencies", "display_name", b"display_name", "fairness_key", b"fairness_key", "input", b"input", "labels", b"labels", "not_before_time", b"not_before_time", "parameters", b"parameters", "parent_task_id", b"parent_task_id", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "task_id", b"task_id", "template", b"template", "timeouts", b"timeouts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "approval", b"approval", "budget_id", b"budget_id", "client_key", b"client_key", "concurrency_keys", b"concurrency_keys", "dependencies", b"dependencies", "display_name", b"display_name", "estimate", b"estimate", "fairness_key", b"fairness_key", "input", b"input", "labels", b"labels", "locks", b"locks", "not_before_time", b"not_before_time", "parameters", b"parameters", "parent_task_id", b"parent_task_id", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "secrets", b"secrets", "task_id", b"task_id", "template", b"template", "timeouts", b"timeouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
@@ -514,7 +617,8 @@ class TaskFailure(_message.Message):
     reason: _builtins.str
     """A constant in upper snake case. The server's own: LEASE_EXPIRED, AGENT_LOST,
     QUEUE_TIMEOUT, RUN_TIMEOUT, TOTAL_TIMEOUT, STALLED, NOT_REPORTED, DEPENDENCY_FAILED,
-    PROMPT_TOO_LARGE. The command runtime's: EXIT_CODE,
+    PROMPT_TOO_LARGE, APPROVAL_REJECTED, APPROVAL_EXPIRED, BUDGET_EXCEEDED.
+    The command runtime's: EXIT_CODE,
     SIGNAL, PROGRAM_NOT_FOUND, RESULT_INVALID, SETUP_FAILED. Others come from the worker.
     """
     message: _builtins.str
@@ -597,6 +701,26 @@ class Task(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class SecretsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TASK_ID_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     AGENT_TYPE_FIELD_NUMBER: _builtins.int
@@ -618,6 +742,7 @@ class Task(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     QUEUE_TIME_FIELD_NUMBER: _builtins.int
+    FIRST_QUEUE_TIME_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     CREATOR_FIELD_NUMBER: _builtins.int
@@ -644,8 +769,14 @@ class Task(_message.Message):
     SCHEDULE_ID_FIELD_NUMBER: _builtins.int
     SCHEDULE_TIME_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
+    ESTIMATE_FIELD_NUMBER: _builtins.int
+    BUDGET_ID_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     TREE_USAGE_FIELD_NUMBER: _builtins.int
+    APPROVAL_FIELD_NUMBER: _builtins.int
+    PARKED_FIELD_NUMBER: _builtins.int
+    LOCKS_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The id; "task_" and a time-sortable part, or the client's choice."""
     display_name: _builtins.str
@@ -700,6 +831,8 @@ class Task(_message.Message):
     """How many parents are above it; 0 for a task without a parent."""
     schedule_id: _builtins.str
     """The schedule that made it; empty where none did."""
+    budget_id: _builtins.str
+    """The budget that it names; empty where it names none. It draws from those whose scope it is in, too."""
     @_builtins.property
     def input(self) -> _struct_pb2.Struct:
         """Free-form parameters. Only where the prompt is."""
@@ -749,6 +882,12 @@ class Task(_message.Message):
         """When it last became runnable."""
 
     @_builtins.property
+    def first_queue_time(self) -> _timestamp_pb2.Timestamp:
+        """When it first became QUEUED since it was created or last retried by hand: its age as concurrency keys see it.
+        Unset where that is queue_time, and for tasks without keys. Output only.
+        """
+
+    @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the first attempt began."""
 
@@ -791,12 +930,34 @@ class Task(_message.Message):
         """What the running attempt waits for, as its agent says; unset while it works."""
 
     @_builtins.property
+    def estimate(self) -> _budget_pb2.TaskEstimate:
+        """What each attempt is expected to use at most, as far as it was said."""
+
+    @_builtins.property
     def usage(self) -> _usage_pb2.UsageTotals:
         """What its attempts have used. Filled in on reading; events have it not, usage.update tells of it."""
 
     @_builtins.property
     def tree_usage(self) -> _usage_pb2.UsageTotals:
         """What it and all tasks below it have used, those that were deleted included. Filled in on reading."""
+
+    @_builtins.property
+    def approval(self) -> _approval_policy_pb2.TaskApproval:
+        """The approval of its start; unset where none is demanded."""
+
+    @_builtins.property
+    def parked(self) -> _approval_policy_pb2.ParkedApproval:
+        """The approval its last attempt was parked for; unset where none was, and once the next attempt has ended or asked
+        for it again.
+        """
+
+    @_builtins.property
+    def locks(self) -> _containers.RepeatedCompositeFieldContainer[_lock_pb2.TaskLock]:
+        """The locks it declares, by path; while an attempt runs, each with the fencing token to show at every effect."""
+
+    @_builtins.property
+    def secrets(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Secrets that its agent is given: what it finds each under, and the secret's name. Never a value."""
 
     def __init__(
         self,
@@ -822,6 +983,7 @@ class Task(_message.Message):
         failure: Global___TaskFailure | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         queue_time: _timestamp_pb2.Timestamp | None = ...,
+        first_queue_time: _timestamp_pb2.Timestamp | None = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         creator: _watch_pb2.Actor | None = ...,
@@ -848,12 +1010,18 @@ class Task(_message.Message):
         schedule_id: _builtins.str = ...,
         schedule_time: _timestamp_pb2.Timestamp | None = ...,
         waiting: Global___AttemptWait | None = ...,
+        estimate: _budget_pb2.TaskEstimate | None = ...,
+        budget_id: _builtins.str = ...,
         usage: _usage_pb2.UsageTotals | None = ...,
         tree_usage: _usage_pb2.UsageTotals | None = ...,
+        approval: _approval_policy_pb2.TaskApproval | None = ...,
+        parked: _approval_policy_pb2.ParkedApproval | None = ...,
+        locks: _abc.Iterable[_lock_pb2.TaskLock] | None = ...,
+        secrets: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "failure", b"failure", "input", b"input", "lease", b"lease", "not_before_time", b"not_before_time", "progress", b"progress", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "schedule_time", b"schedule_time", "start_time", b"start_time", "state_time", b"state_time", "timeouts", b"timeouts", "tree_usage", b"tree_usage", "usage", b"usage", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval", "create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "estimate", b"estimate", "failure", b"failure", "first_queue_time", b"first_queue_time", "input", b"input", "lease", b"lease", "not_before_time", b"not_before_time", "parked", b"parked", "progress", b"progress", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "schedule_time", b"schedule_time", "start_time", b"start_time", "state_time", b"state_time", "timeouts", b"timeouts", "tree_usage", b"tree_usage", "usage", b"usage", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "attempt", b"attempt", "attempts_used", b"attempts_used", "concurrency_keys", b"concurrency_keys", "content_bytes", b"content_bytes", "create_time", b"create_time", "creator", b"creator", "dependencies", b"dependencies", "depth", b"depth", "display_name", b"display_name", "edited", b"edited", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "fairness_key", b"fairness_key", "input", b"input", "labels", b"labels", "lease", b"lease", "not_before_time", b"not_before_time", "parent_task_id", b"parent_task_id", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "prompt_parts", b"prompt_parts", "prompt_pending", b"prompt_pending", "queue_rank", b"queue_rank", "queue_time", b"queue_time", "rate_limited_count", b"rate_limited_count", "result", b"result", "retries", b"retries", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "revision", b"revision", "root_task_id", b"root_task_id", "schedule_id", b"schedule_id", "schedule_time", b"schedule_time", "skipped", b"skipped", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "task_id", b"task_id", "template_id", b"template_id", "template_version", b"template_version", "timeouts", b"timeouts", "tree_usage", b"tree_usage", "usage", b"usage", "waiting", b"waiting", "waiting_on", b"waiting_on"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "approval", b"approval", "attempt", b"attempt", "attempts_used", b"attempts_used", "budget_id", b"budget_id", "concurrency_keys", b"concurrency_keys", "content_bytes", b"content_bytes", "create_time", b"create_time", "creator", b"creator", "dependencies", b"dependencies", "depth", b"depth", "display_name", b"display_name", "edited", b"edited", "end_time", b"end_time", "estimate", b"estimate", "etag", b"etag", "failure", b"failure", "fairness_key", b"fairness_key", "first_queue_time", b"first_queue_time", "input", b"input", "labels", b"labels", "lease", b"lease", "locks", b"locks", "not_before_time", b"not_before_time", "parent_task_id", b"parent_task_id", "parked", b"parked", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "prompt_parts", b"prompt_parts", "prompt_pending", b"prompt_pending", "queue_rank", b"queue_rank", "queue_time", b"queue_time", "rate_limited_count", b"rate_limited_count", "result", b"result", "retries", b"retries", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "revision", b"revision", "root_task_id", b"root_task_id", "schedule_id", b"schedule_id", "schedule_time", b"schedule_time", "secrets", b"secrets", "skipped", b"skipped", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "task_id", b"task_id", "template_id", b"template_id", "template_version", b"template_version", "timeouts", b"timeouts", "tree_usage", b"tree_usage", "usage", b"usage", "waiting", b"waiting", "waiting_on", b"waiting_on"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -905,6 +1073,7 @@ class TaskAttempt(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     RETRY_FIELD_NUMBER: _builtins.int
+    BUDGET_HOLDS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The task."""
     attempt: _builtins.int
@@ -927,6 +1096,10 @@ class TaskAttempt(_message.Message):
     def failure(self) -> Global___TaskFailure:
         """Why it failed, was lost, or was handed back because of a rate limit."""
 
+    @_builtins.property
+    def budget_holds(self) -> _containers.RepeatedCompositeFieldContainer[_budget_pb2.BudgetHold]:
+        """What it has of budgets. Empty where none applies."""
+
     def __init__(
         self,
         *,
@@ -938,10 +1111,11 @@ class TaskAttempt(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         failure: Global___TaskFailure | None = ...,
         retry: _builtins.int = ...,
+        budget_holds: _abc.Iterable[_budget_pb2.BudgetHold] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "failure", b"failure", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "attempt", b"attempt", "end_time", b"end_time", "failure", b"failure", "retry", b"retry", "start_time", b"start_time", "state", b"state", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "attempt", b"attempt", "budget_holds", b"budget_holds", "end_time", b"end_time", "failure", b"failure", "retry", b"retry", "start_time", b"start_time", "state", b"state", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1438,7 +1612,8 @@ class UpdateTaskRequest(_message.Message):
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """Which fields to set. Required. Of a task that has not ended: priority, labels, display_name, timeouts,
-        retry_policy. While no agent has it: not_before_time; unset or past means at once. Before its first start,
+        retry_policy. While no agent has it: not_before_time, where unset or past means at once, and locks, of which path and
+        mode are read. Before its first start,
         and where no template wrote them: prompt, input. Else TASK_STATE_CONFLICT, or REQUEST_INVALID.
         """
 
@@ -2048,6 +2223,96 @@ class DeleteTaskResponse(_message.Message):
 Global___DeleteTaskResponse: _TypeAlias = DeleteTaskResponse  # noqa: Y015
 
 @_typing.final
+class ApproveTaskRequest(_message.Message):
+    """Request of ApproveTask. At most one of parameters, and prompt or input, says what is to be done instead."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
+    COMMENT_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    SHOWN_HASH_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task. Required."""
+    decision: _builtins.str
+    """"approve", "deny", or the id of one of its options. Empty: "approve"."""
+    comment: _builtins.str
+    """Why; kept, and shown to whoever wanted it. At most 2,000 characters."""
+    prompt: _builtins.str
+    """Another prompt, at most 256 KiB. Not for a task that was made from a template."""
+    shown_hash: _builtins.str
+    """content_hash of what was shown; anything else is ABORTED/APPROVAL_CHANGED. Empty: not checked."""
+    request_id: _builtins.str
+    """As in CreateTask."""
+    @_builtins.property
+    def parameters(self) -> _struct_pb2.Struct:
+        """Other parameters in the place of all of them, from which its template is rendered anew. At most 64 KiB."""
+
+    @_builtins.property
+    def input(self) -> _struct_pb2.Struct:
+        """Another input in the place of the whole, at most 64 KiB. Not for a task that was made from a template."""
+
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        decision: _builtins.str = ...,
+        comment: _builtins.str = ...,
+        parameters: _struct_pb2.Struct | None = ...,
+        prompt: _builtins.str | None = ...,
+        input: _struct_pb2.Struct | None = ...,
+        shown_hash: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_prompt", b"_prompt", "input", b"input", "parameters", b"parameters", "prompt", b"prompt"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prompt", b"_prompt", "comment", b"comment", "decision", b"decision", "input", b"input", "parameters", b"parameters", "prompt", b"prompt", "request_id", b"request_id", "shown_hash", b"shown_hash", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__prompt: _TypeAlias = _typing.Literal["prompt"]  # noqa: Y015
+    _WhichOneofArgType__prompt: _TypeAlias = _typing.Literal["_prompt", b"_prompt"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt) -> _WhichOneofReturnType__prompt | None: ...
+
+Global___ApproveTaskRequest: _TypeAlias = ApproveTaskRequest  # noqa: Y015
+
+@_typing.final
+class ApproveTaskResponse(_message.Message):
+    """Response of ApproveTask."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Revision of the change."""
+    replayed: _builtins.bool
+    """True when this is the first answer to a repeated request_id."""
+    @_builtins.property
+    def task(self) -> Global___Task:
+        """The task after the decision: QUEUED, FAILED, or AWAITING_APPROVAL while more votes are needed; without prompt,
+        input and result.
+        """
+
+    def __init__(
+        self,
+        *,
+        task: Global___Task | None = ...,
+        revision: _builtins.int = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replayed", b"replayed", "revision", b"revision", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApproveTaskResponse: _TypeAlias = ApproveTaskResponse  # noqa: Y015
+
+@_typing.final
 class WaitTaskRequest(_message.Message):
     """Request of WaitTask."""
 
@@ -2262,12 +2527,17 @@ class ExplainTaskResponse(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    POSITION_AT_LEAST_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """Its place among the tasks of its type that could run, 1 for the next; 0 where it is not among them."""
     summary: _builtins.str
     """The answer in one sentence."""
     revision: _builtins.int
     """The revision at which this was so."""
+    position_at_least: _builtins.bool
+    """True where more tasks may come before it than were counted: position is then the least that it can be. Counting
+    ends after some hundreds, since it holds up everybody else.
+    """
     @_builtins.property
     def task(self) -> Global___Task:
         """The task, without prompt, input and result."""
@@ -2284,10 +2554,11 @@ class ExplainTaskResponse(_message.Message):
         position: _builtins.int = ...,
         summary: _builtins.str = ...,
         revision: _builtins.int = ...,
+        position_at_least: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blockers", b"blockers", "position", b"position", "revision", b"revision", "summary", b"summary", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blockers", b"blockers", "position", b"position", "position_at_least", b"position_at_least", "revision", b"revision", "summary", b"summary", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -105,6 +105,11 @@ class TaskServiceStub:
                 request_serializer=kapell_dot_v1_dot_task__pb2.ExplainTaskRequest.SerializeToString,
                 response_deserializer=kapell_dot_v1_dot_task__pb2.ExplainTaskResponse.FromString,
                 _registered_method=True)
+        self.ApproveTask = channel.unary_unary(
+                '/kapell.v1.TaskService/ApproveTask',
+                request_serializer=kapell_dot_v1_dot_task__pb2.ApproveTaskRequest.SerializeToString,
+                response_deserializer=kapell_dot_v1_dot_task__pb2.ApproveTaskResponse.FromString,
+                _registered_method=True)
         self.WaitTask = channel.unary_unary(
                 '/kapell.v1.TaskService/WaitTask',
                 request_serializer=kapell_dot_v1_dot_task__pb2.WaitTaskRequest.SerializeToString,
@@ -140,7 +145,7 @@ class TaskServiceServicer:
         """Creates one task. It is durable when the call answers.
         Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, QUEUE_DRAINING, TEMPLATE_NOT_FOUND,
         TEMPLATE_PARAMETERS_INVALID, TASK_NOT_FOUND (a dependency, or the parent), DEPENDENCY_CYCLE,
-        TASK_STATE_CONFLICT (the parent has ended), CHILD_LIMIT.
+        TASK_STATE_CONFLICT (the parent has ended), CHILD_LIMIT, BUDGET_NOT_FOUND, SECRET_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -253,6 +258,16 @@ class TaskServiceServicer:
     def ExplainTask(self, request, context):
         """Tells every reason why a task is not running yet, and its place in the queue.
         Errors: TASK_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApproveTask(self, request, context):
+        """Decides about the start of a task that is AWAITING_APPROVAL, or about what its agent was parked for: DecideApproval
+        by the id of the task, with edits. An edit is checked, kept as a TaskEdit, and approved as it then is.
+        Errors: TASK_NOT_FOUND, APPROVAL_NOT_FOUND (it waits for none), APPROVAL_ALREADY_DECIDED, APPROVAL_CHANGED,
+        SELF_APPROVAL, NOT_APPROVER, REQUEST_INVALID, TEMPLATE_NOT_FOUND, TEMPLATE_PARAMETERS_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -373,6 +388,11 @@ def add_TaskServiceServicer_to_server(servicer, server):
                     servicer.ExplainTask,
                     request_deserializer=kapell_dot_v1_dot_task__pb2.ExplainTaskRequest.FromString,
                     response_serializer=kapell_dot_v1_dot_task__pb2.ExplainTaskResponse.SerializeToString,
+            ),
+            'ApproveTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApproveTask,
+                    request_deserializer=kapell_dot_v1_dot_task__pb2.ApproveTaskRequest.FromString,
+                    response_serializer=kapell_dot_v1_dot_task__pb2.ApproveTaskResponse.SerializeToString,
             ),
             'WaitTask': grpc.unary_unary_rpc_method_handler(
                     servicer.WaitTask,
@@ -779,6 +799,33 @@ class TaskService:
             '/kapell.v1.TaskService/ExplainTask',
             kapell_dot_v1_dot_task__pb2.ExplainTaskRequest.SerializeToString,
             kapell_dot_v1_dot_task__pb2.ExplainTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApproveTask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kapell.v1.TaskService/ApproveTask',
+            kapell_dot_v1_dot_task__pb2.ApproveTaskRequest.SerializeToString,
+            kapell_dot_v1_dot_task__pb2.ApproveTaskResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,7 +37,7 @@ class TaskServiceStub:
     """Creates one task. It is durable when the call answers.
     Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, QUEUE_DRAINING, TEMPLATE_NOT_FOUND,
     TEMPLATE_PARAMETERS_INVALID, TASK_NOT_FOUND (a dependency, or the parent), DEPENDENCY_CYCLE,
-    TASK_STATE_CONFLICT (the parent has ended), CHILD_LIMIT.
+    TASK_STATE_CONFLICT (the parent has ended), CHILD_LIMIT, BUDGET_NOT_FOUND, SECRET_NOT_FOUND.
     """
     BatchCreateTasks: _grpc.UnaryUnaryMultiCallable[_task_pb2.BatchCreateTasksRequest, _task_pb2.BatchCreateTasksResponse]
     """Creates up to 2,500 tasks, all or none. They may depend on each other, see TaskSpec.dependencies.
@@ -98,6 +98,12 @@ class TaskServiceStub:
     """Tells every reason why a task is not running yet, and its place in the queue.
     Errors: TASK_NOT_FOUND.
     """
+    ApproveTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.ApproveTaskRequest, _task_pb2.ApproveTaskResponse]
+    """Decides about the start of a task that is AWAITING_APPROVAL, or about what its agent was parked for: DecideApproval
+    by the id of the task, with edits. An edit is checked, kept as a TaskEdit, and approved as it then is.
+    Errors: TASK_NOT_FOUND, APPROVAL_NOT_FOUND (it waits for none), APPROVAL_ALREADY_DECIDED, APPROVAL_CHANGED,
+    SELF_APPROVAL, NOT_APPROVER, REQUEST_INVALID, TEMPLATE_NOT_FOUND, TEMPLATE_PARAMETERS_INVALID.
+    """
     WaitTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.WaitTaskRequest, _task_pb2.WaitTaskResponse]
     """Waits until the task has ended, at most `wait`. Answers with the task as it
     is by then; look at its state.
@@ -131,7 +137,7 @@ class TaskServiceAsyncStub(TaskServiceStub):
     """Creates one task. It is durable when the call answers.
     Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, QUEUE_DRAINING, TEMPLATE_NOT_FOUND,
     TEMPLATE_PARAMETERS_INVALID, TASK_NOT_FOUND (a dependency, or the parent), DEPENDENCY_CYCLE,
-    TASK_STATE_CONFLICT (the parent has ended), CHILD_LIMIT.
+    TASK_STATE_CONFLICT (the parent has ended), CHILD_LIMIT, BUDGET_NOT_FOUND, SECRET_NOT_FOUND.
     """
     BatchCreateTasks: _aio.UnaryUnaryMultiCallable[_task_pb2.BatchCreateTasksRequest, _task_pb2.BatchCreateTasksResponse]  # type: ignore[assignment]
     """Creates up to 2,500 tasks, all or none. They may depend on each other, see TaskSpec.dependencies.
@@ -192,6 +198,12 @@ class TaskServiceAsyncStub(TaskServiceStub):
     """Tells every reason why a task is not running yet, and its place in the queue.
     Errors: TASK_NOT_FOUND.
     """
+    ApproveTask: _aio.UnaryUnaryMultiCallable[_task_pb2.ApproveTaskRequest, _task_pb2.ApproveTaskResponse]  # type: ignore[assignment]
+    """Decides about the start of a task that is AWAITING_APPROVAL, or about what its agent was parked for: DecideApproval
+    by the id of the task, with edits. An edit is checked, kept as a TaskEdit, and approved as it then is.
+    Errors: TASK_NOT_FOUND, APPROVAL_NOT_FOUND (it waits for none), APPROVAL_ALREADY_DECIDED, APPROVAL_CHANGED,
+    SELF_APPROVAL, NOT_APPROVER, REQUEST_INVALID, TEMPLATE_NOT_FOUND, TEMPLATE_PARAMETERS_INVALID.
+    """
     WaitTask: _aio.UnaryUnaryMultiCallable[_task_pb2.WaitTaskRequest, _task_pb2.WaitTaskResponse]  # type: ignore[assignment]
     """Waits until the task has ended, at most `wait`. Answers with the task as it
     is by then; look at its state.
@@ -228,7 +240,7 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         """Creates one task. It is durable when the call answers.
         Errors: REQUEST_INVALID, ID_TAKEN, REQUEST_ID_REUSED, QUEUE_FULL, QUEUE_DRAINING, TEMPLATE_NOT_FOUND,
         TEMPLATE_PARAMETERS_INVALID, TASK_NOT_FOUND (a dependency, or the parent), DEPENDENCY_CYCLE,
-        TASK_STATE_CONFLICT (the parent has ended), CHILD_LIMIT.
+        TASK_STATE_CONFLICT (the parent has ended), CHILD_LIMIT, BUDGET_NOT_FOUND, SECRET_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
@@ -366,6 +378,18 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_task_pb2.ExplainTaskResponse, _abc.Awaitable[_task_pb2.ExplainTaskResponse]]:
         """Tells every reason why a task is not running yet, and its place in the queue.
         Errors: TASK_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ApproveTask(
+        self,
+        request: _task_pb2.ApproveTaskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_task_pb2.ApproveTaskResponse, _abc.Awaitable[_task_pb2.ApproveTaskResponse]]:
+        """Decides about the start of a task that is AWAITING_APPROVAL, or about what its agent was parked for: DecideApproval
+        by the id of the task, with edits. An edit is checked, kept as a TaskEdit, and approved as it then is.
+        Errors: TASK_NOT_FOUND, APPROVAL_NOT_FOUND (it waits for none), APPROVAL_ALREADY_DECIDED, APPROVAL_CHANGED,
+        SELF_APPROVAL, NOT_APPROVER, REQUEST_INVALID, TEMPLATE_NOT_FOUND, TEMPLATE_PARAMETERS_INVALID.
         """
 
     @_abc_1.abstractmethod

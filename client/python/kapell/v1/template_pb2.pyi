@@ -45,8 +45,11 @@ from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from kapell.v1 import approval_policy_pb2 as _approval_policy_pb2
+from kapell.v1 import budget_pb2 as _budget_pb2
 from kapell.v1 import common_pb2 as _common_pb2
 from kapell.v1 import dependency_pb2 as _dependency_pb2
+from kapell.v1 import lock_pb2 as _lock_pb2
 from kapell.v1 import task_pb2 as _task_pb2
 from kapell.v1 import watch_pb2 as _watch_pb2
 import builtins as _builtins
@@ -87,7 +90,9 @@ class _ParameterTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Paramet
     PARAMETER_TYPE_PATH: _ParameterType.ValueType  # 9
     """A path with forward slashes, at most 1,024 characters, without control characters and ".."."""
     PARAMETER_TYPE_SECRET: _ParameterType.ValueType  # 10
-    """Reserved for secrets. Refused so far: a rendered prompt is stored and shown, so a secret in it would leak."""
+    """The name of a secret, as in "secret:github-token". The agent gets its value with the offer; the prompt shows
+    "[secret github-token]". Never the value itself.
+    """
 
 class ParameterType(_ParameterType, metaclass=_ParameterTypeEnumTypeWrapper):
     """What kind of value a parameter takes."""
@@ -113,7 +118,9 @@ PARAMETER_TYPE_OBJECT: ParameterType.ValueType  # 8
 PARAMETER_TYPE_PATH: ParameterType.ValueType  # 9
 """A path with forward slashes, at most 1,024 characters, without control characters and ".."."""
 PARAMETER_TYPE_SECRET: ParameterType.ValueType  # 10
-"""Reserved for secrets. Refused so far: a rendered prompt is stored and shown, so a secret in it would leak."""
+"""The name of a secret, as in "secret:github-token". The agent gets its value with the offer; the prompt shows
+"[secret github-token]". Never the value itself.
+"""
 Global___ParameterType: _TypeAlias = ParameterType  # noqa: Y015
 
 class _StartBlockerKind:
@@ -136,6 +143,10 @@ class _StartBlockerKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Star
     """The queue of the type, or "*", is DRAINING: the task would be refused with QUEUE_DRAINING."""
     START_BLOCKER_KIND_LIMIT: _StartBlockerKind.ValueType  # 6
     """A limit of the queue of the type, of "*" or of a concurrency key is reached: max_running or start_rate."""
+    START_BLOCKER_KIND_LOCK: _StartBlockerKind.ValueType  # 20
+    """A lock that it needs is held, or asked for by somebody who comes before it."""
+    START_BLOCKER_KIND_BUDGET: _StartBlockerKind.ValueType  # 21
+    """A budget has no room for what it would need."""
 
 class StartBlockerKind(_StartBlockerKind, metaclass=_StartBlockerKindEnumTypeWrapper):
     """What would keep a task from starting at once."""
@@ -154,6 +165,10 @@ START_BLOCKER_KIND_QUEUE_DRAINING: StartBlockerKind.ValueType  # 5
 """The queue of the type, or "*", is DRAINING: the task would be refused with QUEUE_DRAINING."""
 START_BLOCKER_KIND_LIMIT: StartBlockerKind.ValueType  # 6
 """A limit of the queue of the type, of "*" or of a concurrency key is reached: max_running or start_rate."""
+START_BLOCKER_KIND_LOCK: StartBlockerKind.ValueType  # 20
+"""A lock that it needs is held, or asked for by somebody who comes before it."""
+START_BLOCKER_KIND_BUDGET: StartBlockerKind.ValueType  # 21
+"""A budget has no room for what it would need."""
 Global___StartBlockerKind: _TypeAlias = StartBlockerKind  # noqa: Y015
 
 @_typing.final
@@ -294,6 +309,7 @@ class TemplateStep(_message.Message):
     TIMEOUTS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     CONCURRENCY_KEYS_FIELD_NUMBER: _builtins.int
+    LOCKS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name, unique within the template, by which other steps and prompts call it. Required."""
     description: _builtins.str
@@ -341,6 +357,10 @@ class TemplateStep(_message.Message):
         keys a step does not get.
         """
 
+    @_builtins.property
+    def locks(self) -> _containers.RepeatedCompositeFieldContainer[Global___TemplateLock]:
+        """The locks that its task needs, as TemplateSpec.locks, which a step does not get."""
+
     def __init__(
         self,
         *,
@@ -357,16 +377,47 @@ class TemplateStep(_message.Message):
         timeouts: _task_pb2.TaskTimeouts | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         concurrency_keys: _abc.Iterable[_builtins.str] | None = ...,
+        locks: _abc.Iterable[Global___TemplateLock] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "priority", b"priority", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "concurrency_keys", b"concurrency_keys", "depends_on", b"depends_on", "description", b"description", "labels", b"labels", "name", b"name", "on_failure", b"on_failure", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "task_name", b"task_name", "timeouts", b"timeouts", "when", b"when"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "concurrency_keys", b"concurrency_keys", "depends_on", b"depends_on", "description", b"description", "labels", b"labels", "locks", b"locks", "name", b"name", "on_failure", b"on_failure", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "task_name", b"task_name", "timeouts", b"timeouts", "when", b"when"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
 
 Global___TemplateStep: _TypeAlias = TemplateStep  # noqa: Y015
+
+@_typing.final
+class TemplateLock(_message.Message):
+    """A lock that the tasks of a template need."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """The path, with tags as in the prompt, at most 500 characters: "{repo}" or "{repo}/{files}". Where a tag stands for
+    an array there is one lock for each entry, and none where it is empty; where all of it is blank there is none, too.
+    Written out, it need not be in the one way that lock.proto asks for: "./", "//" and a "/" at the beginning are dropped,
+    and a pattern becomes the directory that its matches are in, so that "web/src/*.ts" locks "web/src". Required.
+    """
+    mode: _lock_pb2.LockMode.ValueType
+    """How. Unset: EXCLUSIVE."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        mode: _lock_pb2.LockMode.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TemplateLock: _TypeAlias = TemplateLock  # noqa: Y015
 
 @_typing.final
 class TemplateSpec(_message.Message):
@@ -407,6 +458,8 @@ class TemplateSpec(_message.Message):
     TAGS_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     CONCURRENCY_KEYS_FIELD_NUMBER: _builtins.int
+    APPROVAL_FIELD_NUMBER: _builtins.int
+    LOCKS_FIELD_NUMBER: _builtins.int
     display_name: _builtins.str
     """A name for people, at most 200 characters. Empty: the id."""
     description: _builtins.str
@@ -450,6 +503,16 @@ class TemplateSpec(_message.Message):
         none. At most 8, each at most 200 characters before rendering. Not for its steps, which have their own.
         """
 
+    @_builtins.property
+    def approval(self) -> _approval_policy_pb2.ApprovalPolicy:
+        """The start of its tasks, and of each of their steps, must be approved. Unset: not by the template."""
+
+    @_builtins.property
+    def locks(self) -> _containers.RepeatedCompositeFieldContainer[Global___TemplateLock]:
+        """The locks that its tasks need, besides those of the task: at most 16 lines, which may come to any number of paths.
+        More than 64 are drawn together: files become the directories they are in.
+        """
+
     def __init__(
         self,
         *,
@@ -466,10 +529,12 @@ class TemplateSpec(_message.Message):
         tags: _abc.Iterable[_builtins.str] | None = ...,
         steps: _abc.Iterable[Global___TemplateStep] | None = ...,
         concurrency_keys: _abc.Iterable[_builtins.str] | None = ...,
+        approval: _approval_policy_pb2.ApprovalPolicy | None = ...,
+        locks: _abc.Iterable[Global___TemplateLock] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "priority", b"priority", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "approval", b"approval", "priority", b"priority", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "concurrency_keys", b"concurrency_keys", "description", b"description", "display_name", b"display_name", "labels", b"labels", "parameters", b"parameters", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "steps", b"steps", "tags", b"tags", "task_name", b"task_name", "timeouts", b"timeouts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "agent_type", b"agent_type", "approval", b"approval", "concurrency_keys", b"concurrency_keys", "description", b"description", "display_name", b"display_name", "labels", b"labels", "locks", b"locks", "parameters", b"parameters", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "steps", b"steps", "tags", b"tags", "task_name", b"task_name", "timeouts", b"timeouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
@@ -1270,6 +1335,7 @@ class RenderedStep(_message.Message):
     RETRY_POLICY_FIELD_NUMBER: _builtins.int
     TIMEOUTS_FIELD_NUMBER: _builtins.int
     CONCURRENCY_KEYS_FIELD_NUMBER: _builtins.int
+    LOCKS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     left_out: _builtins.bool
@@ -1300,6 +1366,10 @@ class RenderedStep(_message.Message):
     def concurrency_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Of which keys only so many tasks run at a time."""
 
+    @_builtins.property
+    def locks(self) -> _containers.RepeatedCompositeFieldContainer[_lock_pb2.LockItem]:
+        """The locks it would take."""
+
     def __init__(
         self,
         *,
@@ -1314,10 +1384,11 @@ class RenderedStep(_message.Message):
         retry_policy: _task_pb2.RetryPolicy | None = ...,
         timeouts: _task_pb2.TaskTimeouts | None = ...,
         concurrency_keys: _abc.Iterable[_builtins.str] | None = ...,
+        locks: _abc.Iterable[_lock_pb2.LockItem] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "concurrency_keys", b"concurrency_keys", "depends_on", b"depends_on", "display_name", b"display_name", "left_out", b"left_out", "name", b"name", "on_failure", b"on_failure", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "concurrency_keys", b"concurrency_keys", "depends_on", b"depends_on", "display_name", b"display_name", "left_out", b"left_out", "locks", b"locks", "name", b"name", "on_failure", b"on_failure", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1449,6 +1520,8 @@ class RenderTemplateResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     CONCURRENCY_KEYS_FIELD_NUMBER: _builtins.int
+    LOCKS_FIELD_NUMBER: _builtins.int
+    BUDGET_HOLDS_FIELD_NUMBER: _builtins.int
     template_id: _builtins.str
     """The template's id."""
     version: _builtins.int
@@ -1491,6 +1564,14 @@ class RenderTemplateResponse(_message.Message):
     def concurrency_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Of which keys only so many tasks run at a time."""
 
+    @_builtins.property
+    def locks(self) -> _containers.RepeatedCompositeFieldContainer[_lock_pb2.LockItem]:
+        """The locks it would take; who has them now is among the blockers."""
+
+    @_builtins.property
+    def budget_holds(self) -> _containers.RepeatedCompositeFieldContainer[_budget_pb2.BudgetHold]:
+        """What its first attempt would reserve of which budgets; of its steps, those of the first ones."""
+
     def __init__(
         self,
         *,
@@ -1508,10 +1589,12 @@ class RenderTemplateResponse(_message.Message):
         revision: _builtins.int = ...,
         steps: _abc.Iterable[Global___RenderedStep] | None = ...,
         concurrency_keys: _abc.Iterable[_builtins.str] | None = ...,
+        locks: _abc.Iterable[_lock_pb2.LockItem] | None = ...,
+        budget_holds: _abc.Iterable[_budget_pb2.BudgetHold] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["history", b"history", "parameters", b"parameters", "retry_policy", b"retry_policy", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "blockers", b"blockers", "concurrency_keys", b"concurrency_keys", "display_name", b"display_name", "history", b"history", "parameters", b"parameters", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "revision", b"revision", "steps", b"steps", "template_id", b"template_id", "timeouts", b"timeouts", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "blockers", b"blockers", "budget_holds", b"budget_holds", "concurrency_keys", b"concurrency_keys", "display_name", b"display_name", "history", b"history", "locks", b"locks", "parameters", b"parameters", "priority", b"priority", "prompt", b"prompt", "retry_policy", b"retry_policy", "revision", b"revision", "steps", b"steps", "template_id", b"template_id", "timeouts", b"timeouts", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1258,7 +1258,9 @@ class RepriceUsageResponse(_message.Message):
     changed: _builtins.int
     """Records whose cost changes, or has changed."""
     more: _builtins.bool
-    """There are more: call again. A preview looks at 20,000 records at most."""
+    """There may be more: call again, or, where nothing was changed, name a later start_time. A call looks at
+    100,000 records at most, a preview at 20,000.
+    """
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___RepricedModel]:
         """By model, the largest change first."""

@@ -44,7 +44,7 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """
     EVENT_KIND_TASK_UPDATED: _EventKind.ValueType  # 15
     """Priority, labels or the display name were changed; or the dependencies were met and the task waits
-    for its time.
+    for its time, or for an approval.
     """
     EVENT_KIND_TASK_CANCELLING: _EventKind.ValueType  # 16
     """Cancelling was asked for; the agent is being told."""
@@ -78,6 +78,10 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """limit.updated: the limit of a concurrency key was set."""
     EVENT_KIND_LIMIT_DELETED: _EventKind.ValueType  # 82
     """limit.deleted: the limit of a concurrency key was forgotten."""
+    EVENT_KIND_SECRET_UPDATED: _EventKind.ValueType  # 170
+    """secret.updated: a secret was set. Its value is in no event."""
+    EVENT_KIND_SECRET_DELETED: _EventKind.ValueType  # 171
+    """secret.deleted: a secret was forgotten."""
     EVENT_KIND_SCHEDULE_CREATED: _EventKind.ValueType  # 100
     """A schedule was created."""
     EVENT_KIND_SCHEDULE_UPDATED: _EventKind.ValueType  # 101
@@ -98,12 +102,82 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """The task of a run could not be made; last_run says why."""
     EVENT_KIND_SCHEDULE_DELETED: _EventKind.ValueType  # 109
     """The schedule was deleted; the event carries its last form."""
+    EVENT_KIND_BUDGET_CREATED: _EventKind.ValueType  # 140
+    """A budget was created."""
+    EVENT_KIND_BUDGET_UPDATED: _EventKind.ValueType  # 141
+    """What a budget says was changed, or it was resumed."""
+    EVENT_KIND_BUDGET_DELETED: _EventKind.ValueType  # 142
+    """The budget was deleted; the event carries its last form."""
+    EVENT_KIND_BUDGET_SPENT: _EventKind.ValueType  # 143
+    """What is spent or reserved of a budget, or its window, has changed. At most every two seconds for the
+    changes by tasks.
+    """
+    EVENT_KIND_ALERT_DELETED: _EventKind.ValueType  # 144
+    """A resolved alert was forgotten, since a newer one needs its place; the event carries its last form."""
+    EVENT_KIND_ALERT_FIRED: _EventKind.ValueType  # 145
+    """An alert fires: for the first time, or since its acknowledgement has expired."""
+    EVENT_KIND_ALERT_ACKNOWLEDGED: _EventKind.ValueType  # 146
+    """The alert was acknowledged."""
+    EVENT_KIND_ALERT_RESOLVED: _EventKind.ValueType  # 147
+    """The alert's cause is gone."""
+    EVENT_KIND_WEBHOOK_CREATED: _EventKind.ValueType  # 148
+    """A webhook was created."""
+    EVENT_KIND_WEBHOOK_DELETED: _EventKind.ValueType  # 149
+    """The webhook was deleted; the event carries its last form."""
     EVENT_KIND_USAGE_UPDATE: _EventKind.ValueType  # 130
     """What a task or an agent has used has grown or was corrected; at most one a second for each."""
     EVENT_KIND_PRICE_SET: _EventKind.ValueType  # 131
     """price.set: the price of a model was set."""
     EVENT_KIND_PRICE_DELETED: _EventKind.ValueType  # 132
     """price.deleted: a price that was set was forgotten or replaced."""
+    EVENT_KIND_APPROVAL_REQUIRED: _EventKind.ValueType  # 150
+    """approval.required: an approval was asked for and waits for a decision."""
+    EVENT_KIND_APPROVAL_DECIDED: _EventKind.ValueType  # 151
+    """approval.decided: it was approved or refused, by somebody or by a rule; a rule may do so at once."""
+    EVENT_KIND_APPROVAL_VOTED: _EventKind.ValueType  # 152
+    """approval.voted: one of several votes was given."""
+    EVENT_KIND_APPROVAL_EXPIRED: _EventKind.ValueType  # 153
+    """approval.expired: nobody has decided in time; with HOLD it waits on."""
+    EVENT_KIND_APPROVAL_ESCALATED: _EventKind.ValueType  # 154
+    """approval.escalated: nobody has decided in time; others may now as well."""
+    EVENT_KIND_APPROVAL_CANCELLED: _EventKind.ValueType  # 155
+    """approval.cancelled: it is not needed any more."""
+    EVENT_KIND_APPROVAL_SUPERSEDED: _EventKind.ValueType  # 156
+    """approval.superseded: another approval has taken its place."""
+    EVENT_KIND_APPROVAL_RULE_CREATED: _EventKind.ValueType  # 157
+    """approval.rule_created: a rule was created."""
+    EVENT_KIND_APPROVAL_RULE_USED: _EventKind.ValueType  # 158
+    """approval.rule_used: a rule has decided."""
+    EVENT_KIND_APPROVAL_RULE_DELETED: _EventKind.ValueType  # 159
+    """approval.rule_deleted: the rule was revoked; the event carries its last form."""
+    EVENT_KIND_TICKET_DELETED: _EventKind.ValueType  # 119
+    """A ticket that ended an hour ago was forgotten; the event carries its last form."""
+    EVENT_KIND_LOCK_GRANTED: _EventKind.ValueType  # 120
+    """A lock was granted."""
+    EVENT_KIND_LOCK_RELEASED: _EventKind.ValueType  # 121
+    """A lock was given back, or ended with its owner; the event carries its last form."""
+    EVENT_KIND_LOCK_EXPIRED: _EventKind.ValueType  # 122
+    """A lock was lost: its ttl was over, or its attempt was lost; the event carries its last form."""
+    EVENT_KIND_LOCK_REVOKED: _EventKind.ValueType  # 123
+    """A lock was taken away by an administrator; the event carries its last form."""
+    EVENT_KIND_LOCK_UPDATED: _EventKind.ValueType  # 124
+    """A lock became EXCLUSIVE or SHARED."""
+    EVENT_KIND_TICKET_QUEUED: _EventKind.ValueType  # 125
+    """A durable place in the queue for locks was taken."""
+    EVENT_KIND_TICKET_ENDED: _EventKind.ValueType  # 126
+    """A ticket was granted, cancelled, expired or refused; its state says which."""
+    EVENT_KIND_SESSION_OPENED: _EventKind.ValueType  # 127
+    """A session was opened."""
+    EVENT_KIND_SESSION_CLOSED: _EventKind.ValueType  # 128
+    """A session was closed; the event carries its last form."""
+    EVENT_KIND_SESSION_EXPIRED: _EventKind.ValueType  # 129
+    """A session was not renewed in time; the event carries its last form."""
+    EVENT_KIND_TOKEN_CREATED: _EventKind.ValueType  # 160
+    """A token was made."""
+    EVENT_KIND_TOKEN_REVOKED: _EventKind.ValueType  # 161
+    """A token was revoked."""
+    EVENT_KIND_TOKEN_DELETED: _EventKind.ValueType  # 162
+    """A token that had ended was forgotten, to make room."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """What happened to a resource. The event's name in the SDKs, the CLI and over
@@ -129,7 +203,7 @@ and waits for its dependencies.
 """
 EVENT_KIND_TASK_UPDATED: EventKind.ValueType  # 15
 """Priority, labels or the display name were changed; or the dependencies were met and the task waits
-for its time.
+for its time, or for an approval.
 """
 EVENT_KIND_TASK_CANCELLING: EventKind.ValueType  # 16
 """Cancelling was asked for; the agent is being told."""
@@ -163,6 +237,10 @@ EVENT_KIND_LIMIT_UPDATED: EventKind.ValueType  # 81
 """limit.updated: the limit of a concurrency key was set."""
 EVENT_KIND_LIMIT_DELETED: EventKind.ValueType  # 82
 """limit.deleted: the limit of a concurrency key was forgotten."""
+EVENT_KIND_SECRET_UPDATED: EventKind.ValueType  # 170
+"""secret.updated: a secret was set. Its value is in no event."""
+EVENT_KIND_SECRET_DELETED: EventKind.ValueType  # 171
+"""secret.deleted: a secret was forgotten."""
 EVENT_KIND_SCHEDULE_CREATED: EventKind.ValueType  # 100
 """A schedule was created."""
 EVENT_KIND_SCHEDULE_UPDATED: EventKind.ValueType  # 101
@@ -183,12 +261,82 @@ EVENT_KIND_SCHEDULE_REFUSED: EventKind.ValueType  # 108
 """The task of a run could not be made; last_run says why."""
 EVENT_KIND_SCHEDULE_DELETED: EventKind.ValueType  # 109
 """The schedule was deleted; the event carries its last form."""
+EVENT_KIND_BUDGET_CREATED: EventKind.ValueType  # 140
+"""A budget was created."""
+EVENT_KIND_BUDGET_UPDATED: EventKind.ValueType  # 141
+"""What a budget says was changed, or it was resumed."""
+EVENT_KIND_BUDGET_DELETED: EventKind.ValueType  # 142
+"""The budget was deleted; the event carries its last form."""
+EVENT_KIND_BUDGET_SPENT: EventKind.ValueType  # 143
+"""What is spent or reserved of a budget, or its window, has changed. At most every two seconds for the
+changes by tasks.
+"""
+EVENT_KIND_ALERT_DELETED: EventKind.ValueType  # 144
+"""A resolved alert was forgotten, since a newer one needs its place; the event carries its last form."""
+EVENT_KIND_ALERT_FIRED: EventKind.ValueType  # 145
+"""An alert fires: for the first time, or since its acknowledgement has expired."""
+EVENT_KIND_ALERT_ACKNOWLEDGED: EventKind.ValueType  # 146
+"""The alert was acknowledged."""
+EVENT_KIND_ALERT_RESOLVED: EventKind.ValueType  # 147
+"""The alert's cause is gone."""
+EVENT_KIND_WEBHOOK_CREATED: EventKind.ValueType  # 148
+"""A webhook was created."""
+EVENT_KIND_WEBHOOK_DELETED: EventKind.ValueType  # 149
+"""The webhook was deleted; the event carries its last form."""
 EVENT_KIND_USAGE_UPDATE: EventKind.ValueType  # 130
 """What a task or an agent has used has grown or was corrected; at most one a second for each."""
 EVENT_KIND_PRICE_SET: EventKind.ValueType  # 131
 """price.set: the price of a model was set."""
 EVENT_KIND_PRICE_DELETED: EventKind.ValueType  # 132
 """price.deleted: a price that was set was forgotten or replaced."""
+EVENT_KIND_APPROVAL_REQUIRED: EventKind.ValueType  # 150
+"""approval.required: an approval was asked for and waits for a decision."""
+EVENT_KIND_APPROVAL_DECIDED: EventKind.ValueType  # 151
+"""approval.decided: it was approved or refused, by somebody or by a rule; a rule may do so at once."""
+EVENT_KIND_APPROVAL_VOTED: EventKind.ValueType  # 152
+"""approval.voted: one of several votes was given."""
+EVENT_KIND_APPROVAL_EXPIRED: EventKind.ValueType  # 153
+"""approval.expired: nobody has decided in time; with HOLD it waits on."""
+EVENT_KIND_APPROVAL_ESCALATED: EventKind.ValueType  # 154
+"""approval.escalated: nobody has decided in time; others may now as well."""
+EVENT_KIND_APPROVAL_CANCELLED: EventKind.ValueType  # 155
+"""approval.cancelled: it is not needed any more."""
+EVENT_KIND_APPROVAL_SUPERSEDED: EventKind.ValueType  # 156
+"""approval.superseded: another approval has taken its place."""
+EVENT_KIND_APPROVAL_RULE_CREATED: EventKind.ValueType  # 157
+"""approval.rule_created: a rule was created."""
+EVENT_KIND_APPROVAL_RULE_USED: EventKind.ValueType  # 158
+"""approval.rule_used: a rule has decided."""
+EVENT_KIND_APPROVAL_RULE_DELETED: EventKind.ValueType  # 159
+"""approval.rule_deleted: the rule was revoked; the event carries its last form."""
+EVENT_KIND_TICKET_DELETED: EventKind.ValueType  # 119
+"""A ticket that ended an hour ago was forgotten; the event carries its last form."""
+EVENT_KIND_LOCK_GRANTED: EventKind.ValueType  # 120
+"""A lock was granted."""
+EVENT_KIND_LOCK_RELEASED: EventKind.ValueType  # 121
+"""A lock was given back, or ended with its owner; the event carries its last form."""
+EVENT_KIND_LOCK_EXPIRED: EventKind.ValueType  # 122
+"""A lock was lost: its ttl was over, or its attempt was lost; the event carries its last form."""
+EVENT_KIND_LOCK_REVOKED: EventKind.ValueType  # 123
+"""A lock was taken away by an administrator; the event carries its last form."""
+EVENT_KIND_LOCK_UPDATED: EventKind.ValueType  # 124
+"""A lock became EXCLUSIVE or SHARED."""
+EVENT_KIND_TICKET_QUEUED: EventKind.ValueType  # 125
+"""A durable place in the queue for locks was taken."""
+EVENT_KIND_TICKET_ENDED: EventKind.ValueType  # 126
+"""A ticket was granted, cancelled, expired or refused; its state says which."""
+EVENT_KIND_SESSION_OPENED: EventKind.ValueType  # 127
+"""A session was opened."""
+EVENT_KIND_SESSION_CLOSED: EventKind.ValueType  # 128
+"""A session was closed; the event carries its last form."""
+EVENT_KIND_SESSION_EXPIRED: EventKind.ValueType  # 129
+"""A session was not renewed in time; the event carries its last form."""
+EVENT_KIND_TOKEN_CREATED: EventKind.ValueType  # 160
+"""A token was made."""
+EVENT_KIND_TOKEN_REVOKED: EventKind.ValueType  # 161
+"""A token was revoked."""
+EVENT_KIND_TOKEN_DELETED: EventKind.ValueType  # 162
+"""A token that had ended was forgotten, to make room."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 class _ActorKind:

@@ -245,11 +245,33 @@ class Offer(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class SecretsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TASK_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     LEASE_TOKEN_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     TTL_REMAINING_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
+    MISSING_SECRETS_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     """The attempt that begins with it."""
     lease_token: _builtins.str
@@ -266,6 +288,14 @@ class Offer(_message.Message):
     def ttl_remaining(self) -> _duration_pb2.Duration:
         """How long from now that is; use this, clocks drift."""
 
+    @_builtins.property
+    def secrets(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Values of the task's secrets, by what the agent finds them under. Here only: in no event, list, log or Get."""
+
+    @_builtins.property
+    def missing_secrets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Secrets of the task that have no value now. The attempt must fail with SECRET_MISSING."""
+
     def __init__(
         self,
         *,
@@ -274,10 +304,12 @@ class Offer(_message.Message):
         lease_token: _builtins.str = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         ttl_remaining: _duration_pb2.Duration | None = ...,
+        secrets: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        missing_secrets: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "task", b"task", "ttl_remaining", b"ttl_remaining"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "expire_time", b"expire_time", "lease_token", b"lease_token", "task", b"task", "ttl_remaining", b"ttl_remaining"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "expire_time", b"expire_time", "lease_token", b"lease_token", "missing_secrets", b"missing_secrets", "secrets", b"secrets", "task", b"task", "ttl_remaining", b"ttl_remaining"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1114,21 +1146,27 @@ class WatchDirectivesResponse(_message.Message):
 
     DIRECTIVE_FIELD_NUMBER: _builtins.int
     CANCEL_TASK_IDS_FIELD_NUMBER: _builtins.int
+    DECIDED_APPROVAL_IDS_FIELD_NUMBER: _builtins.int
     directive: Global___AgentDirective.ValueType
     """What the agent is to do."""
     @_builtins.property
     def cancel_task_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tasks of the agent that are to be cancelled."""
 
+    @_builtins.property
+    def decided_approval_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Approvals the agent has asked for that are not PENDING any more: read them with GetApproval."""
+
     def __init__(
         self,
         *,
         directive: Global___AgentDirective.ValueType = ...,
         cancel_task_ids: _abc.Iterable[_builtins.str] | None = ...,
+        decided_approval_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_task_ids", b"cancel_task_ids", "directive", b"directive"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_task_ids", b"cancel_task_ids", "decided_approval_ids", b"decided_approval_ids", "directive", b"directive"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -213,7 +213,7 @@ class WorkerServiceServicer:
     def WaitChildTasks(self, request, context):
         """Waits until all children of the leased task have ended, at most `wait`. Answers earlier when the task
         is to be cancelled. Renews the lease when it begins, and not while it waits: go on with Heartbeat.
-        Errors: LEASE_LOST, NOT_OWNER.
+        Errors: LEASE_LOST, NOT_OWNER, DEADLOCK (a child waits for a lock of the task, or of one that waits for the task).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

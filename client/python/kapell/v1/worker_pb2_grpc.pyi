@@ -97,7 +97,7 @@ class WorkerServiceStub:
     WaitChildTasks: _grpc.UnaryUnaryMultiCallable[_worker_pb2.WaitChildTasksRequest, _worker_pb2.WaitChildTasksResponse]
     """Waits until all children of the leased task have ended, at most `wait`. Answers earlier when the task
     is to be cancelled. Renews the lease when it begins, and not while it waits: go on with Heartbeat.
-    Errors: LEASE_LOST, NOT_OWNER.
+    Errors: LEASE_LOST, NOT_OWNER, DEADLOCK (a child waits for a lock of the task, or of one that waits for the task).
     """
     WatchDirectives: _grpc.UnaryStreamMultiCallable[_worker_pb2.WatchDirectivesRequest, _worker_pb2.WatchDirectivesResponse]
     """Streams hints for one agent, so that it need not wait for its next heartbeat.
@@ -171,7 +171,7 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     WaitChildTasks: _aio.UnaryUnaryMultiCallable[_worker_pb2.WaitChildTasksRequest, _worker_pb2.WaitChildTasksResponse]  # type: ignore[assignment]
     """Waits until all children of the leased task have ended, at most `wait`. Answers earlier when the task
     is to be cancelled. Renews the lease when it begins, and not while it waits: go on with Heartbeat.
-    Errors: LEASE_LOST, NOT_OWNER.
+    Errors: LEASE_LOST, NOT_OWNER, DEADLOCK (a child waits for a lock of the task, or of one that waits for the task).
     """
     WatchDirectives: _aio.UnaryStreamMultiCallable[_worker_pb2.WatchDirectivesRequest, _worker_pb2.WatchDirectivesResponse]  # type: ignore[assignment]
     """Streams hints for one agent, so that it need not wait for its next heartbeat.
@@ -314,7 +314,7 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_worker_pb2.WaitChildTasksResponse, _abc.Awaitable[_worker_pb2.WaitChildTasksResponse]]:
         """Waits until all children of the leased task have ended, at most `wait`. Answers earlier when the task
         is to be cancelled. Renews the lease when it begins, and not while it waits: go on with Heartbeat.
-        Errors: LEASE_LOST, NOT_OWNER.
+        Errors: LEASE_LOST, NOT_OWNER, DEADLOCK (a child waits for a lock of the task, or of one that waits for the task).
         """
 
     @_abc_1.abstractmethod

@@ -109,6 +109,8 @@ def _serve_one(state: State, waiting: Poll, budget: dict[Poll, int]) -> Lease | 
     task = state.task(entry.task_id)
     if waiting.taken and task.content_bytes > budget[waiting]:
         return None
+    if state.budgets.agent_lacks(waiting.agent_id, task) is not None:
+        return None
     budget[waiting] -= task.content_bytes
     state.assign(state.turns, waiting.agent_id, turn)
     return attempt.grant(state, task, waiting.agent_id, waiting.poll_id)

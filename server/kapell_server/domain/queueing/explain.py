@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kapell.v1.agent_pb2 import AGENT_STATE_ACTIVE, Agent
+from kapell.v1.approval_pb2 import APPROVAL_KIND_TASK_START
 from kapell.v1.queue_pb2 import QUEUE_STATE_PAUSED, Queue
 from kapell.v1.task_pb2 import (
+    TASK_STATE_AWAITING_APPROVAL,
     TASK_STATE_CANCELLING,
     TASK_STATE_PENDING,
     TASK_STATE_QUEUED,
@@ -17,6 +19,7 @@ from kapell.v1.task_pb2 import (
     WAIT_KIND_AGENT_LETTING_GO,
     WAIT_KIND_AGENT_NOT_ASKING,
     WAIT_KIND_AGENTS_BUSY,
+    WAIT_KIND_APPROVAL,
     WAIT_KIND_DEPENDENCY,
     WAIT_KIND_NO_AGENT,
     WAIT_KIND_NOT_BEFORE,
@@ -53,6 +56,8 @@ def explain(state: State, request: ExplainTaskRequest) -> ExplainTaskResponse:
     response = ExplainTaskResponse(task=task, revision=state.revision)
     if task.state == TASK_STATE_PENDING:
         response.blockers.extend(_pending(state, task))
+    elif task.state == TASK_STATE_AWAITING_APPROVAL:
+        response.blockers.extend(_approvals(state, task))
     elif task.state == TASK_STATE_QUEUED:
         _explain_queued(state, task, response)
     elif task.state == TASK_STATE_CANCELLING:
@@ -83,6 +88,21 @@ def _dependencies(state: State, task: Task) -> Blocker:
     return blocker
 
 
+def _approvals(state: State, task: Task) -> Iterator[Blocker]:
+    """The approvals that it waits for: of its start, or the one its agent has parked it for."""
+    for approval in state.approvals.of_task(task.task_id):
+        if approval.kind != APPROVAL_KIND_TASK_START and not approval.parked:
+            continue
+        what = "its start" if approval.kind == APPROVAL_KIND_TASK_START else f"what its agent wants: {approval.title}"
+        late = " Its time is over." if approval.overdue else ""
+        text = f"Somebody must approve {what} (kapell approval show {approval.approval_id}).{late}"
+        blocker = Blocker(kind=WAIT_KIND_APPROVAL, message=text, blocked_by=[approval.approval_id])
+        blocker.since_time.CopyFrom(approval.create_time)
+        if not approval.overdue:
+            blocker.until_time.CopyFrom(approval.expire_time)
+        yield blocker
+
+
 def _waits(wait: WaitingOn) -> Blocker:
     blocker = Blocker(kind=wait.kind, message=_WAITS.get(wait.kind, "It waits."))
     if wait.provider:
@@ -100,10 +120,11 @@ def _explain_queued(state: State, task: Task, response: ExplainTaskResponse) -> 
     nobody = bool(agents) and agents[0].kind == WAIT_KIND_NO_AGENT
     response.blockers.extend([*agents, *blockers] if nobody else [*blockers, *agents])
     if not blockers:
-        ahead = state.queues.ahead_of(place[0])
+        ahead, exact = state.queues.ahead_of(place[0])
         response.position = ahead + 1
+        response.position_at_least = not exact
         if ahead and not nobody:
-            message = f"{count_of(ahead, 'task')} of its type come first."
+            message = f"{'' if exact else 'At least '}{count_of(ahead, 'task')} of its type come first."
             response.blockers.append(Blocker(kind=WAIT_KIND_TURN, message=message))
 
 

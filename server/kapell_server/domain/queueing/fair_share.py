@@ -74,6 +74,11 @@ class FairShare:
         for of, (_, rank) in first.items():
             self._class(*of).now = max(0, rank - 1)
 
+    def trim(self) -> None:
+        """Forgets the times of types and priorities of which nothing is queued; between batches only."""
+        for of in [of for of, found in self._classes.items() if not found.stamps]:
+            del self._classes[of]
+
     def _class(self, agent_type: str, priority: int) -> _Class:
         found = self._classes.get((agent_type, priority))
         if found is None:

@@ -34,8 +34,8 @@ class Gate(Protocol):
     def closed(self, entry: ReadyEntry) -> str:
         """The name under which the task has to wait; empty where it may start now. Takes nothing."""
 
-    def parked(self, name: str) -> None:
-        """A task was parked under one of the gate's names: whatever ends the wait must be watched from now on."""
+    def parked(self, entry: ReadyEntry, name: str) -> None:
+        """The task was parked under one of the gate's names: whatever ends the wait must be watched from now on."""
 
     def forgo(self, entry: ReadyEntry, name: str) -> None:
         """The task does not use the room it found here: it was parked under `name`, or, where that is

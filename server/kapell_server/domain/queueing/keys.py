@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from kapell.v1.queue_pb2 import CONCURRENCY_STRATEGY_WAIT, ConcurrencyLimit, ConcurrencyStrategy
-from kapell.v1.task_pb2 import WAIT_KIND_CONCURRENCY_LIMIT, Blocker, Task
+from kapell.v1.task_pb2 import TASK_STATE_PENDING, WAIT_KIND_CONCURRENCY_LIMIT, Blocker, Task
 
 from kapell_server.domain.queueing.ready import ReadyEntry
 from kapell_server.domain.queueing.starts import Starts
@@ -34,16 +34,18 @@ class ConcurrencyKeys:
         self._starts = starts
         self._retry = retry
         self._running: dict[str, dict[str, int]] = {}
-        """By key, its tasks, each with the time it was queued at. Not in order: an undone change puts one last."""
+        """By key, its tasks, each with the time it first joined. Not in order: an undone change puts one last."""
         self._queued: dict[str, dict[str, int]] = {}
         """The same for those that are QUEUED."""
+        self._resting: dict[str, dict[str, int]] = {}
+        """The same for those that have begun and are PENDING until their next attempt."""
         self._many = _MANY_KEYS
 
     # -- as a gate ---------------------------------------------------------------------------
 
     def join(self, entry: ReadyEntry) -> None:
         for key in entry.keys:
-            self._state.assign(self._queued.setdefault(key, {}), entry.task_id, entry.queue_ns)
+            self._state.assign(self._queued.setdefault(key, {}), entry.task_id, entry.arrival_ns or entry.queue_ns)
 
     def leave(self, entry: ReadyEntry) -> None:
         for key in entry.keys:
@@ -55,7 +57,7 @@ class ConcurrencyKeys:
                 return f"key/{key}"
         return ""
 
-    def parked(self, name: str) -> None:
+    def parked(self, entry: ReadyEntry, name: str) -> None:
         self._watch_rate(_key(name))
 
     def forgo(self, entry: ReadyEntry, name: str) -> None:
@@ -65,7 +67,7 @@ class ConcurrencyKeys:
 
     def take(self, task: Task) -> None:
         for key in task.concurrency_keys:
-            self._state.assign(self._running.setdefault(key, {}), task.task_id, timestamp_ns(task.queue_time))
+            self._state.assign(self._running.setdefault(key, {}), task.task_id, _arrival_ns(task))
             limit = self._state.standing.find(ConcurrencyLimit, key)
             if limit is not None and limit.HasField("start_rate"):
                 self._starts.note(f"key/{key}", limit.start_rate)
@@ -83,6 +85,13 @@ class ConcurrencyKeys:
     def blockers(self, task: Task) -> Iterator[Blocker]:
         for key in task.concurrency_keys:
             yield from self.blockers_of(key)
+
+    def note_rest(self, previous: Task | None, task: Task) -> None:
+        """A task has another state: it may begin to wait for its next attempt, or have waited for it."""
+        for key in previous.concurrency_keys if previous is not None and _rests(previous) else ():
+            self._state.remove(self._resting.setdefault(key, {}), task.task_id)
+        for key in task.concurrency_keys if _rests(task) else ():
+            self._state.assign(self._resting.setdefault(key, {}), task.task_id, _arrival_ns(task))
 
     # -- limits ------------------------------------------------------------------------------
 
@@ -123,6 +132,10 @@ class ConcurrencyKeys:
         """The tasks of a key that are QUEUED, the one that was queued first first."""
         return _by_age(self._queued.get(key, {}))
 
+    def begun_or_queued(self, key: str) -> list[str]:
+        """The tasks of a key that agents have, that wait for their next attempt, or are QUEUED, the eldest first."""
+        return _by_age({**self._running.get(key, {}), **self._resting.get(key, {}), **self._queued.get(key, {})})
+
     def count(self, key: str) -> tuple[int, int]:
         """How many tasks of a key agents have, and how many are QUEUED."""
         return len(self._running.get(key, ())), len(self._queued.get(key, ()))
@@ -146,20 +159,34 @@ class ConcurrencyKeys:
 
     # -- the start, and between batches --------------------------------------------------------
 
-    def load_running(self, task_id: str, queue_ns: int, keys: Iterable[str]) -> None:
+    def load_running(self, task_id: str, arrival_ns: int, keys: Iterable[str]) -> None:
         """Takes over a task that an agent has."""
         for key in keys:
-            self._running.setdefault(key, {})[task_id] = queue_ns
+            self._running.setdefault(key, {})[task_id] = arrival_ns
+
+    def load_resting(self, task_id: str, arrival_ns: int, keys: Iterable[str]) -> None:
+        """Takes over a task that waits for its next attempt."""
+        for key in keys:
+            self._resting.setdefault(key, {})[task_id] = arrival_ns
 
     def trim(self) -> bool:
         """Forgets keys without tasks, once they are many; tells whether it did."""
         if len(self._queued) <= self._many:
             return False
-        for of_key in (self._queued, self._running):
+        for of_key in (self._queued, self._running, self._resting):
             for key in [key for key, tasks in of_key.items() if not tasks]:
                 del of_key[key]
         self._many = max(_MANY_KEYS, 2 * len(self._queued))
         return True
+
+
+def _rests(task: Task) -> bool:
+    """Whether a task under keys has begun and is PENDING until its next attempt."""
+    return task.state == TASK_STATE_PENDING and task.HasField("first_queue_time")
+
+
+def _arrival_ns(task: Task) -> int:
+    return timestamp_ns(task.first_queue_time) or timestamp_ns(task.queue_time)
 
 
 def _key(name: str) -> str:

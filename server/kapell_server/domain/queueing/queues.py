@@ -20,10 +20,12 @@ from kapell.v1.watch_pb2 import (
     EVENT_KIND_TASK_STARTED,
 )
 
+from kapell_server.domain.budgets.gate import BudgetGate
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.queueing.fair_share import FairShare
 from kapell_server.domain.queueing.gates import Gate
 from kapell_server.domain.queueing.keys import ConcurrencyKeys
+from kapell_server.domain.queueing.lock_gate import LockGate
 from kapell_server.domain.queueing.rates import Rate
 from kapell_server.domain.queueing.ready import ReadyEntry, ReadyIndex, entry_of
 from kapell_server.domain.queueing.starts import Starts
@@ -45,16 +47,22 @@ class Queues:
         self.ready = ReadyIndex(state.on_rollback)
         self.starts = Starts(state)
         self.keys = ConcurrencyKeys(state, self.starts, self.retry)
-        self._gates: dict[str, Gate] = {gate.kind: gate for gate in (self.keys,)}
+        self.locks = LockGate(state, self.let_try)
+        self.budgets = BudgetGate(state, state.budgets)
+        gates: tuple[Gate, ...] = (self.keys, self.locks, self.budgets)
+        self._gates: dict[str, Gate] = {gate.kind: gate for gate in gates}
         """In the order in which they are asked."""
         self._fair = FairShare(state.on_rollback)
         self._running: dict[str, int] = {}
         self._added: dict[str, Rate] = {}
         self._given: dict[str, Rate] = {}
+        self._many_types = _MANY_TYPES
         self._parked_now = 0
         """How many tasks this batch has parked."""
         self.arrivals: list[str] = []
         """Tasks under keys that have just joined."""
+        self.unsettled: dict[str, str] = {}
+        """Keys of which more tasks are to be cancelled than a batch does, each with the task that came last."""
 
     def begin(self) -> None:
         """A batch begins."""
@@ -75,7 +83,8 @@ class Queues:
         name = self.closed(entry)
         self.ready.add(entry, name)
         if name:
-            self._gate(name).parked(name)
+            self._gate(name).parked(entry, name)
+        state.alerts.queue_grew(entry.agent_type, entry.queue_ns)
         state.polls.touch_type(task.agent_type)
 
     def leave(self, task: Task, *, starts: bool) -> None:
@@ -85,6 +94,7 @@ class Queues:
             return
         entry, name = place
         self._fair.left(entry, task.fairness_key, served=starts)
+        self._state.alerts.queue_shrank(entry.agent_type)
         for gate in self._gates.values():
             gate.leave(entry)
         if not starts and not name:
@@ -159,7 +169,7 @@ class Queues:
         """Sets a task aside until its gate lets it go; others may have waited behind it at other gates."""
         self._parked_now += 1
         self.ready.add(entry, name)
-        self._gate(name).parked(name)
+        self._gate(name).parked(entry, name)
         for gate in self._gates.values():
             gate.forgo(entry, name)
 
@@ -169,6 +179,12 @@ class Queues:
             room = self._gate(name).room(name)
             if room > 0 and self.ready.wake(name, agent_type, room):
                 self._state.polls.touch_type(agent_type)
+
+    def let_try(self, task_id: str) -> None:
+        """Lets one task try that its gate has parked."""
+        agent_type = self.ready.unpark(task_id)
+        if agent_type:
+            self._state.polls.touch_type(agent_type)
 
     def gate_blockers(self, task: Task) -> Iterator[Blocker]:
         """Every gate's reasons why the task cannot start now."""
@@ -225,17 +241,23 @@ class Queues:
                 self.starts.note(f"queue/{name}", queue.start_rate)
 
     def rate_is_free(self, limit_id: str) -> None:
-        """The time has come at which a rate allows another start. `limit_id` as in `starts.py`."""
+        """The time has come at which a rate allows another start. `limit_id` as in `starts.py`.
+
+        Or that of a task whose turn at its locks is over: the end of the batch sees to it.
+        """
         kind, _, name = limit_id.partition("/")
         if kind == "queue":
             self.touch(name)
-        else:
+        elif kind == "key":
             self.keys.reopen(name)
 
-    def ahead_of(self, entry: ReadyEntry) -> int:
-        """How many tasks of its type could run now and come before it. Looks at all of them."""
-        candidates = self.ready.candidates(entry.agent_type, lambda name: self._gate(name).room(name) > 0)
-        return sum(one < entry and not self.closed(one) for one in candidates)
+    def ahead_of(self, entry: ReadyEntry) -> tuple[int, bool]:
+        """How many tasks of its type could run now and come before it, and whether there are no more than that.
+
+        Looks at so many only, since the writer waits meanwhile.
+        """
+        before, are_all = self.ready.before(entry, lambda name: self._gate(name).room(name) > 0, _MOST_COUNTED)
+        return sum(not self.closed(one) for one in before.values()), are_all
 
     # -- figures -----------------------------------------------------------------------------
 
@@ -275,33 +297,54 @@ class Queues:
         self,
         queued: Iterable[tuple[ReadyEntry, str]],
         leased: Iterable[tuple[str, str, int, tuple[str, ...]]],
+        resting: Iterable[tuple[str, int, tuple[str, ...]]],
         starts: Iterable[tuple[str, int]],
     ) -> None:
         """Takes over what the database has: queued entries with their fairness key, leased tasks as
-        (id, type, time it was queued at, keys), starts as (limit id, time) in order of time."""
-        for task_id, agent_type, queue_ns, keys in leased:
+        (id, type, time it first joined, keys), those that wait for their next attempt likewise, and starts as
+        (limit id, time) in order of time."""
+        for task_id, agent_type, arrival_ns, keys in leased:
             for name in (agent_type, ALL):
                 self._running[name] = self._running.get(name, 0) + 1
-            self.keys.load_running(task_id, queue_ns, keys)
+            self.keys.load_running(task_id, arrival_ns, keys)
+        for task_id, arrival_ns, keys in resting:
+            self.keys.load_resting(task_id, arrival_ns, keys)
         for limit_id, start_ns in starts:
             self.starts.load(limit_id, start_ns)
         queued = list(queued)
+        self._state.prefetch_tasks(entry.task_id for entry, _ in queued if entry.locked)
         for entry, _ in queued:
             for gate in self._gates.values():
                 gate.join(entry)
         placed = [(entry, fairness_key, self.closed(entry)) for entry, fairness_key in queued]
         self._fair.load(placed)
         self.ready.load((entry, name) for entry, _, name in placed)
-        for name in {name for _, _, name in placed if name}:
-            self._gate(name).parked(name)
+        for entry, _, name in placed:
+            if name:
+                self._gate(name).parked(entry, name)
+        for agent_type in self.ready.depths():
+            self._state.alerts.queue_grew(agent_type, self.ready.oldest_ns(agent_type))
 
     def trim(self) -> None:
         """Forgets what no decision needs any more; between batches only."""
         self._note_rates()
         self.arrivals.clear()
-        if self.keys.trim():
-            self.ready.trim()
+        if self.keys.trim() or len(self._running) + self.ready.types() > self._many_types:
+            self._forget_idle_types()
         self.starts.trim()
+        self.locks.trim()
+
+    def _forget_idle_types(self) -> None:
+        """Types come and go for as long as the server runs; one without tasks and news needs no place."""
+        self.ready.trim()
+        self._fair.trim()
+        now_ns = self._state.now_ns
+        for rates in (self._added, self._given):
+            for agent_type in [agent_type for agent_type, rate in rates.items() if not rate.per_second(now_ns)]:
+                del rates[agent_type]
+        for agent_type in [agent_type for agent_type, count in self._running.items() if not count]:
+            del self._running[agent_type]
+        self._many_types = max(_MANY_TYPES, 2 * (len(self._running) + self.ready.types()))
 
 
 def check_takes_in(state: State, agent_type: str) -> None:
@@ -325,3 +368,6 @@ def _across_types(entry: ReadyEntry) -> tuple[int, int, str]:
 _MOST_PARKED = 2_000
 """Most tasks that one batch parks: a flood of them must not keep everybody else waiting."""
 _SOON = SECOND // 1000
+_MOST_COUNTED = 1_000
+"""Most places that are looked at to tell where a task stands."""
+_MANY_TYPES = 2_048

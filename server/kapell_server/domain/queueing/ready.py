@@ -31,6 +31,10 @@ class ReadyEntry(NamedTuple):
     task_id: str
     agent_type: str
     keys: tuple[str, ...] = ()
+    arrival_ns: int = 0
+    """When it first joined; 0 for `queue_ns`."""
+    locked: bool = False
+    """Whether it declares locks."""
 
 
 _Place = tuple[ReadyEntry, str]
@@ -41,7 +45,9 @@ def entry_of(task: Task) -> ReadyEntry:
     """The place of a QUEUED task."""
     queue_ns = timestamp_ns(task.queue_time)
     keys = tuple(task.concurrency_keys)
-    return ReadyEntry(-task.priority, task.queue_rank, queue_ns, task.task_id, task.agent_type, keys)
+    first_ns = timestamp_ns(task.first_queue_time) if keys else 0
+    place = -task.priority, task.queue_rank, queue_ns
+    return ReadyEntry(*place, task.task_id, task.agent_type, keys, first_ns, bool(task.locks))
 
 
 class _Line:
@@ -114,6 +120,14 @@ class ReadyIndex:
                 self.add(entry)
                 woken += 1
         return woken
+
+    def unpark(self, task_id: str) -> str:
+        """Moves a task that is parked to where it could run, whatever it is parked under. Its type, if it was."""
+        place = self._places.get(task_id)
+        if place is None or not place[1]:
+            return ""
+        self.add(place[0])
+        return place[0].agent_type
 
     def _set(self, task_id: str, place: _Place | None) -> None:
         """The one change of a place; its own inverse with the place before."""
@@ -211,16 +225,46 @@ class ReadyIndex:
         """Where a QUEUED task stands, and under which key it is parked."""
         return self._places.get(task_id)
 
-    def candidates(self, agent_type: str, is_open: Callable[[str], bool]) -> Iterator[ReadyEntry]:
-        """The tasks of a type that could run, and those parked under a key that is open. Looks at all of them."""
-        line = self._lines.get(agent_type)
-        seen: set[str] = set()
-        heaps = [(heap, key) for key, heaps in self._parked.items() if (heap := heaps.get(agent_type)) and is_open(key)]
-        for entries, gate in [(line.entries() if line is not None else (), ""), *heaps]:
-            for entry in entries:
-                if entry.task_id not in seen and self._is_at(entry, gate):
-                    seen.add(entry.task_id)
-                    yield entry
+    def before(
+        self, entry: ReadyEntry, is_open: Callable[[str], bool], most: int
+    ) -> tuple[dict[str, ReadyEntry], bool]:
+        """The tasks of its type that come before `entry`, by id: those that could run, and those parked under
+        a name that is open. Looks at `most` places and names at most; the second value tells whether these are all.
+        """
+        found: dict[str, ReadyEntry] = {}
+        room = most
+        for heap, gate in self._heaps_before(entry, is_open, most):
+            if heap is None:
+                return found, False
+            places = [0]
+            while places:
+                place = places.pop()
+                if place >= len(heap) or not heap[place] < entry:
+                    continue  # Nor does what is below it in the heap come before the entry.
+                if not room:
+                    return found, False
+                room -= 1
+                one = heap[place]
+                if self._is_at(one, gate):
+                    found[one.task_id] = one
+                places += (2 * place + 1, 2 * place + 2)
+        return found, True
+
+    def _heaps_before(
+        self, entry: ReadyEntry, is_open: Callable[[str], bool], most: int
+    ) -> Iterator[tuple[list[ReadyEntry] | None, str]]:
+        """The heaps in which tasks may come before an entry, each with its gate; None where there are too many."""
+        line = self._lines.get(entry.agent_type)
+        for priority in line.order if line is not None else ():
+            if priority <= entry.negative_priority:
+                yield line.heaps[priority], ""  # type: ignore[union-attr]
+        for number, (name, heaps) in enumerate(self._parked.items()):
+            if number == most:
+                yield None, ""
+                return
+            heap = heaps.get(entry.agent_type)
+            if heap and heap[0] < entry and is_open(name):
+                yield heap, name
 
     def oldest_ns(self, agent_type: str) -> int:
         """Since when the QUEUED task of a type that has waited longest is waiting; 0 where none does."""
@@ -230,6 +274,10 @@ class ReadyIndex:
                 return ages[0][0]
             heapq.heappop(ages)
         return 0
+
+    def is_parked_under(self, key: str) -> bool:
+        """Whether any task waits under a key."""
+        return any(self._is_at(entry, key) for heap in self._parked.get(key, {}).values() for entry in heap)
 
     def types_parked_under(self, key: str) -> list[str]:
         """The agent types that have, or had, tasks parked under a key."""
@@ -247,7 +295,14 @@ class ReadyIndex:
         """Those of them that are parked."""
         return self._blocked.get(agent_type, 0)
 
+    def types(self) -> int:
+        """How many agent types have a place here, with or without tasks."""
+        return len(self._lines)
+
     def trim(self) -> None:
-        """Forgets empty heaps; between batches only."""
+        """Forgets empty heaps, and types without tasks; between batches only."""
         for key in [key for key, heaps in self._parked.items() if not any(heaps.values())]:
             del self._parked[key]
+        for agent_type in [agent_type for agent_type, depth in self._depths.items() if not depth]:
+            for table in (self._lines, self._depths, self._blocked, self._ages):
+                table.pop(agent_type, None)

@@ -133,6 +133,7 @@ def delete_schedule(state: State, request: DeleteScheduleRequest) -> DeleteSched
     current = get_schedule(state, request.schedule_id)
     schedule = state.standing.put(copied(current), EVENT_KIND_SCHEDULE_DELETED, (), deleted=True)
     state.schedule_tasks.drop(schedule.schedule_id)
+    state.schedule_lives.forget(schedule.schedule_id)
     return DeleteScheduleResponse(revision=schedule.revision)
 
 

@@ -2,7 +2,8 @@
 
 Each time of the calendar is dealt with once: `next_schedule_time` is a cursor that moves past it in
 the same change that records what became of it. A run is late by what the server was down, the
-schedule paused, or the clock set forward; all three look the same here.
+schedule paused, or the clock set forward; all three look the same here. What the overlap policy
+looks at is every run that lives (`schedule_lives`), with all that is below its task.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def wake(state: State, schedule: Schedule) -> None:
     if schedule.paused:
         return
     state.schedule(timestamp_ns(schedule.next_run_time), schedule.schedule_id)
-    if schedule.HasField("queued_schedule_time") and not _last_lives(state, schedule):
+    if schedule.HasField("queued_schedule_time") and not state.schedule_lives.of(schedule.schedule_id):
         state.schedule(state.now_ns, schedule.schedule_id)
 
 
@@ -82,7 +83,7 @@ def look_at_schedule(state: State, schedule_id: str) -> None:
     schedule = state.standing.find(Schedule, schedule_id)
     if schedule is None or schedule.paused:
         return
-    if schedule.HasField("queued_schedule_time") and not _last_lives(state, schedule):
+    if schedule.HasField("queued_schedule_time") and not state.schedule_lives.of(schedule.schedule_id):
         freed = copied(schedule)
         freed.ClearField("queued_schedule_time")
         _start(state, freed, timestamp_ns(schedule.queued_schedule_time), ("queued_schedule_time",))
@@ -137,11 +138,11 @@ def make_run(
 
     Returns the task that was made. Where it cannot be made, that is recorded, or raised if `by_hand`.
     """
-    if policy == OVERLAP_POLICY_ALLOW or not _last_lives(state, schedule):
+    if policy == OVERLAP_POLICY_ALLOW or not state.schedule_lives.of(schedule.schedule_id):
         return _start(state, schedule, at_ns, changed, by_hand=by_hand)
     if policy == OVERLAP_POLICY_CANCEL:
-        return _start(state, schedule, at_ns, changed, by_hand=by_hand, cancel_last=True)
-    in_the_way = schedule.last_task_id
+        return _start(state, schedule, at_ns, changed, by_hand=by_hand, cancel_live=True)
+    in_the_way = state.schedule_lives.of(schedule.schedule_id)[0]
     if policy == OVERLAP_POLICY_QUEUE:
         if schedule.HasField("queued_schedule_time"):
             schedule.coalesced_count += 1
@@ -163,13 +164,13 @@ def _start(
     changed: tuple[str, ...],
     *,
     by_hand: bool = False,
-    cancel_last: bool = False,
+    cancel_live: bool = False,
 ) -> Task | None:
     mark = state.mark()
     schedule_id = schedule.schedule_id
     try:
-        if cancel_last:
-            task.cancel_tree(state, state.task(schedule.last_task_id), f"cancelled by the next run of {schedule_id}")
+        if cancel_live:
+            _cancel_live(state, schedule_id)
         made = task.create_scheduled(state, state.schedule_tasks.get(schedule_id), schedule_id, at_ns)
     except KapellError as error:
         if by_hand:
@@ -186,10 +187,18 @@ def _start(
     return made
 
 
-def _last_lives(state: State, schedule: Schedule) -> bool:
-    """Whether the task that the schedule made last is there and has not ended."""
-    last = state.find_task(schedule.last_task_id) if schedule.last_task_id else None
-    return last is not None and last.state not in TASK_FINAL
+def _cancel_live(state: State, schedule_id: str) -> None:
+    """Cancels what lives of all runs; also what lives on below a task that has ended or is gone."""
+    reason = f"cancelled by the next run of {schedule_id}"
+    for run_id in state.schedule_lives.of(schedule_id):
+        top = state.find_task(run_id)
+        if top is not None:
+            task.cancel_tree(state, top, reason)
+            continue
+        for task_id in list(state.families.of(run_id)):
+            member = state.task(task_id)
+            if member.state not in TASK_FINAL:
+                task.cancel(state, member, reason)
 
 
 def _note(

@@ -99,25 +99,6 @@ def may_go_on(attempt: int, task: Task) -> bool:
     return task.state in TASK_LEASED and task.attempt == attempt
 
 
-def may_read(held: Task, wanted: Task) -> bool:
-    """Whether a lease on `held` opens the artifacts of `wanted`: its own, of what it waited for, of what it made."""
-    return (
-        wanted.task_id == held.task_id
-        or wanted.parent_task_id == held.task_id
-        or any(dependency.task_id == wanted.task_id for dependency in held.dependencies)
-    )
-
-
-def not_a_reader(agent_id: str, task_id: str) -> KapellError:
-    """An agent that has no task to do with this one."""
-    return KapellError(
-        ERROR_REASON_NOT_OWNER,
-        f"Agent {agent_id} may not read the artifacts of task {task_id}: agents read those of the tasks they have a"
-        " lease on, of the dependencies of these and of their children. Use a user's token for others.",
-        metadata={"agent_id": agent_id},
-    )
-
-
 def _scope_missing(scope: str, why: str) -> KapellError:
     return KapellError(
         ERROR_REASON_SCOPE_MISSING, f"This upload needs the scope `{scope}`: {why}", metadata={"scope": scope}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kapell.v1.agent_pb2 import AGENT_STATE_STARTING, Agent
 from kapell.v1.task_pb2 import (
+    TASK_STATE_AWAITING_APPROVAL,
     TASK_STATE_CANCELLING,
     TASK_STATE_PENDING,
     TASK_STATE_QUEUED,
@@ -15,8 +16,8 @@ from kapell.v1.task_pb2 import (
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.times import SECOND, duration_ns, timestamp_ns
 
-_ONLY_TIMEOUTS = frozenset({TASK_STATE_QUEUED, TASK_STATE_RUNNING})
-"""States that nothing but a timeout ends."""
+_ONLY_TIMEOUTS = frozenset({TASK_STATE_AWAITING_APPROVAL, TASK_STATE_QUEUED, TASK_STATE_RUNNING})
+"""States that no time but a timeout ends."""
 
 
 def total_deadline_ns(task: Task) -> int:
@@ -50,7 +51,7 @@ def next_deadline_ns(task: Task, settings: Settings) -> int:
     if task.state in _ONLY_TIMEOUTS and not task.HasField("timeouts"):
         return 0
     by_state = state_deadline_ns(task, settings)
-    if task.state not in (TASK_STATE_PENDING, TASK_STATE_QUEUED, TASK_STATE_RUNNING):
+    if task.state != TASK_STATE_PENDING and task.state not in _ONLY_TIMEOUTS:
         return by_state
     total = total_deadline_ns(task)
     return min(by_state, total) if by_state and total else by_state or total

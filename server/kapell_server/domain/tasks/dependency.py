@@ -20,21 +20,20 @@ from kapell.v1.dependency_pb2 import (
 )
 from kapell.v1.error_pb2 import ERROR_REASON_DEPENDENCY_FAILED
 from kapell.v1.task_pb2 import (
-    TASK_STATE_CANCELLED,
     TASK_STATE_PENDING,
     TASK_STATE_SUCCEEDED,
     WAIT_KIND_DEPENDENCY,
     Task,
     TaskFailure,
 )
-from kapell.v1.watch_pb2 import EVENT_KIND_TASK_CANCELLED, EVENT_KIND_TASK_REQUEUED, EVENT_KIND_TASK_UPDATED
+from kapell.v1.watch_pb2 import EVENT_KIND_TASK_REQUEUED, EVENT_KIND_TASK_UPDATED
 
 from kapell_server.domain.copied import copied
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks import dependency_results
 from kapell_server.domain.tasks.edges import Edge
-from kapell_server.domain.times import stamp, timestamp_ns
+from kapell_server.domain.times import timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL, task_state_name
 from kapell_server.domain.workers import attempt
 
@@ -104,11 +103,22 @@ def begin(state: State, judgements: Mapping[str, Judgement]) -> None:
         if judgement.failed is None:
             for wanted in judgement.open:
                 state.edges.add(wanted.task_id, task_id, Edge(wanted.condition, wanted.on_failure))
+            keep_results(state, state.task(task_id))
     for task_id, judgement in judgements.items():
         if judgement.failed is not None:
             _give_up(state, state.task(task_id), *judgement.failed)
         elif not judgement.open:
             _release(state, [task_id])
+
+
+def keep_results(state: State, task: Task) -> None:
+    """Keeps what is met already of a task that waits on, for the prompt that is filled when it waits no more."""
+    unmet = state.edges.unmet.get(task.task_id)
+    if not unmet or not task.prompt_pending:
+        return
+    for entry in task.dependencies:
+        if entry.task_id not in unmet and state.find_task(entry.task_id) is not None:
+            state.edges.keep(entry.task_id, task.task_id)
 
 
 def is_waiting(task: Task) -> bool:
@@ -195,6 +205,8 @@ def _close(state: State, decided: list[_Decided]) -> int:
         edges.drop(parent.task_id, child_id)
         if child_id not in edges.unmet:
             ready.append(child_id)
+        elif state.task(child_id).prompt_pending:
+            edges.keep(parent.task_id, child_id)
     return _release(state, ready)
 
 
@@ -206,22 +218,10 @@ def _give_up(state: State, current: Task, wanted: TaskDependency, parent: Task) 
     if wanted.condition == DEPENDENCY_CONDITION_STARTED:
         reason += " before it started"
     if wanted.on_failure == DEPENDENCY_FAILURE_ACTION_SKIP:
-        return _skip(state, current, reason)
+        return attempt.cancel_waiting(state, current, f"skipped: {reason}", skipped=True)
     failure = TaskFailure(reason="DEPENDENCY_FAILED", message=reason, retryable=False)
     failure.details.update({"task_id": parent.task_id, "state": task_state_name(parent.state)})
     return attempt.fail_waiting(state, current, failure)
-
-
-def _skip(state: State, current: Task, reason: str) -> Task:
-    task = copied(current)
-    task.ClearField("waiting_on")
-    task.skipped = True
-    task.state = TASK_STATE_CANCELLED
-    task.state_reason = f"skipped: {reason}"
-    stamp(task.state_time, state.tick_ns())
-    stamp(task.end_time, state.now_ns)
-    state.drop_content(task.task_id)
-    return state.put_task(task, EVENT_KIND_TASK_CANCELLED, ("state", "state_reason", "skipped", "waiting_on"))
 
 
 def _release(state: State, task_ids: list[str]) -> int:

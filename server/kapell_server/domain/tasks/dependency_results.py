@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from kapell.rules.parameters import plain
 from kapell.v1.error_pb2 import ERROR_REASON_REQUEST_INVALID
 from kapell.v1.task_pb2 import TASK_STATE_SUCCEEDED, Task, TaskFailure
 
@@ -13,7 +14,6 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks import prompt
 from kapell_server.domain.tasks.prompt import Place
-from kapell_server.domain.templates.parameters import plain
 from kapell_server.domain.transitions import task_state_name
 
 

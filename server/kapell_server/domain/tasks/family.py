@@ -11,7 +11,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from kapell.v1.error_pb2 import ERROR_REASON_CHILD_LIMIT
-from kapell.v1.task_pb2 import TASK_STATE_PENDING, TASK_STATE_QUEUED, TASK_STATE_RUNNING, Task
+from kapell.v1.task_pb2 import (
+    TASK_STATE_AWAITING_APPROVAL,
+    TASK_STATE_PENDING,
+    TASK_STATE_QUEUED,
+    TASK_STATE_RUNNING,
+    Task,
+)
 
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.transitions import task_state_conflict
@@ -20,7 +26,7 @@ if TYPE_CHECKING:
     from kapell_server.domain.state import State
 
 _MOST = 500
-_FERTILE = frozenset({TASK_STATE_PENDING, TASK_STATE_QUEUED, TASK_STATE_RUNNING})
+_FERTILE = frozenset({TASK_STATE_PENDING, TASK_STATE_AWAITING_APPROVAL, TASK_STATE_QUEUED, TASK_STATE_RUNNING})
 
 
 class Families:

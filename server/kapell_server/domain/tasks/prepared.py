@@ -9,21 +9,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kapell.rules.parameters import as_struct, plain_struct
 from kapell.v1.dependency_pb2 import TaskDependency
 from kapell.v1.error_pb2 import ERROR_REASON_ID_TAKEN, ERROR_REASON_REQUEST_INVALID
+from kapell.v1.lock_pb2 import TaskLock
 from kapell.v1.task_pb2 import TaskSpec
 from kapell.v1.template_pb2 import TemplateSpec, TemplateStep
+from kapell.v1.watch_pb2 import Actor
 
+from kapell_server.domain.budgets.named import check_named
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.locks.declared import declared
 from kapell_server.domain.queueing.queues import check_takes_in
+from kapell_server.domain.secrets import use
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks.dependency_graph import unknown_place
 from kapell_server.domain.tasks.prompt import Part, Place
 from kapell_server.domain.tasks.task_edit import check_size
 from kapell_server.domain.templates.overlay import overlay
-from kapell_server.domain.templates.parameters import as_struct, plain_struct
 from kapell_server.domain.templates.template_steps import Step
-from kapell_server.domain.templates.template_version import Rendered, split_reference, version_number
+from kapell_server.domain.templates.template_version import Compiled, Rendered, split_reference, version_number
 
 MOST_TASKS = 2_500
 """Most tasks that one request may create, steps counted."""
@@ -51,6 +56,10 @@ class Prepared:
     """The schedule that makes it, and the time of the run."""
     name: str = ""
     """What a refusal calls it, where not its client_key or id."""
+    policy_author: Actor | None = None
+    """Who wrote the template that demands an approval of its start; None where no template does."""
+    locks: tuple[TaskLock, ...] = ()
+    """The locks it declares, those of the template among them."""
 
     @property
     def is_related(self) -> bool:
@@ -68,6 +77,8 @@ def prepare_all(state: State, specs: Sequence[TaskSpec], path: str) -> list[Prep
         prepared = _prepare(state, spec, path.format(index))
         for task in (prepared, *prepared.steps):
             check_takes_in(state, task.spec.agent_type)
+        if spec.budget_id:
+            check_named(state, spec.budget_id, prepared.path)
         wanted[prepared.task_id] = prepared
         count += 1 + len(prepared.steps)
         size += sum(step.spec.ByteSize() for step in prepared.steps)
@@ -100,7 +111,10 @@ def _prepare(state: State, spec: TaskSpec, path: str) -> Prepared:
     if not spec.agent_type or spec.HasField("parameters"):
         raise _without_template(spec, path)
     check_size(state, spec.input, f"{path}.input")
-    return Prepared(path, spec, task_id)
+    if spec.secrets:
+        use.check(state, spec.secrets, f"{path}.secrets")
+    locks = declared(spec.locks, f"{path}.locks") if spec.locks else ()
+    return Prepared(path, spec, task_id, locks=tuple(locks))
 
 
 def _from_template(state: State, spec: TaskSpec, task_id: str, path: str) -> Prepared:
@@ -124,16 +138,36 @@ def _from_template(state: State, spec: TaskSpec, task_id: str, path: str) -> Pre
     filled.MergeFrom(spec)
     filled.concurrency_keys[:] = _keys(rendered.concurrency_keys, spec, path)
     _fill_policies(filled, says, spec)
+    author = _take_policy(filled, compiled, path)
+    filled.secrets.update(use.named_in(says.parameters, rendered.values))
+    if filled.secrets:
+        use.check(state, filled.secrets, f"{path}.secrets")
     filled.prompt = rendered.prompt
     filled.input.CopyFrom(as_struct(rendered.values))
     check_size(state, filled.input, f"{path}.input")
     _refuse_names_of_steps(spec, {step.name for step in says.steps}, path)
-    steps = _steps(state, filled, rendered, path)
+    steps = _steps(state, filled, rendered, path, author)
     if not filled.dependencies:
         for part in rendered.parts:
             if isinstance(part, Place):
                 raise unknown_place(f"{path}.prompt", part, ())
-    return Prepared(path, filled, task_id, number, rendered.parts, steps)
+    locks = tuple(declared(spec.locks, f"{path}.locks", rendered.locks))
+    return Prepared(path, filled, task_id, number, rendered.parts, steps, policy_author=author, locks=locks)
+
+
+def _take_policy(filled: TaskSpec, compiled: Compiled, path: str) -> Actor | None:
+    """Fills in whether the template demands an approval; who wrote it then. A task cannot overrule that."""
+    if not compiled.spec.HasField("approval"):
+        return None
+    if filled.HasField("approval"):
+        here, what = f"{path}.approval", "must be empty: its template says who approves it"
+        raise KapellError(
+            ERROR_REASON_REQUEST_INVALID,
+            f"The request is invalid: {here} {what}. Leave it out.",
+            violations=((here, what),),
+        )
+    filled.approval.CopyFrom(compiled.spec.approval)
+    return compiled.version.creator
 
 
 def _keys(of_template: list[str], spec: TaskSpec, path: str) -> list[str]:
@@ -153,7 +187,7 @@ def _keys(of_template: list[str], spec: TaskSpec, path: str) -> list[str]:
 # -- steps -----------------------------------------------------------------------------------------
 
 
-def _steps(state: State, task: TaskSpec, rendered: Rendered, path: str) -> tuple[Prepared, ...]:
+def _steps(state: State, task: TaskSpec, rendered: Rendered, path: str, author: Actor | None) -> tuple[Prepared, ...]:
     """The steps as tasks; the task itself is made to depend on all of them."""
     ids = {step.says.name: state.new_id("task") for step in rendered.steps}
     says = {step.says.name: step.says for step in rendered.steps}
@@ -172,7 +206,11 @@ def _steps(state: State, task: TaskSpec, rendered: Rendered, path: str) -> tuple
             if task.HasField("not_before_time"):
                 spec.not_before_time.CopyFrom(task.not_before_time)
         name = step.says.name
-        steps.append(Prepared(path, spec, ids[name], parts=step.parts, name=f"{called}/{name}"))
+        locks = tuple(declared((), path, step.locks))
+        step_name = f"{called}/{name}"
+        steps.append(
+            Prepared(path, spec, ids[name], parts=step.parts, name=step_name, policy_author=author, locks=locks)
+        )
     task.dependencies.extend(map(on, ids))
     return tuple(steps)
 
@@ -182,11 +220,14 @@ def _step_spec(task: TaskSpec, step: Step) -> TaskSpec:
     says = step.says
     spec = TaskSpec(agent_type=says.agent_type or task.agent_type, display_name=step.display_name, labels=task.labels)
     spec.concurrency_keys.extend(step.concurrency_keys)
+    spec.secrets.update(task.secrets)
     spec.prompt = step.prompt
     spec.input.CopyFrom(task.input)
     spec.labels.MergeFrom(says.labels)
     if says.HasField("priority") or task.HasField("priority"):
         spec.priority = says.priority if says.HasField("priority") else task.priority
+    if task.HasField("approval"):
+        spec.approval.CopyFrom(task.approval)
     _fill_policies(spec, task, says)
     return spec
 

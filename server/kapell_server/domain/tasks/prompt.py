@@ -15,6 +15,7 @@ from typing import Any
 from kapell.v1.dependency_pb2 import PromptPart
 
 MAX_PROMPT_BYTES = 262_144
+_NAME_LENGTH = 80
 
 _INNER = r"deps\.([a-z0-9][a-z0-9_-]{0,62})\.result((?:\.[A-Za-z0-9_-]+)*)"
 _PLACE = re.compile(rf"\{{{_INNER}\}}")
@@ -34,6 +35,12 @@ class Place:
 
 
 Part = str | Place
+
+
+def first_line(prompt: str) -> str:
+    """What a task is called that has no other name."""
+    line = prompt.lstrip()[: _NAME_LENGTH * 4].split("\n", 1)[0].rstrip()
+    return line if len(line) <= _NAME_LENGTH else line[: _NAME_LENGTH - 1] + "…"
 
 
 def place_of(tag: str) -> Place | None:

@@ -76,7 +76,7 @@ def is_needed(state: State, task: Task, families: dict[str, bool]) -> bool:
     The one place for such conditions. A task that is needed is looked at again in every round.
     `families` remembers, for the length of one command, which are still alive.
     """
-    if task.task_id in state.edges.dependants:
+    if task.task_id in state.edges.dependants or task.task_id in state.edges.kept:
         return True
     root_id = root_of(task)
     if root_id not in families:

@@ -11,6 +11,7 @@ from kapell.v1.error_pb2 import (
     ERROR_REASON_TASK_NOT_FOUND,
 )
 from kapell.v1.task_pb2 import (
+    TASK_STATE_AWAITING_APPROVAL,
     TASK_STATE_CANCELLED,
     TASK_STATE_CANCELLING,
     TASK_STATE_FAILED,
@@ -32,11 +33,11 @@ from kapell.v1.task_pb2 import (
     WaitingOn,
 )
 from kapell.v1.watch_pb2 import (
-    EVENT_KIND_TASK_CANCELLED,
     EVENT_KIND_TASK_CANCELLING,
     EVENT_KIND_TASK_CREATED,
     EVENT_KIND_TASK_DELETED,
     EVENT_KIND_TASK_QUEUED,
+    EVENT_KIND_TASK_REQUEUED,
     EVENT_KIND_TASK_UPDATED,
 )
 
@@ -48,15 +49,24 @@ from kapell_server.domain.tasks import dependency, family
 from kapell_server.domain.tasks.dependency_graph import Draft, link
 from kapell_server.domain.tasks.dependency_results import fill_at_once
 from kapell_server.domain.tasks.prepared import Prepared, prepare_all
+from kapell_server.domain.tasks.prompt import first_line
 from kapell_server.domain.tasks.retry import DEFAULT_POLICY, with_defaults
-from kapell_server.domain.tasks.task_edit import WAITING, change_content, edit_for_retry, set_not_before
+from kapell_server.domain.tasks.task_edit import WAITING, change_content, edit_for_retry, set_locks, set_not_before
 from kapell_server.domain.templates.template_version import split_reference
 from kapell_server.domain.times import stamp, timestamp_ns
 from kapell_server.domain.transitions import TASK_FINAL, task_state_conflict
+from kapell_server.domain.workers import attempt
 
 DEFAULT_PRIORITY = 500
-_NAME_LENGTH = 80
-_UPDATABLE = frozenset({TASK_STATE_PENDING, TASK_STATE_QUEUED, TASK_STATE_RUNNING, TASK_STATE_CANCELLING})
+_UPDATABLE = frozenset(
+    {
+        TASK_STATE_PENDING,
+        TASK_STATE_AWAITING_APPROVAL,
+        TASK_STATE_QUEUED,
+        TASK_STATE_RUNNING,
+        TASK_STATE_CANCELLING,
+    }
+)
 _RETRIABLE = frozenset({TASK_STATE_FAILED, TASK_STATE_CANCELLED})
 
 
@@ -186,7 +196,7 @@ def _new_task(state: State, prepared: Prepared, parent: Task | None = None) -> t
     task = Task()
     task.CopyFrom(_blank(state.caller))
     task.task_id = prepared.task_id
-    task.display_name = spec.display_name or _first_line(spec.prompt) or spec.agent_type
+    task.display_name = spec.display_name or first_line(spec.prompt) or spec.agent_type
     task.agent_type = spec.agent_type
     task.content_bytes = len(content)
     if prepared.template_version:
@@ -197,6 +207,8 @@ def _new_task(state: State, prepared: Prepared, parent: Task | None = None) -> t
         stamp(task.schedule_time, schedule_ns)
     if spec.labels:
         task.labels.MergeFrom(spec.labels)
+    if spec.secrets:
+        task.secrets.MergeFrom(spec.secrets)
     if spec.HasField("priority"):
         task.priority = spec.priority
     elif parent is not None:
@@ -207,10 +219,19 @@ def _new_task(state: State, prepared: Prepared, parent: Task | None = None) -> t
         task.fairness_key = parent.fairness_key
     if spec.concurrency_keys:
         task.concurrency_keys.extend(spec.concurrency_keys)
+    if prepared.locks:
+        task.locks.extend(prepared.locks)
     if spec.HasField("retry_policy"):
         task.retry_policy.CopyFrom(with_defaults(spec.retry_policy))
     if spec.HasField("timeouts"):
         task.timeouts.CopyFrom(spec.timeouts)
+    _take_policy(task, prepared, parent)
+    if spec.HasField("estimate"):
+        task.estimate.CopyFrom(spec.estimate)
+    if spec.budget_id:
+        task.budget_id = spec.budget_id
+    elif parent is not None and parent.budget_id:
+        task.budget_id = parent.budget_id
     stamp(task.create_time, now)
     task.state_time.CopyFrom(task.create_time)
     if not spec.HasField("not_before_time"):
@@ -226,17 +247,24 @@ def _new_task(state: State, prepared: Prepared, parent: Task | None = None) -> t
     return task, content
 
 
+def _take_policy(task: Task, prepared: Prepared, parent: Task | None) -> None:
+    """By which policy the start of a new task must be approved; a rule may demand it later."""
+    if prepared.spec.HasField("approval"):
+        task.approval.policy.CopyFrom(prepared.spec.approval)
+        task.approval.demanded_by = "task" if prepared.policy_author is None else "template"
+        task.approval.author.CopyFrom(prepared.policy_author or task.creator)
+    elif parent is not None and parent.approval.policy.include_children:
+        task.approval.policy.CopyFrom(parent.approval.policy)
+        task.approval.demanded_by = "parent"
+        task.approval.author.CopyFrom(parent.approval.author)
+
+
 @lru_cache(maxsize=256)
 def _blank(creator: Caller) -> Task:
     """A new task of this creator with nothing but defaults. Not to be altered."""
     task = Task(state=TASK_STATE_QUEUED, priority=DEFAULT_PRIORITY, creator=creator.actor())
     task.retry_policy.CopyFrom(DEFAULT_POLICY)
     return task
-
-
-def _first_line(prompt: str) -> str:
-    line = prompt.lstrip()[: _NAME_LENGTH * 4].split("\n", 1)[0].rstrip()
-    return line if len(line) <= _NAME_LENGTH else line[: _NAME_LENGTH - 1] + "…"
 
 
 def check_etag(etag: str, current: str) -> None:
@@ -274,6 +302,8 @@ def update_task(state: State, request: UpdateTaskRequest) -> Task:
                 task.retry_policy.CopyFrom(with_defaults(wanted.retry_policy))
             case "not_before_time":
                 changed += set_not_before(state, task, wanted)
+            case "locks":
+                set_locks(task, wanted)
             case _:
                 raise AssertionError(f"update_mask {path} passed validation")
     if content and (current.state not in WAITING or current.HasField("start_time")):
@@ -281,11 +311,14 @@ def update_task(state: State, request: UpdateTaskRequest) -> Task:
     edit = change_content(state, task, wanted, content) if content else None
     if edit is not None and task.prompt_pending and not dependency.is_waiting(task):
         fill_at_once(state, task)
+    if task.display_name != current.display_name and "display_name" not in changed:
+        changed.append("display_name")
     woken = current.state == TASK_STATE_PENDING and task.state == TASK_STATE_QUEUED
     kind = EVENT_KIND_TASK_QUEUED if woken else EVENT_KIND_TASK_UPDATED
     put = state.put_task(task, kind, tuple(changed))
     if edit is not None:
         state.keep_edit(put, edit)
+        dependency.keep_results(state, put)
     return put
 
 
@@ -331,19 +364,15 @@ def cancel(state: State, current: Task, reason: str, *, skipped: bool = False) -
         return current
     if current.state in TASK_FINAL:
         raise task_state_conflict(current, "cancelled", _UPDATABLE)
+    reason = reason or "cancelled on request"
+    if current.state not in (TASK_STATE_RUNNING, TASK_STATE_CANCELLING):
+        return attempt.cancel_waiting(state, current, reason, skipped=skipped)
     task = copied(current)
-    task.ClearField("waiting_on")
     task.ClearField("failure")
-    task.state_reason = reason or "cancelled on request"
+    task.state_reason = reason
+    task.state = TASK_STATE_CANCELLING
     stamp(task.state_time, state.tick_ns())
-    if current.state in (TASK_STATE_RUNNING, TASK_STATE_CANCELLING):
-        task.state = TASK_STATE_CANCELLING
-        return state.put_task(task, EVENT_KIND_TASK_CANCELLING, ("state", "state_reason"))
-    task.state = TASK_STATE_CANCELLED
-    task.skipped = skipped
-    stamp(task.end_time, state.now_ns)
-    state.drop_content(task.task_id)
-    return state.put_task(task, EVENT_KIND_TASK_CANCELLED, ("state", "state_reason"))
+    return state.put_task(task, EVENT_KIND_TASK_CANCELLING, ("state", "state_reason"))
 
 
 def _stopped_by_timeout(task: Task) -> bool:
@@ -362,7 +391,16 @@ def retry(state: State, current: Task, request: RetryTaskRequest) -> Task:
         raise task_state_conflict(current, "retried", _RETRIABLE)
     dependency.resolve_ended(state, current.task_id)
     task = copied(current)
-    for field in ("failure", "progress", "end_time", "state_reason", "waiting_on", "skipped"):
+    for field in (
+        "failure",
+        "progress",
+        "end_time",
+        "state_reason",
+        "waiting_on",
+        "skipped",
+        "parked",
+        "first_queue_time",
+    ):
         task.ClearField(field)
     task.attempts_used = 0
     task.retries += 1
@@ -370,13 +408,21 @@ def retry(state: State, current: Task, request: RetryTaskRequest) -> Task:
     stamp(task.state_time, now)
     stamp(task.retry_time, now)
     edit, changed = edit_for_retry(state, task, request)
+    if task.display_name != current.display_name and "display_name" not in changed:
+        changed += ("display_name",)
+    if timestamp_ns(task.not_before_time) > state.now_ns:
+        wait = task.waiting_on.add(kind=WAIT_KIND_NOT_BEFORE)
+        wait.until_time.CopyFrom(task.not_before_time)
     if task.dependencies and (parked := dependency.retry(state, task, changed)) is not None:
         put = parked
     else:
-        task.state = TASK_STATE_QUEUED
-        stamp(task.queue_time, now)
         names = ("state", "attempts_used", "failure", "progress", "retries", *changed)
-        put = state.put_task(task, EVENT_KIND_TASK_QUEUED, names)
+        task.state = TASK_STATE_PENDING if task.waiting_on else TASK_STATE_QUEUED
+        if task.waiting_on:
+            put = state.put_task(task, EVENT_KIND_TASK_REQUEUED, (*names, "waiting_on"))
+        else:
+            stamp(task.queue_time, now)
+            put = state.put_task(task, EVENT_KIND_TASK_QUEUED, names)
     if edit is not None:
         state.keep_edit(put, edit)
     return put

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf.struct_pb2 import Struct
+from kapell.rules.parameters import as_struct, plain_struct
 from kapell.v1.error_pb2 import ERROR_REASON_REQUEST_INVALID
+from kapell.v1.lock_pb2 import LockItem, TaskLock
 from kapell.v1.task_pb2 import (
+    TASK_STATE_AWAITING_APPROVAL,
     TASK_STATE_PENDING,
     TASK_STATE_QUEUED,
     WAIT_KIND_NOT_BEFORE,
@@ -16,16 +20,17 @@ from kapell.v1.task_pb2 import (
 )
 
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.locks.declared import declared
+from kapell_server.domain.secrets import use
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks.dependency_graph import keep_places
-from kapell_server.domain.tasks.prompt import Part, from_messages, joined, split
+from kapell_server.domain.tasks.prompt import Part, first_line, from_messages, joined, split
 from kapell_server.domain.tasks.retry import with_defaults
-from kapell_server.domain.templates.parameters import as_struct, plain_struct
 from kapell_server.domain.templates.template_version import version_number
 from kapell_server.domain.times import stamp, timestamp_ns
 from kapell_server.domain.transitions import task_state_conflict
 
-WAITING = frozenset({TASK_STATE_PENDING, TASK_STATE_QUEUED})
+WAITING = frozenset({TASK_STATE_PENDING, TASK_STATE_AWAITING_APPROVAL, TASK_STATE_QUEUED})
 """States in which no agent has the task."""
 _CONTENT = ("prompt", "input")
 
@@ -57,6 +62,8 @@ def _put_content(state: State, task: Task, wanted: Task, names: tuple[str, ...],
     for name in changed:
         after.ClearField(name)  # type: ignore[arg-type]
         after.MergeFrom(_only(wanted, name))
+    if "prompt" in changed and task.display_name == first_line(before.prompt):
+        task.display_name = first_line(after.prompt) or task.agent_type
     if "prompt" in changed and task.dependencies:
         keep_places(task, after, parts, "prompt")
     content = after.SerializeToString()
@@ -103,9 +110,9 @@ def edit_for_retry(state: State, task: Task, request: RetryTaskRequest) -> tuple
 
 
 def _render_anew(state: State, task: Task, parameters: Struct) -> tuple[TaskEdit | None, list[str]]:
-    """Prompt, input, keys and name from other parameters, by the version of the template that made the task.
+    """Prompt, input, keys, locks and name from other parameters, by the version of the template that made the task.
 
-    Keys and name that were said for the task itself stay. So do its steps: each is a task that can be retried
+    Keys, locks and name that were said for the task itself stay. So do its steps: each is a task that can be retried
     with another prompt. The second value names what was changed besides the content.
     """
     if not task.template_id:
@@ -123,12 +130,39 @@ def _render_anew(state: State, task: Task, parameters: Struct) -> tuple[TaskEdit
     if keys != list(task.concurrency_keys):
         task.concurrency_keys[:] = keys
         names.append("concurrency_keys")
+    if (locks := _locks(task, before.locks, rendered.locks)) != list(task.locks):
+        task.ClearField("locks")
+        task.locks.extend(locks)
+        names.append("locks")
     if task.display_name == before.display_name != rendered.display_name:
         task.display_name = rendered.display_name
         names.append("display_name")
+    named = use.named_in(compiled.spec.parameters, rendered.values)
+    if named != use.named_in(compiled.spec.parameters, before.values):
+        use.check(state, named, "parameters")
+        for name in use.named_in(compiled.spec.parameters, before.values):
+            del task.secrets[name]
+        task.secrets.update(named)
+        names.append("secrets")
     after = Task(prompt=rendered.prompt)
     after.input.CopyFrom(as_struct(rendered.values))
     return _put_content(state, task, after, _CONTENT, rendered.parts), names
+
+
+def _locks(task: Task, before: Sequence[LockItem], after: Sequence[LockItem]) -> list[TaskLock]:
+    """The locks of a task that is rendered anew: what the template says now, and what was said for the task itself."""
+    of_template = {(lock.path, lock.mode) for lock in before}
+    own = [lock for lock in task.locks if (lock.path, lock.mode) not in of_template]
+    return declared(own, "locks", after)
+
+
+def set_locks(task: Task, wanted: Task) -> None:
+    """Other locks for a task that no agent has. Alters `task`, which is the caller's."""
+    if task.state not in WAITING:
+        raise task_state_conflict(task, "given other locks", WAITING)
+    locks = declared(wanted.locks, "task.locks")
+    task.ClearField("locks")
+    task.locks.extend(locks)
 
 
 def set_not_before(state: State, task: Task, wanted: Task) -> tuple[str, ...]:

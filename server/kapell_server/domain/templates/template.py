@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kapell.rules import parameters
+from kapell.rules.parameters import Problem
 from kapell.v1.error_pb2 import (
     ERROR_REASON_ID_TAKEN,
     ERROR_REASON_REQUEST_INVALID,
@@ -34,8 +36,6 @@ from kapell_server.domain.copied import copied
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks.task import check_etag
-from kapell_server.domain.templates import parameters
-from kapell_server.domain.templates.parameters import Problem
 from kapell_server.domain.templates.template_check import check_spec
 from kapell_server.domain.templates.template_version import (
     clear_prompts,

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from kapell.rules.parameters import Problem
 from kapell.v1.template_pb2 import (
     PARAMETER_TYPE_ARRAY,
     PARAMETER_TYPE_OBJECT,
+    TemplateLock,
     TemplateParameter,
     TemplateSpec,
     TemplateStep,
 )
 
 from kapell_server.domain.cycles import find_cycle
-from kapell_server.domain.templates import parameters
-from kapell_server.domain.templates.parameters import Problem
+from kapell_server.domain.locks.declared import tidied
+from kapell_server.domain.locks.paths import PathError, canonical
+from kapell_server.domain.templates.declarations import check_declarations
 from kapell_server.domain.templates.template_steps import wrong_key
 from kapell_server.domain.templates.template_text import (
     MAX_RENDERED,
@@ -37,12 +40,13 @@ def check_spec(spec: TemplateSpec, path: str = "spec") -> list[Problem]:
     """All that is wrong with a template, beyond the shape of its message."""
     if crowded := _too_many_tags(spec, path):
         return [crowded]
-    problems = parameters.check_declarations(spec.parameters, f"{path}.parameters")
+    problems = check_declarations(spec.parameters, f"{path}.parameters")
     declared = {parameter.name: parameter for parameter in spec.parameters}
     named = [step.name for step in spec.steps] or None
     problems += _check_prompt(spec.prompt, f"{path}.prompt", declared, named, "step of the template")
     problems += _check_line(spec.task_name, f"{path}.task_name", declared)
     problems += _check_keys(spec.concurrency_keys, f"{path}.concurrency_keys", declared)
+    problems += _check_locks(spec.locks, f"{path}.locks", declared)
     for index, step in enumerate(spec.steps):
         problems += _check_step(step, index, f"{path}.steps[{index}]", declared, named or [])
     problems += _check_cycle(spec, path)
@@ -72,6 +76,7 @@ def _texts(spec: TemplateSpec, path: str) -> Iterator[tuple[str, Sequence[str]]]
         yield f"{here}.prompt", (one.prompt,)
         yield f"{here}.task_name", (one.task_name,)
         yield f"{here}.concurrency_keys", one.concurrency_keys
+        yield f"{here}.locks", [lock.path for lock in one.locks]
 
 
 def _check_step(step: TemplateStep, index: int, path: str, declared: _Declared, names: list[str]) -> Iterator[Problem]:
@@ -93,6 +98,7 @@ def _check_step(step: TemplateStep, index: int, path: str, declared: _Declared, 
     yield from _check_prompt(step.prompt, f"{path}.prompt", declared, step.depends_on, "step in depends_on", known)
     yield from _check_line(step.task_name, f"{path}.task_name", declared, known)
     yield from _check_keys(step.concurrency_keys, f"{path}.concurrency_keys", declared, known)
+    yield from _check_locks(step.locks, f"{path}.locks", declared, known)
 
 
 def _known(asked: If) -> frozenset[str]:
@@ -144,6 +150,20 @@ def _check_keys(
         yield from _check_line(key, here, declared, known)
         if "{" not in key and "}" not in key and (wrong := wrong_key(key)):
             yield here, wrong
+
+
+def _check_locks(
+    locks: Sequence[TemplateLock], path: str, declared: _Declared, known: frozenset[str] = frozenset()
+) -> Iterator[Problem]:
+    for index, lock in enumerate(locks):
+        here = f"{path}[{index}].path"
+        yield from _check_line(lock.path, here, declared, known)
+        if "{" in lock.path or "}" in lock.path:
+            continue
+        try:
+            canonical(tidied(lock.path))
+        except PathError as error:
+            yield here, f"{lock.path!r} {error}"
 
 
 def _check_cycle(spec: TemplateSpec, path: str) -> Iterator[Problem]:

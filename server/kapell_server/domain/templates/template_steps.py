@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kapell.v1.lock_pb2 import LockItem
 from kapell.v1.template_pb2 import TemplateStep
 
 from kapell_server.domain.tasks.prompt import Part, joined
+from kapell_server.domain.templates.template_locks import CompiledLock, compile_locks, rendered_locks
 from kapell_server.domain.templates.template_text import If, Node, Renderer, TextError, condition, holds, parse
 
 MAX_NAME = 10_000
@@ -29,6 +31,7 @@ class Step:
     depends_on: tuple[str, ...]
     """Names of steps that are done, in the order of the step's own list."""
     concurrency_keys: list[str]
+    locks: list[LockItem]
 
     @property
     def prompt(self) -> str:
@@ -45,13 +48,15 @@ class CompiledStep:
     task_name: list[Node]
     when: If | None
     concurrency_keys: list[list[Node]]
+    locks: list[CompiledLock]
 
     def render(self, renderer: Renderer, depends_on: tuple[str, ...], of: str) -> Step:
         """The step for the renderer's values; `of` is the name of the task itself. Raises TextError."""
         try:
             name = renderer.line(self.task_name, MAX_NAME) or f"{self.says.name}: {of}"
             keys = rendered_keys(renderer, self.concurrency_keys)
-            return Step(self.says, renderer.parts(self.prompt), shortened(name), depends_on, keys)
+            locks = rendered_locks(renderer, self.locks)
+            return Step(self.says, renderer.parts(self.prompt), shortened(name), depends_on, keys, locks)
         except TextError as error:
             raise TextError(f"step {self.says.name}: {error}") from error
 
@@ -60,7 +65,7 @@ def compile_step(step: TemplateStep) -> CompiledStep:
     """A step that was checked when it was written."""
     when = condition(step.when) if step.when else None
     keys = list(map(parse, step.concurrency_keys))
-    return CompiledStep(step, parse(step.prompt), parse(step.task_name), when, keys)
+    return CompiledStep(step, parse(step.prompt), parse(step.task_name), when, keys, compile_locks(step.locks))
 
 
 def done(steps: Sequence[CompiledStep], values: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

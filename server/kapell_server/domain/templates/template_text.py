@@ -257,7 +257,7 @@ class Renderer:
     """
 
     def __init__(self, values: Mapping[str, Any], left_out: Collection[str] = (), *, limit: int = MAX_RENDERED) -> None:
-        self._values = values
+        self.values = values
         self._left_out = left_out
         self._limit = limit
         self._size = 0
@@ -266,7 +266,7 @@ class Renderer:
     def parts(self, nodes: list[Node]) -> list[Part]:
         """The text, with the places of results kept apart. Raises TextError."""
         rendering = _Rendering(self._limit, self._left_out, self._size, self._steps)
-        rendering.run(nodes, self._values)
+        rendering.run(nodes, self.values)
         self._size += len(joined(rendering.parts).encode(errors="replace"))
         self._steps = rendering.steps
         if self._size > self._limit:
@@ -275,10 +275,14 @@ class Renderer:
 
     def line(self, nodes: list[Node], limit: int) -> str:
         """A short text as one line; its length does not count towards the cap of the others."""
+        return " ".join(self.text(nodes, limit).split())
+
+    def text(self, nodes: list[Node], limit: int, instead: Mapping[str, Any] | None = None) -> str:
+        """A short text as it is, which does not count either; with other values for some names. Raises TextError."""
         rendering = _Rendering(limit, (), 0, self._steps)
-        rendering.run(nodes, self._values)
+        rendering.run(nodes, {**self.values, **instead} if instead else self.values)
         self._steps = rendering.steps
-        return " ".join(joined(rendering.parts).split())
+        return joined(rendering.parts)
 
 
 def places(nodes: list[Node]) -> Iterator[Place]:

@@ -6,17 +6,19 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kapell.rules import parameters, secrets
+from kapell.rules.parameters import Problem
 from kapell.v1.error_pb2 import (
     ERROR_REASON_REQUEST_INVALID,
     ERROR_REASON_TEMPLATE_NOT_FOUND,
     ERROR_REASON_TEMPLATE_PARAMETERS_INVALID,
 )
-from kapell.v1.template_pb2 import Template, TemplateSpec, TemplateVersion
+from kapell.v1.lock_pb2 import LockItem
+from kapell.v1.template_pb2 import PARAMETER_TYPE_SECRET, Template, TemplateSpec, TemplateVersion
 
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.tasks.prompt import Part, joined
-from kapell_server.domain.templates import parameters
-from kapell_server.domain.templates.parameters import Problem
+from kapell_server.domain.templates.template_locks import CompiledLock, compile_locks, rendered_locks
 from kapell_server.domain.templates.template_steps import (
     MAX_NAME,
     CompiledStep,
@@ -43,6 +45,7 @@ class Rendered:
     steps: list[Step]
     """The steps that are done, in the order of the template."""
     concurrency_keys: list[str]
+    locks: list[LockItem]
 
     @property
     def prompt(self) -> str:
@@ -59,6 +62,7 @@ class Compiled:
     task_name: list[Node]
     steps: tuple[CompiledStep, ...]
     concurrency_keys: list[list[Node]]
+    locks: list[CompiledLock]
 
     @property
     def spec(self) -> TemplateSpec:
@@ -89,10 +93,17 @@ class Compiled:
         values, problems = parameters.resolve(self.spec.parameters, given, path)
         if not problems:
             try:
-                return work(values)
+                rendered = work({**values, **self._shown(values)})
+                rendered.values.update(values)
+                return rendered
             except TextError as error:
                 problems = [(path, f"the template cannot be rendered with these: {error}")]
         raise parameters_invalid(self.version.template_id, problems)
+
+    def _shown(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """What prompts show in the place of secrets."""
+        named = {one.name for one in self.spec.parameters if one.rules.type == PARAMETER_TYPE_SECRET}
+        return {name: secrets.shown(secrets.name_of(values[name])) for name in named if name in values}
 
     def _itself(self, values: dict[str, Any], made: Collection[str]) -> tuple[Renderer, Rendered]:
         """The task without its steps, and what renders the rest."""
@@ -100,7 +111,7 @@ class Compiled:
         display_name = shortened(renderer.line(self.task_name, MAX_NAME)) or self.spec.display_name
         parts = renderer.parts(self.prompt)
         keys = rendered_keys(renderer, self.concurrency_keys)
-        return renderer, Rendered(parts, display_name, values, [], keys)
+        return renderer, Rendered(parts, display_name, values, [], keys, rendered_locks(renderer, self.locks))
 
 
 def compile_version(version: TemplateVersion) -> Compiled:
@@ -108,7 +119,7 @@ def compile_version(version: TemplateVersion) -> Compiled:
     spec = version.spec
     steps = tuple(map(compile_step, spec.steps))
     keys = list(map(parse, spec.concurrency_keys))
-    return Compiled(version, parse(spec.prompt), parse(spec.task_name), steps, keys)
+    return Compiled(version, parse(spec.prompt), parse(spec.task_name), steps, keys, compile_locks(spec.locks))
 
 
 def clear_prompts(spec: TemplateSpec) -> None:
@@ -131,11 +142,9 @@ def invalid_spec(problems: list[Problem]) -> KapellError:
 
 def parameters_invalid(template_id: str, problems: list[Problem]) -> KapellError:
     """TEMPLATE_PARAMETERS_INVALID with every violation."""
-    field, what = problems[0]
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return KapellError(
         ERROR_REASON_TEMPLATE_PARAMETERS_INVALID,
-        f"Template {template_id} does not take these parameters: {field}: {what}{more}. Correct them and try again.",
+        parameters.refusal_text(template_id, problems),
         metadata={"template_id": template_id},
         violations=tuple(problems),
     )

@@ -109,7 +109,10 @@ class Sums(NamedTuple):
     def message(self) -> UsageTotals:
         """As the API has it."""
         totals = UsageTotals(
-            records=self.records, unpriced_records=self.unpriced, estimated_records=self.estimated, cost=money(self.cost)
+            records=self.records,
+            unpriced_records=self.unpriced,
+            estimated_records=self.estimated,
+            cost=money(self.cost),
         )
         self.figures().write_to(totals.tokens)
         return totals
@@ -129,7 +132,7 @@ def money(cost: int) -> Money:
 
 def nanos(amount: Money) -> int:
     """A message as nano-dollars."""
-    return amount.units * NANO + amount.nanos
+    return int(amount.units * NANO + amount.nanos)
 
 
 def nanos_of_number(dollars: float | str) -> int:

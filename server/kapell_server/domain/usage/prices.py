@@ -7,6 +7,7 @@ reckoned as a fraction and rounded once, to a whole nano-dollar.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -61,13 +62,14 @@ class PriceBook:
         self._state = state
         self._shipped: tuple[Price, ...] = ()
         self.shipped_date = ""
+        """When the shipped prices were last looked after."""
         self._index: dict[tuple[str, str], list[KnownPrice]] | None = None
         self._providers: dict[str, set[str]] = {}
 
-    def ship(self, prices: Sequence[Price], date: str) -> None:
+    def ship(self, prices: Sequence[Price]) -> None:
         """Takes over the prices that came with this version of Kapell."""
         self._shipped = tuple(prices)
-        self.shipped_date = date
+        self.shipped_date = max((price.source_date for price in prices), default="")
         self._index = None
 
     def touch(self) -> None:
@@ -86,7 +88,7 @@ class PriceBook:
             copy.CopyFrom(price)
             found.append(copy)
         found.sort(key=lambda price: (price.provider, price.model, price.origin, timestamp_ns(price.valid_from_time)))
-        for price, following in zip(found, found[1:], strict=False):
+        for price, following in itertools.pairwise(found):
             if _line(price) == _line(following):
                 price.valid_until_time.CopyFrom(following.valid_from_time)
         return found

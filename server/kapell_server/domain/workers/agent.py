@@ -139,6 +139,7 @@ def resume(state: State, request: ResumeAgentRequest) -> Agent:
         return current
     agent = _move(state, current, AGENT_STATE_ACTIVE, "")
     state.polls.touch_agent(agent.agent_id)
+    state.schedule(state.now_ns, agent.agent_id)  # While it drained its silence had no consequence.
     return agent
 
 
@@ -151,6 +152,7 @@ def terminate(state: State, request: TerminateAgentRequest) -> Agent:
         return current
     if current.runtime == "external" and current.state == AGENT_STATE_LOST:
         return end(state, current, AGENT_STATE_TERMINATED, request.reason or "terminated while lost", None)
+    state.schedule(state.now_ns, current.agent_id)
     return _move(state, current, AGENT_STATE_TERMINATING, request.reason or "terminated on request")
 
 

@@ -6,6 +6,7 @@ of a superseded attempt is refused before anything is looked at.
 
 from __future__ import annotations
 
+from google.protobuf.struct_pb2 import Struct
 from kapell.v1.error_pb2 import (
     ERROR_REASON_LEASE_LOST,
     ERROR_REASON_NOT_OWNER,
@@ -18,6 +19,8 @@ from kapell.v1.task_pb2 import (
     ATTEMPT_STATE_RELEASED,
     ATTEMPT_STATE_RUNNING,
     ATTEMPT_STATE_SUCCEEDED,
+    ATTEMPT_WAIT_KIND_PROVIDER,
+    TASK_STATE_AWAITING_APPROVAL,
     TASK_STATE_CANCELLED,
     TASK_STATE_CANCELLING,
     TASK_STATE_FAILED,
@@ -56,15 +59,20 @@ from kapell.v1.worker_pb2 import (
 from kapell_server.domain.access import Caller, CallerKind
 from kapell_server.domain.copied import copied
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.locks import task_locks
+from kapell_server.domain.secrets import use
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks import deadlines, retry
-from kapell_server.domain.times import SECOND, duration_ns, stamp, timestamp_ns
-from kapell_server.domain.transitions import TASK_LEASED
+from kapell_server.domain.times import SECOND, duration_ns, set_duration, stamp, timestamp_ns
+from kapell_server.domain.transitions import TASK_FINAL, TASK_LEASED
 from kapell_server.domain.workers import liveness
 from kapell_server.domain.workers.leases import Lease
 
 _TOTAL_IS_OVER = "it was not done within its total timeout"
-_TIMEOUTS = frozenset({"RUN_TIMEOUT", "TOTAL_TIMEOUT", "STALLED"})
+_PROVIDER_WAIT = liveness.WAITS[ATTEMPT_WAIT_KIND_PROVIDER].reason
+_TIMEOUTS = frozenset({"RUN_TIMEOUT", "TOTAL_TIMEOUT", "STALLED", *(wait.reason for wait in liveness.WAITS.values())})
+_PROVIDER_PAUSE = 60 * SECOND
+"""How long a task stays away from a provider that kept it waiting, at least."""
 
 
 def grant(state: State, current: Task, agent_id: str, poll_id: str) -> Lease:
@@ -88,7 +96,9 @@ def grant(state: State, current: Task, agent_id: str, poll_id: str) -> Lease:
     settings = state.settings
     expire = state.now_ns + int(min(settings.lease_duration, settings.offer_confirm) * SECOND)
     lease = Lease(record=record, expire_ns=expire, poll_id=poll_id, news_ns=state.now_ns)
-    state.put_task(task, EVENT_KIND_TASK_STARTED, ("state", "attempt", "attempts_used", "lease"))
+    task_locks.take(state, task, agent_id)
+    changed = ("state", "attempt", "attempts_used", "lease")
+    state.put_task(task, EVENT_KIND_TASK_STARTED, (*changed, "locks") if task.locks else changed)
     state.open_lease(lease)
     state.schedule(liveness.stall_deadline_ns(lease, task), task.task_id)
     return lease
@@ -141,6 +151,7 @@ def report_progress(state: State, request: ReportProgressRequest) -> Task:
 
 def note_progress(state: State, lease: Lease, current: Task, progress: TaskProgress) -> Task:
     """Puts new progress; the same again changes nothing and is no news."""
+    progress = use.redactor(state, current, lease.agent_id).message(progress)
     if current.progress == progress or current.state != TASK_STATE_RUNNING:
         return current
     liveness.note_news(state, lease)
@@ -152,6 +163,7 @@ def note_progress(state: State, lease: Lease, current: Task, progress: TaskProgr
 def note_waiting(state: State, lease: Lease, current: Task, waiting: AttemptWait) -> Task:
     """Puts what the attempt waits for, nothing where that is empty; the same again changes nothing."""
     liveness.note_waiting(state, lease, waiting.kind)
+    waiting = use.redactor(state, current, lease.agent_id).message(waiting)
     if current.waiting == waiting:
         return current
     # The lease may not know of a wait from before a restart; the agent's row does.
@@ -181,16 +193,20 @@ def complete(state: State, request: CompleteTaskRequest) -> Task:
         return _end(state, lease, current, ATTEMPT_STATE_CANCELLED, None)
     content = b""
     if request.HasField("result"):
-        content = Task(result=request.result).SerializeToString()
+        result = use.redactor(state, current, lease.agent_id).message(request.result)
+        content = Task(result=result).SerializeToString()
     return _end(state, lease, current, ATTEMPT_STATE_SUCCEEDED, None, result=content)
 
 
 def fail(state: State, request: FailTaskRequest) -> Task:
     """The attempt failed: tried again, failed for good, or, where cancelling was asked for, cancelled."""
     done = _ended_by(state, request.lease_token)
-    if done is not None and done.HasField("failure") and done.failure == request.failure:
-        return done
+    if done is not None and done.HasField("failure"):
+        masked = use.redactor(state, done, "").message(request.failure)
+        if done.failure in (request.failure, masked):
+            return done
     lease, current = held(state, request.lease_token)
+    request = use.redactor(state, current, lease.agent_id).message(request)
     if request.HasField("rate_limited") and current.state == TASK_STATE_RUNNING:
         limit = request.rate_limited
         return _end(state, lease, current, ATTEMPT_STATE_RELEASED, request.failure, limit=limit)
@@ -201,6 +217,26 @@ def release(state: State, request: ReleaseTaskRequest) -> Task:
     """Hands an untouched task back; the attempt does not count."""
     lease, current = held(state, request.lease_token)
     return end_released(state, lease, current)
+
+
+def end_parked(state: State, lease: Lease, current: Task, approval_id: str, resume_data: Struct | None) -> Task:
+    """Takes back an attempt that waits for an approval: the task goes on, perhaps elsewhere, when it was decided."""
+    assert current.state == TASK_STATE_RUNNING, "only a running attempt is parked"
+    record = copied(lease.record)
+    record.state = ATTEMPT_STATE_RELEASED
+    stamp(record.end_time, state.now_ns)
+    state.close_lease(lease, record)
+    task = copied(current)
+    for field in ("lease", "waiting", "parked"):
+        task.ClearField(field)
+    task.attempts_used -= 1
+    task.parked.approval_id = approval_id
+    if resume_data is not None:
+        task.parked.resume_data.CopyFrom(resume_data)
+    task.state = TASK_STATE_AWAITING_APPROVAL
+    task.state_reason = "its agent has parked it until an approval is decided"
+    stamp(task.state_time, state.tick_ns())
+    return state.put_task(task, EVENT_KIND_TASK_REQUEUED, ("state", "lease", "attempts_used", "parked"))
 
 
 def _ended_by(state: State, token: str) -> Task | None:
@@ -222,6 +258,9 @@ def end_failed(
         if not current.HasField("failure"):
             return _end(state, lease, current, ATTEMPT_STATE_CANCELLED, None, by_token=not lost)
         failure = current.failure
+        if failure.reason == _PROVIDER_WAIT and not lost:
+            limit = _pause_of(state, current)
+            return _end(state, lease, current, ATTEMPT_STATE_RELEASED, failure, limit=limit)
     attempt_state = ATTEMPT_STATE_LOST if lost else ATTEMPT_STATE_FAILED
     return _end(state, lease, current, attempt_state, failure, delay_ns=delay_ns, by_token=not lost)
 
@@ -231,8 +270,16 @@ def end_released(state: State, lease: Lease, current: Task) -> Task:
     if current.state == TASK_STATE_CANCELLING and not current.HasField("failure"):
         return _end(state, lease, current, ATTEMPT_STATE_CANCELLED, None)
     if current.state == TASK_STATE_CANCELLING:
-        return _end(state, lease, current, ATTEMPT_STATE_FAILED, current.failure)
+        return end_failed(state, lease, current, current.failure)
     return _end(state, lease, current, ATTEMPT_STATE_RELEASED, None)
+
+
+def _pause_of(state: State, current: Task) -> ProviderRateLimit:
+    """How long a task stays away from the provider that it has waited for."""
+    limit = ProviderRateLimit(provider="its provider")
+    wait_ns = timestamp_ns(current.waiting.until_time) - state.now_ns
+    set_duration(limit.reset_after, max(wait_ns, _PROVIDER_PAUSE))
+    return limit
 
 
 def _end(
@@ -255,12 +302,17 @@ def _end(
     task = copied(current)
     task.ClearField("lease")
     task.ClearField("waiting")
+    task_locks.given_back(task)
     now = state.tick_ns()
     stamp(task.state_time, now)
     if failure is not None:
         record.failure.CopyFrom(failure)
         task.failure.CopyFrom(failure)
     state.close_lease(lease, record)
+    if attempt_state != ATTEMPT_STATE_RELEASED:
+        task.ClearField("parked")
+    if task.concurrency_keys and not task.HasField("first_queue_time"):
+        task.first_queue_time.CopyFrom(task.queue_time)
     if attempt_state == ATTEMPT_STATE_SUCCEEDED:
         return _finish_succeeded(state, task, result)
     if attempt_state == ATTEMPT_STATE_CANCELLED:
@@ -349,18 +401,22 @@ def look_at_task(state: State, task_id: str) -> None:
         end_failed(state, lease, task, TaskFailure(reason="NOT_REPORTED", message=message), lost=True)
         return
     stalled = liveness.stall_deadline_ns(lease, task) if lease is not None else 0
+    waited = liveness.wait_deadline_ns(lease, task) if lease is not None else 0
     total = deadlines.total_deadline_ns(task)
     due = deadlines.state_deadline_ns(task, state.settings)
-    if task.state in (TASK_STATE_PENDING, TASK_STATE_QUEUED, TASK_STATE_RUNNING) and 0 < total <= now:
+    if task.state not in TASK_FINAL and task.state != TASK_STATE_CANCELLING and 0 < total <= now:
         _time_out(state, task, lease, "TOTAL_TIMEOUT", _TOTAL_IS_OVER, final=True)
     elif 0 < due <= now:
         _state_is_over(state, task, lease)
     elif 0 < stalled <= now and task.state == TASK_STATE_RUNNING:
         _time_out(state, task, lease, "STALLED", "the attempt had no news for its stall timeout", final=False)
+    elif lease is not None and 0 < waited <= now and task.state == TASK_STATE_RUNNING:
+        wait = liveness.WAITS[lease.waiting]
+        _time_out(state, task, lease, wait.reason, wait.message, final=wait.final)
     else:
         state.schedule(deadlines.next_deadline_ns(task, state.settings), task_id)
     if lease is not None and state.leases.by_task.get(task_id) is lease:
-        deadlines_ns = (lease.expire_ns, stalled, liveness.report_deadline_ns(lease, state.settings))
+        deadlines_ns = (lease.expire_ns, stalled, waited, liveness.report_deadline_ns(lease, state.settings))
         state.schedule(min(deadline for deadline in deadlines_ns if deadline > now), task_id)
 
 
@@ -412,6 +468,20 @@ def fail_waiting(state: State, current: Task, failure: TaskFailure) -> Task:
     task.state = TASK_STATE_FAILED
     task.ClearField("waiting_on")
     return _finish(state, task, EVENT_KIND_TASK_FAILED, ("state", "failure"))
+
+
+def cancel_waiting(state: State, current: Task, reason: str, *, skipped: bool = False) -> Task:
+    """Cancels a task that no agent has; `skipped` marks one that was not needed."""
+    task = copied(current)
+    task.ClearField("failure")
+    task.ClearField("waiting_on")
+    task.state = TASK_STATE_CANCELLED
+    task.state_reason = reason
+    task.skipped = skipped
+    stamp(task.state_time, state.tick_ns())
+    changed = ["state", "state_reason"]
+    changed += [name for name in ("failure", "waiting_on", "skipped") if getattr(current, name) != getattr(task, name)]
+    return _finish(state, task, EVENT_KIND_TASK_CANCELLED, tuple(changed))
 
 
 def _expire(state: State, lease: Lease, task: Task) -> None:

@@ -19,7 +19,7 @@ class Lease:
     """One live lease. `expire_ns` moves with each renewal; `confirmed` once the agent has spoken of it.
 
     `news_ns` is when the attempt last had news, `waiting` the AttemptWaitKind it waits for, 0 for none,
-    and `ended_ns` when its program was first said to have ended, 0 while it runs.
+    since `waiting_ns`, and `ended_ns` when its program was first said to have ended, 0 while it runs.
     """
 
     record: TaskAttempt
@@ -28,6 +28,7 @@ class Lease:
     confirmed: bool = False
     news_ns: int = 0
     waiting: int = 0
+    waiting_ns: int = 0
     ended_ns: int = 0
 
     @property

@@ -8,7 +8,9 @@ least every few seconds by the watch for its silence, which is often enough to n
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
+from google.protobuf.duration_pb2 import Duration
 from kapell.v1.agent_pb2 import (
     AGENT_ACTIVITY_FINISHED_NOT_REPORTED,
     AGENT_ACTIVITY_IDLE,
@@ -37,6 +39,40 @@ from kapell_server.domain.state import State
 from kapell_server.domain.times import SECOND, duration_ns
 from kapell_server.domain.workers.leases import Lease
 
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """What becomes of an attempt that waits for too long: the reason, why, and whether the task fails at once."""
+
+    field: str
+    reason: str
+    message: str
+    final: bool = False
+
+    def timeout(self, task: Task) -> Duration:
+        """How long it may be."""
+        found: Duration = getattr(task.timeouts, self.field)
+        return found
+
+
+WAITS: dict[int, Wait] = {
+    ATTEMPT_WAIT_KIND_APPROVAL: Wait(
+        field="approval_wait_timeout",
+        reason="APPROVAL_WAIT_TIMEOUT",
+        message="nobody decided within its approval wait timeout",
+        final=True,
+    ),
+    ATTEMPT_WAIT_KIND_LOCK: Wait(
+        field="lock_wait_timeout",
+        reason="LOCK_WAIT_TIMEOUT",
+        message="it did not get its lock within its lock wait timeout",
+    ),
+    ATTEMPT_WAIT_KIND_PROVIDER: Wait(
+        field="provider_wait_timeout",
+        reason="PROVIDER_WAIT_TIMEOUT",
+        message="its provider took no calls within its provider wait timeout",
+    ),
+}
 _WAITING: dict[int, AgentActivity.ValueType] = {
     ATTEMPT_WAIT_KIND_APPROVAL: AGENT_ACTIVITY_WAITING_FOR_APPROVAL,
     ATTEMPT_WAIT_KIND_LOCK: AGENT_ACTIVITY_WAITING_FOR_LOCK,
@@ -108,6 +144,8 @@ def note_waiting(state: State, lease: Lease, kind: int) -> None:
     if kind != lease.waiting:
         state.on_rollback(setattr, lease, "waiting", lease.waiting)
         lease.waiting = kind
+        lease.waiting_ns = state.now_ns
+        state.schedule(wait_deadline_ns(lease, state.task(lease.task_id)), lease.task_id)
         state.busy_agents.add(lease.agent_id)
 
 
@@ -123,6 +161,13 @@ def note_ended(state: State, lease: Lease) -> None:
 def report_deadline_ns(lease: Lease, settings: Settings) -> int:
     """When the outcome of an attempt whose program has ended must be there; 0 while it runs."""
     return lease.ended_ns + int(settings.report_within * SECOND) if lease.ended_ns else 0
+
+
+def wait_deadline_ns(lease: Lease, task: Task) -> int:
+    """When what the attempt says that it waits for has taken too long; 0 for never."""
+    wait = WAITS.get(lease.waiting)
+    timeout = duration_ns(wait.timeout(task)) if wait is not None and task.HasField("timeouts") else 0
+    return lease.waiting_ns + timeout if timeout and not lease.ended_ns else 0
 
 
 def stall_deadline_ns(lease: Lease, task: Task) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from kapell.v1.agent_pb2 import (
     AGENT_ACTIVITY_NOT_POLLING,
     AGENT_ACTIVITY_SILENT,
@@ -17,7 +19,8 @@ from kapell.v1.error_pb2 import (
     ERROR_REASON_REQUEST_INVALID,
     ERROR_REASON_TOKEN_INVALID,
 )
-from kapell.v1.task_pb2 import TASK_STATE_CANCELLING
+from kapell.v1.task_pb2 import ATTEMPT_WAIT_KIND_APPROVAL, TASK_STATE_CANCELLING, AttemptWait, Task
+from kapell.v1.usage_pb2 import UsageOutcome, UsageRecord
 from kapell.v1.watch_pb2 import EVENT_KIND_AGENT_SPAWNED
 from kapell.v1.worker_pb2 import (
     AGENT_DIRECTIVE_DRAIN,
@@ -45,6 +48,8 @@ from kapell.v1.worker_pb2 import (
     ReleaseTaskResponse,
     ReportProgressRequest,
     ReportProgressResponse,
+    ReportUsageRequest,
+    ReportUsageResponse,
 )
 
 from kapell_server.domain.access import CallerKind
@@ -52,8 +57,10 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.domain.state import State
 from kapell_server.domain.times import SECOND, set_duration, stamp
 from kapell_server.domain.transitions import AGENT_FINAL, agent_state_conflict
+from kapell_server.domain.usage import ledger
 from kapell_server.domain.workers import agent as agents
 from kapell_server.domain.workers import attempt, liveness
+from kapell_server.domain.workers.leases import Lease
 
 
 def register(state: State, request: RegisterWorkerRequest) -> RegisterWorkerResponse:
@@ -158,7 +165,9 @@ def heartbeat(state: State, request: HeartbeatRequest) -> HeartbeatResponse:
     current = hear(state, current)
     for beat in request.leases:
         directive = _beat(state, current.agent_id, beat)
-        response.leases.add(lease_token=beat.lease_token, directive=directive)
+        status = response.leases.add(lease_token=beat.lease_token, directive=directive)
+        if beat.usage and directive != LEASE_DIRECTIVE_LOST:
+            status.refused_usage.extend(_take_usage(state, beat.lease_token, beat.usage))
     response.revision = state.revision
     return response
 
@@ -183,10 +192,19 @@ def _beat(state: State, agent_id: str, beat: LeaseBeat) -> LeaseDirective.ValueT
     if beat.HasField("progress"):
         task = attempt.note_progress(state, lease, task, beat.progress)
     if beat.HasField("waiting") or task.HasField("waiting") or lease.waiting:
-        task = attempt.note_waiting(state, lease, task, beat.waiting)
+        task = attempt.note_waiting(state, lease, task, _waiting(state, lease, task, beat))
     if beat.program_ended:
         liveness.note_ended(state, lease)
     return LEASE_DIRECTIVE_CANCEL if task.state == TASK_STATE_CANCELLING else LEASE_DIRECTIVE_CONTINUE
+
+
+def _waiting(state: State, lease: Lease, task: Task, beat: LeaseBeat) -> AttemptWait:
+    """What an attempt waits for: as it says, else for an approval that it has asked for, whatever it says of it."""
+    is_asking = task.waiting.kind == ATTEMPT_WAIT_KIND_APPROVAL
+    if beat.HasField("waiting") or not is_asking:
+        return beat.waiting
+    waits = any(open_.attempt == lease.attempt for open_ in state.approvals.of_task(task.task_id))
+    return task.waiting if waits else beat.waiting
 
 
 def agent_directive(current: Agent) -> AgentDirective.ValueType:
@@ -206,10 +224,34 @@ def report_progress(state: State, request: ReportProgressRequest) -> ReportProgr
     return ReportProgressResponse(directive=directive, revision=task.revision)
 
 
+def report_usage(state: State, request: ReportUsageRequest) -> ReportUsageResponse:
+    """Records what one attempt has used."""
+    lease, task = attempt.held(state, request.lease_token)
+    outcomes = ledger.take(state, request.records, lease)
+    cancelling = task.state == TASK_STATE_CANCELLING
+    directive = LEASE_DIRECTIVE_CANCEL if cancelling else LEASE_DIRECTIVE_CONTINUE
+    return ReportUsageResponse(directive=directive, revision=state.revision, outcomes=outcomes)
+
+
+def _take_usage(state: State, token: str, records: Sequence[UsageRecord]) -> list[UsageOutcome]:
+    """Records what came along with another report; those that were refused.
+
+    Nothing where the attempt has ended: a report that is repeated had its usage taken the first time.
+    """
+    if not records:
+        return []
+    try:
+        lease = attempt.check_token(state, token, state.caller)
+    except KapellError:
+        return []  # What is wrong with the token is for the report itself to say.
+    return ledger.refused(ledger.take(state, records, lease))
+
+
 def complete_task(state: State, request: CompleteTaskRequest) -> CompleteTaskResponse:
     """Ends one attempt with a result."""
+    refused = _take_usage(state, request.lease_token, request.usage)
     task = attempt.complete(state, request)
-    return CompleteTaskResponse(state=task.state, revision=task.revision)
+    return CompleteTaskResponse(state=task.state, revision=task.revision, refused_usage=refused)
 
 
 def complete_tasks(state: State, request: BatchCompleteTasksRequest) -> BatchCompleteTasksResponse:
@@ -218,6 +260,7 @@ def complete_tasks(state: State, request: BatchCompleteTasksRequest) -> BatchCom
     for completion in request.completions:
         mark = state.mark()
         try:
+            refused = _take_usage(state, completion.lease_token, completion.usage)
             task = attempt.complete(state, completion)
         except KapellError as error:
             state.rollback(mark)
@@ -225,15 +268,16 @@ def complete_tasks(state: State, request: BatchCompleteTasksRequest) -> BatchCom
                 raise
             response.outcomes.add(lease_lost=True)
         else:
-            response.outcomes.add(state=task.state)
+            response.outcomes.add(state=task.state, refused_usage=refused)
     response.revision = state.revision
     return response
 
 
 def fail_task(state: State, request: FailTaskRequest) -> FailTaskResponse:
     """Ends one attempt with a failure."""
+    refused = _take_usage(state, request.lease_token, request.usage)
     task = attempt.fail(state, request)
-    return FailTaskResponse(state=task.state, revision=task.revision)
+    return FailTaskResponse(state=task.state, revision=task.revision, refused_usage=refused)
 
 
 def release_task(state: State, request: ReleaseTaskRequest) -> ReleaseTaskResponse:

@@ -132,7 +132,9 @@ def watch(app: App, /, initial: bool, after: int | None, **query: Any) -> None:
     stream = Stream(events_view(is_tty=app.terminal.is_tty, changes=True), app.terminal, app.output)
 
     async def work(client: Client) -> None:
-        async with client.agents.watch(**query, initial_state=initial, after_revision=after) as events:
+        async with client.agents.watch(
+            **query, initial_state=initial, after_revision=after, on_link=options.say_link(app)
+        ) as events:
             async for event in events:
                 stream.write(event)
                 app.reattach = options.reattach("kapell agent watch", events.revision)

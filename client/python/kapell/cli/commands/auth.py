@@ -17,12 +17,14 @@ _ANY_LOCAL = "127.0.0.1:50051"
 
 @command(
     "token",
-    "Print the token this command line uses.",
+    "Print the token this command line uses; make, list and revoke others.",
     examples="""
         kapell auth token
         kapell auth token --path
+        kapell auth token create ci --scope read --scope write
         buf curl -H "authorization: Bearer $(kapell auth token)" …
     """,
+    epilog="Commands below it: create, list, revoke, rotate-admin; see `kapell auth token create --help`.",
 )
 @click.option("--path", is_flag=True, help="Print the file of the local server's token instead.")
 @options.server

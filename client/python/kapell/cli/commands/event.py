@@ -30,6 +30,13 @@ def _filters(function: Any) -> Any:
             help="Of this schedule itself; may be repeated.",
         ),
         click.option(
+            "--approval",
+            "approval_ids",
+            multiple=True,
+            metavar="APPROVAL_ID",
+            help="Of this approval itself; may be repeated.",
+        ),
+        click.option(
             "--template",
             "template_ids",
             multiple=True,
@@ -68,7 +75,9 @@ def watch(app: App, /, initial: bool, after: int | None, **query: Any) -> None:
     stream = Stream(events_view(is_tty=app.terminal.is_tty), app.terminal, app.output)
 
     async def work(client: Client) -> None:
-        async with client.watch(**query, initial_state=initial, after_revision=after) as events:
+        async with client.watch(
+            **query, initial_state=initial, after_revision=after, on_link=options.say_link(app)
+        ) as events:
             async for event in events:
                 stream.write(event)
                 app.reattach = options.reattach("kapell event watch", events.revision)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from kapell.cli import options
-from kapell.cli.parameters import values_given
+from kapell.cli.parameters import parameters_of
 from kapell.cli.times import DURATION, MOMENT
 
 if TYPE_CHECKING:
@@ -87,6 +85,8 @@ def calendar_given(
     """The calendar as keywords of the SDK, what was not said left out."""
     if cron is not None and every is not None:
         raise click.UsageError("Give --cron or --every, not both.")
+    if timezone is not None and every is not None:
+        raise click.UsageError("--timezone is for --cron: an interval is the same in every zone. Leave it out.")
     fields = {
         "cron": cron,
         "interval": every,
@@ -136,7 +136,7 @@ async def task_given(
         if text or inputs:
             raise click.UsageError("With --template there is no prompt and no --input; pass --param.")
         found = await client.templates.get(template)
-        given = values_given(params, params_json, found.spec.parameters)
+        given = parameters_of(found, params, params_json)
         return task_spec(agent_type or "", template=template, parameters=given, **fields)
     if params or params_json is not None:
         raise click.UsageError("--param and --params-json go with --template.")
@@ -146,6 +146,8 @@ async def task_given(
         return None
     if inputs:
         fields["input"] = options.input_data(inputs, None)
+    if not text.strip() and not inputs:
+        raise click.UsageError("Its tasks have nothing to do: give --prompt, --file or --input.")
     return task_spec(agent_type, text, **fields)
 
 
@@ -154,7 +156,4 @@ def _prompt(prompt: str | None, file: str | None) -> str:
         return prompt or ""
     if prompt is not None:
         raise click.UsageError("The prompt was given twice, by --prompt and by --file.")
-    try:
-        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-    except OSError as error:
-        raise click.BadParameter(f"{file}: {(error.strerror or str(error)).lower()}", param_hint="--file") from None
+    return options.text_of(file, "--file")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -33,6 +31,13 @@ _LIMITS = (
     click.option("--total-timeout", type=DURATION, metavar="DURATION", help="Fail when it has not ended by then."),
 )
 _SHARES = (
+    click.option(
+        "--needs-approval",
+        "approval",
+        is_flag=True,
+        callback=lambda _ctx, _param, value: _policy() if value else None,
+        help="Somebody must approve its start, see `kapell approval`.",
+    ),
     click.option("--fairness-key", metavar="KEY", help="Whose share of the agents it uses: a team, a user, a project."),
     click.option(
         "--concurrency-key",
@@ -41,6 +46,33 @@ _SHARES = (
         metavar="KEY",
         callback=lambda _ctx, _param, values: values or None,
         help="What only so many tasks may use at a time, see `kapell limit`; may be repeated.",
+    ),
+    click.option("--estimate", metavar="AMOUNT", help="What an attempt uses at most: '$0.20', or '$0.20, 50k tokens'."),
+    click.option(
+        "--budget",
+        "budget_id",
+        metavar="BUDGET",
+        callback=lambda _ctx, _param, value: value and "budget_" + value.removeprefix("budget_"),
+        help="A budget that it draws from, besides those whose scope it is in.",
+    ),
+)
+LOCKS = (
+    click.option(
+        "--lock",
+        "locks",
+        multiple=True,
+        metavar="PATH",
+        callback=lambda _ctx, _param, values: values or None,
+        help="What nobody else may have while it runs, and all below: repo/src, port/8080. May be repeated.",
+    ),
+    click.option(
+        "--lock-shared",
+        "--read-lock",
+        "read_locks",
+        multiple=True,
+        metavar="PATH",
+        callback=lambda _ctx, _param, values: values or None,
+        help="What others may only read while it runs. May be repeated.",
     ),
 )
 _PARAMETERS = (
@@ -61,6 +93,8 @@ _PARAMETERS = (
     click.option("--max-attempts", type=click.IntRange(1, 100), metavar="N", help="Attempts in all. [default: 3]"),
     *_LIMITS[2:],
     *_SHARES,
+    *LOCKS,
+    options.secrets,
 )
 _OF_TEMPLATE = (
     click.option("-t", "--type", "agent_type", default="", metavar="TYPE", help="Other agents than the template says."),
@@ -83,6 +117,8 @@ _OF_TEMPLATE = (
     ),
     *_LIMITS[2:],
     *_SHARES,
+    *LOCKS,
+    options.secrets,
 )
 
 
@@ -131,7 +167,9 @@ def new_task(
         input=options.input_data(inputs, input_json),
         **rest,
     )
-    return NewTask(agent_type, _prompt(prompt, file), given)
+    text = _prompt(prompt, file)
+    check_not_empty(text, given.get("input"))
+    return NewTask(agent_type, text, given)
 
 
 def fields_given(
@@ -153,14 +191,22 @@ def fields_given(
     return {key: value for key, value in fields.items() if value is not None}
 
 
+def _policy() -> Any:
+    """Approvals by the defaults."""
+    from kapell.approvals import approval_policy
+
+    return approval_policy()
+
+
 def _prompt(words: tuple[str, ...], file: str | None) -> str:
     if file is not None and words:
         raise click.UsageError("The prompt was given twice, as an argument and by --file.")
     if file is not None:
-        try:
-            return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-        except OSError as error:
-            raise click.BadParameter(f"{file}: {(error.strerror or str(error)).lower()}", param_hint="--file") from None
-        except UnicodeDecodeError:
-            raise click.BadParameter(f"{file} is not text in UTF-8, as a prompt must be", param_hint="--file") from None
+        return options.text_of(file, "--file")
     return words[0] if len(words) == 1 else shlex.join(words)
+
+
+def check_not_empty(prompt: str, *others: object) -> None:
+    """Refuses a task without anything to do: no prompt, and no input either."""
+    if not prompt.strip() and not any(others):
+        raise click.UsageError("There is nothing to do: give a PROMPT, --file, or --input.")

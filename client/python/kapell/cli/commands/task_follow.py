@@ -8,6 +8,7 @@ import click
 
 from kapell.cli import options
 from kapell.cli.app import App
+from kapell.cli.causes import is_over_budget
 from kapell.cli.errors import Done, Exit, refusal_of, report
 from kapell.cli.loglines import LogPrinter
 from kapell.cli.output import Stream, write_changed
@@ -88,7 +89,7 @@ def watch(app: App, /, task_ids: tuple[str, ...], initial: bool, after: int | No
             "initial_state": initial or (bool(task_ids) and after is None),
             "after_revision": after,
         }
-        async with client.tasks.watch(**query, **start) as events:
+        async with client.tasks.watch(**query, **start, on_link=options.say_link(app)) as events:
             async for event in events:
                 stream.write(event)
                 app.reattach = options.reattach("kapell task watch", events.revision)
@@ -136,7 +137,7 @@ def wait(app: App, /, task_ids: tuple[str, ...], timeout: float | None) -> None:
 
 
 def _exit_code(app: App, /, results: list[Task | BaseException]) -> Exit:
-    """Reports what went wrong, and gives the code: another failure, then 7, then 8, else 0."""
+    """Reports what went wrong, and gives the code: another failure, then 7 (9 by a budget), then 8, else 0."""
     from kapell.errors import WaitTimeout
     from kapell.v1.task_pb2 import TASK_STATE_SUCCEEDED
 
@@ -147,6 +148,7 @@ def _exit_code(app: App, /, results: list[Task | BaseException]) -> Exit:
     others = [error for error in errors if error not in pending]
     if others:
         return refusal_of(others[0]).exit
-    if any(not isinstance(result, BaseException) and result.state != TASK_STATE_SUCCEEDED for result in results):
-        return Exit.TASK_FAILED
+    bad = [one for one in results if not isinstance(one, BaseException) and one.state != TASK_STATE_SUCCEEDED]
+    if bad:
+        return Exit.BUDGET if all(is_over_budget(task) for task in bad) else Exit.TASK_FAILED
     return Exit.STILL_PENDING if pending else Exit.DONE

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +10,7 @@ from kapell.cli import bulk, many, options
 from kapell.cli.app import App
 from kapell.cli.commands.task_end import show_only, write_answers
 from kapell.cli.output import write_list
-from kapell.cli.parameters import parameters, values_given
+from kapell.cli.parameters import parameters, parameters_of
 from kapell.cli.shape import command
 from kapell.cli.views import EDITS
 from kapell.cli.which import LIVE, query_of, which_live_tasks, which_tasks
@@ -24,15 +22,7 @@ if TYPE_CHECKING:
 
 def read_prompt(file: str | None) -> str | None:
     """The prompt of --prompt-file."""
-    if file is None:
-        return None
-    try:
-        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-    except OSError as error:
-        text = f"{file}: {(error.strerror or str(error)).lower()}"
-        raise click.BadParameter(text, param_hint="--prompt-file") from None
-    except UnicodeDecodeError:
-        raise click.BadParameter(f"{file} is not text in UTF-8", param_hint="--prompt-file") from None
+    return None if file is None else options.text_of(file, "--prompt-file")
 
 
 @command(
@@ -118,7 +108,7 @@ async def _parameters(client: Client, task_id: str, params: tuple[str, ...], doc
     if not task.template_id:
         raise click.UsageError(f"{task_id} was not made from a template: use --prompt-file and --input.")
     template = await client.templates.get(f"{task.template_id}@{task.template_version}")
-    return values_given(params, document, template.spec.parameters)
+    return parameters_of(template, params, document)
 
 
 @command(

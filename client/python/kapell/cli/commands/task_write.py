@@ -12,6 +12,7 @@ from kapell.cli.app import App
 from kapell.cli.causes import causes, hints
 from kapell.cli.commands.task_fields import new_task, task_fields
 from kapell.cli.commands.task_steer import read_prompt
+from kapell.cli.near import near_type
 from kapell.cli.output import note, write_changed
 from kapell.cli.shape import command
 from kapell.cli.states import task_look
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         kapell task create --type review --file prompt.md --input pr=17 -o id
         kapell task create --type shell --not-before 10m "date"
         kapell task create --type shell --after task_01kabc "make deploy"
+        kapell task create --type code --lock shop/src/cart --lock-shared shop/docs "Mend the cart"
     """,
 )
 @task_fields
@@ -78,7 +80,9 @@ async def unserved(client: Client, agent_type: str) -> str:
     if page.agents:
         return ""
     advice = spawn_command(agent_type, (await client.agents.profiles()).profiles)
-    return f"No agent serves {agent_type!r} yet, so the task waits. Start one with: {advice}"
+    meant = await near_type(client, agent_type)
+    hint = f" {meant[0].upper()}{meant[1:]}" if meant else ""
+    return f"No agent serves {agent_type!r} yet, so the task waits.{hint} Start one with: {advice}"
 
 
 @command(
@@ -88,6 +92,7 @@ async def unserved(client: Client, agent_type: str) -> str:
         kapell task update task_01kabc --priority 900
         kapell task update task_01kabc --label team=web --name "Nightly build"
         kapell task update task_01kabc --not-before 2h --run-timeout 30m
+        kapell task update task_01kabc --lock shop/src/cart
     """,
 )
 @options.task_id
@@ -103,6 +108,11 @@ async def unserved(client: Client, agent_type: str) -> str:
 @click.option("--prompt-file", metavar="FILE", help="Another prompt; - is stdin.")
 @click.option("-i", "--input", "inputs", multiple=True, metavar="KEY=VALUE", help="Another input, JSON if it parses.")
 @click.option("--input-json", metavar="OBJECT", help="Another input as one JSON object; - is stdin.")
+@click.option("--lock", "locks", multiple=True, metavar="PATH", help="A lock it needs, in the place of all.")
+@click.option(
+    "--lock-shared", "--read-lock", "read_locks", multiple=True, metavar="PATH", help="To share with readers."
+)
+@click.option("--no-locks", is_flag=True, help="Remove all locks.")
 @click.option("--etag", metavar="ETAG", help="Refuse when the task has changed since it had this etag.")
 @options.dry_run
 @options.output
@@ -120,6 +130,9 @@ def update(
     prompt_file: str | None,
     inputs: tuple[str, ...],
     input_json: str | None,
+    locks: tuple[str, ...],
+    read_locks: tuple[str, ...],
+    no_locks: bool,
     etag: str | None,
     dry_run: bool,
     **limits: float | None,
@@ -133,6 +146,8 @@ def update(
         "input": options.input_data(inputs, input_json),
     }
     changes = {field: value for field, value in changes.items() if value is not None}
+    if locks or read_locks or no_locks:
+        changes |= {"locks": locks, "read_locks": read_locks}
     given = {field: value for field, value in limits.items() if value is not None}
     if not changes and not given and max_attempts is None:
         raise click.UsageError("Nothing to change: give --priority, --name, --label or another of the options.")
@@ -168,6 +183,7 @@ def _merged(task: Task, limits: dict[str, float], max_attempts: int | None) -> d
 def _as_it_would_be(task: Task, changes: dict[str, Any]) -> Task:
     """The task with the changes, for a dry run."""
     from kapell.messages import struct, timestamp
+    from kapell.v1.lock_pb2 import LOCK_MODE_EXCLUSIVE, LOCK_MODE_SHARED
 
     later, data = timestamp(changes.get("not_before")), struct(changes.get("input"))
     if later is not None:
@@ -181,7 +197,13 @@ def _as_it_would_be(task: Task, changes: dict[str, Any]) -> Task:
         match field:
             case "timeouts" | "retry_policy":
                 getattr(task, field).CopyFrom(value)
-            case "labels" | "not_before" | "input":
+            case "locks":
+                task.ClearField("locks")
+                for path in value:
+                    task.locks.add(path=path, mode=LOCK_MODE_EXCLUSIVE)
+                for path in changes["read_locks"]:
+                    task.locks.add(path=path, mode=LOCK_MODE_SHARED)
+            case "labels" | "not_before" | "input" | "read_locks":
                 pass
             case _:
                 setattr(task, field, value)

@@ -11,7 +11,7 @@ from kapell.cli.app import App
 from kapell.cli.commands.task_fields import fields_given, fields_of_template
 from kapell.cli.commands.task_run import following, run_to_end
 from kapell.cli.output import note, write_one
-from kapell.cli.parameters import parameters, values_given
+from kapell.cli.parameters import parameters, parameters_of
 from kapell.cli.shape import command
 from kapell.cli.template_views import DRY_RUNS
 
@@ -54,7 +54,7 @@ def run(
 
     async def given(client: Client) -> dict[str, Any]:
         found = await client.templates.get(template)
-        return values_given(params, params_json, found.spec.parameters)
+        return parameters_of(found, params, params_json)
 
     async def create(client: Client) -> Task:
         return await client.tasks.create(agent_type, template=template, parameters=await given(client), **fields)

@@ -10,7 +10,7 @@ from kapell.cli import options
 from kapell.cli.app import App
 from kapell.cli.errors import Done, Exit, Refusal, report
 from kapell.cli.output import note, write, write_one
-from kapell.cli.parameters import parameters, values_given
+from kapell.cli.parameters import parameters, parameters_of, values_given
 from kapell.cli.shape import command
 from kapell.cli.step_views import prompts_text
 from kapell.cli.template_views import DRY_RUNS
@@ -45,7 +45,7 @@ def render(
 ) -> None:
     async def work(client: Client) -> RenderTemplateResponse:
         found = await client.templates.get(template)
-        given = values_given(params, params_json, found.spec.parameters)
+        given = parameters_of(found, params, params_json)
         return await client.templates.render(template, given, agent_type=agent_type)
 
     rendered = app.run(work)

@@ -45,6 +45,9 @@ _EPILOG = (
     metavar="FILE",
     help="The configuration file. [default: ./kapell.toml, then kapell.toml in the data directory]",
 )
+@click.option("--tls-cert", metavar="FILE", help="Encrypt: the certificate with its chain, PEM.")
+@click.option("--tls-key", metavar="FILE", help="The key of the certificate, PEM.")
+@click.option("--tls-client-ca", metavar="FILE", help="Ask clients for a certificate that this one has signed.")
 @click.option("--no-auth", is_flag=True, help="Ask nobody for a token; for loopback addresses only.")
 @click.option(
     "--insecure-bind", is_flag=True, help="Allow an address that other machines reach, though nothing is encrypted."

@@ -1,4 +1,4 @@
-"""Typed parameters: what a declaration may say, and whether values obey it.
+"""Typed parameters: whether values obey what a template declares.
 
 Every violation is found at once and named by its path, so that a form or a shell can show all of
 them. Patterns are RE2 expressions, which take linear time whatever they are matched against.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
 import re2
 from google.protobuf.struct_pb2 import Struct, Value
+
+from kapell.rules import secrets
 from kapell.v1.template_pb2 import (
     PARAMETER_TYPE_ARRAY,
     PARAMETER_TYPE_BOOL,
@@ -30,19 +32,15 @@ from kapell.v1.template_pb2 import (
     ValueRules,
 )
 
-from kapell_server.domain.templates.template_text import RESERVED
-
 Problem = tuple[str, str]
 """The path of a field, and what is wrong with it."""
 
 _LONGEST_TEXT = 65_536
 _LONGEST_PATH = 1_024
 _MOST_ENTRIES = 1_000
-_MOST_PATTERN_SIZE = 20_000
 _WHOLE = 2**53
-_NUMBERS = (PARAMETER_TYPE_INT, PARAMETER_TYPE_NUMBER)
-_TEXTS = (PARAMETER_TYPE_STRING, PARAMETER_TYPE_TEXT, PARAMETER_TYPE_PATH)
-_SIZED = (*_NUMBERS, *_TEXTS, PARAMETER_TYPE_ARRAY)
+NUMBERS = (PARAMETER_TYPE_INT, PARAMETER_TYPE_NUMBER)
+TEXTS = (PARAMETER_TYPE_STRING, PARAMETER_TYPE_TEXT, PARAMETER_TYPE_PATH)
 _STRINGS = ValueRules(type=PARAMETER_TYPE_STRING)
 
 
@@ -76,6 +74,13 @@ def resolve(
     return values, problems
 
 
+def refusal_text(template_id: str, problems: list[Problem]) -> str:
+    """How a refusal of parameters begins; at least one problem."""
+    field, what = problems[0]
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"Template {template_id} does not take these parameters: {field}: {what}{more}. Correct them and try again."
+
+
 def check(parameter: TemplateParameter, value: Any, path: str) -> list[Problem]:
     """All that is wrong with a value; empty where it obeys."""
     if parameter.rules.type != PARAMETER_TYPE_ARRAY:
@@ -94,12 +99,12 @@ def check(parameter: TemplateParameter, value: Any, path: str) -> list[Problem]:
 def _wrongs(rules: ValueRules, value: Any) -> Iterator[str]:
     """What is wrong with one value that is no list."""
     match rules.type:
-        case t if t in _TEXTS:
+        case t if t in TEXTS:
             if not isinstance(value, str):
                 yield f"must be text, not {_kind(value)}"
             else:
                 yield from _wrong_text(rules, value)
-        case t if t in _NUMBERS:
+        case t if t in NUMBERS:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 yield f"must be a number, not {_kind(value)}"
             elif t == PARAMETER_TYPE_INT and (value != int(value) or abs(value) > _WHOLE):
@@ -112,6 +117,9 @@ def _wrongs(rules: ValueRules, value: Any) -> Iterator[str]:
         case t if t == PARAMETER_TYPE_ENUM:
             if value not in rules.options:
                 yield f"must be one of: {', '.join(rules.options)}"
+        case t if t == PARAMETER_TYPE_SECRET:
+            if not secrets.name_of(value):
+                yield secrets.EXPECTED
         case t if t == PARAMETER_TYPE_OBJECT:
             if not isinstance(value, dict):
                 yield f"must be an object, not {_kind(value)}"
@@ -131,7 +139,7 @@ def _wrong_text(rules: ValueRules, text: str) -> Iterator[str]:
         yield "must not be empty"
     if is_path and ".." in text.split("/"):
         yield "must not contain '..'"
-    if rules.pattern and len(text) <= _LONGEST_TEXT and _pattern(rules.pattern).fullmatch(text) is None:
+    if rules.pattern and len(text) <= _LONGEST_TEXT and compiled(rules.pattern).fullmatch(text) is None:
         yield f"must match {rules.pattern}"
 
 
@@ -161,77 +169,6 @@ def _kind(value: Any) -> str:
             return f"the number {value:g}"
 
 
-# -- declarations ----------------------------------------------------------------------------------
-
-
-def check_declarations(declared: Sequence[TemplateParameter], path: str) -> list[Problem]:
-    """All that is wrong with the declared parameters themselves."""
-    problems: list[Problem] = []
-    seen: set[str] = set()
-    size = 0
-    for index, parameter in enumerate(declared):
-        here = f"{path}[{index}]"
-        if parameter.name in RESERVED:
-            problems.append((f"{here}.name", f"{parameter.name!r} is a word of the prompt's language; take another"))
-        if parameter.name in seen:
-            problems.append((f"{here}.name", f"{parameter.name!r} is declared twice"))
-        seen.add(parameter.name)
-        problems += _wrong_rules(parameter.rules, f"{here}.rules")
-        problems += _wrong_items(parameter, here)
-        if parameter.HasField("default_value") and not problems:
-            problems += _wrong_default(parameter, here)
-        size += _pattern_size(parameter.rules.pattern) + _pattern_size(parameter.items.pattern)
-        if size > _MOST_PATTERN_SIZE:
-            what = f"the patterns of the template are too much together, more than {_MOST_PATTERN_SIZE:,} instructions"
-            problems.append((f"{here}.rules.pattern", f"{what}; repeat less, or use smaller classes of characters"))
-            break
-    return problems
-
-
-def _wrong_items(parameter: TemplateParameter, here: str) -> Iterator[Problem]:
-    if not parameter.HasField("items"):
-        return
-    if parameter.rules.type != PARAMETER_TYPE_ARRAY:
-        yield f"{here}.items", "is for arrays only"
-    elif parameter.items.type == PARAMETER_TYPE_ARRAY:
-        yield f"{here}.items.type", "must not be an array; use an object with lists in it"
-    else:
-        yield from _wrong_rules(parameter.items, f"{here}.items")
-
-
-def _wrong_default(parameter: TemplateParameter, here: str) -> Iterator[Problem]:
-    path = f"{here}.default_value"
-    value = plain(parameter.default_value)
-    if parameter.required:
-        yield path, "has no effect on a required parameter; leave out one of the two"
-    elif value is None:
-        yield path, "must not be null; leave it out"
-    else:
-        yield from check(parameter, value, path)
-
-
-def _wrong_rules(rules: ValueRules, here: str) -> Iterator[Problem]:
-    kind = rules.type
-    if kind == PARAMETER_TYPE_SECRET:
-        yield (
-            f"{here}.type",
-            "secrets are not supported yet: a rendered prompt is stored and shown, so a secret in it would leak; "
-            "let the agent read it from its environment",
-        )
-    if (kind == PARAMETER_TYPE_ENUM) is not bool(rules.options):
-        yield f"{here}.options", "must be given for an enum, and for nothing else"
-    if rules.pattern:
-        if kind not in _TEXTS:
-            yield f"{here}.pattern", "is for text and paths only"
-        elif why := _pattern_error(rules.pattern):
-            yield f"{here}.pattern", f"is no RE2 expression: {why}"
-    bounds = [rules.HasField("minimum"), rules.HasField("maximum")]
-    if any(bounds) and kind not in _SIZED:
-        yield f"{here}.minimum" if bounds[0] else f"{here}.maximum", "is for numbers, text and arrays only"
-    elif all(bounds) and rules.minimum > rules.maximum:
-        yield f"{here}.minimum", f"must not be greater than maximum, {rules.maximum:g}"
-
-
 def _options() -> Any:
     options = re2.Options()
     options.log_errors = False
@@ -240,25 +177,9 @@ def _options() -> Any:
 
 
 @lru_cache(maxsize=1024)
-def _pattern(pattern: str) -> Any:
+def compiled(pattern: str) -> Any:
+    """A pattern, ready to match. Raises re2.error."""
     return re2.compile(pattern, _options())
-
-
-def _pattern_error(pattern: str) -> str:
-    try:
-        _pattern(pattern)
-    except re2.error as error:
-        why = error.args[0] if error.args else ""
-        return why.decode(errors="replace") if isinstance(why, bytes) else str(why)
-    return ""
-
-
-def _pattern_size(pattern: str) -> int:
-    """What compiling it costs, in instructions of RE2; one that is too large has cost as much as many."""
-    try:
-        return _pattern(pattern).programsize if pattern else 0
-    except re2.error as error:
-        return _MOST_PATTERN_SIZE // 4 if "too large" in str(error) else 0
 
 
 # -- values ----------------------------------------------------------------------------------------

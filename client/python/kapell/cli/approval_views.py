@@ -1,0 +1,237 @@
+"""How approvals, their rules and their audit are shown: columns, and the card of everything that is decided about."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from kapell.cli import times
+from kapell.cli.output import View, as_data
+from kapell.cli.table import Cell, Column, Line
+
+if TYPE_CHECKING:
+    from kapell.v1.approval_pb2 import Approval, ApprovalAuditEntry, ApprovalDecision, ApprovalRule
+    from kapell.v1.watch_pb2 import Actor
+
+STATES = {
+    "APPROVAL_STATE_PENDING": ("pending", "yellow", "◔"),
+    "APPROVAL_STATE_APPROVED": ("approved", "green", "✓"),
+    "APPROVAL_STATE_REJECTED": ("rejected", "red", "✗"),
+    "APPROVAL_STATE_EXPIRED": ("expired", "dim", "⊘"),
+    "APPROVAL_STATE_CANCELLED": ("cancelled", "dim", "⊘"),
+    "APPROVAL_STATE_SUPERSEDED": ("superseded", "dim", "↷"),
+}
+"""Word, colour and mark of each state; a test proves that all are here."""
+KINDS = {
+    "APPROVAL_KIND_TASK_START": "start",
+    "APPROVAL_KIND_TOOL_PERMISSION": "tool",
+    "APPROVAL_KIND_QUESTION": "question",
+    "APPROVAL_KIND_BUDGET": "budget",
+}
+RISKS = {
+    "RISK_LEVEL_LOW": ("low", "plain"),
+    "RISK_LEVEL_MEDIUM": ("medium", "yellow"),
+    "RISK_LEVEL_HIGH": ("high", "red"),
+    "RISK_LEVEL_CRITICAL": ("CRITICAL", "red"),
+}
+EFFECTS = {"RULE_EFFECT_APPROVE": "approve", "RULE_EFFECT_DENY": "deny", "RULE_EFFECT_REQUIRE": "require"}
+STATE_WORDS = tuple(word for word, _, _ in STATES.values())
+
+
+def state_cell(approval: Approval) -> Cell:
+    """Word, colour and mark of an approval's state."""
+    from kapell.v1.approval_policy_pb2 import ApprovalState
+
+    word, colour, mark = STATES.get(ApprovalState.Name(approval.state), ("unknown", "plain", "?"))
+    return Cell("overdue" if approval.overdue and word == "pending" else word, colour, mark)
+
+
+def kind_word(approval: Approval) -> str:
+    """What is asked for, as a word."""
+    from kapell.v1.approval_pb2 import ApprovalKind
+
+    return KINDS.get(ApprovalKind.Name(approval.kind), "unknown")
+
+
+def risk_cell(approval: Approval) -> Cell:
+    """The risk as a word and a colour."""
+    from kapell.v1.approval_pb2 import RiskLevel
+
+    word, colour = RISKS.get(RiskLevel.Name(approval.risk.level), ("-", "dim"))
+    return Cell(word, colour)
+
+
+def expires_text(approval: Approval, now: float | None = None) -> str:
+    """How long there is to decide: "in 23h 58m"; "-" where it is decided or waits without an end."""
+    if approval.end_time.seconds or approval.overdue:
+        return "-"
+    left = approval.expire_time.seconds - (time.time() if now is None else now)
+    return f"in {times.short(left)}" if left >= 1 else "now"
+
+
+def who(actor: Actor) -> str:
+    """An actor as people name it."""
+    return actor.id or "-"
+
+
+def decision_text(decision: ApprovalDecision) -> str:
+    """One vote in a line: who, what, and why."""
+    by = f"rule {decision.rule_id}" if decision.rule_id else who(decision.decider)
+    told = f"{by}: {decision.option} at {times.local(decision.decide_time)}"
+    edited = ", with another input" if decision.HasField("edited_input") else ""
+    return told + edited + (f" - {decision.comment}" if decision.comment else "")
+
+
+def _risk_lines(approval: Approval) -> str:
+    from kapell.v1.approval_pb2 import RiskLevel
+
+    reasons = [
+        f"{RISKS.get(RiskLevel.Name(reason.level), ('-', ''))[0]}: {reason.message}" for reason in approval.risk.reasons
+    ]
+    return "\n".join([risk_cell(approval).text, *reasons])
+
+
+def _cost(approval: Approval) -> str:
+    money = approval.content.estimated_cost
+    return f"{money.units + money.nanos / 1e9:.2f} {money.currency_code}".rstrip() if money.currency_code else ""
+
+
+def _reach(approval: Approval) -> str:
+    content = approval.content
+    parts = [content.working_directory and f"in {content.working_directory}", *content.paths, *content.hosts]
+    if content.HasField("reversible"):
+        parts.append("can be undone" if content.reversible else "cannot be undone")
+    return "\n".join(part for part in parts if part)
+
+
+def _clock(approval: Approval) -> str:
+    from kapell.v1.approval_policy_pb2 import ExpiryAction
+
+    then = ExpiryAction.Name(approval.policy.on_expiry).removeprefix("EXPIRY_ACTION_").lower()
+    return f"asked {times.age(approval.create_time)} ago, expires {expires_text(approval)}, then {then}"
+
+
+def _who_decides(approval: Approval) -> str:
+    named = ", ".join(approval.policy.approvers) or "everybody who may approve"
+    return f"{named} ({approval.policy.quorum} needed)" if approval.policy.quorum > 1 else named
+
+
+def _card(approval: Approval) -> list[Line]:
+    content = approval.content
+    return [
+        Line("Approval", approval.approval_id),
+        Line("Wants", approval.title),
+        Line("State", state_cell(approval)),
+        Line("Why", approval.state_reason),
+        Line("Risk", Cell(_risk_lines(approval), risk_cell(approval).colour)),
+        Line("Tool", content.tool),
+        Line("Command", content.command),
+        Line("Diff", content.diff.rstrip("\n")),
+        Line("Prompt", content.prompt.rstrip("\n")),
+        Line("Input", _json(content.input) if content.HasField("input") else ""),
+        Line("Details", content.details),
+        Line("Reach", _reach(approval)),
+        Line("Cost", _cost(approval)),
+        Line("Asked by", who(approval.requested_by)),
+        Line("Task", f"{approval.task_id}  {approval.task_name}".rstrip()),
+        Line("Options", "\n".join(f"{one.option_id}: {one.label or one.description}" for one in approval.options)),
+        Line("Clock", _clock(approval)),
+        Line("Decides", _who_decides(approval)),
+        Line("Votes", "\n".join(map(decision_text, approval.decisions))),
+        Line("Instead", approval.superseded_by),
+        Line("Hash", approval.content_hash),
+    ]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(as_data(value), ensure_ascii=False, indent=2, sort_keys=True)
+
+
+APPROVALS = View(
+    columns=(
+        Column("APPROVAL", lambda a: a.approval_id),
+        Column("STATE", state_cell),
+        Column("KIND", kind_word),
+        Column("RISK", risk_cell),
+        Column("WANTS", lambda a: a.title, flexible=True),
+        Column("BLOCKS", lambda a: str(a.blocks or "-"), right=True),
+        Column("EXPIRES", expires_text, right=True),
+        Column("BY", lambda a: who(a.requested_by), wide=True),
+        Column("TASK", lambda a: a.task_id or "-", wide=True),
+        Column("SIGNATURE", lambda a: a.signature, wide=True),
+        Column("AGE", lambda a: times.age(a.create_time), wide=True, right=True),
+    ),
+    id=lambda a: a.approval_id,
+    card=_card,
+    brief=(
+        Column("APPROVAL", lambda a: a.approval_id),
+        Column("STATE", state_cell),
+        Column("WANTS", lambda a: a.title, flexible=True),
+    ),
+)
+
+
+def _effect(rule: ApprovalRule) -> str:
+    from kapell.v1.approval_pb2 import RuleEffect
+
+    return EFFECTS.get(RuleEffect.Name(rule.spec.effect), "unknown")
+
+
+def matches_text(rule: ApprovalRule) -> str:
+    """What a rule matches, in a line."""
+    spec = rule.spec
+    named = (
+        ("type", spec.agent_type),
+        ("tool", spec.tool),
+        ("command", " | ".join(spec.commands)),
+        ("path", " | ".join(spec.paths)),
+        ("task", spec.task_id),
+        ("tree", spec.root_task_id),
+        ("template", spec.template_id),
+    )
+    return "  ".join(f"{name}={value}" for name, value in named if value) or "everything"
+
+
+def _uses(rule: ApprovalRule) -> str:
+    return f"{rule.uses} of {rule.spec.max_uses}" if rule.spec.max_uses else str(rule.uses)
+
+
+RULES = View(
+    columns=(
+        Column("RULE", lambda r: r.rule_id),
+        Column("EFFECT", _effect),
+        Column("MATCHES", matches_text, flexible=True),
+        Column("USES", _uses, right=True),
+        Column("UNTIL", lambda r: times.iso(r.spec.expire_time) or "-"),
+        Column("BY", lambda r: who(r.creator)),
+        Column("REASON", lambda r: r.spec.reason, wide=True),
+        Column("AGE", lambda r: times.age(r.create_time), wide=True, right=True),
+    ),
+    id=lambda r: r.rule_id,
+    brief=(
+        Column("RULE", lambda r: r.rule_id),
+        Column("EFFECT", _effect),
+        Column("MATCHES", matches_text, flexible=True),
+    ),
+)
+
+
+def _action(entry: ApprovalAuditEntry) -> str:
+    from kapell.v1.watch_pb2 import EventKind
+
+    return EventKind.Name(entry.action).removeprefix("EVENT_KIND_APPROVAL_").lower()
+
+
+AUDIT = View(
+    columns=(
+        Column("TIME", lambda e: times.local(e.action_time)),
+        Column("ACTION", _action),
+        Column("BY", lambda e: f"rule {e.rule_id}" if e.rule_id and e.approval_id else who(e.actor)),
+        Column("FROM", lambda e: e.peer or "-"),
+        Column("SUBJECT", lambda e: e.approval_id or e.rule_id),
+        Column("WHAT", lambda e: e.approval.title if e.approval_id else "rule", flexible=True),
+        Column("HASH", lambda e: e.shown_hash or "-", wide=True),
+    ),
+    id=lambda e: str(e.revision),
+)

@@ -1,0 +1,1 @@
+"""Alerts: what somebody should know of, and what gives rise to them."""

@@ -1,0 +1,96 @@
+"""Policies: their defaults, and who may decide."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kapell.v1.approval_pb2 import APPROVAL_KIND_BUDGET, APPROVAL_KIND_TASK_START, Approval
+from kapell.v1.approval_policy_pb2 import EXPIRY_ACTION_DENY, EXPIRY_ACTION_HOLD, ApprovalPolicy
+from kapell.v1.error_pb2 import ERROR_REASON_NOT_APPROVER, ERROR_REASON_SELF_APPROVAL
+from kapell.v1.watch_pb2 import ACTOR_KIND_AGENT, ACTOR_KIND_USER, Actor
+
+from kapell_server.domain.access import Caller, CallerKind
+from kapell_server.domain.errors import KapellError
+from kapell_server.domain.times import SECOND, duration_ns, set_duration, stamp
+
+if TYPE_CHECKING:
+    from kapell_server.domain.state import State
+
+DEFAULT_TIMEOUT = 86_400 * SECOND
+_PATIENT = frozenset({APPROVAL_KIND_TASK_START, APPROVAL_KIND_BUDGET})
+"""Kinds that keep no agent waiting."""
+
+
+def fill(approval: Approval, said: ApprovalPolicy, now_ns: int) -> None:
+    """Gives a new approval its policy, defaults filled in, and the end of its time."""
+    approval.policy.CopyFrom(said)
+    filled = approval.policy
+    filled.quorum = filled.quorum or 1
+    if not filled.HasField("timeout"):
+        set_duration(filled.timeout, DEFAULT_TIMEOUT)
+    if not filled.on_expiry:
+        filled.on_expiry = EXPIRY_ACTION_HOLD if approval.kind in _PATIENT else EXPIRY_ACTION_DENY
+    stamp(approval.expire_time, now_ns + duration_ns(filled.timeout))
+
+
+def check_may_decide(state: State, approval: Approval) -> None:
+    """Refuses callers that have asked for it themselves (A3), and those that the policy does not name."""
+    caller = state.caller
+    match caller.kind:
+        case CallerKind.SYSTEM:
+            return
+        case CallerKind.USER:
+            asked = caller.actor() in (approval.requested_by, approval.asked_with)
+            if asked and not approval.policy.allow_requester:
+                raise _self_approval(approval, f"{caller.name} has asked for it")
+        case CallerKind.AGENT | CallerKind.TICKET:
+            if _is_near(state, approval, caller.agent_id):
+                raise _self_approval(approval, f"{caller.agent_id} has asked for it, or works on the same task tree")
+    if not _is_named(approval, caller):
+        named = ", ".join(_named(approval)) or "users"
+        raise KapellError(
+            ERROR_REASON_NOT_APPROVER,
+            f"Approval {approval.approval_id} is for others to decide: {named}. Ask one of them.",
+            metadata={"approval_id": approval.approval_id, "approvers": named},
+        )
+
+
+def _named(approval: Approval) -> list[str]:
+    """Who may decide; empty for every user."""
+    policy = approval.policy
+    if not policy.approvers or (approval.escalated and not policy.escalate_to):
+        return []
+    return [*policy.approvers, *(policy.escalate_to if approval.escalated else ())]
+
+
+def _is_named(approval: Approval, caller: Caller) -> bool:
+    named = _named(approval)
+    if caller.kind is CallerKind.USER:
+        return not named or f"user:{caller.name}" in named
+    explicit = [*approval.policy.approvers, *(approval.policy.escalate_to if approval.escalated else ())]
+    return f"agent:{caller.agent_id}" in explicit
+
+
+def _is_near(state: State, approval: Approval, agent_id: str) -> bool:
+    """Whether an agent has asked, or holds, holds in its name or has made a task of the same tree."""
+    agent = Actor(kind=ACTOR_KIND_AGENT, id=agent_id)
+    if agent_id == approval.agent_id or agent in (approval.requested_by, approval.asked_with):
+        return True
+    root_id = approval.root_task_id
+    if not root_id:
+        return False
+    members = [root_id, *state.families.of(root_id)]
+    state.prefetch_tasks(members)
+    tasks = [task for task in map(state.find_task, members) if task is not None]
+    return any(task.lease.agent_id == agent_id or task.creator == agent for task in tasks)
+
+
+def _self_approval(approval: Approval, why: str) -> KapellError:
+    requester = approval.requested_by
+    kind = "user" if requester.kind == ACTOR_KIND_USER else "agent" if requester.kind == ACTOR_KIND_AGENT else "system"
+    return KapellError(
+        ERROR_REASON_SELF_APPROVAL,
+        f"Approval {approval.approval_id} cannot be decided here: {why}, and nobody approves their own wish. "
+        "Have somebody else decide; a policy with allow_requester = true lets users do so.",
+        metadata={"approval_id": approval.approval_id, "requester": f"{kind}:{requester.id}"},
+    )

@@ -1,0 +1,495 @@
+"""All budgets: what attempts reserve, what usage settles, and what happens at thresholds.
+
+Owned by State. An attempt reserves in the change that begins it (`take`), its holds are kept in its row
+(`attach`), usage moves amounts from reserved to spent (`settle`), and the change that ends it releases the rest
+(`finish`). Sums are in memory; durable are what was spent in each slice, and the holds. Events of a budget come
+when it is changed, when a threshold is crossed, and else at most every two seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kapell.v1.alert_pb2 import ALERT_KIND_BUDGET_THRESHOLD
+from kapell.v1.budget_pb2 import (
+    BUDGET_ACTION_CANCEL,
+    BUDGET_ACTION_REQUIRE_APPROVAL,
+    Budget,
+    BudgetStatus,
+    Reservation,
+)
+from kapell.v1.task_pb2 import (
+    ATTEMPT_STATE_RELEASED,
+    ATTEMPT_STATE_SUCCEEDED,
+    TASK_STATE_CANCELLING,
+    TASK_STATE_RUNNING,
+    Task,
+    TaskAttempt,
+    TaskFailure,
+)
+from kapell.v1.watch_pb2 import EVENT_KIND_BUDGET_SPENT, EVENT_KIND_TASK_CANCELLING, EventKind
+
+from kapell_server.domain.budgets.amounts import milliseconds, units_of, words
+from kapell_server.domain.budgets.history import History, Used
+from kapell_server.domain.budgets.scopes import Features, Needs, Scopes, features_of
+from kapell_server.domain.budgets.tally import FULL, Hold, Tally
+from kapell_server.domain.copied import copied
+from kapell_server.domain.times import SECOND, stamp, timestamp_ns
+
+if TYPE_CHECKING:
+    from kapell_server.domain.state import State
+    from kapell_server.domain.workers.leases import Lease
+
+_TELL_AFTER_NS = 2 * SECOND
+"""How old the figures of a budget's latest event may be while they change."""
+_LEAST_TIME_NS = SECOND
+"""The shortest time by which an attempt is given more time."""
+HOLD_SUBJECT = "hold_"
+"""Before the id of a task whose attempt is looked at when the time it has reserved is over."""
+
+Ask = Callable[["State", Budget, int], None]
+"""Asks for an approval of the kind BUDGET; the answer comes to `answer` in resuming.py, at any time."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settlement:
+    """Usage that was recorded, or, with negative numbers, was recorded wrongly before.
+
+    `task_id` and `attempt` where it is of a task; `features` where that task is not known here.
+    """
+
+    cost: int
+    """Billionths of a dollar."""
+    tokens: int
+    task_id: str = ""
+    attempt: int = 0
+    agent_id: str = ""
+    features: Features | None = None
+
+
+class Budgets:
+    """The tallies of all budgets, and who holds what."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self.tallies: dict[str, Tally] = {}
+        self.reservations: dict[str, Reservation] = {}
+        self.history = History()
+        self.ask: Ask | None = None
+        """Set by whoever brings approvals; without it, ResumeBudget and a higher limit are the answers."""
+        self._held: dict[str, tuple[Hold, ...]] = {}
+        self._used: dict[str, tuple[int, int]] = {}
+        """Cost and tokens that the running attempt of a task has recorded."""
+        self._scopes: Scopes | None = None
+
+    # -- which budgets there are ---------------------------------------------------------------
+
+    @property
+    def scopes(self) -> Scopes:
+        """The budgets by scope."""
+        if self._scopes is None:
+            find = self._state.standing.find
+            pairs = [(find(Budget, budget_id), tally) for budget_id, tally in self.tallies.items()]
+            self._scopes = Scopes((budget, tally) for budget, tally in pairs if budget is not None)
+        return self._scopes
+
+    def open(self, budget: Budget) -> Tally:
+        """A budget is created; whoever calls puts it."""
+        state = self._state
+        tally = Tally(state, budget)
+        tally.end_ns = tally.window.span(state.now_ns).end_ns
+        state.assign(self.tallies, budget.budget_id, tally)
+        self._rescope()
+        return tally
+
+    def close(self, tally: Tally) -> None:
+        """A budget is deleted; whoever calls puts it. Those that wait for it, and those it has holds of, are free."""
+        state = self._state
+        for holder_id in list(tally.holds):
+            if holder_id in self._held:
+                kept = tuple(hold for hold in self._held[holder_id] if hold.tally is not tally)
+                state.assign(self._held, holder_id, kept)
+                self._write_holds(holder_id)
+            else:
+                self.drop_reservation(holder_id)
+        for slice_ns in tally.slices:
+            state.assign(state.pending.budget_spend, (tally.budget_id, slice_ns), 0)
+        for percent in tally.crossed:
+            self._resolve(tally, percent)
+        state.remove(self.tallies, tally.budget_id)
+        self._rescope()
+        for need_class in sorted(tally.waiting):
+            state.queues.retry(f"budget/{tally.budget_id}/{need_class}")
+
+    def _rescope(self) -> None:
+        self._scopes = None
+        self._state.on_rollback(setattr, self, "_scopes", None)
+
+    def needs(self, task: Task) -> Needs:
+        """The budgets that a task draws from whatever agent gets it, each with what it needs of it."""
+        return self.scopes.needs(task, self.history.of(task.template_id)) if self.tallies else ()
+
+    def agent_lacks(self, agent_id: str, task: Task) -> Tally | None:
+        """The budget of an agent that has no room for a task; None where it may get it."""
+        if not self.tallies or not (tallies := self.scopes.of_agent(agent_id)):
+            return None
+        needs = self.scopes.needs_of(task, tallies, self.history.of(task.template_id))
+        return next((tally for tally, need in needs if tally.blocks(need)), None)
+
+    # -- the life of an attempt ----------------------------------------------------------------
+
+    def take(self, task: Task) -> None:
+        """An attempt begins: reserves what it needs of every budget."""
+        if not self.tallies:
+            return
+        needs = self.needs(task)
+        if tallies := self.scopes.of_agent(task.lease.agent_id):
+            needs += self.scopes.needs_of(task, tallies, self.history.of(task.template_id))
+        if needs:
+            held = tuple([tally.hold(task.task_id, need) for tally, need in needs])
+            self._state.assign(self._held, task.task_id, held)
+            for tally, _ in needs:
+                self._stir(tally)
+
+    def attach(self, lease: Lease) -> None:
+        """The attempt's row keeps what it holds."""
+        held = self._held.get(lease.task_id)
+        if not held:
+            return
+        _describe(lease.record, held)
+        times = [hold.granted for hold in held if hold.tally.measure == "wall_time"]
+        if times:
+            self._watch_time(lease, min(times))
+
+    def finish(self, lease: Lease, record: TaskAttempt) -> None:
+        """The attempt has ended as `record` says: what it has not used is free. Does not put the record."""
+        cost, tokens = self._used.get(lease.task_id, (None, None))
+        self._state.remove(self._used, lease.task_id)
+        elapsed = milliseconds(max(0, self._state.now_ns - lease.start_ns))
+        if record.state == ATTEMPT_STATE_SUCCEEDED and self.tallies:
+            task = self._state.find_task(lease.task_id)
+            if task is not None:
+                self.history.note(task.template_id, Used(cost, tokens, elapsed))
+        held = self._held.get(lease.task_id)
+        if held is None:
+            return
+        self._state.remove(self._held, lease.task_id)
+        counts = record.state != ATTEMPT_STATE_RELEASED
+        for hold in held:
+            units = {"tasks": 1, "wall_time": elapsed}.get(hold.tally.measure, 0) if counts else 0
+            if units:
+                hold.tally.use(hold, units)
+                hold.tally.spend(units)
+            hold.tally.release(lease.task_id)
+        record.ClearField("budget_holds")
+        _describe(record, held, ended=True)
+        for hold in held:
+            self.note(hold.tally)
+
+    def settle(self, usage: Settlement) -> None:
+        """Usage was recorded: it is spent of every budget that applies, and of what its attempt has reserved.
+
+        Counts when it is recorded, whenever it was. To be called in the change that records it.
+        """
+        if not self.tallies or not (usage.cost or usage.tokens):
+            return
+        state = self._state
+        task = state.find_task(usage.task_id) if usage.task_id else None
+        lease = state.leases.by_task.get(usage.task_id)
+        if lease is not None and usage.attempt and lease.attempt != usage.attempt:
+            lease = None
+        held = self._held.get(usage.task_id, ()) if lease is not None else ()
+        if lease is not None:
+            cost, tokens = self._used.get(usage.task_id, (0, 0))
+            state.assign(self._used, usage.task_id, (cost + usage.cost, tokens + usage.tokens))
+        features = features_of(task) if task is not None else usage.features or Features()
+        agent_id = usage.agent_id or (lease.agent_id if lease is not None else "")
+        tallies = dict.fromkeys(
+            [hold.tally for hold in held] + self.scopes.matching(features) + self.scopes.of_agent(agent_id)
+        )
+        by_tally = {hold.tally: hold for hold in held}
+        used = [(tally, {"cost": usage.cost, "tokens": usage.tokens}.get(tally.measure, 0)) for tally in tallies]
+        used = [(tally, units) for tally, units in used if units]
+        for tally, units in used:
+            if tally in by_tally and units > 0:
+                tally.use(by_tally[tally], units)
+            tally.spend(units)
+        for tally, _ in used:
+            self.note(tally)
+        if lease is not None and any(tally in by_tally for tally, _ in used):
+            self._meet_edges(lease, held)
+            self._write_holds(usage.task_id)
+
+    def _meet_edges(self, lease: Lease, held: Iterable[Hold]) -> None:
+        """What an attempt uses beyond what it has reserved is reserved for it, too, where there is room."""
+        for hold in held:
+            over = hold.spent - hold.granted
+            if over > 0:
+                self._go_over(lease, hold, over)
+
+    def _go_over(self, lease: Lease, hold: Hold, over: int) -> None:
+        """More was used than estimated: as much again is reserved, or, where the budget says so, the work stops.
+
+        Without room and without such an action the attempt goes on without a reservation: new work waits for it.
+        """
+        tally = hold.tally
+        more = max(hold.granted, tally.default_need, 1)
+        if not tally.blocks(more):
+            self._state.on_rollback(hold.restore, hold.granted, hold.reserved, hold.spent)
+            hold.granted += over
+            tally.extend_hold(hold, more)
+        elif tally.actions.get(FULL) == BUDGET_ACTION_CANCEL:
+            self._stop(tally, lease.task_id, f"it has used more than was reserved, and {self._told(tally)}")
+
+    # -- time ----------------------------------------------------------------------------------
+
+    def look(self, budget_id: str) -> None:
+        """Does what time asks of a budget: lets go what has left its window, and tells of its figures."""
+        tally = self.tallies.get(budget_id)
+        if tally is None:
+            return
+        if tally.roll():
+            self._leave(tally)
+            self.wake(tally)
+        budget = self._state.standing.find(Budget, budget_id)
+        assert budget is not None, "a tally is of a budget"
+        if _differs(budget.status, self.status(tally)):
+            self.put(tally, EVENT_KIND_BUDGET_SPENT, ("status",))
+        self._state.schedule(tally.next_ns(), budget_id)
+
+    def look_at_hold(self, task_id: str) -> None:
+        """The time that an attempt has reserved may be over."""
+        lease = self._state.leases.by_task.get(task_id)
+        times = [hold for hold in self._held.get(task_id, ()) if hold.tally.measure == "wall_time"]
+        if lease is None or not times:
+            return
+        elapsed = milliseconds(max(0, self._state.now_ns - lease.start_ns))
+        for hold in times:
+            if elapsed > hold.granted:
+                more = max(hold.tally.default_need, elapsed - hold.granted)
+                if not hold.tally.blocks(more):
+                    hold.tally.extend_hold(hold, more)
+                elif hold.tally.actions.get(FULL) == BUDGET_ACTION_CANCEL:
+                    self._stop(hold.tally, task_id, f"it took longer than was reserved, and {self._told(hold.tally)}")
+        self._write_holds(task_id)
+        self._watch_time(lease, min(hold.granted for hold in times))
+
+    def _watch_time(self, lease: Lease, granted: int) -> None:
+        due_ns = max(lease.start_ns + (granted + 1) * 1_000_000, self._state.now_ns + _LEAST_TIME_NS)
+        self._state.schedule(due_ns, HOLD_SUBJECT + lease.task_id)
+
+    # -- thresholds ----------------------------------------------------------------------------
+
+    def note(self, tally: Tally) -> None:
+        """What is spent or reserved has changed: thresholds may be crossed, and those that wait may start."""
+        for percent in tally.newly_crossed():
+            self._cross(tally, percent)
+        self._stir(tally)
+        self.wake(tally)
+
+    def wake(self, tally: Tally) -> None:
+        """Lets those try that wait for the budget and could fit; where nothing can, and nothing will, tells so."""
+        if tally.agent_id:
+            self._state.polls.touch_agent(tally.agent_id)
+        if tally.stopped or not tally.waiting:
+            return
+        ready = self._state.queues.ready
+        nothing_fits = False
+        for need_class in sorted(tally.waiting):
+            name = f"budget/{tally.budget_id}/{need_class}"
+            if tally.tries(need_class) > 0:
+                self._state.queues.retry(name)
+            elif ready.is_parked_under(name):
+                nothing_fits = True
+        if nothing_fits and not tally.holds and tally.hard:
+            self._cross_for_want_of_room(tally)
+
+    def parked(self, name: str) -> None:
+        """A task was parked under a name of a budget."""
+        _, budget_id, need_class = name.split("/")
+        tally = self.tallies[budget_id]
+        tally.waiting.add(int(need_class))
+        if not tally.holds and not tally.stopped:
+            self._cross_for_want_of_room(tally)
+
+    def _cross_for_want_of_room(self, tally: Tally) -> None:
+        """What is left is too little for all that wait, and nobody will give anything back."""
+        if FULL in tally.actions and FULL not in tally.crossed:
+            for percent in sorted(tally.actions):
+                if percent == FULL or (percent not in tally.crossed and percent in tally.newly_crossed()):
+                    self._cross(tally, percent)
+
+    def _cross(self, tally: Tally, percent: int) -> None:
+        state = self._state
+        tally.set(crossed=tally.crossed | {percent}, lifted=tally.lifted - {percent})
+        budget = self.put(tally, EVENT_KIND_BUDGET_SPENT, ("status",))
+        name = budget.spec.display_name
+        text = f"Budget {name} has spent {self._spent_of(tally)}."
+        if tally.spent * FULL < percent * (tally.limit + tally.extended):
+            text = f"Budget {name} has spent {self._spent_of(tally)}; the rest is too little for any task that waits."
+        state.alerts.fire(ALERT_KIND_BUDGET_THRESHOLD, tally.budget_id, text, percent=percent)
+        action = tally.actions[percent]
+        if action == BUDGET_ACTION_CANCEL:
+            for task_id in [holder for holder in tally.holds if holder in state.leases.by_task]:
+                self._stop(tally, task_id, self._told(tally))
+        elif action == BUDGET_ACTION_REQUIRE_APPROVAL and self.ask is not None:
+            self.ask(state, budget, percent)
+
+    def _leave(self, tally: Tally) -> None:
+        """Thresholds above what is spent by now are open again."""
+        left = tally.left_behind()
+        for percent in sorted(left):
+            self._resolve(tally, percent)
+        if left:
+            tally.set(crossed=tally.crossed - left, lifted=tally.lifted - left)
+
+    def review(self, tally: Tally) -> None:
+        """The limit has changed: thresholds are crossed or left by it, and those that wait may start."""
+        self._leave(tally)
+        self.note(tally)
+
+    def _resolve(self, tally: Tally, percent: int) -> None:
+        self._state.alerts.resolve(ALERT_KIND_BUDGET_THRESHOLD, tally.budget_id, percent=percent)
+
+    def _stop(self, tally: Tally, task_id: str, why: str) -> None:
+        """Tells the agent of a task to let go; the task fails when it has."""
+        state = self._state
+        current = state.task(task_id)
+        if current.state != TASK_STATE_RUNNING:
+            return
+        task = copied(current)
+        task.state = TASK_STATE_CANCELLING
+        task.failure.CopyFrom(TaskFailure(reason="BUDGET_EXCEEDED", message=why, retryable=False))
+        task.state_reason = why
+        stamp(task.state_time, state.tick_ns())
+        state.put_task(task, EVENT_KIND_TASK_CANCELLING, ("state", "failure"))
+
+    # -- what others see -----------------------------------------------------------------------
+
+    def status(self, tally: Tally) -> BudgetStatus:
+        """How a budget stands right now."""
+        status = BudgetStatus()
+        tally.describe(status)
+        return status
+
+    def put(self, tally: Tally, kind: EventKind.ValueType, changed: tuple[str, ...]) -> Budget:
+        """Records how a budget stands, with an event."""
+        current = self._state.standing.find(Budget, tally.budget_id)
+        assert current is not None, "a tally is of a budget"
+        budget = copied(current)
+        budget.status.CopyFrom(self.status(tally))
+        return self._state.standing.put(budget, kind, changed)
+
+    def _stir(self, tally: Tally) -> None:
+        """Its figures have changed: an event is due soon, and something may leave its window."""
+        self._state.schedule(self._state.now_ns + _TELL_AFTER_NS, tally.budget_id)
+
+    def _told(self, tally: Tally) -> str:
+        budget = self._state.standing.find(Budget, tally.budget_id)
+        name = budget.spec.display_name if budget is not None else tally.budget_id
+        return f"budget {name} has spent {self._spent_of(tally)}"
+
+    def _spent_of(self, tally: Tally) -> str:
+        """As "$4.00 of $5.00"."""
+        limit = words(tally.measure, tally.limit + tally.extended)
+        return f"{words(tally.measure, tally.spent)} of {limit}"
+
+    def _write_holds(self, task_id: str) -> None:
+        """Keeps what a running attempt holds in its row."""
+        lease = self._state.leases.by_task.get(task_id)
+        if lease is None:
+            return
+        record = copied(lease.record)
+        record.ClearField("budget_holds")
+        _describe(record, self._held.get(task_id, ()))
+        self._state.on_rollback(setattr, lease, "record", lease.record)
+        lease.record = record
+        self._state.put_attempt(record, lease.poll_id)
+
+    # -- reservations of callers -----------------------------------------------------------------
+
+    def keep_reservation(self, reservation: Reservation) -> None:
+        """Reserves for a caller what a reservation says."""
+        state = self._state
+        state.assign(self.reservations, reservation.reservation_id, reservation)
+        state.assign(state.pending.reservations, reservation.reservation_id, reservation)
+        tally = self.tallies[reservation.budget_id]
+        tally.hold(reservation.reservation_id, units_of(reservation.amount))
+        state.schedule(timestamp_ns(reservation.expire_time), reservation.reservation_id)
+
+    def drop_reservation(self, reservation_id: str) -> None:
+        """Releases what is left of a reservation."""
+        state = self._state
+        reservation = self.reservations[reservation_id]
+        state.remove(self.reservations, reservation_id)
+        state.assign(state.pending.reservations, reservation_id, None)
+        self.tallies[reservation.budget_id].release(reservation_id)
+
+    # -- the start, and between batches --------------------------------------------------------
+
+    def load(self, spend: Iterable[tuple[str, int, int]], reservations: Iterable[Reservation]) -> None:
+        """Takes over what the database has, after the standing resources and the leases."""
+        state = self._state
+        for budget in state.standing.all(Budget):
+            tally = self.tallies[budget.budget_id] = Tally(state, budget)
+            tally.end_ns = tally.end_ns or tally.window.span(state.now_ns).end_ns
+            state.schedule(state.now_ns, budget.budget_id)
+        for budget_id, slice_ns, units in spend:
+            tally = self.tallies[budget_id]
+            tally.slices[slice_ns] = units
+            tally.spent += units
+        for reservation in reservations:
+            self.reservations[reservation.reservation_id] = reservation
+            units = units_of(reservation.amount)
+            self.tallies[reservation.budget_id].load_hold(
+                reservation.reservation_id, Hold(self.tallies[reservation.budget_id], units, units)
+            )
+            state.schedule(timestamp_ns(reservation.expire_time), reservation.reservation_id)
+        for lease in state.leases.by_task.values():
+            self._load_holds(lease)
+
+    def _load_holds(self, lease: Lease) -> None:
+        held = []
+        for one in lease.record.budget_holds:
+            tally = self.tallies.get(one.budget_id)
+            if tally is not None:
+                reserved, spent = units_of(one.reserved), units_of(one.spent)
+                hold = Hold(tally, max(reserved + spent, 0), reserved, spent)
+                tally.load_hold(lease.task_id, hold)
+                held.append(hold)
+        if held:
+            self._held[lease.task_id] = tuple(held)
+            times = [hold.granted for hold in held if hold.tally.measure == "wall_time"]
+            if times:
+                self._watch_time(lease, min(times))
+
+    def trim(self) -> None:
+        """Forgets classes of needs that nobody waits with, once they are many; between batches only."""
+        for tally in self.tallies.values():
+            if len(tally.waiting) > _MANY_CLASSES:
+                of, ready = f"budget/{tally.budget_id}/", self._state.queues.ready
+                tally.waiting = {one for one in tally.waiting if ready.is_parked_under(f"{of}{one}")}
+
+
+_MANY_CLASSES = 256
+
+
+def _describe(record: TaskAttempt, held: Iterable[Hold], *, ended: bool = False) -> None:
+    """Adds holds to the record of an attempt."""
+    for hold in held:
+        reserved = 0 if ended else hold.reserved
+        describe = hold.tally.describe_hold
+        record.budget_holds.append(hold.tally.untouched(reserved) if not hold.spent else describe(reserved, hold.spent))
+
+
+def _differs(before: BudgetStatus, now: BudgetStatus) -> bool:
+    """Whether there is something to tell. A rolling window moves all the time, which is no news."""
+    if before == now:
+        return False
+    one, other = copied(before), copied(now)
+    if not now.HasField("window_end_time"):
+        one.ClearField("window_start_time")
+        other.ClearField("window_start_time")
+    return one != other

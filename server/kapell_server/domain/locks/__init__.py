@@ -1,0 +1,1 @@
+"""Locks: paths, the table of who holds and who waits, deadlocks, sessions and tickets."""

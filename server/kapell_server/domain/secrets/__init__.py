@@ -1,0 +1,1 @@
+"""Secrets: what they are, who may use them, and what of them is never told."""

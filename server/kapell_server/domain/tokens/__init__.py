@@ -1,0 +1,1 @@
+"""Tokens of users, and the record of what administrators do."""

@@ -1,0 +1,1 @@
+"""Webhooks: what they are, and how what they are sent is signed."""

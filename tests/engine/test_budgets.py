@@ -1,0 +1,280 @@
+"""Budgets on the real engine and both databases: restarts, kills, failed commits, reads, what watchers see."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from google.protobuf.duration_pb2 import Duration
+from kapell.v1.alert_pb2 import (
+    ALERT_KIND_UNPRICED_MODEL,
+    ALERT_STATE_FIRING,
+    ALERT_STATE_RESOLVED,
+    AlertFilter,
+    ListAlertsRequest,
+)
+from kapell.v1.budget_pb2 import (
+    Budget,
+    BudgetScope,
+    BudgetSpec,
+    BudgetWindow,
+    CreateBudgetRequest,
+    DeleteBudgetRequest,
+    GetBudgetRequest,
+    ListBudgetsRequest,
+    ReserveBudgetRequest,
+    SettleReservationRequest,
+)
+from kapell.v1.event_pb2 import Event
+from kapell.v1.task_pb2 import ATTEMPT_STATE_RUNNING, TASK_STATE_QUEUED, TASK_STATE_RUNNING, TaskAttempt
+from kapell.v1.usage_pb2 import RecordUsageRequest, TokenCounts, UsageRecord
+from kapell_server.domain.budgets.amounts import units_of
+from kapell_server.domain.budgets.budgets import Settlement
+from kapell_server.domain.state import State
+from kapell_server.engine import batch
+from kapell_server.store.database import Connection
+from kapell_server.store.schema import attempts, budget_reservations, budget_spend
+
+from tests.domain.spending import CENT, cents, costing
+from tests.support.faulty_database import Fault, FaultyDatabase, busy
+from tests.support.live_engine import LiveEngine
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A fact of the tests: usage that a ledger would record."""
+
+    settlement: Settlement
+
+
+def _record(state: State, fact: Recorded) -> None:
+    state.budgets.settle(fact.settlement)
+
+
+@pytest.fixture(autouse=True)
+def ledger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the engine take in usage."""
+    monkeypatch.setitem(batch.DECIDERS, Recorded, _record)
+
+
+def _usage(task_id: str, cost: int) -> Recorded:
+    return Recorded(Settlement(task_id=task_id, cost=cost * CENT, tokens=0))
+
+
+async def use(live: LiveEngine, task_id: str = "", cost: int = 0) -> None:
+    await live.call(_usage(task_id, cost))
+
+
+async def make(live: LiveEngine, number: int, budget_id: str = "budget_b", **spec: Any) -> None:
+    said = BudgetSpec(**{"limit": cents(number), "scope": BudgetScope(all=True), **spec})
+    await live.call(CreateBudgetRequest(budget_id=budget_id, spec=said))
+
+
+async def get(live: LiveEngine, budget_id: str = "budget_b") -> Budget:
+    found: Budget = (await live.call(GetBudgetRequest(budget_id=budget_id))).budget
+    return found
+
+
+async def figures(live: LiveEngine, budget_id: str = "budget_b") -> tuple[int, int]:
+    """Spent and reserved, in cents."""
+    status = (await get(live, budget_id)).status
+    return units_of(status.spent) // CENT, units_of(status.reserved) // CENT
+
+
+def _booked(connection: Connection) -> int:
+    """What the rows say is spent and reserved, in one look at the database."""
+    spent = connection.scalar(sa.select(sa.func.sum(budget_spend.c.units))) or 0
+    rows = connection.scalars(sa.select(attempts.c.data).where(attempts.c.state == ATTEMPT_STATE_RUNNING))
+    holds = [hold for data in rows for hold in TaskAttempt.FromString(data).budget_holds]
+    return int(spent) + sum(units_of(hold.reserved) for hold in holds)
+
+
+async def test_a_killed_server_comes_back_with_what_is_spent_reserved_and_crossed(live: LiveEngine) -> None:
+    await make(live, 100)
+    agent_id = await live.register(slots=2)
+    first = await live.create(estimate=costing(40))
+    await live.create(estimate=costing(30))
+    await live.lease(agent_id, max_tasks=2)
+    await use(live, first.task_id, 55)
+    reserved = await live.call(ReserveBudgetRequest(budget_id="budget_b", amount=cents(5)))
+    before = await get(live)
+
+    await live.crash()
+
+    after = await get(live)
+    assert after.status == before.status
+    assert list(after.status.crossed_percents) == [50]
+    alerts = await live.engine.reads.standing.list_alerts(ListAlertsRequest())
+    assert [alert.percent for alert in alerts.alerts] == [50]
+    await use(live, first.task_id, 1)
+    request = SettleReservationRequest(reservation_id=reserved.reservation.reservation_id, amount=cents(2))
+    await live.call(request)
+    assert (await figures(live))[0] == 58
+    assert (await live.engine.reads.standing.list_alerts(ListAlertsRequest())).alerts == alerts.alerts
+
+
+async def test_a_task_that_waits_for_a_budget_waits_on_after_a_kill_and_is_woken(live: LiveEngine) -> None:
+    await make(live, 50)
+    agent_id = await live.register(slots=2)
+    first = await live.create(estimate=costing(40))
+    second = await live.create(estimate=costing(40))
+    [offer] = await live.lease(agent_id, max_tasks=2)
+
+    await live.crash()
+    await live.beat(agent_id, offer)
+    assert await live.lease(agent_id) == []
+    assert (await live.task(second.task_id)).state == TASK_STATE_QUEUED
+    await live.complete(offer)
+
+    assert (await live.offer(agent_id)).task.task_id == second.task_id
+    assert (await live.task(first.task_id)).attempt == 1
+    assert await figures(live) == (0, 40)
+
+
+async def test_a_window_that_ended_while_the_server_was_down_has_ended(live: LiveEngine) -> None:
+    await make(live, 50, window=BudgetWindow(rolling=Duration(seconds=3600)))
+    await use(live, cost=50)
+    await live.stop()
+    live.clock.advance(4000)
+    await live.start()
+
+    assert await figures(live) == (0, 0)
+    alerts = (await live.engine.reads.standing.list_alerts(ListAlertsRequest())).alerts
+    assert {alert.state for alert in alerts} == {ALERT_STATE_RESOLVED}
+
+
+async def test_a_commit_that_fails_leaves_the_books_as_they_were(live: LiveEngine) -> None:
+    await make(live, 50)
+    agent_id = await live.register()
+    task = await live.create(estimate=costing(40))
+    await live.lease(agent_id)
+    database = live.database
+    assert isinstance(database, FaultyDatabase)
+    before = await get(live)
+
+    database.faults.append(Fault(busy()))
+    assert (await live.refusal(_usage(task.task_id, 30))).reason_name == "STORAGE_BUSY"
+
+    assert (await get(live)).status == before.status
+    await use(live, task.task_id, 30)
+    assert await figures(live) == (30, 10)
+
+
+async def test_many_agents_at_once_never_exceed_the_limit_in_any_committed_state(live: LiveEngine) -> None:
+    await make(live, 100)
+    agents = [await live.register() for _ in range(16)]
+    for _ in range(40):
+        await live.create(estimate=costing(7))
+    done = asyncio.Event()
+    looks: list[int] = []
+
+    async def audit() -> None:
+        while not done.is_set():
+            looks.append(await live.database.read(_booked))
+            await asyncio.sleep(0)
+
+    async def work(agent_id: str) -> None:
+        for offer in await live.lease(agent_id):
+            await use(live, offer.task.task_id, 4)
+            await use(live, offer.task.task_id, 3)
+            await live.complete(offer)
+
+    auditor = asyncio.ensure_future(audit())
+    for _ in range(3):
+        await asyncio.gather(*[work(agent_id) for agent_id in agents])
+    done.set()
+    await auditor
+
+    assert max(looks) <= 100 * CENT
+    assert await figures(live) == (98, 0)
+    shown = [event.budget for event in await _events(live) if event.HasField("budget")]
+    assert all(units_of(one.status.spent) + units_of(one.status.reserved) <= 100 * CENT for one in shown)
+
+
+async def _events(live: LiveEngine) -> list[Event]:
+    return [Event.FromString(record.data) for record in await live.log()]
+
+
+async def test_a_deleted_budget_leaves_no_rows(live: LiveEngine) -> None:
+    await make(live, 100)
+    await use(live, cost=5)
+    await live.call(ReserveBudgetRequest(budget_id="budget_b", amount=cents(5)))
+
+    await live.call(DeleteBudgetRequest(budget_id="budget_b"))
+
+    def count(connection: Connection) -> list[int]:
+        tables = (budget_spend, budget_reservations)
+        return [connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0 for table in tables]
+
+    assert await live.database.read(count) == [0, 0]
+    await live.restart()
+
+
+async def test_lists_show_exact_figures_and_alerts_with_those_that_fire_first(live: LiveEngine) -> None:
+    await make(live, 100, "budget_a")
+    await make(live, 10, "budget_b", scope=BudgetScope(agent_type="shell"))
+    await use(live, cost=60)
+    listed = await live.engine.reads.standing.list_budgets(ListBudgetsRequest(page_size=1))
+    assert [one.budget_id for one in listed.budgets] == ["budget_b"]
+    assert listed.next_page_token
+    await live.call(DeleteBudgetRequest(budget_id="budget_a"))
+    await make(live, 50, "budget_c")
+    await use(live, cost=30)
+
+    page = await live.engine.reads.standing.list_alerts(ListAlertsRequest(page_size=1))
+    assert [(alert.subject, alert.state) for alert in page.alerts] == [("budget_c", ALERT_STATE_FIRING)]
+    rest = await live.engine.reads.standing.list_alerts(ListAlertsRequest(page_token=page.next_page_token))
+    assert [(alert.subject, alert.state) for alert in rest.alerts] == [("budget_a", ALERT_STATE_RESOLVED)]
+    only = ListAlertsRequest(filter=AlertFilter(states=[ALERT_STATE_RESOLVED]))
+    assert len((await live.engine.reads.standing.list_alerts(only)).alerts) == 1
+
+
+async def test_a_snapshot_shows_budgets_and_alerts(live: LiveEngine) -> None:
+    await make(live, 100)
+    await use(live, cost=60)
+
+    budgets, _ = await live.engine.reads.snapshot("budget", 0, live.engine.revision, 100)
+    alerts, _ = await live.engine.reads.snapshot("alert", 0, live.engine.revision, 100)
+
+    assert [record.resource_id for record in budgets] == ["budget_b"]
+    assert [record.resource.percent for record in alerts] == [50]  # type: ignore[union-attr]
+
+
+async def test_the_reservation_ends_with_the_attempt_of_a_server_that_was_killed(live: LiveEngine) -> None:
+    await make(live, 50)
+    agent_id = await live.register()
+    task = await live.create(estimate=costing(40))
+    [offer] = await live.lease(agent_id)
+    await live.beat(agent_id, offer)
+
+    await live.crash()
+    assert (await live.task(task.task_id)).state == TASK_STATE_RUNNING
+    assert await figures(live) == (0, 40)
+    await live.advance(30)
+
+    assert (await live.task(task.task_id)).state == TASK_STATE_QUEUED
+    assert await figures(live) == (0, 0)
+
+
+async def test_what_the_ledger_records_is_settled_once_and_corrections_by_their_difference(live: LiveEngine) -> None:
+    await make(live, 100)
+    agent_id = await live.register()
+    task = await live.create(estimate=costing(40))
+    await live.lease(agent_id)
+    record = UsageRecord(record_id="msg_1", task_id=task.task_id, attempt=1, cost=cents(12).cost)
+
+    for _ in range(2):
+        await live.call(RecordUsageRequest(records=[record]))
+    assert await figures(live) == (12, 28)
+    record.cost.CopyFrom(cents(15).cost)
+    await live.call(RecordUsageRequest(records=[record]))
+    assert await figures(live) == (15, 25)
+    nameless = UsageRecord(record_id="msg_2", model="no-such-model", tokens=TokenCounts(uncached_input_tokens=10))
+    await live.call(RecordUsageRequest(records=[nameless]))
+
+    firing = ListAlertsRequest(filter=AlertFilter(kinds=[ALERT_KIND_UNPRICED_MODEL]))
+    [alert] = (await live.engine.reads.standing.list_alerts(firing)).alerts
+    assert alert.subject == "no-such-model"
