@@ -15,9 +15,15 @@ from kapell.discovery import data_dir as default_data_dir
 
 
 def banner(
-    terminal: Terminal, *, address: str, data_dir: Path, is_demo: bool = False, no_auth: bool = False
+    terminal: Terminal,
+    *,
+    address: str,
+    data_dir: Path,
+    http_address: str = "",
+    is_demo: bool = False,
+    no_auth: bool = False,
 ) -> list[str]:
-    """At most twenty lines."""
+    """At most twenty-one lines."""
     token_file = data_dir / "admin.token"
     token = "anyone on this machine is let in (--no-auth)" if no_auth else str(token_file)
     title = f"Kapell {__version__} is up" + (
@@ -40,6 +46,7 @@ def banner(
         f"  {terminal.out(title, 'bold')}",
         "",
         f"  {terminal.out('gRPC  ', 'dim')}  {address}",
+        *([f"  {terminal.out('HTTP  ', 'dim')}  {http_address}"] if http_address else []),
         f"  {terminal.out('token ', 'dim')}  {token}",
         f"  {terminal.out('data  ', 'dim')}  {data_dir}",
         "",
