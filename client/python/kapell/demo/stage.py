@@ -59,7 +59,7 @@ class Stage:
         """Spawns the agents that are not there, and creates the first tasks; returns these when all agents are."""
         await self._find_agents()
         runners = [self._spawn(name, [agent_type, "shell"], "{prompt}") for name, agent_type in work.AGENTS]
-        runners += [self._spawn(name, [kind], "{prompt}", slots=slots) for name, agent_type, slots in work.PLAYERS]
+        runners += [self._spawn(name, [kind], "{prompt}", slots=slots) for name, kind, slots in work.PLAYERS]
         await asyncio.gather(
             self._create_budget(),
             *runners,
