@@ -22,7 +22,13 @@ _DEMO = (
 
 
 def banner(
-    terminal: Terminal, *, address: str, data_dir: Path, is_demo: bool = False, no_auth: bool = False
+    terminal: Terminal,
+    *,
+    address: str,
+    data_dir: Path,
+    http_address: str = "",
+    is_demo: bool = False,
+    no_auth: bool = False,
 ) -> list[str]:
     """At most 24 lines."""
     token_file = data_dir / "admin.token"
@@ -40,7 +46,7 @@ def banner(
         first,
         *((f"{program} {command}", does) for command, does in (_DEMO if is_demo else ())),
         (f'{program} task run --type shell "wc -l *.md"', "run a command in an agent"),
-        (f"{program} event watch", "see everything happen"),
+        *(() if is_demo else ((f"{program} event watch", "see everything happen"),)),
     ]
     width = max(len(command) for command, _ in tries)
     return [
@@ -48,6 +54,7 @@ def banner(
         f"  {terminal.out(title, 'bold')}",
         "",
         f"  {terminal.out('gRPC  ', 'dim')}  {address}",
+        *([f"  {terminal.out('HTTP  ', 'dim')}  {http_address}"] if http_address else []),
         f"  {terminal.out('token ', 'dim')}  {token}",
         f"  {terminal.out('data  ', 'dim')}  {data_dir}",
         "",

@@ -36,7 +36,8 @@ async def show(terminal: Terminal, arguments: Sequence[str]) -> Exit:
         loop.add_signal_handler(number, stop.set)
     try:
         async with DemoServer(arguments, say=lambda line: note(visible(line))) as server:
-            for line in banner(terminal, address=server.address, data_dir=server.data_dir, is_demo=True):
+            places = {"address": server.address, "http_address": server.http_address}
+            for line in banner(terminal, data_dir=server.data_dir, is_demo=True, **places):
                 write(line)
             await _play(server, terminal, stop)
             write(terminal.out("Stopping: the agents first, then the server.", "dim"))
