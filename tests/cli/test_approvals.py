@@ -364,3 +364,16 @@ def test_watch_decides_where_one_stands(shell: Shell) -> None:
 def test_a_single_backslash_is_doubled_on_a_pipe() -> None:
     assert on_pipe("a\\nb") == "a\\\\nb"
     assert on_pipe("a\nb") == "a\\nb"
+
+
+def test_a_rule_is_previewed_before_it_is_made(shell: Shell) -> None:
+    _waiting(shell, agent_type="previewed")
+    line = ("approval", "remember", "approve", "--type", "previewed", "--template", "none")
+    run = shell.open_terminal(*line)
+
+    run.expect(r"0 of the latest \d+ would have\? \[y/N\]")
+    run.type("n\n")
+
+    assert run.finish().code == 1
+    assert "previewed" not in shell.pipe("approval", "rules").out
+    assert shell.pipe(*line, "--dry-run").code == 0
