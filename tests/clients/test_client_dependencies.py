@@ -12,7 +12,7 @@ from kapell import Client, Connection, SyncClient, errors
 from kapell._worker.values import from_value
 from kapell.dependencies import dependencies
 from kapell.discovery import Endpoint
-from kapell.tasks import task_spec
+from kapell.task_specs import task_spec
 from kapell.v1 import worker_pb2
 from kapell.v1.dependency_pb2 import (
     DEPENDENCY_CONDITION_FINISHED,

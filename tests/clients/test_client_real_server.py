@@ -12,7 +12,7 @@ import pytest
 from kapell import Client, errors
 from kapell.connection import Connection
 from kapell.discovery import Endpoint
-from kapell.tasks import task_spec
+from kapell.task_specs import task_spec
 from kapell.v1 import task_pb2, worker_pb2
 from kapell.v1.common_pb2 import LogEntry
 from kapell.v1.event_pb2 import Event

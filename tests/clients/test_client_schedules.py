@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from kapell import Client, SyncClient, errors
-from kapell.tasks import task_spec
+from kapell.task_specs import task_spec
 from kapell.v1.schedule_pb2 import OVERLAP_POLICY_QUEUE, SCHEDULE_OUTCOME_SKIPPED
 from kapell_server.testing import TestServer, serve
 

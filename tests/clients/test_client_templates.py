@@ -9,7 +9,7 @@ import pytest
 from kapell import Client, SyncClient, errors
 from kapell._worker.values import from_value
 from kapell.discovery import Endpoint
-from kapell.tasks import task_spec
+from kapell.task_specs import task_spec
 from kapell.template_files import read_template, write_template
 from kapell.v1.dependency_pb2 import DEPENDENCY_FAILURE_ACTION_RUN
 from kapell.v1.task_pb2 import Task

@@ -11,7 +11,7 @@ from kapell import Client, errors
 from kapell.approvals import approval_policy
 from kapell.connection import STREAMING_METHODS
 from kapell.records import usage_record
-from kapell.tasks import task_spec
+from kapell.task_specs import task_spec
 from kapell.v1 import agent_pb2, approval_pb2, task_pb2, template_pb2
 
 from tests.clients.every_method import Recorder, methods, recording

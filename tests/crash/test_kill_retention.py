@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from kapell import Client
-from kapell.tasks import task_spec
+from kapell.task_specs import task_spec
 from kapell.v1.common_pb2 import LIST_ORDER_OLDEST_FIRST
 from kapell.v1.watch_pb2 import EVENT_KIND_TASK_DELETED, EventKind
 

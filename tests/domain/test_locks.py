@@ -281,7 +281,7 @@ def test_short_locks_with_long_ttls_leave_nothing_behind(world: LockWorld) -> No
         call = world.acquire("", f"p/{number}", ttl=86_400)
         world.give_back(*call.locks)
 
-    assert world.state.next_due_ns() == 0 or not any(key.startswith("grant_") for key in world.state._scheduled)
+    assert world.state.next_due_ns() == 0 or not any(key.startswith("grant_") for key in world.state.due.at)
     assert world.state.locks.owners == {}
 
 

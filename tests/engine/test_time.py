@@ -164,4 +164,4 @@ async def test_what_has_ended_is_not_looked_at_any_more(on_sqlite: LiveEngine) -
         task = await on_sqlite.create("nobody", timeouts=patient)
         await on_sqlite.call(CancelTaskRequest(task_id=task.task_id))
 
-    assert not any(subject.startswith("task_") for subject in on_sqlite.engine._state._scheduled)
+    assert not any(subject.startswith("task_") for subject in on_sqlite.engine._state.due.at)

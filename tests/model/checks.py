@@ -22,8 +22,9 @@ from kapell.v1.watch_pb2 import (
 
 from tests.model.commands import KINDS, QUEUES
 from tests.model.limits import NEVER
+from tests.model.lives import Task
 from tests.model.locks import Tokens
-from tests.model.oracle import Oracle, Task
+from tests.model.oracle import Oracle
 from tests.support.live_engine import LiveEngine
 
 TRANSITIONS = {

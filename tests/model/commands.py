@@ -15,9 +15,10 @@ from kapell.v1.lock_pb2 import LOCK_MODE_EXCLUSIVE, LOCK_MODE_SHARED
 from kapell.v1.queue_pb2 import ConcurrencyLimit, ConcurrencyStrategy, Queue, StartRate, UpdateQueueRequest
 from kapell_server.engine.facts import AgentProcessExited
 
-from tests.model.limits import Limit, Rate
+from tests.model.limits import NEVER, Limit, Rate
+from tests.model.lives import HELD
 from tests.model.locks import SETS
-from tests.model.oracle import HELD, NEVER, Oracle
+from tests.model.oracle import Oracle
 from tests.support.live_engine import LiveEngine
 
 KINDS = ("red", "blue")

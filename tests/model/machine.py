@@ -25,8 +25,9 @@ from kapell_server.engine.facts import SpawnCommand
 from tests.model.checks import Checking
 from tests.model.commands import JUMPS, KINDS, QUEUES, Asking, Commands, new_ids, places, specs
 from tests.model.days import IDS, Day
+from tests.model.lives import HELD, OVER
 from tests.model.locks import Tokens
-from tests.model.oracle import HELD, OVER, Oracle
+from tests.model.oracle import Oracle
 from tests.support.live_engine import LiveEngine, settled
 
 ENDS = ("complete", "EXIT", "FATAL", "LIMITED", "release", "progress", "cancel", "die")

@@ -7,65 +7,12 @@ the order in which tasks of one batch join their queues: it says so by ranks and
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 from tests.model.limits import NEVER, Limit, Limits, Reason, Shares, check_turn
-from tests.model.locks import Locks, clash, comes_before
-
-LEASE, GRACE, OBLIVION = 10.0, 90.0, 600.0
-OVER = ("SUCCEEDED", "FAILED", "CANCELLED")
-HELD = ("RUNNING", "CANCELLING")
-
-
-@dataclass(eq=False)
-class Task:
-    """A task as it should be. `why` is its failure; while CANCELLING, the timeout that stops it."""
-
-    kind: str
-    priority: int
-    most: int
-    pause: float
-    limits: dict[str, float]
-    born: float
-    share: str = ""
-    keys: tuple[str, ...] = ()
-    locks: Locks = ()
-    state: str = "PENDING"
-    wakes: float = NEVER
-    earliest: float = 0.0
-    provider: str = ""
-    since: float = 0.0
-    rank: int = 0
-    came: int = 0
-    arrived: int = 0
-    place: float = 0
-    overtaken: Counter[str] = field(default_factory=Counter, repr=False)
-    tries: int = 0
-    number: int = 0
-    token: str = ""
-    holder: str = ""
-    expires: float = NEVER
-    heard: bool = False
-    why: str = ""
-    skipped: bool = False
-
-    def is_ahead_of(self, other: Task) -> bool:
-        """In the queue of its kind."""
-        return (-self.priority, self.rank) < (-other.priority, other.rank)
-
-
-@dataclass(eq=False)
-class Agent:
-    """An agent as it should be."""
-
-    kinds: tuple[str, ...]
-    slots: int
-    external: bool
-    seen: float
-    state: str = "ACTIVE"
-    turns: int = 0
+from tests.model.lives import GRACE, HELD, LEASE, OBLIVION, OVER, Agent, Task
+from tests.model.locks import clash, comes_before
 
 
 @dataclass
@@ -277,10 +224,9 @@ class Oracle:
         return {task_id: one for task_id, one in self.held().items() if one is not task and clash(one, task)}
 
     def lock_rivals(self, task: Task) -> dict[str, Task]:
-        """The tasks that may be due before it at its locks. Whether they are is left to the engine: they give way
-        where no agent takes them."""
-        queued = {task_id: one for task_id, one in self.tasks.items() if one.state == "QUEUED" and one is not task}
-        return {task_id: one for task_id, one in queued.items() if clash(one, task) and comes_before(one, task)}
+        """The tasks that may be due before it at its locks. Whether they are is left to the engine."""
+        rivals = {name: one for name, one in self.tasks.items() if one.state == "QUEUED" and one is not task}
+        return {name: one for name, one in rivals.items() if clash(one, task) and comes_before(one, task)}
 
     def check_locks(self, task: Task, said: set[str]) -> None:
         """What ExplainTask says of locks: all that hold them, and besides only such as may come before."""
@@ -290,10 +236,8 @@ class Oracle:
         assert not more or (task.state == "QUEUED" and more <= self.lock_rivals(task).keys()), f"{task} told of {more}"
 
     def explain(self, task: Task, asking: set[str], *, locked: bool, position: int) -> tuple[list[Reason], range]:
-        """Why a task does not run, and its place among those that could. `asking` are the agents with an open poll.
-
-        `locked` where the engine says that locks hold it back, and `position` the place it says.
-        """
+        """Why a task does not run, and its place. `asking` are agents with an open poll; `locked` and `position` are
+        what the engine says."""
         match task.state:
             case "PENDING":
                 if task.provider:

@@ -11,13 +11,12 @@ may use the client. May be used from several threads. Ctrl-C cancels the call th
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
-import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
-from concurrent.futures import CancelledError, ThreadPoolExecutor
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, Self, TypeVar, overload
 
+from kapell._blocking import Face, LoopThread, blocking, streaming
 from kapell._locks.blocking import SyncHeldLocks, SyncHeldSession
 from kapell.admin import Admin
 from kapell.agents import Agents
@@ -48,112 +47,7 @@ F = TypeVar("F")
 _H = TypeVar("_H", bound=Handler)
 
 
-class LoopThread:
-    """An event loop that runs in a thread until it is closed. The thread does not keep the process alive."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="kapell-client", daemon=True)
-        self._thread.start()
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs the coroutine there and waits for it here. An exception here, as Ctrl-C, cancels it."""
-        assert threading.current_thread() is not self._thread, "this would wait for itself"
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def call(self, function: Callable[[], T]) -> T:
-        """Calls a plain function there and waits for it here."""
-
-        async def call() -> T:
-            return function()
-
-        return self.run(call())
-
-    def close(self, last: Coroutine[Any, Any, None]) -> None:
-        """Runs `last`, stops the loop and ends the thread. Must be called once."""
-        self.run(last)
-        self.run(self._loop.shutdown_asyncgens())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
-class SyncIterator(Generic[T]):
-    """A stream as a plain iterator. Close it when done, or use `with`; closing ends a waiting `next`."""
-
-    def __init__(self, loop: LoopThread, source: AsyncIterator[T]) -> None:
-        self._loop = loop
-        self.source = source
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> T:
-        async def step() -> T:
-            return await anext(self.source)
-
-        try:
-            return self._loop.run(step())
-        except StopAsyncIteration:
-            raise StopIteration from None
-        except CancelledError:
-            raise StopIteration from None
-
-    def close(self) -> None:
-        """Ends the stream."""
-        aclose = getattr(self.source, "aclose", None)
-        if aclose is not None:
-            self._loop.run(aclose())
-
-    def __enter__(self) -> Self:
-        """Returns when a watch has begun, so that no later change is missed."""
-        ready = getattr(self.source, "ready", None)
-        if ready is not None:
-            self._loop.run(ready())
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-
-class _Face(Generic[F]):
-    """A face whose verbs block: each runs the asynchronous verb in the loop's thread."""
-
-    def __init__(self, loop: LoopThread, face: F) -> None:
-        self._loop = loop
-        self._face = face
-
-
-def blocking(
-    verb: Callable[Concatenate[F, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate[_Face[F], P], T]:
-    """The blocking form of a verb."""
-
-    @functools.wraps(verb)
-    def call(self: _Face[F], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._loop.run(verb(self._face, *args, **kwargs))
-
-    return call
-
-
-def streaming(
-    verb: Callable[Concatenate[F, P], AsyncIterator[T]],
-) -> Callable[Concatenate[_Face[F], P], SyncIterator[T]]:
-    """The blocking form of a verb that answers with a stream."""
-
-    @functools.wraps(verb)
-    def call(self: _Face[F], /, *args: P.args, **kwargs: P.kwargs) -> SyncIterator[T]:
-        return SyncIterator(self._loop, verb(self._face, *args, **kwargs))
-
-    return call
-
-
-class SyncTasks(_Face[Tasks]):
+class SyncTasks(Face[Tasks]):
     """`client.tasks`, blocking."""
 
     create = blocking(Tasks.create)
@@ -180,7 +74,7 @@ class SyncTasks(_Face[Tasks]):
     logs = streaming(Tasks.logs)
 
 
-class SyncAgents(_Face[Agents]):
+class SyncAgents(Face[Agents]):
     """`client.agents`, blocking."""
 
     spawn = blocking(Agents.spawn)
@@ -197,7 +91,7 @@ class SyncAgents(_Face[Agents]):
     logs = streaming(Agents.logs)
 
 
-class SyncEvents(_Face[Events]):
+class SyncEvents(Face[Events]):
     """`client.events`, blocking."""
 
     list = blocking(Events.list)
@@ -206,7 +100,7 @@ class SyncEvents(_Face[Events]):
     watch = streaming(Events.watch)
 
 
-class SyncTemplates(_Face[Templates]):
+class SyncTemplates(Face[Templates]):
     """`client.templates`, blocking."""
 
     create = blocking(Templates.create)
@@ -225,7 +119,7 @@ class SyncTemplates(_Face[Templates]):
     clone = blocking(Templates.clone)
 
 
-class SyncQueues(_Face[Queues]):
+class SyncQueues(Face[Queues]):
     """`client.queues`, blocking."""
 
     stats = blocking(Queues.stats)
@@ -235,7 +129,7 @@ class SyncQueues(_Face[Queues]):
     update = blocking(Queues.update)
 
 
-class SyncLimits(_Face[Limits]):
+class SyncLimits(Face[Limits]):
     """`client.limits`, blocking."""
 
     set = blocking(Limits.set)
@@ -244,7 +138,7 @@ class SyncLimits(_Face[Limits]):
     delete = blocking(Limits.delete)
 
 
-class SyncSecrets(_Face[Secrets]):
+class SyncSecrets(Face[Secrets]):
     """`client.secrets`, blocking."""
 
     set = blocking(Secrets.set)
@@ -254,7 +148,7 @@ class SyncSecrets(_Face[Secrets]):
     rotate_key = blocking(Secrets.rotate_key)
 
 
-class SyncArtifacts(_Face[Artifacts]):
+class SyncArtifacts(Face[Artifacts]):
     """`client.artifacts`, blocking."""
 
     upload = blocking(Artifacts.upload)
@@ -265,7 +159,7 @@ class SyncArtifacts(_Face[Artifacts]):
     delete = blocking(Artifacts.delete)
 
 
-class SyncSchedules(_Face[Schedules]):
+class SyncSchedules(Face[Schedules]):
     """`client.schedules`, blocking."""
 
     create = blocking(Schedules.create)
@@ -280,7 +174,7 @@ class SyncSchedules(_Face[Schedules]):
     preview = blocking(Schedules.preview)
 
 
-class SyncBudgets(_Face[Budgets]):
+class SyncBudgets(Face[Budgets]):
     """`client.budgets`, blocking."""
 
     create = blocking(Budgets.create)
@@ -295,7 +189,7 @@ class SyncBudgets(_Face[Budgets]):
     release = blocking(Budgets.release)
 
 
-class SyncAlerts(_Face[Alerts]):
+class SyncAlerts(Face[Alerts]):
     """`client.alerts`, blocking."""
 
     list = blocking(Alerts.list)
@@ -303,7 +197,7 @@ class SyncAlerts(_Face[Alerts]):
     acknowledge = blocking(Alerts.acknowledge)
 
 
-class SyncWebhooks(_Face[Webhooks]):
+class SyncWebhooks(Face[Webhooks]):
     """`client.webhooks`, blocking."""
 
     create = blocking(Webhooks.create)
@@ -315,7 +209,7 @@ class SyncWebhooks(_Face[Webhooks]):
     resend = blocking(Webhooks.resend)
 
 
-class SyncUsage(_Face[Usage]):
+class SyncUsage(Face[Usage]):
     """`client.usage`, blocking."""
 
     record = blocking(Usage.record)
@@ -327,7 +221,7 @@ class SyncUsage(_Face[Usage]):
     estimate = blocking(Usage.estimate)
 
 
-class SyncPrices(_Face[Prices]):
+class SyncPrices(Face[Prices]):
     """`client.prices`, blocking."""
 
     list = blocking(Prices.list)
@@ -337,7 +231,7 @@ class SyncPrices(_Face[Prices]):
     delete = blocking(Prices.delete)
 
 
-class SyncApprovals(_Face[Approvals]):
+class SyncApprovals(Face[Approvals]):
     """`client.approvals`, blocking."""
 
     request = blocking(Approvals.request)
@@ -359,7 +253,7 @@ class SyncApprovals(_Face[Approvals]):
     preview_rule = blocking(Approvals.preview_rule)
 
 
-class SyncLocks(_Face[Locks]):
+class SyncLocks(Face[Locks]):
     """`client.locks`, blocking."""
 
     acquire = blocking(Locks.acquire)
@@ -384,7 +278,7 @@ class SyncLocks(_Face[Locks]):
         return SyncHeldSession(self._loop.run, lambda: self._face.session(display_name, ttl=ttl))
 
 
-class SyncAdmin(_Face[Admin]):
+class SyncAdmin(Face[Admin]):
     """`client.admin`, blocking."""
 
     server_info = blocking(Admin.server_info)
@@ -392,7 +286,7 @@ class SyncAdmin(_Face[Admin]):
     compact_events = blocking(Admin.compact_events)
 
 
-class SyncTokens(_Face[Tokens]):
+class SyncTokens(Face[Tokens]):
     """`client.tokens`, blocking."""
 
     create = blocking(Tokens.create)
@@ -402,7 +296,7 @@ class SyncTokens(_Face[Tokens]):
     caller = blocking(Tokens.caller)
 
 
-class SyncAudit(_Face[Audit]):
+class SyncAudit(Face[Audit]):
     """`client.audit`, blocking."""
 
     list = blocking(Audit.list)

@@ -8,7 +8,6 @@ the middle of a decision; prefetching makes that rare.
 
 from __future__ import annotations
 
-import heapq
 import itertools
 from collections.abc import Callable, Iterable
 from random import Random
@@ -28,6 +27,7 @@ from kapell_server.domain.alerts.alerts import Alerts
 from kapell_server.domain.approvals.shelf import ApprovalShelf
 from kapell_server.domain.budgets import from_ledger
 from kapell_server.domain.budgets.budgets import Budgets
+from kapell_server.domain.due import DueTable
 from kapell_server.domain.ids import IdMinter
 from kapell_server.domain.locks import grants
 from kapell_server.domain.locks.table import LockTable
@@ -50,7 +50,6 @@ from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL, TASK_LEASE
 from kapell_server.domain.usage.shelf import UsageShelf
 from kapell_server.domain.workers.leases import Lease, LeaseTable
 
-_SLACK = 1024
 _TASK_CACHE = 20_000
 _CONTENT_CACHE_BYTES = 32 * 1024 * 1024
 
@@ -80,9 +79,7 @@ class State:
         self.instance_keys: dict[str, str] = {}
         self.busy_agents: set[str] = set()
         self._passing_agents: set[str] = set()
-        self.due_horizon_ns = 0
-        self._due: list[tuple[int, str]] = []
-        self._scheduled: dict[str, int] = {}
+        self.due = DueTable()
         self._ids = IdMinter(random)
         self._ticks = 0
         self._tasks: dict[str, Task | None] = {}
@@ -142,9 +139,7 @@ class State:
         self._undo.clear()
         self.queues.trim()
         self.budgets.trim()
-        if len(self._due) > 2 * len(self._scheduled) + _SLACK:
-            self._due = [(due_ns, subject_id) for subject_id, due_ns in self._scheduled.items()]
-            heapq.heapify(self._due)
+        self.due.trim()
         self._trim()
         self._forget_ended_agents()
 
@@ -245,7 +240,7 @@ class State:
         if previous is None or previous_state or previous.priority != task.priority or _is_elsewhere(previous, task):
             self._queue(previous, task)
             self.schedule_lives.notice(task, previous)
-        if due_ns and (not self.due_horizon_ns or due_ns < self.due_horizon_ns):
+        if self.due.is_within_horizon(due_ns):
             self.schedule(due_ns, task_id)
         elif deleted or state in TASK_FINAL:
             self.forget_due(task_id)
@@ -273,44 +268,18 @@ class State:
     # -- time --------------------------------------------------------------------------------
 
     def schedule(self, due_ns: int, subject_id: str) -> None:
-        """Asks for a look at the task or agent at `due_ns`; 0 asks for none.
-
-        A hint: the look decides what is due, and asks for the next one. One entry a subject.
-        """
-        if not due_ns:
-            return
-        scheduled = self._scheduled.get(subject_id)
-        if scheduled is None or due_ns < scheduled:
-            self._scheduled[subject_id] = due_ns
-            heapq.heappush(self._due, (due_ns, subject_id))
+        """Asks for a look at a task, an agent or whatever else at `due_ns`; 0 asks for none. See DueTable."""
+        self.due.schedule(due_ns, subject_id)
 
     def forget_due(self, subject_id: str) -> None:
         """What has ended needs no look."""
-        due_ns = self._scheduled.pop(subject_id, 0)
+        due_ns = self.due.forget(subject_id)
         if due_ns:
             self._undo.append((self.schedule, due_ns, subject_id))
 
     def next_due_ns(self) -> int:
-        """When to look next; 0 for never. Beyond the horizon the database knows more."""
-        if self.edges.stirred or self.queues.unsettled:
-            return self.now_ns
-        first = self._due[0][0] if self._due else 0
-        horizon = self.due_horizon_ns
-        return min(first, horizon) if first and horizon else first or horizon
-
-    def has_due(self) -> bool:
-        """Whether there is anything in memory to look at now."""
-        return bool(self._due) and self._due[0][0] <= self.now_ns
-
-    def take_due(self, limit: int) -> list[str]:
-        """Up to `limit` subjects whose time has come, earliest first."""
-        subjects: list[str] = []
-        while self._due and self._due[0][0] <= self.now_ns and len(subjects) < limit:
-            due_ns, subject_id = heapq.heappop(self._due)
-            if self._scheduled.get(subject_id) == due_ns:
-                del self._scheduled[subject_id]
-                subjects.append(subject_id)
-        return subjects
+        """When the writer has to be at work next, without being told to; 0 for never."""
+        return self.now_ns if self.edges.stirred or self.queues.unsettled else self.due.next_ns()
 
     # -- content -----------------------------------------------------------------------------
 
@@ -365,12 +334,12 @@ class State:
         self.busy_agents.add(lease.agent_id)
         self.schedule(lease.expire_ns, lease.task_id)
 
-    def close_lease(self, lease: Lease, record: TaskAttempt) -> None:
-        """Ends a lease and whatever it holds; `record` is the attempt as it ended."""
+    def close_lease(self, lease: Lease, record: TaskAttempt, *, worked: bool = False) -> None:
+        """Ends a lease and whatever it holds; `record` is the attempt as it ended, worked on even if RELEASED."""
         self.leases.remove(lease)
         self._undo.append((self.leases.restore, lease))
         grants.end_attempt(self, record)
-        self.budgets.finish(lease, record)
+        self.budgets.finish(lease, record, worked=worked)
         self.put_attempt(record, lease.poll_id)
         self.busy_agents.add(lease.agent_id)
         self.polls.touch_agent(lease.agent_id)

@@ -173,12 +173,13 @@ class Batcher:
     def _load_horizon(self, connection: Connection) -> None:
         """Deadlines far away stay in the database; the next ones come when their time is near."""
         state = self._state
-        if state.due_horizon_ns and state.due_horizon_ns <= state.now_ns and not state.has_due():
-            load_deadlines(connection, state, state.due_horizon_ns)
+        horizon_ns = state.due.horizon_ns
+        if 0 < horizon_ns <= state.now_ns and not state.due.has(state.now_ns):
+            load_deadlines(connection, state, horizon_ns)
 
     def _look_at_due(self) -> None:
         state = self._state
-        self._due = state.take_due(_DUE_AT_ONCE)
+        self._due = state.due.take(state.now_ns, _DUE_AT_ONCE)
         state.caller = _TIMER
         state.prefetch_tasks(tasks_to_look_at(state, self._due))
         for subject_id in self._due:
@@ -195,7 +196,7 @@ class Batcher:
 def load_deadlines(connection: Connection, state: State, after_ns: int) -> None:
     """Schedules the next deadlines of the database, up to a new horizon."""
     rows = load_due(connection, after_ns, _DUE_CHUNK)
-    state.due_horizon_ns = rows[-1][0] if len(rows) == _DUE_CHUNK else 0
+    state.due.horizon_ns = rows[-1][0] if len(rows) == _DUE_CHUNK else 0
     for due_ns, task_id in rows:
         state.schedule(due_ns, task_id)
 

@@ -41,7 +41,7 @@ from kapell_server.domain.tokens import token
 from kapell_server.domain.usage import estimate, ledger, price, reprice
 from kapell_server.domain.usage.shelf import SUBJECT as USAGE
 from kapell_server.domain.webhooks import webhook
-from kapell_server.domain.workers import agent, attempt, worker
+from kapell_server.domain.workers import agent, overdue, worker
 from kapell_server.engine.facts import (
     AgentProcessExited,
     AgentProcessStarted,
@@ -237,7 +237,7 @@ def tasks_to_look_at(state: State, subject_ids: Iterable[str]) -> Iterable[str]:
 
 
 _LOOKS: dict[str, Callable[[State, str], object]] = {
-    "task": attempt.look_at_task,
+    "task": overdue.look_at_task,
     "agent": agent.look_at_agent,
     "approval": expiry.look_at_approval,
     "schedule": schedule_run.look_at_schedule,

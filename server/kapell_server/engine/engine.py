@@ -10,28 +10,21 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 import structlog
-from kapell.rules.redaction import Redactor
 from kapell.v1.agent_pb2 import TERMINATE_MODE_FORCE, Agent, TerminateAgentRequest
-from kapell.v1.budget_pb2 import Budget
 from kapell.v1.error_pb2 import ERROR_REASON_QUEUE_FULL, ERROR_REASON_SERVER_DRAINING
-from kapell.v1.lock_pb2 import AcquireLocksRequest, CheckFenceRequest, CheckFenceResponse
+from kapell.v1.lock_pb2 import AcquireLocksRequest
 from kapell.v1.price_pb2 import Price
-from kapell.v1.task_pb2 import TASK_STATE_CANCELLING, Task
 from kapell.v1.token_pb2 import Token
-from kapell.v1.usage_pb2 import RepriceUsageRequest, UsageRecord
-from kapell.v1.worker_pb2 import LEASE_DIRECTIVE_CANCEL, LEASE_DIRECTIVE_CONTINUE, LeaseTasksRequest
+from kapell.v1.worker_pb2 import LeaseTasksRequest
 
 from kapell_server.clock import Clock, SystemClock
 from kapell_server.domain.access import Caller, Keyring
 from kapell_server.domain.errors import KapellError
-from kapell_server.domain.locks import lock
-from kapell_server.domain.secrets import use
 from kapell_server.domain.secrets.vault import NoVault, Vault
 from kapell_server.domain.settings import Settings
 from kapell_server.domain.state import State
@@ -39,12 +32,11 @@ from kapell_server.domain.tasks.bulk import DEFAULT_AFFECTED
 from kapell_server.domain.tasks.bulk_job import RESPONSES, BulkCommand, BulkRequest, BulkStep
 from kapell_server.domain.times import SECOND, duration_ns
 from kapell_server.domain.transitions import AGENT_FINAL
-from kapell_server.domain.usage import reprice
-from kapell_server.domain.workers import attempt
 from kapell_server.engine.batch import Batcher, Command, Outcome, PollOver, StaleMemoryError
 from kapell_server.engine.bulk import BulkLine
-from kapell_server.engine.facts import ChildrenAwaited, Termination
+from kapell_server.engine.facts import Termination
 from kapell_server.engine.gather import Gather
+from kapell_server.engine.glances import Glances
 from kapell_server.engine.resume import resume
 from kapell_server.store.cache import TaskCache
 from kapell_server.store.database import Connection, Database
@@ -79,7 +71,7 @@ class EngineDiagnostics:
     ready_tasks: dict[str, int]
 
 
-class Engine:
+class Engine(Glances):
     """Owns the state and the order of all changes. Use after `start`, until `stop`."""
 
     ring: Ring
@@ -252,76 +244,6 @@ class Engine:
             if self._quiet is None:
                 self._quiet = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._quiet], timeout=patience)
-
-    def check_lease(self, token: str, caller: Caller, *, renew: bool = True) -> tuple[str, int, int]:
-        """Task, attempt and LeaseDirective of a live lease, which is renewed by it. Raises LEASE_LOST.
-
-        For what does not pass the writer: logs, artifacts, waiting for children. `renew` only where the
-        agent has just spoken, which is news.
-        """
-        lease = attempt.check_token(self._state, token, caller)
-        if renew:
-            attempt.renew(self._state, lease, self._clock.now_ns())
-            lease.news_ns = self._clock.now_ns()
-        task = self._state.cached_task(lease.task_id)
-        cancelling = task is not None and task.state == TASK_STATE_CANCELLING
-        return lease.task_id, lease.attempt, LEASE_DIRECTIVE_CANCEL if cancelling else LEASE_DIRECTIVE_CONTINUE
-
-    def check_fence(self, request: CheckFenceRequest) -> CheckFenceResponse:
-        """The lock that covers the path with this token. Raises FENCING_TOKEN_STALE. Does not pass the writer."""
-        return lock.check_fence(self._state, request, self._clock.now_ns())
-
-    def awaiting_children(self, task_id: str) -> AbstractContextManager[None]:
-        """While the attempt of the task waits for its children, so that a deadlock by locks is seen."""
-        return self._state.locks.awaiting_children(task_id)
-
-    async def check_children_awaited(self, task_id: str, caller: Caller) -> None:
-        """Raises DEADLOCK where a child waits for what the task, or who waits for it, holds."""
-        if self._state.locks.held:
-            await self.submit(ChildrenAwaited(task_id), caller)
-
-    def sealed_values(self) -> list[bytes]:
-        """The values of secrets as they are stored."""
-        return list(self._state.secret_values.values())
-
-    async def redactor(self, task_id: str) -> Redactor:
-        """Masks what the attempt of a leased task says that does not pass the writer."""
-        task = self._state.cached_task(task_id)
-        if task is None:
-            task = Task.FromString(await self.reads.get_task(task_id))
-        lease = self._state.leases.by_task.get(task_id)
-        return use.redactor(self._state, task, lease.agent_id if lease is not None else "")
-
-    def key_use(self, key: str) -> tuple[int, int]:
-        """How many tasks of a concurrency key run, and how many are QUEUED."""
-        return self._state.queues.keys.count(key)
-
-    def fill_in_budget(self, budget: Budget) -> None:
-        """Puts what is spent and reserved right now into a budget; one that is gone stays as it is."""
-        tally = self._state.budgets.tallies.get(budget.budget_id)
-        if tally is not None:
-            budget.status.CopyFrom(self._state.budgets.status(tally))
-
-    def costed_anew(
-        self, request: RepriceUsageRequest, records: Sequence[UsageRecord]
-    ) -> list[tuple[UsageRecord, UsageRecord]]:
-        """Those of these records whose cost would differ by the prices as they are, each with what it would be."""
-        found = ((record, reprice.costed_anew(self._state, record, request)) for record in records)
-        return [(before, after) for before, after in found if after is not None]
-
-    def held_tasks(self, agent_id: str) -> list[str]:
-        """The tasks that the agent has a live lease on, the oldest lease first."""
-        return [lease.task_id for lease in self._state.leases.of_agent(agent_id)]
-
-    def agent_lives(self, agent_id: str, instance: int) -> bool:
-        """Whether this instance of the agent has not ended. For calls that do not pass the writer."""
-        agent = self._state.agents.get(agent_id)
-        return agent is not None and agent.instance == instance and agent.state not in AGENT_FINAL
-
-    def find_token(self, token_id: str) -> tuple[Token, bytes] | None:
-        """A token of a user and what proves it; None where there is none. For calls that do not pass the writer."""
-        token, digest = self._state.standing.find(Token, token_id), self._state.token_digests.get(token_id)
-        return None if token is None or digest is None else (token, digest)
 
     def termination(self, agent_id: str) -> Termination | None:
         """How the agent is to be ended; None where nobody has asked in the life of this process."""

@@ -12,8 +12,11 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from kapell_server.store import usage_tables
 from kapell_server.store.schema import VERSION, meta, metadata, specialise
 
+_ELSEWHERE = (usage_tables,)
+"""Where the tables are that schema.py does not have: imported, they are in `metadata`."""
 _version = sa.table("alembic_version", sa.column("version_num"))
 
 

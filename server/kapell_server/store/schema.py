@@ -78,10 +78,10 @@ tasks = Table(
     Column("parent_id", String(64)),
     Column("root_id", String(64)),
     Column("end_ns", BigInteger),
-    # When a task under keys first joined its queue, where that is not queue_ns: the start, for their order.
-    Column("arrival_ns", BigInteger),
     # How many locks a task declares: the start looks at the locks of those that have any.
     Column("lock_count", SmallInteger),
+    # When a task under keys first joined its queue, where that is not queue_ns: the start, for their order.
+    Column("arrival_ns", BigInteger),
     # Get, and every write: the row of an id.
     Index(None, "task_id", unique=True),
     # List and count by state, newest first; the start: all that is queued or leased.

@@ -39,7 +39,6 @@ from kapell.v1.task_pb2 import (
 )
 from kapell.v1.watch_pb2 import (
     EVENT_KIND_TASK_CANCELLED,
-    EVENT_KIND_TASK_CANCELLING,
     EVENT_KIND_TASK_COMPLETED,
     EVENT_KIND_TASK_FAILED,
     EVENT_KIND_TASK_PROGRESS,
@@ -64,13 +63,11 @@ from kapell_server.domain.secrets import use
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks import deadlines, retry
 from kapell_server.domain.times import SECOND, duration_ns, set_duration, stamp, timestamp_ns
-from kapell_server.domain.transitions import TASK_FINAL, TASK_LEASED
 from kapell_server.domain.workers import liveness
 from kapell_server.domain.workers.leases import Lease
 
-_TOTAL_IS_OVER = "it was not done within its total timeout"
+TOTAL_IS_OVER = "it was not done within its total timeout"
 _PROVIDER_WAIT = liveness.WAITS[ATTEMPT_WAIT_KIND_PROVIDER].reason
-_TIMEOUTS = frozenset({"RUN_TIMEOUT", "TOTAL_TIMEOUT", "STALLED", *(wait.reason for wait in liveness.WAITS.values())})
 _PROVIDER_PAUSE = 60 * SECOND
 """How long a task stays away from a provider that kept it waiting, at least."""
 
@@ -225,10 +222,9 @@ def end_parked(state: State, lease: Lease, current: Task, approval_id: str, resu
     record = copied(lease.record)
     record.state = ATTEMPT_STATE_RELEASED
     stamp(record.end_time, state.now_ns)
-    state.close_lease(lease, record)
-    task = copied(current)
-    for field in ("lease", "waiting", "parked"):
-        task.ClearField(field)
+    state.close_lease(lease, record, worked=True)
+    task = _let_go(current)
+    task.ClearField("parked")
     task.attempts_used -= 1
     task.parked.approval_id = approval_id
     if resume_data is not None:
@@ -299,20 +295,15 @@ def _end(
     record.CopyFrom(lease.record)
     record.state = attempt_state
     stamp(record.end_time, state.now_ns)
-    task = copied(current)
-    task.ClearField("lease")
-    task.ClearField("waiting")
-    task_locks.given_back(task)
+    task = _let_go(current)
     now = state.tick_ns()
     stamp(task.state_time, now)
     if failure is not None:
         record.failure.CopyFrom(failure)
         task.failure.CopyFrom(failure)
-    state.close_lease(lease, record)
+    state.close_lease(lease, record, worked=limit is not None)
     if attempt_state != ATTEMPT_STATE_RELEASED:
         task.ClearField("parked")
-    if task.concurrency_keys and not task.HasField("first_queue_time"):
-        task.first_queue_time.CopyFrom(task.queue_time)
     if attempt_state == ATTEMPT_STATE_SUCCEEDED:
         return _finish_succeeded(state, task, result)
     if attempt_state == ATTEMPT_STATE_CANCELLED:
@@ -333,6 +324,17 @@ def _end(
     if attempt_state != ATTEMPT_STATE_LOST:
         delay_ns = max(delay_ns, retry.backoff_ns(task.retry_policy, task.attempts_used, state.random))
     return _requeue(state, task, now, delay_ns)
+
+
+def _let_go(current: Task) -> Task:
+    """A copy of a task whose attempt ends, without what it had of its agent; it stays as old as it is to its keys."""
+    task = copied(current)
+    task.ClearField("lease")
+    task.ClearField("waiting")
+    task_locks.given_back(task)
+    if task.concurrency_keys and not task.HasField("first_queue_time"):
+        task.first_queue_time.CopyFrom(task.queue_time)
+    return task
 
 
 def _finish_succeeded(state: State, task: Task, result: bytes) -> Task:
@@ -358,9 +360,9 @@ def _requeue(state: State, task: Task, now: int, delay_ns: int) -> Task:
     """The task goes back to its queue, perhaps after a pause; not where its total time is over already."""
     changed = ("state", "lease", "attempts_used", "failure", "waiting_on")
     if 0 < deadlines.total_deadline_ns(task) <= state.now_ns:
-        task.failure.CopyFrom(TaskFailure(reason="TOTAL_TIMEOUT", message=_TOTAL_IS_OVER, retryable=False))
+        task.failure.CopyFrom(TaskFailure(reason="TOTAL_TIMEOUT", message=TOTAL_IS_OVER, retryable=False))
         task.state = TASK_STATE_FAILED
-        task.state_reason = _TOTAL_IS_OVER
+        task.state_reason = TOTAL_IS_OVER
         return _finish(state, task, EVENT_KIND_TASK_FAILED, changed)
     if delay_ns > 0:
         task.state = TASK_STATE_PENDING
@@ -385,54 +387,6 @@ def _park_for_provider(state: State, task: Task, limit: ProviderRateLimit) -> Ta
     return state.put_task(task, EVENT_KIND_TASK_REQUEUED, changed)
 
 
-def look_at_task(state: State, task_id: str) -> None:
-    """Does what the time asks for: wakes, times out, or takes away from a silent agent."""
-    task = state.find_task(task_id)
-    if task is None:
-        return
-    now = state.now_ns
-    lease = state.leases.by_task.get(task_id)
-    if lease is not None and lease.expire_ns <= now:
-        _expire(state, lease, task)
-        return
-    if lease is not None and 0 < liveness.report_deadline_ns(lease, state.settings) <= now:
-        within = f"{state.settings.report_within:g} s"
-        message = f"its program ended, but agent {lease.agent_id} did not say how within {within}"
-        end_failed(state, lease, task, TaskFailure(reason="NOT_REPORTED", message=message), lost=True)
-        return
-    stalled = liveness.stall_deadline_ns(lease, task) if lease is not None else 0
-    waited = liveness.wait_deadline_ns(lease, task) if lease is not None else 0
-    total = deadlines.total_deadline_ns(task)
-    due = deadlines.state_deadline_ns(task, state.settings)
-    if task.state not in TASK_FINAL and task.state != TASK_STATE_CANCELLING and 0 < total <= now:
-        _time_out(state, task, lease, "TOTAL_TIMEOUT", _TOTAL_IS_OVER, final=True)
-    elif 0 < due <= now:
-        _state_is_over(state, task, lease)
-    elif 0 < stalled <= now and task.state == TASK_STATE_RUNNING:
-        _time_out(state, task, lease, "STALLED", "the attempt had no news for its stall timeout", final=False)
-    elif lease is not None and 0 < waited <= now and task.state == TASK_STATE_RUNNING:
-        wait = liveness.WAITS[lease.waiting]
-        _time_out(state, task, lease, wait.reason, wait.message, final=wait.final)
-    else:
-        state.schedule(deadlines.next_deadline_ns(task, state.settings), task_id)
-    if lease is not None and state.leases.by_task.get(task_id) is lease:
-        deadlines_ns = (lease.expire_ns, stalled, waited, liveness.report_deadline_ns(lease, state.settings))
-        state.schedule(min(deadline for deadline in deadlines_ns if deadline > now), task_id)
-
-
-def _state_is_over(state: State, task: Task, lease: Lease | None) -> None:
-    if task.state == TASK_STATE_PENDING:
-        wake(state, task)
-    elif task.state == TASK_STATE_QUEUED:
-        _time_out(state, task, None, "QUEUE_TIMEOUT", "no agent took it within its queue timeout", final=True)
-    elif task.state == TASK_STATE_RUNNING:
-        _time_out(state, task, lease, "RUN_TIMEOUT", "the attempt took longer than its run timeout", final=False)
-    elif task.state == TASK_STATE_CANCELLING:
-        assert lease is not None, "a cancelling task is leased"
-        failure = TaskFailure(reason="AGENT_LOST", message="the agent did not let go of the cancelled task")
-        end_failed(state, lease, task, failure, lost=True)
-
-
 def wake(state: State, current: Task) -> None:
     """Nothing hinders a PENDING task any more: it is runnable."""
     task = copied(current)
@@ -442,21 +396,6 @@ def wake(state: State, current: Task) -> None:
     stamp(task.queue_time, now)
     stamp(task.state_time, now)
     state.put_task(task, EVENT_KIND_TASK_QUEUED, ("state", "waiting_on"))
-
-
-def _time_out(state: State, current: Task, lease: Lease | None, reason: str, message: str, *, final: bool) -> None:
-    """Fails a waiting task; tells the agent of a running one to stop, and fails it when it has."""
-    assert lease is None or reason in _TIMEOUTS
-    failure = TaskFailure(reason=reason, message=message, retryable=not final)
-    if lease is None:
-        fail_waiting(state, current, failure)
-        return
-    task = copied(current)
-    task.failure.CopyFrom(failure)
-    task.state_reason = message
-    stamp(task.state_time, state.tick_ns())
-    task.state = TASK_STATE_CANCELLING
-    state.put_task(task, EVENT_KIND_TASK_CANCELLING, ("state", "failure"))
 
 
 def fail_waiting(state: State, current: Task, failure: TaskFailure) -> Task:
@@ -482,19 +421,6 @@ def cancel_waiting(state: State, current: Task, reason: str, *, skipped: bool = 
     changed = ["state", "state_reason"]
     changed += [name for name in ("failure", "waiting_on", "skipped") if getattr(current, name) != getattr(task, name)]
     return _finish(state, task, EVENT_KIND_TASK_CANCELLED, tuple(changed))
-
-
-def _expire(state: State, lease: Lease, task: Task) -> None:
-    """The lease ran out: an offer that never arrived costs nothing, silence costs an attempt."""
-    assert task.state in TASK_LEASED, "a lease belongs to a running task"
-    if not lease.confirmed:
-        end_unconfirmed(state, lease, task)
-        return
-    failure = TaskFailure(
-        reason="LEASE_EXPIRED",
-        message=f"agent {lease.agent_id} was not heard of for {state.settings.lease_duration:g} s",
-    )
-    end_failed(state, lease, task, failure, lost=True)
 
 
 def end_unconfirmed(state: State, lease: Lease, task: Task) -> Task:

@@ -126,7 +126,7 @@ async def task_given(
     **rest: Any,
 ) -> TaskSpec | None:
     """The task that was asked for; None where nothing was said of it."""
-    from kapell.tasks import task_spec
+    from kapell.task_specs import task_spec
 
     fields = {name: value for name, value in rest.items() if value is not None}
     if labels:

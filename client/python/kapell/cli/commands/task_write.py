@@ -168,7 +168,7 @@ def update(
 
 def _merged(task: Task, limits: dict[str, float], max_attempts: int | None) -> dict[str, Any]:
     """Timeouts and retry policy of the task with what was said of them; nothing where nothing was."""
-    from kapell.tasks import task_timeouts
+    from kapell.task_specs import task_timeouts
 
     changes: dict[str, Any] = {}
     if limits:
