@@ -36,8 +36,14 @@ async def show(terminal: Terminal, arguments: Sequence[str]) -> Exit:
         loop.add_signal_handler(number, stop.set)
     try:
         async with DemoServer(arguments, say=lambda line: note(visible(line))) as server:
-            places = {"address": server.address, "http_address": server.http_address}
-            for line in banner(terminal, data_dir=server.data_dir, is_demo=True, **places):
+            lines = banner(
+                terminal,
+                address=server.address,
+                http_address=server.http_address,
+                data_dir=server.data_dir,
+                is_demo=True,
+            )
+            for line in lines:
                 write(line)
             await _play(server, terminal, stop)
             write(terminal.out("Stopping: the agents first, then the server.", "dim"))

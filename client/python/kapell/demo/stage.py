@@ -20,7 +20,7 @@ from kapell.demo import scenes, work
 from kapell.demo.scenes import Scene
 from kapell.demo.work import Job
 from kapell.errors import AlreadyExists, Conflict, NotFound
-from kapell.tasks import TaskFields, task_spec
+from kapell.task_specs import TaskFields, task_spec
 from kapell.v1.agent_pb2 import AgentSpec, CommandRuntime
 from kapell.v1.common_pb2 import LIST_ORDER_OLDEST_FIRST
 from kapell.v1.task_pb2 import RetryPolicy, TaskSpec

@@ -160,8 +160,11 @@ class Budgets:
         if times:
             self._watch_time(lease, min(times))
 
-    def finish(self, lease: Lease, record: TaskAttempt) -> None:
-        """The attempt has ended as `record` says: what it has not used is free. Does not put the record."""
+    def finish(self, lease: Lease, record: TaskAttempt, *, worked: bool) -> None:
+        """The attempt has ended as `record` says: what it has not used is free. Does not put the record.
+
+        One that is RELEASED costs nothing but, where its agent has `worked`, its time.
+        """
         cost, tokens = self._used.get(lease.task_id, (None, None))
         self._state.remove(self._used, lease.task_id)
         elapsed = milliseconds(max(0, self._state.now_ns - lease.start_ns))
@@ -174,9 +177,9 @@ class Budgets:
             return
         self._state.remove(self._held, lease.task_id)
         counts = record.state != ATTEMPT_STATE_RELEASED
+        amounts = {"tasks": int(counts), "wall_time": elapsed if counts or worked else 0}
         for hold in held:
-            units = {"tasks": 1, "wall_time": elapsed}.get(hold.tally.measure, 0) if counts else 0
-            if units:
+            if units := amounts.get(hold.tally.measure, 0):
                 hold.tally.use(hold, units)
                 hold.tally.spend(units)
             hold.tally.release(lease.task_id)
