@@ -169,7 +169,8 @@ def list_events(connection: Connection, wanted: EventFilter, page: Page, oldest:
     named = {noun: ids for noun in _KINDS_OF if (ids := getattr(wanted, f"{noun}_ids"))}
     if len(named) > 1:
         return Rows([], None)  # no event is of a task and of an agent
-    [(noun, ids)] = named.items() or [("", ())]
+    noun = next(iter(named), "")
+    ids = named.get(noun, ())
     kinds = frozenset(wanted.kinds)
     if noun:  # Another resource may have the same id.
         kinds = kinds & _KINDS_OF[noun] if kinds else _KINDS_OF[noun]

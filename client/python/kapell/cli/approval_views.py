@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kapell.cli import times
 from kapell.cli.output import View, as_data
-from kapell.cli.table import Cell, Column, Line
+from kapell.cli.table import Cell, Column, Line, moment, peer
 
 if TYPE_CHECKING:
     from kapell.v1.approval_pb2 import Approval, ApprovalAuditEntry, ApprovalDecision, ApprovalRule
@@ -151,11 +151,11 @@ def _json(value: Any) -> str:
 APPROVALS = View(
     columns=(
         Column("APPROVAL", lambda a: a.approval_id),
-        Column("STATE", state_cell),
-        Column("KIND", kind_word),
+        Column("STATE", state_cell, spare=True),
+        Column("KIND", kind_word, spare=True),
         Column("RISK", risk_cell),
-        Column("WANTS", lambda a: a.title, flexible=True),
-        Column("BLOCKS", lambda a: str(a.blocks or "-"), right=True),
+        Column("WANTS", lambda a: a.title, flexible=True, keep=16),
+        Column("BLOCKS", lambda a: str(a.blocks or "-"), right=True, spare=True),
         Column("EXPIRES", expires_text, right=True),
         Column("BY", lambda a: who(a.requested_by), wide=True),
         Column("TASK", lambda a: a.task_id or "-", wide=True),
@@ -203,7 +203,7 @@ RULES = View(
         Column("EFFECT", _effect),
         Column("MATCHES", matches_text, flexible=True),
         Column("USES", _uses, right=True),
-        Column("UNTIL", lambda r: times.iso(r.spec.expire_time) or "-"),
+        Column("UNTIL", lambda r: moment(r.spec.expire_time)),
         Column("BY", lambda r: who(r.creator)),
         Column("REASON", lambda r: r.spec.reason, wide=True),
         Column("AGE", lambda r: times.age(r.create_time), wide=True, right=True),
@@ -225,12 +225,12 @@ def _action(entry: ApprovalAuditEntry) -> str:
 
 AUDIT = View(
     columns=(
-        Column("TIME", lambda e: times.local(e.action_time)),
+        Column("TIME", lambda e: moment(e.action_time)),
         Column("ACTION", _action),
         Column("BY", lambda e: f"rule {e.rule_id}" if e.rule_id and e.approval_id else who(e.actor)),
-        Column("FROM", lambda e: e.peer or "-"),
-        Column("SUBJECT", lambda e: e.approval_id or e.rule_id),
-        Column("WHAT", lambda e: e.approval.title if e.approval_id else "rule", flexible=True),
+        Column("FROM", lambda e: peer(e.peer), spare=True),
+        Column("SUBJECT", lambda e: e.approval_id or e.rule_id, spare=True),
+        Column("WHAT", lambda e: e.approval.title if e.approval_id else "rule", flexible=True, keep=16),
         Column("HASH", lambda e: e.shown_hash or "-", wide=True),
     ),
     id=lambda e: str(e.revision),

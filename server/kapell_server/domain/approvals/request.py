@@ -20,7 +20,6 @@ from kapell.v1.watch_pb2 import (
     ACTOR_KIND_AGENT,
     EVENT_KIND_APPROVAL_DECIDED,
     EVENT_KIND_APPROVAL_REQUIRED,
-    EVENT_KIND_APPROVAL_SUPERSEDED,
     EVENT_KIND_TASK_UPDATED,
     Actor,
 )
@@ -29,7 +28,7 @@ from kapell_server.domain.access import CallerKind
 from kapell_server.domain.approvals import decision, outcome, policy, rules
 from kapell_server.domain.approvals.content import check_size, content_hash, invalid, signature_of
 from kapell_server.domain.approvals.risk import assess
-from kapell_server.domain.approvals.start import decide_by_rule, withdraw
+from kapell_server.domain.approvals.start import decide_by_rule, supersede, withdraw
 from kapell_server.domain.copied import copied
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.secrets import use
@@ -128,7 +127,7 @@ def _known(state: State, fresh: Approval, task: Task) -> Approval | None:
         if known.content_hash == fresh.content_hash and known.state != APPROVAL_STATE_SUPERSEDED:
             return known
         if known.state == APPROVAL_STATE_PENDING:
-            _supersede(state, known, fresh)
+            supersede(state, known, fresh, "its agent has asked for something else under the same name")
         return None
     if task.parked.approval_id:
         known = state.approvals.find(task.parked.approval_id)
@@ -139,15 +138,6 @@ def _known(state: State, fresh: Approval, task: Task) -> Approval | None:
         if is_left and known.content_hash == fresh.content_hash:
             return known
     return None
-
-
-def _supersede(state: State, current: Approval, fresh: Approval) -> None:
-    older = copied(current)
-    older.state = APPROVAL_STATE_SUPERSEDED
-    older.state_reason = "its agent has asked for something else under the same name"
-    older.superseded_by = fresh.approval_id
-    stamp(older.end_time, state.now_ns)
-    state.approvals.put(older, EVENT_KIND_APPROVAL_SUPERSEDED, ("state", "superseded_by"))
 
 
 def _answer(state: State, request: RequestApprovalRequest, approval: Approval, lease: Lease) -> RequestApprovalResponse:

@@ -31,7 +31,7 @@ def rules(app: App, /, limit: int) -> None:
     async def work(client: Client) -> list[ApprovalRule]:
         return list((await client.approvals.list_rules(page_size=min(limit, 1000))).rules)
 
-    empty = "There are no rules. Make one with: kapell approval remember --help"
+    empty = "No rules yet. Make one with: kapell approval remember --help"
     write_list(app.run(work), RULES, app.terminal, app.output, empty=empty)
 
 
