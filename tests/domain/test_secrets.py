@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from kapell.v1.agent_pb2 import AgentSpec, CommandRuntime
+from kapell.v1.approval_pb2 import ApprovalContent
 from kapell.v1.secret_pb2 import (
     SECRET_SOURCE_ENVIRONMENT,
     SECRET_SOURCE_STORED,
@@ -21,6 +22,7 @@ from kapell_server.domain.secrets import secret, use
 from kapell_server.domain.secrets.secret import RotateKeyCommand, SetSecretCommand
 from kapell_server.vault import Vault
 
+from tests.domain.asking import ask
 from tests.domain.test_rollback import fail_commit
 from tests.domain.world import World
 
@@ -222,3 +224,17 @@ def test_there_may_be_only_so_many(world: World, monkeypatch: pytest.MonkeyPatch
     with world.refuses("SECRET_LIMIT"):
         put(world, "three")
     assert put(world, "two").version == 2
+
+
+def test_what_an_agent_asks_for_is_masked(world: World) -> None:
+    put(world)
+    task_id = world.running(secrets={"GIT_TOKEN": "token"})
+    content = ApprovalContent(command=f"curl -H 'Authorization: Bearer {VALUE}' x", details=VALUE)
+
+    approval = ask(world, task_id, title=f"Push with {VALUE}", content=content)
+
+    audited = b"".join(entry.SerializeToString() for entry in world.rows.approval_audit.values())
+    shown = world.rows.approval_contents[approval.approval_id].SerializeToString()
+    assert approval.title == "Push with [secret]"
+    assert VALUE.encode() not in approval.SerializeToString() + shown + audited
+    assert ask(world, task_id, title=f"Push with {VALUE}", content=content).content_hash == approval.content_hash

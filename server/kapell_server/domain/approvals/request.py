@@ -32,6 +32,7 @@ from kapell_server.domain.approvals.risk import assess
 from kapell_server.domain.approvals.start import decide_by_rule, withdraw
 from kapell_server.domain.copied import copied
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.secrets import use
 from kapell_server.domain.tasks import family
 from kapell_server.domain.times import stamp
 from kapell_server.domain.transitions import task_state_conflict
@@ -51,6 +52,7 @@ def request_approval(state: State, request: RequestApprovalRequest) -> RequestAp
     lease, task = attempt.held(state, request.lease_token)
     if task.state != TASK_STATE_RUNNING:
         raise task_state_conflict(task, "given an approval", (TASK_STATE_RUNNING,))
+    request = _without_secrets(state, request, task, lease)
     _check(request)
     fresh = _new(state, request, task, lease)
     known = _known(state, fresh, task)
@@ -67,6 +69,14 @@ def request_approval(state: State, request: RequestApprovalRequest) -> RequestAp
         put = state.approvals.put(fresh, EVENT_KIND_APPROVAL_DECIDED, content=shown)
         rules.note_use(state, rule)
     return _answer(state, request, put, lease)
+
+
+def _without_secrets(state: State, request: RequestApprovalRequest, task: Task, lease: Lease) -> RequestApprovalRequest:
+    """What is asked, with the secrets masked that the agent was given: it is shown, kept and told to watchers."""
+    masked = use.redactor(state, task, lease.agent_id).message(request)
+    if masked is not request:
+        masked.lease_token = request.lease_token
+    return masked
 
 
 def _check(request: RequestApprovalRequest) -> None:
@@ -176,6 +186,8 @@ def _adopt(state: State, current: Approval, lease: Lease) -> None:
     approval.agent_id = lease.agent_id
     approval.parked = False
     approval.requested_by.id = lease.agent_id
+    if state.caller.kind is CallerKind.USER:
+        approval.asked_with.CopyFrom(state.caller.actor())
     state.approvals.put(approval, EVENT_KIND_APPROVAL_REQUIRED, ("attempt", "agent_id"))
 
 
