@@ -22,7 +22,6 @@ from kapell_server.domain.secrets import secret, use
 from kapell_server.domain.secrets.secret import RotateKeyCommand, SetSecretCommand
 from kapell_server.vault import Vault
 
-from tests.domain.asking import ask
 from tests.domain.test_rollback import fail_commit
 from tests.domain.world import World
 

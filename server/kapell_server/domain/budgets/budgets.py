@@ -8,7 +8,7 @@ when it is changed, when a threshold is crossed, and else at most every two seco
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ from kapell.v1.task_pb2 import (
 )
 from kapell.v1.watch_pb2 import EVENT_KIND_BUDGET_SPENT, EVENT_KIND_TASK_CANCELLING, EventKind
 
+from kapell_server.domain.approvals import for_budgets
 from kapell_server.domain.budgets.amounts import milliseconds, units_of, words
 from kapell_server.domain.budgets.history import History, Used
 from kapell_server.domain.budgets.scopes import Features, Needs, Scopes, features_of
@@ -48,9 +49,6 @@ _LEAST_TIME_NS = SECOND
 """The shortest time by which an attempt is given more time."""
 HOLD_SUBJECT = "hold_"
 """Before the id of a task whose attempt is looked at when the time it has reserved is over."""
-
-Ask = Callable[["State", Budget, int], None]
-"""Asks for an approval of the kind BUDGET; the answer comes to `answer` in resuming.py, at any time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,8 +75,6 @@ class Budgets:
         self.tallies: dict[str, Tally] = {}
         self.reservations: dict[str, Reservation] = {}
         self.history = History()
-        self.ask: Ask | None = None
-        """Set by whoever brings approvals; without it, ResumeBudget and a higher limit are the answers."""
         self._held: dict[str, tuple[Hold, ...]] = {}
         self._used: dict[str, tuple[int, int]] = {}
         """Cost and tokens that the running attempt of a task has recorded."""
@@ -118,6 +114,7 @@ class Budgets:
             state.assign(state.pending.budget_spend, (tally.budget_id, slice_ns), 0)
         for percent in tally.crossed:
             self._resolve(tally, percent)
+        for_budgets.forget(state, tally.budget_id)
         state.remove(self.tallies, tally.budget_id)
         self._rescope()
         for need_class in sorted(tally.waiting):
@@ -163,8 +160,11 @@ class Budgets:
         if times:
             self._watch_time(lease, min(times))
 
-    def finish(self, lease: Lease, record: TaskAttempt) -> None:
-        """The attempt has ended as `record` says: what it has not used is free. Does not put the record."""
+    def finish(self, lease: Lease, record: TaskAttempt, *, worked: bool) -> None:
+        """The attempt has ended as `record` says: what it has not used is free. Does not put the record.
+
+        One that is RELEASED costs nothing but, where its agent has `worked`, its time.
+        """
         cost, tokens = self._used.get(lease.task_id, (None, None))
         self._state.remove(self._used, lease.task_id)
         elapsed = milliseconds(max(0, self._state.now_ns - lease.start_ns))
@@ -177,9 +177,9 @@ class Budgets:
             return
         self._state.remove(self._held, lease.task_id)
         counts = record.state != ATTEMPT_STATE_RELEASED
+        amounts = {"tasks": int(counts), "wall_time": elapsed if counts or worked else 0}
         for hold in held:
-            units = {"tasks": 1, "wall_time": elapsed}.get(hold.tally.measure, 0) if counts else 0
-            if units:
+            if units := amounts.get(hold.tally.measure, 0):
                 hold.tally.use(hold, units)
                 hold.tally.spend(units)
             hold.tally.release(lease.task_id)
@@ -334,8 +334,8 @@ class Budgets:
         if action == BUDGET_ACTION_CANCEL:
             for task_id in [holder for holder in tally.holds if holder in state.leases.by_task]:
                 self._stop(tally, task_id, self._told(tally))
-        elif action == BUDGET_ACTION_REQUIRE_APPROVAL and self.ask is not None:
-            self.ask(state, budget, percent)
+        elif action == BUDGET_ACTION_REQUIRE_APPROVAL:
+            for_budgets.ask(state, budget, tally)
 
     def _leave(self, tally: Tally) -> None:
         """Thresholds above what is spent by now are open again."""
@@ -344,6 +344,7 @@ class Budgets:
             self._resolve(tally, percent)
         if left:
             tally.set(crossed=tally.crossed - left, lifted=tally.lifted - left)
+        for_budgets.look_again(self._state, tally)
 
     def review(self, tally: Tally) -> None:
         """The limit has changed: thresholds are crossed or left by it, and those that wait may start."""
