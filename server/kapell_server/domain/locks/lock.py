@@ -85,7 +85,7 @@ def acquire(
 
 def _take(state: State, wait: Wait) -> AcquireLocksResponse:
     held = state.locks.held
-    _check_limit(state, "max_locks", len(held) + len(wait.items), state.settings.max_locks)
+    _check_limit(state, "max_locks", len(held) + len(wait.items) - 1, state.settings.max_locks)
     granted = grants.grant(state, wait)
     deadlock.check(state, wait.owner)
     return AcquireLocksResponse(locks=[grants.shown(state, one) for one in granted], revision=state.revision)
