@@ -40,7 +40,9 @@ class Demo:
 
     def tasks(self, scene: scenes.Scene) -> list[dict[str, Any]]:
         """The tasks of a scene, in the order of its jobs, as often as it was played; the first time first."""
-        found: list[dict[str, Any]] = self.json("task", "list", "--oldest", "--label", f"demo.scene={scene.name}")
+        found: list[dict[str, Any]] = self.json(
+            "task", "list", "--oldest", "-n", "200", "--label", f"demo.scene={scene.name}"
+        )
         return found
 
     def asked(self, kind: str) -> str:
