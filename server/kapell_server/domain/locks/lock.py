@@ -270,7 +270,9 @@ def path_of(text: str, field: str) -> str:
 def invalid(field: str, why: str) -> KapellError:
     """A request that breaks a rule that its message cannot state."""
     return KapellError(
-        ERROR_REASON_REQUEST_INVALID, f"{field} is invalid: {why}. Correct it.", violations=((field, why),)
+        ERROR_REASON_REQUEST_INVALID,
+        f"The request is invalid: {field}: {why}. Correct it and send it again.",
+        violations=((field, why),),
     )
 
 
