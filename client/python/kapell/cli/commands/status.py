@@ -163,11 +163,17 @@ def _held(standing: Standing, terminal: Terminal) -> Iterator[tuple[str, str]]:
     spend, budgets = standing.spend, standing.budgets
     if budgets or (spend is not None and spend.records):
         told = [f"{cost_of(spend)} in 30 days"] if spend is not None else []
+        room = terminal.width - len("Spend     99 more") - sum(map(cells, told))
+        shown = 0
         for budget in budgets[:_MOST_BUDGETS]:
             state = budget_state(budget)
-            mark = f"{state.mark} " if terminal.marks else ""
-            told.append(f"budget {visible(budget_text(budget))} {terminal.out(f'{mark}{state.text}', state.colour)}")
-        told += [f"{len(budgets) - _MOST_BUDGETS} more budgets"] if len(budgets) > _MOST_BUDGETS else []
+            what, word = f"budget {visible(budget_text(budget))}", f"{state.mark} {state.text}"
+            room -= cells(f"  {what} {word}")
+            if terminal.is_tty and room < 0 and shown:
+                break
+            shown += 1
+            told.append(f"{what} {terminal.out(word if terminal.marks else state.text, state.colour)}")
+        told += [f"{len(budgets) - shown} more"] if len(budgets) > shown else []
         yield "Spend ", "  ".join(told)
     if standing.locks or standing.lock_waiters:
         more = "+" if standing.more_locks else ""
