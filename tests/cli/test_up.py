@@ -184,8 +184,8 @@ def test_the_banner_fits_a_terminal(tmp_path: Path) -> None:
     lines = banner(detect(), address="127.0.0.1:50051", data_dir=tmp_path, is_demo=True)
 
     assert len(lines) <= 24
-    shown = r"kapell (status|approval list|budget list|usage show|lock list|task run|event watch) "
-    assert sum(re.search(shown, line) is not None for line in lines) == 7
+    shown = r"kapell (status|approval list|budget list|usage show|lock list|task run) "
+    assert sum(re.search(shown, line) is not None for line in lines) == 6
 
 
 def test_the_first_commands_of_the_banner_work_as_they_stand(up: Shell) -> None:

@@ -162,18 +162,17 @@ def _held(standing: Standing, terminal: Terminal) -> Iterator[tuple[str, str]]:
     """What was spent and what is locked, where anything is."""
     spend, budgets = standing.spend, standing.budgets
     if budgets or (spend is not None and spend.records):
-        told = [f"{cost_of(spend)} in 30 days"] if spend is not None else []
-        room = terminal.width - len("Spend     99 more") - sum(map(cells, told))
-        shown = 0
-        for budget in budgets[:_MOST_BUDGETS]:
+        told = [f"{cost_of(spend)} in 30d"] if spend is not None else []
+        room = terminal.width - 8 - sum(map(cells, told))
+        for number, budget in enumerate(budgets):
             state = budget_state(budget)
-            what, word = f"budget {visible(budget_text(budget))}", f"{state.mark} {state.text}"
-            room -= cells(f"  {what} {word}")
-            if terminal.is_tty and room < 0 and shown:
+            word = f"{state.mark} {state.text}" if terminal.marks else state.text
+            text = f"budget {visible(' '.join(budget_text(budget).split()))} "
+            room -= cells(text + word) + 2
+            if room < 0 or number == _MOST_BUDGETS:
+                told.append("…" if terminal.marks else "...")
                 break
-            shown += 1
-            told.append(f"{what} {terminal.out(word if terminal.marks else state.text, state.colour)}")
-        told += [f"{len(budgets) - shown} more"] if len(budgets) > shown else []
+            told.append(text + terminal.out(word, state.colour))
         yield "Spend ", "  ".join(told)
     if standing.locks or standing.lock_waiters:
         more = "+" if standing.more_locks else ""
