@@ -266,6 +266,18 @@ def test_there_are_only_so_many_locks_waits_and_sessions() -> None:
     world.give_back(*first)
 
 
+def test_one_owner_holds_only_so_many_locks() -> None:
+    world = LockWorld(max_locks_of_owner=3)
+    session = world.session()
+    world.acquire(session, "a", "b")
+
+    with world.refuses("LOCK_LIMIT"):
+        world.acquire(session, "c", "d")
+
+    assert world.acquire(session, "c").locks
+    assert world.acquire(world.session(), "d").locks
+
+
 def test_weakening_a_plain_lock_does_not_renew_it(world: LockWorld) -> None:
     call = world.acquire("", "p", ttl=5)
     world.advance(4)

@@ -51,6 +51,8 @@ class Settings:
     """Schedules there may be; all are in memory."""
     max_locks: int = 1_000_000
     """Locks that are held; all are in memory."""
+    max_locks_of_owner: int = 2_000
+    """Locks of one session, attempt or acquisition: they end in one batch, for which everybody else waits."""
     max_lock_waits: int = 100_000
     """Requests that wait for locks."""
     max_lock_tickets: int = 100_000

@@ -117,7 +117,7 @@ class LockServiceServicer:
     """
 
     def AcquireLocks(self, request, context):
-        """Takes all of the locks or none. Where they are not free, waits as long as `wait` says; with keep_queued the
+        """Takes all of the locks or none; one owner holds at most 2,000. Where they are not free, waits as long as `wait` says; with keep_queued the
         place in the queue outlives the call. A lock that the owner holds already is answered as it is; SHARED becomes
         EXCLUSIVE in place, with a new fencing token, once nobody else shares. An item below a path that the owner holds
         is a lock of its own. A grant that was made stands even if the caller has gone; the same request_id returns it.

@@ -59,7 +59,7 @@ class LockServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> LockServiceAsyncStub: ...
     AcquireLocks: _grpc.UnaryUnaryMultiCallable[_lock_pb2.AcquireLocksRequest, _lock_pb2.AcquireLocksResponse]
-    """Takes all of the locks or none. Where they are not free, waits as long as `wait` says; with keep_queued the
+    """Takes all of the locks or none; one owner holds at most 2,000. Where they are not free, waits as long as `wait` says; with keep_queued the
     place in the queue outlives the call. A lock that the owner holds already is answered as it is; SHARED becomes
     EXCLUSIVE in place, with a new fencing token, once nobody else shares. An item below a path that the owner holds
     is a lock of its own. A grant that was made stands even if the caller has gone; the same request_id returns it.
@@ -131,7 +131,7 @@ class LockServiceAsyncStub(LockServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     AcquireLocks: _aio.UnaryUnaryMultiCallable[_lock_pb2.AcquireLocksRequest, _lock_pb2.AcquireLocksResponse]  # type: ignore[assignment]
-    """Takes all of the locks or none. Where they are not free, waits as long as `wait` says; with keep_queued the
+    """Takes all of the locks or none; one owner holds at most 2,000. Where they are not free, waits as long as `wait` says; with keep_queued the
     place in the queue outlives the call. A lock that the owner holds already is answered as it is; SHARED becomes
     EXCLUSIVE in place, with a new fencing token, once nobody else shares. An item below a path that the owner holds
     is a lock of its own. A grant that was made stands even if the caller has gone; the same request_id returns it.
@@ -206,7 +206,7 @@ class LockServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _lock_pb2.AcquireLocksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_lock_pb2.AcquireLocksResponse, _abc.Awaitable[_lock_pb2.AcquireLocksResponse]]:
-        """Takes all of the locks or none. Where they are not free, waits as long as `wait` says; with keep_queued the
+        """Takes all of the locks or none; one owner holds at most 2,000. Where they are not free, waits as long as `wait` says; with keep_queued the
         place in the queue outlives the call. A lock that the owner holds already is answered as it is; SHARED becomes
         EXCLUSIVE in place, with a new fencing token, once nobody else shares. An item below a path that the owner holds
         is a lock of its own. A grant that was made stands even if the caller has gone; the same request_id returns it.

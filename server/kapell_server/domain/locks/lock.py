@@ -62,6 +62,9 @@ def acquire(
         return repeated
     wait = _wait_of(state, request)
     wait.key, wait.fingerprint = key, fingerprint
+    owner = state.locks.owners.get(wait.owner)
+    own = len(owner.held) if owner is not None else 0
+    _check_limit(state, "max_locks_of_owner", own + len(wait.items) - 1, state.settings.max_locks_of_owner)
     obstacle = state.locks.obstacle(wait)
     if obstacle is None:
         return _take(state, wait)
