@@ -117,7 +117,7 @@ class Desk:
                     one.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await asked
-        self._waiting.pop(id, None) if id not in self._later else None
+        self._later.add(id)  # Asked about once; the event of its end is still told.
 
     async def _draw(self, id: str, *, whole: bool = False) -> Facts:
         facts = await facts_of(self._client, id)
