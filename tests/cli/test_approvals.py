@@ -89,7 +89,7 @@ def test_the_nine_facts_fit_on_one_screen(size: tuple[int, int]) -> None:
         "in /srv/shop; 5 files: src/a.py, src/b.py, src/c.py and 2 more; 1 host: github.com; CANNOT be undone",
         "this step ~$2.00; no budget applies",
         "Tidy the shop task_",
-        "expires in 59m",
+        "expires in ",
         "then it is denied",
         "3 tasks wait for it",
         "7 approved, 0 denied, 0 expired of its kind",

@@ -117,7 +117,7 @@ class Desk:
                     one.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await asked
-        self._waiting.pop(id, None) if id not in self._later else None
+        self._later.add(id)  # Asked about once; the event of its end is still told.
 
     async def _draw(self, id: str, *, whole: bool = False) -> Facts:
         facts = await facts_of(self._client, id)
@@ -137,8 +137,8 @@ class Desk:
         else:
             words = f"[a] approve   {words}"
         while True:
-            self._live.set("?", "yellow", words)
             keys.forget()
+            self._live.set("?", "yellow", words)
             match (await keys.key()).lower():
                 case "a" if not is_question and await self._is_sure(approval, keys):
                     if await self._decide(approval, "approve", ""):
@@ -160,8 +160,8 @@ class Desk:
             target = target_of(approval)
             return await self._typed(f"CRITICAL. Type {target} to approve (Esc goes back): ", keys) == target
         if approval.risk.level == RISK_LEVEL_HIGH:
-            self._live.set("!", "red", "The risk is high. Approve it? [y] yes   any other key: no")
             keys.forget()
+            self._live.set("!", "red", "The risk is high. Approve it? [y] yes   any other key: no")
             return (await keys.key()).lower() == "y"
         return True
 
