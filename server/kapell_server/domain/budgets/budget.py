@@ -98,6 +98,8 @@ def update_budget(state: State, request: UpdateBudgetRequest) -> Budget:
     state.standing.put(budget, EVENT_KIND_BUDGET_UPDATED, tuple(f"spec.{path}" for path in sorted(paths)))
     if paths & {"limit", "thresholds"}:
         state.budgets.review(tally)
+    if paths & {"limit", "default_estimate"}:
+        state.budgets.reconsider(tally)
     return _find(state, tally)
 
 

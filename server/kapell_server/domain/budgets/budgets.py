@@ -39,6 +39,7 @@ from kapell_server.domain.copied import copied
 from kapell_server.domain.times import SECOND, stamp, timestamp_ns
 
 if TYPE_CHECKING:
+    from kapell_server.domain.queueing.ready import ReadyEntry
     from kapell_server.domain.state import State
     from kapell_server.domain.workers.leases import Lease
 
@@ -305,6 +306,32 @@ class Budgets:
                 nothing_fits = True
         if nothing_fits and not tally.holds and tally.hard:
             self._cross_for_want_of_room(tally)
+
+    def anyone_waits(self) -> bool:
+        """Whether a task may be parked under a budget."""
+        return any(tally.waiting for tally in self.tallies.values())
+
+    def pass_on(self, task: Task, name: str) -> None:
+        """A task was parked under `name`, or has gone, without what it may have been let try for.
+
+        Only those try that really fit: a task is parked at each budget once then, however many it draws from.
+        """
+        for tally, _ in self.needs(task):
+            for need_class in sorted(tally.waiting):
+                other = f"budget/{tally.budget_id}/{need_class}"
+                if other != name and any(self._fits(tally, entry) for entry in self._state.queues.ready.heads(other)):
+                    self._state.queues.retry(other)
+
+    def _fits(self, tally: Tally, entry: ReadyEntry) -> bool:
+        """Whether the budget has room for a parked task, or is none of its budgets any more."""
+        needs = self.needs(self._state.task(entry.task_id))
+        return all(not tally.blocks(need) for one, need in needs if one is tally)
+
+    def reconsider(self, tally: Tally | None = None) -> None:
+        """What tasks need, or which budgets they draw from, has changed: all that wait may try."""
+        for one in self.tallies.values() if tally is None else (tally,):
+            for need_class in sorted(one.waiting):
+                self._state.queues.retry(f"budget/{one.budget_id}/{need_class}", all_of_them=True)
 
     def parked(self, name: str) -> None:
         """A task was parked under a name of a budget."""

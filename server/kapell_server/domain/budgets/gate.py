@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from kapell_server.domain.state import State
 
 _LOOK_AHEAD = 256
-_ANY = 1_000
+_ANY = 1 << 30
+"""Nobody waits for a budget that is gone."""
 
 
 class BudgetGate:
@@ -54,7 +55,11 @@ class BudgetGate:
         self._budgets.parked(name)
 
     def forgo(self, entry: ReadyEntry, name: str) -> None:
-        """What a task has found open here was not taken: those that were turned away have been for other reasons."""
+        """A task was let try for the room of a budget, and does not use it: the next ones may."""
+        if self._budgets.anyone_waits():
+            task = self._state.cached_task(entry.task_id)
+            if task is not None:
+                self._budgets.pass_on(task, name)
 
     def take(self, task: Task) -> None:
         self._budgets.take(task)

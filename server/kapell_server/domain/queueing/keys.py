@@ -9,7 +9,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from kapell.v1.queue_pb2 import CONCURRENCY_STRATEGY_WAIT, ConcurrencyLimit, ConcurrencyStrategy
-from kapell.v1.task_pb2 import TASK_STATE_PENDING, WAIT_KIND_CONCURRENCY_LIMIT, Blocker, Task
+from kapell.v1.task_pb2 import (
+    TASK_STATE_AWAITING_APPROVAL,
+    TASK_STATE_PENDING,
+    WAIT_KIND_CONCURRENCY_LIMIT,
+    Blocker,
+    Task,
+)
 
 from kapell_server.domain.queueing.ready import ReadyEntry
 from kapell_server.domain.queueing.starts import Starts
@@ -181,8 +187,8 @@ class ConcurrencyKeys:
 
 
 def _rests(task: Task) -> bool:
-    """Whether a task under keys has begun and is PENDING until its next attempt."""
-    return task.state == TASK_STATE_PENDING and task.HasField("first_queue_time")
+    """Whether a task under keys has begun and waits for its next attempt, be it for somebody's decision."""
+    return task.state in (TASK_STATE_PENDING, TASK_STATE_AWAITING_APPROVAL) and task.HasField("first_queue_time")
 
 
 def _arrival_ns(task: Task) -> int:

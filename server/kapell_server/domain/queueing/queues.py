@@ -173,10 +173,10 @@ class Queues:
         for gate in self._gates.values():
             gate.forgo(entry, name)
 
-    def retry(self, name: str) -> None:
+    def retry(self, name: str, *, all_of_them: bool = False) -> None:
         """Lets as many of those parked under a name try as there is room: none may wait for one that cannot run."""
         for agent_type in self.ready.types_parked_under(name):
-            room = self._gate(name).room(name)
+            room = _EVERYBODY if all_of_them else self._gate(name).room(name)
             if room > 0 and self.ready.wake(name, agent_type, room):
                 self._state.polls.touch_type(agent_type)
 
@@ -185,6 +185,17 @@ class Queues:
         agent_type = self.ready.unpark(task_id)
         if agent_type:
             self._state.polls.touch_type(agent_type)
+
+    def relabelled(self, previous: Task) -> None:
+        """A QUEUED task, as it was, has other labels now, and so perhaps other budgets."""
+        place = self.ready.place_of(previous.task_id)
+        if place is None:
+            return
+        name = place[1]
+        if name.startswith("budget/"):
+            self.let_try(previous.task_id)
+        elif not name:
+            self._state.budgets.pass_on(previous, name)
 
     def gate_blockers(self, task: Task) -> Iterator[Blocker]:
         """Every gate's reasons why the task cannot start now."""
@@ -367,6 +378,7 @@ def _across_types(entry: ReadyEntry) -> tuple[int, int, str]:
 
 _MOST_PARKED = 2_000
 """Most tasks that one batch parks: a flood of them must not keep everybody else waiting."""
+_EVERYBODY = 1 << 30
 _SOON = SECOND // 1000
 _MOST_COUNTED = 1_000
 """Most places that are looked at to tell where a task stands."""

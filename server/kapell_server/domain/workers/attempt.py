@@ -226,6 +226,8 @@ def end_parked(state: State, lease: Lease, current: Task, approval_id: str, resu
     task = copied(current)
     for field in ("lease", "waiting", "parked"):
         task.ClearField(field)
+    task_locks.given_back(task)
+    _note_first_queueing(task)
     task.attempts_used -= 1
     task.parked.approval_id = approval_id
     if resume_data is not None:
@@ -308,8 +310,7 @@ def _end(
     state.close_lease(lease, record)
     if attempt_state != ATTEMPT_STATE_RELEASED:
         task.ClearField("parked")
-    if task.concurrency_keys and not task.HasField("first_queue_time"):
-        task.first_queue_time.CopyFrom(task.queue_time)
+    _note_first_queueing(task)
     if attempt_state == ATTEMPT_STATE_SUCCEEDED:
         return _finish_succeeded(state, task, result)
     if attempt_state == ATTEMPT_STATE_CANCELLED:
@@ -330,6 +331,12 @@ def _end(
     if attempt_state != ATTEMPT_STATE_LOST:
         delay_ns = max(delay_ns, retry.backoff_ns(task.retry_policy, task.attempts_used, state.random))
     return _requeue(state, task, now, delay_ns)
+
+
+def _note_first_queueing(task: Task) -> None:
+    """Under its keys a task stays as old as it was when it first joined, however often it is tried."""
+    if task.concurrency_keys and not task.HasField("first_queue_time"):
+        task.first_queue_time.CopyFrom(task.queue_time)
 
 
 def _finish_succeeded(state: State, task: Task, result: bytes) -> Task:
