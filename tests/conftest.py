@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from hypothesis import settings
 
 from tests.support.postgres import Postgres, running_postgres
 from tests.support.server_process import ServerProcess
+
+# Many servers at a time: none of them takes the port that is everybody's default.
+os.environ.setdefault("KAPELL_HTTP_ADDRESS", "127.0.0.1:0")
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("untimed", settings.default, deadline=None)

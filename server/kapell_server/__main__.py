@@ -100,13 +100,21 @@ def _calm_collector() -> None:
 
 def _say_serving(config: Config, app: Any) -> None:
     if config.log_format == "json":
-        note = {"event": "serving", "grpc_address": app.address, "data_dir": str(config.data_dir)}
-        _print(json.dumps(note | {"pid": os.getpid(), "log_id": app.engine.log_id}))
+        note = {"event": "serving", "grpc_address": app.address, "http_address": app.http_address}
+        note |= {"data_dir": str(config.data_dir), "pid": os.getpid(), "log_id": app.engine.log_id}
+        _print(json.dumps(note))
         return
     from kapell.cli.banner import banner
     from kapell.cli.terminal import detect
 
-    for line in banner(detect(), address=app.address, data_dir=config.data_dir, no_auth=config.no_auth):
+    lines = banner(
+        detect(),
+        address=app.address,
+        http_address=app.http_address,
+        data_dir=config.data_dir,
+        no_auth=config.no_auth,
+    )
+    for line in lines:
         _print(line)
 
 

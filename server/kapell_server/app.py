@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 import structlog
 from kapell._version import __version__
@@ -24,6 +25,7 @@ from kapell_server.domain.settings import Settings
 from kapell_server.domain.tasks.artifact import MIB, ArtifactLimits
 from kapell_server.engine.engine import Engine
 from kapell_server.engine.retention import Retention
+from kapell_server.gateway.server import HttpAddressUnusableError, HttpServer
 from kapell_server.rpc.admin import AdminServicer, ServerFacts
 from kapell_server.rpc.agents import AgentServicer
 from kapell_server.rpc.approvals import ApprovalServicer
@@ -64,6 +66,9 @@ from kapell_server.vault import Vault
 from kapell_server.watch.follow import Watches
 from kapell_server.webhooks.service import Webhooks
 
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
 _log = structlog.get_logger(__name__)
 
 # How long calls that were accepted may take to end when the server stops, seconds.
@@ -80,6 +85,8 @@ class App:
         self.telemetry = Telemetry()
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.address = ""
+        self.http_address = ""
+        self._http = HttpServer()
         self.local_address = ""
         self.admin_token = ""
         self.directory = DataDirectory(config.data_dir)
@@ -173,8 +180,21 @@ class App:
         )
         await rpc.start(servicers)
         undo.push_async_callback(rpc.drain)
-        self.directory.announce(grpc_address=self.local_address, log_id=engine.log_id)
+        if self.http_address:
+            self._http.start(self.supervisor, lambda: self._http_application(rpc))
+            undo.push_async_callback(self._http.stop)
+        self.directory.announce(grpc_address=self.local_address, http_address=self.http_address, log_id=engine.log_id)
         undo.callback(self.directory.withdraw)
+
+    def _http_application(self, rpc: RpcServer) -> Starlette:
+        # Imported when gRPC serves already: starting must not wait for the libraries of HTTP.
+        from kapell_server.gateway.application import application
+
+        return application(
+            rpc.unary_calls,
+            is_ready=lambda: "the server is stopping" if rpc.is_draining else "",
+            otlp_usage=self.config.otlp_usage,
+        )
 
     async def _open_artifacts(self, database: Database, clock: Clock) -> ArtifactStore:
         """The files that tasks keep, and their housekeeping."""
@@ -224,12 +244,15 @@ class App:
         self._undo.push_async_callback(write_uses, authenticator, engine.reads)
 
     def _bind(self, rpc: RpcServer) -> None:
-        """Takes the address; with TLS also a second one in plain text, for what runs on this machine.
+        """Takes the addresses; with TLS also a second one for gRPC in plain text, for what runs on this machine.
 
         Hosts of agents have neither the certificates nor a way to be told of new ones, and outlive the server:
         theirs is an address that stays.
         """
         config = self.config
+        if config.http_address:
+            self.http_address = self._http.bind(config.http_address)
+            self._undo.push_async_callback(self._http.stop)
         if config.tls_cert is None or config.tls_key is None:
             self.address = self.local_address = rpc.bind(config.grpc_address)
             return
@@ -361,14 +384,20 @@ def _refuse_exposure(config: Config) -> None:
             f"local_address is in plain text, but {config.local_address} can be reached from other machines."
             " Give one of this machine, such as 127.0.0.1:50052 or unix:/run/kapell/local.sock."
         )
-    if is_loopback(config.grpc_address):
+    if config.http_address and not is_loopback(config.http_address) and not config.insecure_bind:
+        raise StartRefusedError(
+            f"HTTP on {config.http_address} can be reached from other machines, and tokens would cross the network"
+            " unencrypted. Give --http-address 127.0.0.1:4110 and a proxy that encrypts, or add --insecure-bind where"
+            " something else encrypts."
+        )
+    if is_loopback(config.grpc_address) and (not config.http_address or is_loopback(config.http_address)):
         return
     if config.no_auth:
         raise StartRefusedError(
             f"--no-auth and {config.grpc_address} together would let anyone on the network run commands here."
             " Leave out --no-auth, or listen on 127.0.0.1."
         )
-    if config.tls_cert is None and not config.insecure_bind:
+    if not is_loopback(config.grpc_address) and config.tls_cert is None and not config.insecure_bind:
         raise StartRefusedError(
             f"{config.grpc_address} can be reached from other machines, and tokens would cross the network"
             " unencrypted. Give --tls-cert and --tls-key, listen on 127.0.0.1, or add --insecure-bind where something"
@@ -381,7 +410,7 @@ def _as_refusal(error: BaseException, config: Config) -> StartRefusedError | Non
     match error:
         case StartRefusedError():
             return error
-        case StorageError() | AddressUnusableError() | TlsUnusableError():
+        case StorageError() | AddressUnusableError() | HttpAddressUnusableError() | TlsUnusableError():
             text = str(error)
             return StartRefusedError(text[:1].upper() + text[1:])
         case KapellError():

@@ -36,6 +36,8 @@ class Config:
 
     data_dir: Path
     grpc_address: str
+    http_address: str
+    otlp_usage: str
     database_url: str
     tls_cert: Path | None
     tls_key: Path | None
@@ -200,6 +202,16 @@ def _address(value: Any, name: str) -> str:
     raise ConfigError(f'{name} must read "host:port", such as "127.0.0.1:50051", not {text!r}.')
 
 
+def _address_or_none(value: Any, name: str) -> str:
+    return _address(value, name) if value != "" else ""
+
+
+def _otlp_usage(value: Any, name: str) -> str:
+    if value not in ("events", "metrics"):
+        raise ConfigError(f"{name} must be `events` or `metrics`, not {value!r}.")
+    return str(value)
+
+
 def _local_address(value: Any, name: str) -> str:
     text = _text(value, name)
     return _address(text, name) if text else ""
@@ -268,6 +280,18 @@ SETTINGS: tuple[Setting, ...] = (
         default="127.0.0.1:50051",
         read=_address,
         help="where to listen, host:port; port 0 takes a free one (default 127.0.0.1:50051)",
+    ),
+    Setting(
+        key="http_address",
+        default="127.0.0.1:4110",
+        read=_address_or_none,
+        help='where HTTP listens, host:port; port 0 takes a free one, "" leaves it out (default 127.0.0.1:4110)',
+    ),
+    Setting(
+        key="otlp_usage",
+        default="events",
+        read=_otlp_usage,
+        help="what counts of the telemetry that agents export: `events` or `metrics` (default events)",
     ),
     Setting(
         key="database_url",

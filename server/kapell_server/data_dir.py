@@ -188,9 +188,9 @@ class DataDirectory:
 
         return Vault(keys, store=store)
 
-    def announce(self, *, grpc_address: str, log_id: str) -> None:
+    def announce(self, *, grpc_address: str, log_id: str, http_address: str = "") -> None:
         """Writes server.json, by which local clients find the server."""
-        note = {"grpc_address": grpc_address, "pid": os.getpid(), "log_id": log_id}
+        note = {"grpc_address": grpc_address, "http_address": http_address, "pid": os.getpid(), "log_id": log_id}
         whole = self.path / "server.json.new"
         whole.write_text(json.dumps(note) + "\n")
         whole.replace(self.path / "server.json")

@@ -1,10 +1,11 @@
 """The prices that come with Kapell: data files in `prices/`, one a provider.
 
-A file has the provider, where the figures were read, and its prices: dollars a million tokens as decimal
-text, `read` the day they were read, `from` the day they begin to count (the beginning where it is left out),
+A file has the provider, the page where it publishes its prices, and the prices: dollars a million tokens as decimal
+text, `as_of` the day the figure is as of, `from` the day they begin to count (the beginning where it is left out),
 `long_context` other rates for long inputs, `tiers` percents by tier of service, `units` dollars for one of
 something else. Read when a price is first asked for; nothing of it is in the database, so a newer Kapell
-brings newer prices, while what was recorded keeps its cost.
+brings newer prices, while what was recorded keeps its cost. They were put together from public lists, some of
+them second hand: the page has the last word, and a price that is set comes before them.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ def shipped_prices() -> list[Price]:
 def _price(provider: str, source: str, said: Mapping[str, Any]) -> Price:
     begin = said.get("from", "")
     price = Price(
-        price_id=f"shipped/{provider}/{said['model']}@{begin or said['read']}",
+        price_id=f"shipped/{provider}/{said['model']}@{begin or said['as_of']}",
         provider=provider,
         model=said["model"],
         aliases=said.get("aliases", ()),
         rates=_rates(said),
         service_tier_percent=said.get("tiers", {}),
         source=source,
-        source_date=said["read"],
+        source_date=said["as_of"],
         origin=PRICE_ORIGIN_SHIPPED,
     )
     if begin:

@@ -40,7 +40,7 @@ async def serve(directory: Path, **config: Any) -> AsyncIterator[TestServer]:
     Nothing is read from the environment or from any kapell.toml but `directory`/kapell.toml. A part
     of the server that died fails the test.
     """
-    flags = {"data_dir": directory / "data", "grpc_address": "127.0.0.1:0", **config}
+    flags = {"data_dir": directory / "data", "grpc_address": "127.0.0.1:0", "http_address": "", **config}
     app = App(load(flags=flags, env={}, directory=directory))
     await app.start()
     try:

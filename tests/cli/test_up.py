@@ -117,7 +117,8 @@ def test_the_way_out_of_a_refused_address_is_there(up: Shell) -> None:
 def test_the_demo_does_what_it_says_and_leaves_nothing(up: Shell) -> None:
     with running(up, "--demo") as process:
         said = read_until(process, "will be cancelled")
-        up.pipe("task", "wait", *up.pipe("task", "list", "-o", "id").out.split())
+        types = [part for kind in ("count", "todo", "hash") for part in ("--type", kind)]
+        up.pipe("task", "wait", *up.pipe("task", "list", *types, "-o", "id").out.split())
         agents = json.loads(up.pipe("agent", "list", "-o", "json").out)
         seen = states(up)
         attempts = {t["displayName"]: t["attempt"] for t in json.loads(up.pipe("task", "list", "-o", "json").out)}
@@ -128,7 +129,14 @@ def test_the_demo_does_what_it_says_and_leaves_nothing(up: Shell) -> None:
         rest, err = process.communicate(timeout=60)
 
     assert "no model" in said
-    assert sorted(agent["displayName"] for agent in agents) == ["counter", "hasher", "reader", "scribe"]
+    assert sorted(agent["displayName"] for agent in agents) == [
+        "counter",
+        "drafter",
+        "editor",
+        "hasher",
+        "reader",
+        "scribe",
+    ]
     assert seen["Count the lines of every Python file"] == "succeeded"
     assert seen["Find a file that is not there"] == "failed"
     assert attempts["Find a file that is not there"] == 2
@@ -175,8 +183,9 @@ def test_a_demo_whose_server_dies_says_so(up: Shell) -> None:
 def test_the_banner_fits_a_terminal(tmp_path: Path) -> None:
     lines = banner(detect(), address="127.0.0.1:50051", data_dir=tmp_path, is_demo=True)
 
-    assert len(lines) <= 20
-    assert sum("kapell" in line and re.search(r"status|task run|event watch", line) is not None for line in lines) == 3
+    assert len(lines) <= 24
+    shown = r"kapell (status|approval list|budget list|usage show|lock list|task run|event watch) "
+    assert sum(re.search(shown, line) is not None for line in lines) == 7
 
 
 def test_the_first_commands_of_the_banner_work_as_they_stand(up: Shell) -> None:

@@ -25,9 +25,9 @@ from kapell.v1.task_pb2 import (
     TASK_STATE_SUCCEEDED,
 )
 from kapell.v1.worker_pb2 import LEASE_DIRECTIVE_CANCEL
-from kapell_server.domain.budgets.budget import answer
 from kapell_server.domain.state import State
 
+from tests.domain.asking import decide, waiting
 from tests.domain.spending import Purse, cents, costing, thresholds
 
 
@@ -97,12 +97,6 @@ def test_the_limit_is_reached_where_what_is_left_is_too_little_and_nobody_gives_
 
 def test_a_breach_that_asks_holds_new_work_until_it_is_answered() -> None:
     world = Purse()
-    asked: list[tuple[str, int]] = []
-
-    def ask(state: State, budget: Budget, percent: int) -> None:
-        asked.append((budget.budget_id, percent))
-
-    world.state.budgets.ask = ask
     world.budget(cents(5), thresholds=thresholds(at_100=BUDGET_ACTION_REQUIRE_APPROVAL))
     agent_id = world.register()
     tasks = [world.create(estimate=costing(1)) for _ in range(12)]
@@ -117,16 +111,15 @@ def test_a_breach_that_asks_holds_new_work_until_it_is_answered() -> None:
 
     assert work_on() == 5
     assert world.figures() == (5, 0)
-    assert asked == [("budget_b", 100)]
+    assert waiting(world).budget_id == "budget_b"
     assert world.status().state == BUDGET_STATE_AWAITING_APPROVAL
     assert "waits for somebody" in world.explain(tasks[-1]).blockers[0].message
 
-    world.deciders[str] = lambda state, budget_id: answer(state, budget_id, approved=True)
-    world.do("budget_b")
+    decide(world, waiting(world))
     assert world.status().state == BUDGET_STATE_OPEN
     assert world.status().extended_by == cents(5)
     assert work_on() == 10
-    assert asked == [("budget_b", 100)] * 2
+    assert waiting(world).budget_id == "budget_b"
 
 
 def test_a_no_leaves_new_work_waiting() -> None:
@@ -134,8 +127,7 @@ def test_a_no_leaves_new_work_waiting() -> None:
     world.budget(cents(5), thresholds=thresholds(at_100=BUDGET_ACTION_REQUIRE_APPROVAL))
     world.use(cost=5)
 
-    world.deciders[str] = lambda state, budget_id: answer(state, budget_id, approved=False)
-    world.do("budget_b")
+    decide(world, waiting(world), "deny")
 
     assert world.status().state == BUDGET_STATE_AWAITING_APPROVAL
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from kapell.v1.budget_pb2 import (
@@ -24,11 +25,12 @@ from kapell.v1.task_pb2 import (
     TaskTimeouts,
 )
 from kapell.v1.template_pb2 import CreateTemplateRequest, TemplateSpec
-from kapell.v1.worker_pb2 import CreateChildTasksRequest
+from kapell.v1.worker_pb2 import CreateChildTasksRequest, FailTaskRequest, ProviderRateLimit
 from kapell_server.domain.budgets.budgets import Budgets
 from kapell_server.domain.budgets.scopes import Features
 from kapell_server.domain.state import State
 
+from tests.domain.asking import ask_whole
 from tests.domain.spending import Purse, cents, costing, thresholds
 
 
@@ -293,6 +295,26 @@ def test_attempts_and_time_are_counted_by_the_attempts_themselves() -> None:
     assert world.figures("budget_tasks") == (1, 0)
     assert world.figures("budget_time") == (15_000, 0)
     assert world.task(third).state == TASK_STATE_QUEUED
+
+
+@pytest.mark.parametrize("how", ["parked", "limited by its provider"])
+def test_the_time_of_an_attempt_that_comes_back_is_counted(how: str) -> None:
+    world = Purse()
+    world.budget(BudgetAmount(tasks=2), budget_id="budget_tasks")
+    world.budget(BudgetAmount(wall_time=Duration(seconds=100)), budget_id="budget_time")
+    task_id = world.running(timeouts=TaskTimeouts(run_timeout=Duration(seconds=40)))
+    for _ in range(3):
+        world.advance(5)
+        world.beat(world.task(task_id).lease.agent_id, task_id)
+
+    if how == "parked":
+        ask_whole(world, task_id, park=True)
+    else:
+        limit = ProviderRateLimit(provider="p", reset_after=Duration(seconds=60))
+        world.do(FailTaskRequest(lease_token=world.token(task_id), rate_limited=limit))
+
+    assert world.figures("budget_time") == (15_000, 0)
+    assert world.figures("budget_tasks") == (0, 0)
 
 
 def test_an_attempt_that_takes_longer_than_it_reserved_gets_more_where_there_is_room() -> None:

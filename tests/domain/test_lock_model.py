@@ -374,7 +374,7 @@ def owner_of(one: Any) -> str:
 
 LockModel = LockMachine.TestCase
 LockModel.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
-LONG = settings(max_examples=1_150, stateful_step_count=100, deadline=None, suppress_health_check=list(HealthCheck))
+LONG = settings(max_examples=1_600, stateful_step_count=100, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.slow

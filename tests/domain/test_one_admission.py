@@ -96,8 +96,10 @@ class Admissions(Purse, TaskWorld):
             out = self.spent[budget_id] + self.reserved(budget_id)
             assert out <= max(limit, self.before.get(budget_id, 0)), budget_id
             self.before[budget_id] = out
-        if self.waiting_for_nothing():
-            self.advance(2)  # One that is due before it at its locks may have had its turn.
+        for _ in self.of_state(TASK_STATE_QUEUED):
+            if not self.waiting_for_nothing():
+                break
+            self.advance(2)  # Each that is due before it at its locks may have a turn of a second.
         idle = self.waiting_for_nothing()
         assert not idle, [(self.task(one), self.state.queues.ready.place_of(one)) for one in idle]
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from google.protobuf.struct_pb2 import Struct
 from kapell.v1.agent_pb2 import AgentSpec, CommandRuntime
+from kapell.v1.approval_pb2 import ApprovalContent
 from kapell.v1.secret_pb2 import (
     SECRET_SOURCE_ENVIRONMENT,
     SECRET_SOURCE_STORED,
@@ -21,6 +23,7 @@ from kapell_server.domain.secrets import secret, use
 from kapell_server.domain.secrets.secret import RotateKeyCommand, SetSecretCommand
 from kapell_server.vault import Vault
 
+from tests.domain.asking import ALICE, ask_whole, decide
 from tests.domain.test_rollback import fail_commit
 from tests.domain.world import World
 
@@ -177,6 +180,24 @@ def test_results_failures_and_progress_are_masked(world: World) -> None:
     before = world.state.revision
     world.do(request)
     assert world.state.revision == before
+
+
+def test_what_an_agent_asks_for_is_masked_and_asked_for_once(world: World) -> None:
+    put(world)
+    task_id = world.running(secrets={"GIT_TOKEN": "token"})
+    shown = ApprovalContent(command=f"git push https://x:{VALUE}@example.org", tool="bash")
+    resume = Struct()
+    resume.update({"remote": VALUE})
+
+    asked = ask_whole(world, task_id, f"Push with {VALUE}", content=shown, park=True, resume_data=resume).approval
+
+    assert (asked.title, asked.content.command) == ("Push with [secret]", "git push https://x:[secret]@example.org")
+    assert world.task(task_id).parked.resume_data["remote"] == "[secret]"
+    assert VALUE not in str(world.state.approvals.content(asked.approval_id))
+    decide(world, asked, by=ALICE)
+    world.poll(asked.agent_id)
+    again = ask_whole(world, task_id, f"Push with {VALUE}", content=shown, park=True).approval
+    assert again.approval_id == asked.approval_id
 
 
 def test_agents_of_a_profile_get_its_secrets(world: World) -> None:

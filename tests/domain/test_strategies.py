@@ -16,6 +16,7 @@ from kapell.v1.queue_pb2 import (
     SetConcurrencyLimitRequest,
 )
 from kapell.v1.task_pb2 import (
+    TASK_STATE_AWAITING_APPROVAL,
     BatchCreateTasksRequest,
     CancelTaskRequest,
     CreateTaskRequest,
@@ -29,6 +30,7 @@ from kapell.v1.worker_pb2 import CreateChildTasksRequest, FailTaskRequest, Lease
 from kapell_server.domain.queueing import concurrency
 from kapell_server.domain.times import SECOND, stamp
 
+from tests.domain.asking import ALICE, ask_whole, decide
 from tests.domain.test_concurrency import add, seconds, spec, states, take
 from tests.domain.test_rollback import fail_commit
 from tests.domain.world import World
@@ -286,6 +288,24 @@ def test_who_waits_for_a_provider_is_older_than_what_comes_meanwhile() -> None:
     add(world, "new", "k")
 
     assert states(world, "old", "new") == ["CANCELLED", "QUEUED"]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"), [(SKIP, ["QUEUED", "CANCELLED"]), (IN_PROGRESS, ["CANCELLED", "QUEUED"])]
+)
+def test_a_task_that_is_parked_for_an_approval_is_there_and_not_new(
+    strategy: ConcurrencyStrategy.ValueType, expected: list[str]
+) -> None:
+    world, agent_id = limited(strategy)
+    add(world, "a", "k")
+    take(world, agent_id)
+    approval = ask_whole(world, "task_a", park=True).approval
+
+    add(world, "b", "k")
+    if world.task("task_a").state == TASK_STATE_AWAITING_APPROVAL:
+        decide(world, approval, by=ALICE)
+
+    assert states(world, "a", "b") == expected
 
 
 def test_what_is_superseded_takes_its_children_along() -> None:

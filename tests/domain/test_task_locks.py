@@ -9,6 +9,7 @@ from kapell.v1.agent_pb2 import TERMINATE_MODE_FORCE, TerminateAgentRequest
 from kapell.v1.common_pb2 import ProcessExit
 from kapell.v1.lock_pb2 import CheckFenceRequest
 from kapell.v1.task_pb2 import (
+    TASK_STATE_AWAITING_APPROVAL,
     TASK_STATE_CANCELLED,
     TASK_STATE_CANCELLING,
     TASK_STATE_FAILED,
@@ -27,6 +28,7 @@ from kapell.v1.worker_pb2 import (
 from kapell_server.domain.locks import lock
 from kapell_server.engine.facts import AgentProcessExited
 
+from tests.domain.asking import ask_whole
 from tests.domain.lock_tasks import TaskWorld
 from tests.domain.test_concurrency import seconds
 from tests.domain.world import World
@@ -200,6 +202,10 @@ ENDS: dict[str, tuple[Callable[[TaskWorld, str], object], int]] = {
     "failed, to be tried again": (lambda world, task_id: world.fail(task_id), TASK_STATE_PENDING),
     "limited by its provider": (limited, TASK_STATE_PENDING),
     "handed back": (lambda world, task_id: world.release(task_id), TASK_STATE_QUEUED),
+    "parked for an approval": (
+        lambda world, task_id: ask_whole(world, task_id, park=True),
+        TASK_STATE_AWAITING_APPROVAL,
+    ),
     "expired": (let_expire, TASK_STATE_QUEUED),
     "agent terminated": (terminate, TASK_STATE_QUEUED),
     "agent deregistered": (

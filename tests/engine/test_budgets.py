@@ -10,13 +10,17 @@ import pytest
 import sqlalchemy as sa
 from google.protobuf.duration_pb2 import Duration
 from kapell.v1.alert_pb2 import (
+    ALERT_KIND_APPROVAL_OLD,
     ALERT_KIND_UNPRICED_MODEL,
     ALERT_STATE_FIRING,
     ALERT_STATE_RESOLVED,
     AlertFilter,
     ListAlertsRequest,
 )
+from kapell.v1.approval_pb2 import APPROVAL_ORDER_NEWEST_FIRST, Approval, DecideApprovalRequest, ListApprovalsRequest
+from kapell.v1.approval_policy_pb2 import APPROVAL_STATE_PENDING
 from kapell.v1.budget_pb2 import (
+    BUDGET_ACTION_REQUIRE_APPROVAL,
     Budget,
     BudgetScope,
     BudgetSpec,
@@ -38,7 +42,7 @@ from kapell_server.engine import batch
 from kapell_server.store.database import Connection
 from kapell_server.store.schema import attempts, budget_reservations, budget_spend
 
-from tests.domain.spending import CENT, cents, costing
+from tests.domain.spending import CENT, cents, costing, thresholds
 from tests.support.faulty_database import Fault, FaultyDatabase, busy
 from tests.support.live_engine import LiveEngine
 
@@ -278,3 +282,35 @@ async def test_what_the_ledger_records_is_settled_once_and_corrections_by_their_
     firing = ListAlertsRequest(filter=AlertFilter(kinds=[ALERT_KIND_UNPRICED_MODEL]))
     [alert] = (await live.engine.reads.standing.list_alerts(firing)).alerts
     assert alert.subject == "no-such-model"
+
+
+async def test_what_a_budget_asks_outlives_a_kill_and_the_answer_lets_work_start(live: LiveEngine) -> None:
+    asks = thresholds(at_100=BUDGET_ACTION_REQUIRE_APPROVAL)
+    await make(live, 10, thresholds=asks)
+    await use(live, cost=10)
+    task = await live.create(estimate=costing(1))
+    [question] = await _asked(live)
+
+    await live.crash()
+
+    assert [one.approval_id for one in await _asked(live)] == [question.approval_id]
+    agent_id = await live.register()
+    assert await live.lease(agent_id) == []
+    live.clock.advance(3601)
+    await get(live)
+    decision = DecideApprovalRequest(
+        approval_id=question.approval_id, option="approve", shown_hash=question.content_hash
+    )
+    await live.call(decision)
+    assert (await get(live)).status.extended_by == cents(10)
+    await live.crash()
+    assert await _asked(live) == []
+    fired = (await live.engine.reads.standing.list_alerts(ListAlertsRequest())).alerts
+    assert [one.state for one in fired if one.kind == ALERT_KIND_APPROVAL_OLD] == [ALERT_STATE_RESOLVED]
+    assert (await live.task(task.task_id)).state == TASK_STATE_QUEUED
+
+
+async def _asked(live: LiveEngine) -> list[Approval]:
+    """What waits for a decision, as the database has it."""
+    page = await live.engine.reads.approvals.list(ListApprovalsRequest(order=APPROVAL_ORDER_NEWEST_FIRST))
+    return [one for one in page.approvals if one.state == APPROVAL_STATE_PENDING]

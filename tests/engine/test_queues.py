@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
+from kapell.v1.approval_pb2 import RequestApprovalRequest
 from kapell.v1.queue_pb2 import (
     CONCURRENCY_STRATEGY_CANCEL_IN_PROGRESS,
     CONCURRENCY_STRATEGY_SKIP,
@@ -262,6 +263,20 @@ async def test_the_oldest_holder_is_the_same_after_a_restart(live: LiveEngine) -
 
     states = [(await live.task(f"task_{name}")).state for name in ("z", "a", "new")]
     assert states == [TASK_STATE_CANCELLING, TASK_STATE_RUNNING, TASK_STATE_QUEUED]
+
+
+async def test_a_task_that_is_parked_for_an_approval_counts_under_its_key_after_a_restart(live: LiveEngine) -> None:
+    agent_id = await live.register()
+    await limit(live, "k", 1, strategy=CONCURRENCY_STRATEGY_CANCEL_IN_PROGRESS)
+    await add(live, "parked", "k")
+    offer = await live.offer(agent_id)
+    await live.call(RequestApprovalRequest(lease_token=offer.lease_token, title="Run make", park=True))
+
+    await live.crash()
+    await add(live, "new", "k")
+
+    states = [(await live.task(f"task_{name}")).state for name in ("parked", "new")]
+    assert states == [TASK_STATE_CANCELLED, TASK_STATE_QUEUED]
 
 
 async def test_a_skipped_task_is_marked_in_the_database(live: LiveEngine) -> None:

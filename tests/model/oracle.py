@@ -224,10 +224,9 @@ class Oracle:
         return {task_id: one for task_id, one in self.held().items() if one is not task and clash(one, task)}
 
     def lock_rivals(self, task: Task) -> dict[str, Task]:
-        """The tasks that may be due before it at its locks. Whether they are is left to the engine: they give way
-        where no agent takes them."""
-        queued = {task_id: one for task_id, one in self.tasks.items() if one.state == "QUEUED" and one is not task}
-        return {task_id: one for task_id, one in queued.items() if clash(one, task) and comes_before(one, task)}
+        """The tasks that may be due before it at its locks. Whether they are is left to the engine."""
+        rivals = {name: one for name, one in self.tasks.items() if one.state == "QUEUED" and one is not task}
+        return {name: one for name, one in rivals.items() if clash(one, task) and comes_before(one, task)}
 
     def check_locks(self, task: Task, said: set[str]) -> None:
         """What ExplainTask says of locks: all that hold them, and besides only such as may come before."""
@@ -237,10 +236,8 @@ class Oracle:
         assert not more or (task.state == "QUEUED" and more <= self.lock_rivals(task).keys()), f"{task} told of {more}"
 
     def explain(self, task: Task, asking: set[str], *, locked: bool, position: int) -> tuple[list[Reason], range]:
-        """Why a task does not run, and its place among those that could. `asking` are the agents with an open poll.
-
-        `locked` where the engine says that locks hold it back, and `position` the place it says.
-        """
+        """Why a task does not run, and its place. `asking` are agents with an open poll; `locked` and `position` are
+        what the engine says."""
         match task.state:
             case "PENDING":
                 if task.provider:

@@ -95,11 +95,17 @@ def _of_another_agent(scene: Scene, name: str) -> Ask:
     return Ask(request, scene.worker().token)
 
 
-def _cancelled_by_another(scene: Scene) -> Ask:
-    approval, _ = asked(scene)
+def _cancelled_by_another(scene: Scene, approval_id: str = "") -> Ask:
+    approval_id = approval_id or asked(scene)[0].approval_id
     other = scene.running()
-    request = approval_pb2.CancelApprovalRequest(approval_id=approval.approval_id, lease_token=other.lease_token)
+    request = approval_pb2.CancelApprovalRequest(approval_id=approval_id, lease_token=other.lease_token)
     return Ask(request, other.worker.token)
+
+
+def _probed(scene: Scene, name: str) -> Ask:
+    """What an agent asks to find out if there is such an approval."""
+    request = getattr(approval_pb2, f"{name}Request")(approval_id=_NOTHING)
+    return Ask(request, scene.worker().token)
 
 
 def of_approval(request: type[Any], **fields: Any) -> dict[str, Make]:
@@ -140,6 +146,7 @@ APPROVALS: dict[str, Case] = {
         refused={
             **of_approval(approval_pb2.GetApprovalRequest),
             "NOT_OWNER": lambda scene: _of_another_agent(scene, "GetApproval"),
+            "NOT_OWNER: there is none": lambda scene: _probed(scene, "GetApproval"),
         },
         malformed=({}, "approval_id"),
     ),
@@ -186,6 +193,7 @@ APPROVALS: dict[str, Case] = {
             ),
             "LEASE_LOST: never minted": lambda scene: _of_another_agent(scene, "CancelApproval"),
             "NOT_OWNER": _cancelled_by_another,
+            "NOT_OWNER: there is none": lambda scene: _cancelled_by_another(scene, _NOTHING),
             "REQUEST_INVALID: of a start": lambda scene: Ask(
                 approval_pb2.CancelApprovalRequest(approval_id=start(scene).approval_id)
             ),
@@ -198,6 +206,7 @@ APPROVALS: dict[str, Case] = {
         refused={
             **of_approval(approval_pb2.WaitApprovalRequest),
             "NOT_OWNER": lambda scene: _of_another_agent(scene, "WaitApproval"),
+            "NOT_OWNER: there is none": lambda scene: _probed(scene, "WaitApproval"),
         },
         malformed=({"approvalId": "approval_a", "wait": "61s"}, "wait"),
         lasts=lambda scene: Ask(

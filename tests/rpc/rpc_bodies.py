@@ -43,7 +43,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
         for name, case in (
             *(TEMPLATES | BULK | QUEUES | ARTIFACTS | SCHEDULES | USAGE | APPROVALS | LOCKS).items(),
             *(BUDGETS | SECRETS | TOKENS).items(),
-        ).items()
+        )
         if case.malformed
     },
     "SpawnAgent": (NO_ID, "source"),

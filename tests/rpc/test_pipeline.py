@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from kapell.v1 import task_pb2
 from kapell.v1.common_pb2 import (
     SCOPE_ADMIN,
+    SCOPE_APPROVE,
     SCOPE_READ,
     SCOPE_SPAWN,
     SCOPE_WORKER,
@@ -428,9 +429,10 @@ def test_every_scope_is_used() -> None:
         SCOPE_READ,
         SCOPE_WRITE,
         SCOPE_SPAWN,
+        SCOPE_APPROVE,
         SCOPE_WORKER,
         SCOPE_ADMIN,
-    }
+    }, "all but SPAWN_INLINE, which the rule of SpawnAgent asks for"
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from kapell.v1.agent_pb2 import (
     DrainAgentRequest,
     ListAgentsRequest,
 )
-from kapell.v1.common_pb2 import LIST_ORDER_NEWEST_FIRST, LIST_ORDER_OLDEST_FIRST
+from kapell.v1.common_pb2 import LIST_ORDER_NEWEST_FIRST, LIST_ORDER_OLDEST_FIRST, ListOrder
 from kapell.v1.event_pb2 import EventFilter, ListEventsRequest, ListEventsResponse
+from kapell.v1.queue_pb2 import ConcurrencyLimit, SetConcurrencyLimitRequest
 from kapell.v1.task_pb2 import (
     TASK_STATE_CANCELLED,
     TASK_STATE_QUEUED,
@@ -28,7 +29,12 @@ from kapell.v1.task_pb2 import (
     Task,
     TaskFilter,
 )
-from kapell.v1.watch_pb2 import EVENT_KIND_TASK_CANCELLED, EVENT_KIND_TASK_CREATED
+from kapell.v1.watch_pb2 import (
+    EVENT_KIND_LIMIT_UPDATED,
+    EVENT_KIND_TASK_CANCELLED,
+    EVENT_KIND_TASK_CREATED,
+    EVENT_KIND_TASK_DELETED,
+)
 from kapell.v1.worker_pb2 import RegisterWorkerRequest
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.times import timestamp_ns
@@ -325,6 +331,24 @@ async def revisions(live: LiveEngine, **request: Any) -> list[int]:
 async def test_events_are_listed_by_filter(seven: LiveEngine) -> None:
     for size in (1, 2, 3, 50):
         await check_events(seven, size)
+
+
+@pytest.mark.parametrize("order", [NEWEST, OLDEST])
+async def test_events_of_a_resource_are_none_of_another_with_its_id(
+    live: LiveEngine, order: ListOrder.ValueType
+) -> None:
+    await live.create(task_id="task_a")
+    await live.call(SetConcurrencyLimitRequest(limit=ConcurrencyLimit(key="task_a", max_running=2)))
+    await live.call(CancelTaskRequest(task_id="task_a"))
+    await live.call(DeleteTaskRequest(task_id="task_a"))
+    wanted = EventFilter(task_ids=["task_a"])
+
+    encoded = await live.engine.reads.list_events(ListEventsRequest(filter=wanted, order=order))
+
+    kinds = [event.kind for event in ListEventsResponse.FromString(encoded).events]
+    assert sorted(kinds) == [EVENT_KIND_TASK_CREATED, EVENT_KIND_TASK_CANCELLED, EVENT_KIND_TASK_DELETED]
+    other = EventFilter(task_ids=["task_a"], kinds=[EVENT_KIND_LIMIT_UPDATED])
+    assert await revisions(live, filter=other, order=order) == []
 
 
 async def test_a_page_of_events_ends_where_they_are_long(seven: LiveEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,8 +25,9 @@ STOP_SECONDS = 20.0
 class ServerProcess:
     """`python -m kapell_server` on a free port of the loopback and a data directory of its own.
 
-    `prefix` goes before the command line, as in ("taskset", "-c", "0"). What the process writes is
-    in `log_file`, over all restarts. Everything here blocks; use it from the test's own thread.
+    HTTP is left out unless `http_address` says where, as in "127.0.0.1:0". `prefix` goes before the command line,
+    as in ("taskset", "-c", "0"). What the process writes is in `log_file`, over all restarts. Everything here blocks;
+    use it from the test's own thread.
     """
 
     def __init__(
@@ -36,14 +37,16 @@ class ServerProcess:
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
+        http_address: str = "",
     ) -> None:
         self.data_dir = data_dir
         self.address = f"127.0.0.1:{free_port()}"
+        self.http_address = ""
         self.log_file = data_dir.with_name(data_dir.name + ".server.log")
         self._command = [
             *prefix,
             *(sys.executable, "-m", "kapell_server", "--log-format", "json"),
-            *("--data-dir", str(data_dir), "--grpc-address", self.address),
+            *("--data-dir", str(data_dir), "--grpc-address", self.address, "--http-address", http_address),
             *arguments,
         ]
         self._environment = {**os.environ, **(environment or {})}
@@ -134,7 +137,8 @@ class ServerProcess:
             process.kill()
             code = process.wait()
             raise AssertionError(f"the server did not serve (exit code {code}):\n{self.log}")
-        self.address = json.loads(line)["grpc_address"]
+        note = json.loads(line)
+        self.address, self.http_address = note["grpc_address"], note["http_address"]
 
     def _read(self, stdout: IO[bytes], first_words: queue.SimpleQueue[bytes]) -> None:
         """Moves the output to the log, so that the server is never blocked by a full pipe.

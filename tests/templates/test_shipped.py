@@ -231,3 +231,17 @@ def test_an_exported_file_is_read_as_the_same_template(template_id: str) -> None
     written = write_template(Template(template_id=template_id, version=1, spec=SHIPPED[template_id]))
 
     assert read_template(written) == (template_id, SHIPPED[template_id])
+
+
+ASKING = {"dependency-upgrade", "migration"}
+"""What is dear to undo, or runs the code of others, waits for somebody before it starts; reading never does."""
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_only_what_is_dear_to_undo_asks_before_it_starts(name: str) -> None:
+    spec = SHIPPED[name]
+
+    assert spec.HasField("approval") == (name in ASKING)
+    if spec.HasField("approval"):
+        assert spec.approval.reason
+        assert 0 < spec.approval.timeout.seconds < spec.timeouts.total_timeout.seconds, "else it ends as timed out"

@@ -40,6 +40,7 @@ ROOMS: dict[str, set[str]] = {
         "vault",
         *GROUND,
     },
+    "gateway": {"domain", "rpc", *GROUND},
 }
 
 

@@ -49,6 +49,8 @@ def test_every_setting_can_be_given_by_file_variable_and_flag(tmp_path: Path) ->
     values: dict[str, Any] = {
         "data_dir": "/srv/kapell",
         "grpc_address": "127.0.0.1:1",
+        "http_address": "127.0.0.1:3",
+        "otlp_usage": "metrics",
         "database_url": "postgresql://db/kapell",
         "tls_cert": "/srv/cert.pem",
         "tls_key": "/srv/key.pem",

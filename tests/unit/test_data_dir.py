@@ -67,10 +67,11 @@ def test_a_file_in_the_place_of_the_directory_is_refused(tmp_path: Path) -> None
 def test_the_note_says_where_the_server_is_until_it_is_withdrawn(tmp_path: Path) -> None:
     directory = DataDirectory(tmp_path)
 
-    directory.announce(grpc_address="127.0.0.1:1", log_id="log_1")
+    directory.announce(grpc_address="127.0.0.1:1", http_address="127.0.0.1:2", log_id="log_1")
 
     note = json.loads((tmp_path / "server.json").read_text())
-    assert note == {"grpc_address": "127.0.0.1:1", "pid": os.getpid(), "log_id": "log_1"}
+    addresses = {"grpc_address": "127.0.0.1:1", "http_address": "127.0.0.1:2"}
+    assert note == {**addresses, "pid": os.getpid(), "log_id": "log_1"}
     directory.withdraw()
     assert not (tmp_path / "server.json").exists()
 

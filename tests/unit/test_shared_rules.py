@@ -55,6 +55,7 @@ def test_every_pattern_of_the_protos_is_told_in_words() -> None:
         (r"^[^\x00]*$", "must not contain NUL"),
         (r"^task_[a-z0-9][a-z0-9_-]{0,58}$", "must be 'task_' and then 1 to 59 of a-z, 0-9, '_' and '-', the first"),
         (r"^([*]|[a-z]{1,3})$", "must be '*', or 1 to 3 of a-z"),
+        ("^(user|agent):[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$", "must be a user or an agent, such as user:alice"),
         (r"^([0-9a-f]{64})?$", "must be empty, or 64 of 0-9 and a-f"),
         (r"^[a-z]+(@[0-9]{1,32})?$", "must be 1 or more of a-z, and perhaps '@' and then 1 to 32 of 0-9"),
         (r"^(?i)x.*y$", "must match ^(?i)x.*y$"),

@@ -7,6 +7,8 @@ import itertools
 
 import pytest
 from kapell.v1.error_pb2 import ERROR_REASON_SERVER_DRAINING
+from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
+from kapell.v1.secret_pb2 import Secret
 from kapell.v1.task_pb2 import Task
 from kapell.v1.watch_pb2 import EVENT_KIND_TASK_PROGRESS
 from kapell_server.domain.errors import KapellError
@@ -200,6 +202,24 @@ async def test_waiting_for_one_resource_ignores_all_others() -> None:
     found = await waiting
     assert found is not None
     assert found.revision == 2
+
+
+@pytest.mark.parametrize(
+    "other", [ConcurrencyLimit(key="task_a"), Queue(agent_type="task_a"), Secret(name="task_a")], ids=str
+)
+async def test_what_people_name_like_a_task_is_not_taken_for_it(other: ConcurrencyLimit | Queue | Secret) -> None:
+    ring = Ring(revision=1)
+    waiting = asyncio.ensure_future(ring.wait_resource("task_a", 1, LONG))
+    await asyncio.sleep(0)
+
+    other.revision = 2
+    ring.publish([Record(2, EVENT_KIND_TASK_PROGRESS, "task_a", other, b"x")])
+    assert await ring.wait_resource("task_a", 1, AT_ONCE) is None
+    ring.publish([record(3, "task_a")])
+
+    found = await waiting
+    assert found is not None
+    assert found.revision == 3
 
 
 async def test_a_change_between_reading_and_waiting_is_not_missed() -> None:

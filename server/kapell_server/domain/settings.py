@@ -35,6 +35,8 @@ class Settings:
     """A task that is QUEUED for so long gets every fourth turn of each agent, whatever its priority."""
     queue_age_alert: float = 900.0
     """A task that is QUEUED for so long fires an alert about its type."""
+    approval_old_alert: float = 3_600.0
+    """An approval that waits for so long fires an alert."""
     keep_tasks_for: float = 30 * 86_400.0
     """How long finished tasks are kept; 0 for ever."""
     keep_tasks: int = 1_000_000

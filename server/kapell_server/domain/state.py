@@ -334,12 +334,12 @@ class State:
         self.busy_agents.add(lease.agent_id)
         self.schedule(lease.expire_ns, lease.task_id)
 
-    def close_lease(self, lease: Lease, record: TaskAttempt) -> None:
-        """Ends a lease and whatever it holds; `record` is the attempt as it ended."""
+    def close_lease(self, lease: Lease, record: TaskAttempt, *, worked: bool = False) -> None:
+        """Ends a lease and whatever it holds; `record` is the attempt as it ended, worked on even if RELEASED."""
         self.leases.remove(lease)
         self._undo.append((self.leases.restore, lease))
         grants.end_attempt(self, record)
-        self.budgets.finish(lease, record)
+        self.budgets.finish(lease, record, worked=worked)
         self.put_attempt(record, lease.poll_id)
         self.busy_agents.add(lease.agent_id)
         self.polls.touch_agent(lease.agent_id)

@@ -34,6 +34,8 @@ from kapell_server.domain.errors import KapellError
 
 TASK_FINAL = frozenset({TASK_STATE_SUCCEEDED, TASK_STATE_FAILED, TASK_STATE_CANCELLED})
 TASK_LEASED = frozenset({TASK_STATE_RUNNING, TASK_STATE_CANCELLING})
+TASK_RESTING = frozenset({TASK_STATE_PENDING, TASK_STATE_AWAITING_APPROVAL})
+"""Where a task waits without an agent, and in no queue; some have begun already."""
 
 TASK_TRANSITIONS: dict[TaskState.ValueType, frozenset[TaskState.ValueType]] = {
     TASK_STATE_PENDING: frozenset(

@@ -261,5 +261,7 @@ def look(state: State, subject_id: str) -> None:
         at(state, subject_id)
     elif subject_id.startswith(alerts.QUEUE_SUBJECT):
         state.alerts.look_at_queue(subject_id.removeprefix(alerts.QUEUE_SUBJECT))
+    elif subject_id.startswith(alerts.APPROVAL_SUBJECT):
+        state.alerts.look_at_approval(subject_id.removeprefix(alerts.APPROVAL_SUBJECT))
     else:
         state.queues.rate_is_free(subject_id)

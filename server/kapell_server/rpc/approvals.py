@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kapell.v1 import approval_pb2
 from kapell.v1.approval_policy_pb2 import APPROVAL_STATE_PENDING
 from kapell.v1.common_pb2 import LIST_ORDER_NEWEST_FIRST
-from kapell.v1.error_pb2 import ERROR_REASON_NOT_OWNER
+from kapell.v1.error_pb2 import ERROR_REASON_APPROVAL_NOT_FOUND, ERROR_REASON_NOT_OWNER
 
 from kapell_server.domain.access import Caller, CallerKind
 from kapell_server.domain.errors import KapellError
@@ -47,7 +47,10 @@ class ApprovalServicer:
     async def GetApproval(
         self, request: approval_pb2.GetApprovalRequest, caller: Caller
     ) -> approval_pb2.GetApprovalResponse:
-        found = await self._reads.approvals.get(request.approval_id)
+        try:
+            found = await self._reads.approvals.get(request.approval_id)
+        except KapellError as error:
+            raise _as_told(error, request.approval_id, caller) from None
         self._check_owner(found.approval, caller)
         return found
 
@@ -73,7 +76,10 @@ class ApprovalServicer:
         wait = seconds(request.wait) if request.HasField("wait") else DEFAULT_WAIT
         now = asyncio.get_running_loop().time
         until = now() + min(wait, patience)
-        approval = await self._reads.approvals.approval(request.approval_id)
+        try:
+            approval = await self._reads.approvals.approval(request.approval_id)
+        except KapellError as error:
+            raise _as_told(error, request.approval_id, caller) from None
         self._check_owner(approval, caller)
         while approval.state == APPROVAL_STATE_PENDING and (left := until - now()) > 0:
             pause = min(left, RECHECK)
@@ -111,8 +117,18 @@ class ApprovalServicer:
         if caller.kind is not CallerKind.AGENT or approval.agent_id == caller.agent_id:
             return
         if approval.task_id not in self._engine.held_tasks(caller.agent_id):
-            raise KapellError(
-                ERROR_REASON_NOT_OWNER,
-                f"Approval {approval.approval_id} is none of {caller.agent_id}'s. An agent reads its own only.",
-                metadata={"agent_id": caller.agent_id},
-            )
+            raise _not_theirs(approval.approval_id, caller)
+
+
+def _as_told(error: KapellError, approval_id: str, caller: Caller) -> KapellError:
+    """What does not exist, and what is not an agent's, is refused alike."""
+    is_missing = error.reason == ERROR_REASON_APPROVAL_NOT_FOUND
+    return _not_theirs(approval_id, caller) if is_missing and caller.kind is CallerKind.AGENT else error
+
+
+def _not_theirs(approval_id: str, caller: Caller) -> KapellError:
+    return KapellError(
+        ERROR_REASON_NOT_OWNER,
+        f"Approval {approval_id} is none of {caller.agent_id}'s. An agent reads its own only.",
+        metadata={"agent_id": caller.agent_id},
+    )

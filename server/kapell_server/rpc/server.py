@@ -23,7 +23,7 @@ from grpc_reflection.v1alpha import reflection
 from kapell_server.rpc import methods
 from kapell_server.rpc.calls import Context, OpenCalls
 from kapell_server.rpc.methods import Method
-from kapell_server.rpc.pipeline import MAX_MESSAGE_BYTES, Pipeline, draining
+from kapell_server.rpc.pipeline import MAX_MESSAGE_BYTES, Pipeline, UnaryCall, draining
 from kapell_server.rpc.status import UNKNOWN_METHOD
 from kapell_server.rpc.tls import Tls
 
@@ -65,6 +65,8 @@ class RpcServer:
         self._calls = calls
         self._server = grpc.aio.server(options=(*OPTIONS, ("grpc.max_concurrent_streams", calls_of_connection)))
         self._health = health.aio.HealthServicer()
+        self.unary_calls: dict[str, UnaryCall] = {}
+        """The unary rpcs by path, as they pass the pipeline: for other doors than gRPC. There from `start` on."""
 
     def bind(self, address: str, tls: Tls | None = None) -> str:
         """Takes the address ("host:port", port 0 for any); the address with its real port. Without `tls` in plain text.
@@ -85,8 +87,15 @@ class RpcServer:
 
     async def start(self, servicers: Mapping[str, object]) -> None:
         """Serves. An rpc of the protos without a method in its servicer is an assertion."""
-        handlers = _handlers(self._pipeline, servicers)
-        self._server.add_generic_rpc_handlers((handlers,))
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        for method in methods.methods():
+            call = _wrapped(self._pipeline, method, servicers[method.service.rpartition(".")[2]])
+            if method.streams:
+                handlers[method.path] = grpc.unary_stream_rpc_method_handler(call)
+            else:
+                self.unary_calls[method.path] = call
+                handlers[method.path] = grpc.unary_unary_rpc_method_handler(call)
+        self._server.add_generic_rpc_handlers((_Handlers(handlers),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [service.full_name for service in methods.services()]
         reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
@@ -94,6 +103,11 @@ class RpcServer:
         for name in names:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether new calls are refused, except those of agents."""
+        return self._pipeline.draining
 
     async def drain(self) -> None:
         """Says NOT_SERVING and refuses new calls, except those of agents."""
@@ -138,23 +152,15 @@ class _UnknownMethod(grpc.GenericRpcHandler):
         return grpc.stream_stream_rpc_method_handler(refuse)
 
 
-def _handlers(pipeline: Pipeline, servicers: Mapping[str, object]) -> _Handlers:
-    return _Handlers(
-        {
-            method.path: _handler(pipeline, method, servicers[method.service.rpartition(".")[2]])
-            for method in methods.methods()
-        }
-    )
-
-
-def _handler(pipeline: Pipeline, method: Method, servicer: object) -> grpc.RpcMethodHandler[Any, Any]:
+def _wrapped(pipeline: Pipeline, method: Method, servicer: object) -> Any:
+    """The servicer's method behind the pipeline: a UnaryCall, or a StreamCall where it streams."""
     handle = getattr(servicer, method.name, None)
     assert handle is not None, f"{type(servicer).__name__} has no {method.name}"
     if method.streams:
-        return grpc.unary_stream_rpc_method_handler(pipeline.stream(method, handle))
+        return pipeline.stream(method, handle)
     if getattr(handle, "bounds_its_wait", False):
-        return grpc.unary_unary_rpc_method_handler(pipeline.waiting(method, handle))
-    return grpc.unary_unary_rpc_method_handler(pipeline.unary(method, handle))
+        return pipeline.waiting(method, handle)
+    return pipeline.unary(method, handle)
 
 
 def _why_unusable(address: str) -> str:

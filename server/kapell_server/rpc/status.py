@@ -45,6 +45,28 @@ class Row:
     retry_after: float | None = None
 
 
+_HTTP: dict[int, int] = {
+    StatusCode.INVALID_ARGUMENT.value[0]: 400,
+    StatusCode.UNAUTHENTICATED.value[0]: 401,
+    StatusCode.PERMISSION_DENIED.value[0]: 403,
+    StatusCode.NOT_FOUND.value[0]: 404,
+    StatusCode.ALREADY_EXISTS.value[0]: 409,
+    StatusCode.ABORTED.value[0]: 409,
+    StatusCode.FAILED_PRECONDITION.value[0]: 400,
+    StatusCode.OUT_OF_RANGE.value[0]: 400,
+    StatusCode.RESOURCE_EXHAUSTED.value[0]: 429,
+    StatusCode.UNIMPLEMENTED.value[0]: 501,
+    StatusCode.UNAVAILABLE.value[0]: 503,
+    StatusCode.DEADLINE_EXCEEDED.value[0]: 504,
+}
+"""As google.api.http has it."""
+
+
+def http_status_of(code: int) -> int:
+    """The HTTP status that says the same as a google.rpc.Code."""
+    return _HTTP.get(code, 500)
+
+
 _TASK = ("kapell.v1.Task", "task_id")
 _AGENT = ("kapell.v1.Agent", "agent_id")
 _TEMPLATE = ("kapell.v1.Template", "template_id")

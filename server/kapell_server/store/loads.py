@@ -11,9 +11,7 @@ from kapell.v1.approval_pb2 import Approval, ApprovalContent
 from kapell.v1.dependency_pb2 import DEPENDENCY_CONDITION_STARTED
 from kapell.v1.task_pb2 import (
     ATTEMPT_STATE_RUNNING,
-    TASK_STATE_AWAITING_APPROVAL,
     TASK_STATE_CANCELLING,
-    TASK_STATE_PENDING,
     TASK_STATE_QUEUED,
     TASK_STATE_RUNNING,
     Task,
@@ -27,7 +25,7 @@ from sqlalchemy.engine import Connection
 from kapell_server.domain.queueing.ready import ReadyEntry
 from kapell_server.domain.standing import Standing
 from kapell_server.domain.tasks.edges import KEPT, Edge
-from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL
+from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL, TASK_RESTING
 from kapell_server.domain.usage.entry import Dims, Entry, Series, Total
 from kapell_server.store import approval_rows, usage_rows
 from kapell_server.store.budget_rows import BudgetRows, load_budget_rows
@@ -289,7 +287,7 @@ def _load_leased(connection: Connection) -> list[tuple[str, str, int, tuple[str,
 def _load_resting(connection: Connection) -> list[tuple[str, int, tuple[str, ...]]]:
     rows = connection.execute(
         sa.select(tasks.c.task_id, tasks.c.arrival_ns, tasks.c.concurrency_keys).where(
-            tasks.c.state.in_((TASK_STATE_PENDING, TASK_STATE_AWAITING_APPROVAL)), tasks.c.arrival_ns.is_not(None)
+            tasks.c.state.in_(TASK_RESTING), tasks.c.arrival_ns.is_not(None)
         )
     )
     return [(task_id, arrival_ns, _split(keys)) for task_id, arrival_ns, keys in rows]

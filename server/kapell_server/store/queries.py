@@ -12,6 +12,7 @@ from kapell.v1.event_pb2 import Event, EventFilter
 from kapell.v1.schedule_pb2 import Schedule
 from kapell.v1.task_pb2 import ListTaskEditsResponse, Task, TaskEdit, TaskFilter
 from kapell.v1.template_pb2 import Template
+from kapell.v1.watch_pb2 import EventKind
 from sqlalchemy.engine import Connection
 
 from kapell_server.domain.not_found import task_not_found
@@ -152,21 +153,38 @@ def list_agents(connection: Connection, wanted: AgentFilter, page: Page) -> Rows
     return page_of(connection, listing, page)
 
 
+_KINDS_OF = {
+    noun: frozenset(
+        number
+        for name, number in EventKind.items()
+        if name.startswith(f"EVENT_KIND_{noun.upper()}_") and not name.startswith("EVENT_KIND_APPROVAL_RULE_")
+    )
+    for noun in ("task", "agent", "template", "schedule", "approval")
+}
+"""The events of the resources that a filter names."""
+
+
 def list_events(connection: Connection, wanted: EventFilter, page: Page, oldest: int) -> Rows:
     """Encoded events after the revision `oldest`. The history of one resource is walked back along its own chain."""
-    named = (wanted.task_ids, wanted.agent_ids, wanted.template_ids, wanted.schedule_ids, wanted.approval_ids)
-    if sum(map(bool, named)) > 1:
+    named = {noun: ids for noun in _KINDS_OF if (ids := getattr(wanted, f"{noun}_ids"))}
+    if len(named) > 1:
         return Rows([], None)  # no event is of a task and of an agent
-    ids = [one for of_kind in named for one in of_kind]
+    noun = next(iter(named), "")
+    ids = named.get(noun, ())
+    kinds = frozenset(wanted.kinds)
+    if noun:  # Another resource may have the same id.
+        kinds = kinds & _KINDS_OF[noun] if kinds else _KINDS_OF[noun]
+        if not kinds:
+            return Rows([], None)
     if len(ids) == 1 and not page.oldest_first:
         revision = _next_of_chain(connection, ids[0], page.cursor)
         if revision is not None:
-            return _history(connection, revision, wanted, page, oldest)
+            return _history(connection, revision, wanted.labels, kinds, page, oldest)
     rest: list[sa.ColumnElement[bool]] = []
     if ids:
         rest.append(events.c.resource_id.in_(ids))
-    if wanted.kinds:
-        rest.append(events.c.kind.in_(wanted.kinds))
+    if kinds:
+        rest.append(events.c.kind.in_(sorted(kinds)))
     listing = Listing(
         key=events.c.revision,
         data=events.c.data,
@@ -241,16 +259,18 @@ def _next_of_chain(connection: Connection, resource_id: str, cursor: int | None)
     return at.previous_revision if at is not None and at.resource_id == resource_id else None
 
 
-def _history(connection: Connection, revision: int, wanted: EventFilter, page: Page, oldest: int) -> Rows:
+def _history(
+    connection: Connection, revision: int, labels: Mapping[str, str], kinds: frozenset[int], page: Page, oldest: int
+) -> Rows:
     """The events of one resource from `revision` back, following previous_revision."""
-    matches = _event_labels(wanted.labels)
+    matches = _event_labels(labels)
     found: list[bytes] = []
     size = last = 0
     for _ in range(_CHAIN_STEPS):
         row = connection.execute(_event_by_revision, {"revision": revision}).first() if revision > oldest else None
         if row is None:
             return Rows(found, None)
-        kept = (not wanted.kinds or row.kind in wanted.kinds) and (matches is None or matches(row.data))
+        kept = row.kind in kinds and (matches is None or matches(row.data))
         if kept:
             size += len(row.data)
             if len(found) == page.size or (found and size > ANSWER_BYTES):

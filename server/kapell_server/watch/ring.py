@@ -20,6 +20,9 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from kapell.v1.error_pb2 import ERROR_REASON_SERVER_DRAINING
+from kapell.v1.queue_pb2 import ConcurrencyLimit, Queue
+from kapell.v1.secret_pb2 import Secret
+from kapell.v1.template_pb2 import Template
 
 from kapell_server.domain.errors import KapellError
 from kapell_server.store.record import Record
@@ -38,6 +41,8 @@ REST_SHARE = 1.0
 REST_SECONDS = 0.001
 # A wave of at most this many takes no rest.
 TINY_WAVE = 16
+# Nobody waits for one of these, and people name them as they like: perhaps by the id of a task.
+_NAMED_BY_PEOPLE = frozenset({Queue, ConcurrencyLimit, Secret, Template})
 
 
 class Ring:
@@ -67,11 +72,11 @@ class Ring:
         for record in records:
             assert record.revision == self.head + 1, f"revision {record.revision} after {self.head}"
             self._append(record)
-            waiters = self._resource_waiters.pop(record.resource_id, None)
-            if waiters is not None:
-                for waiter in waiters:
-                    if not waiter.done():
-                        waiter.set_result(record)
+            if record.resource_id not in self._resource_waiters or type(record.resource) in _NAMED_BY_PEOPLE:
+                continue
+            for waiter in self._resource_waiters.pop(record.resource_id):
+                if not waiter.done():
+                    waiter.set_result(record)
         if self._bell is None and self._waiters:
             self._bell = asyncio.get_running_loop().call_soon(self._start_wave)
 
@@ -151,7 +156,8 @@ class Ring:
         if self._slots[index] is not None:
             self._drop_oldest()
         self._slots[index] = record
-        self._latest[record.resource_id] = record.revision
+        if type(record.resource) not in _NAMED_BY_PEOPLE:
+            self._latest[record.resource_id] = record.revision
         self._bytes += len(record.data)
         self.head = record.revision
         while self._bytes > self._max_bytes and self.oldest < self.head:
@@ -163,7 +169,7 @@ class Ring:
         assert dropped is not None, f"slot of revision {self.oldest} is empty"
         self._slots[index] = None
         self._bytes -= len(dropped.data)
-        if self._latest[dropped.resource_id] == dropped.revision:
+        if self._latest.get(dropped.resource_id) == dropped.revision:
             del self._latest[dropped.resource_id]
         self.oldest += 1
 

@@ -13,15 +13,28 @@ from kapell._version import __version__
 from kapell.cli.terminal import Terminal
 from kapell.discovery import data_dir as default_data_dir
 
+_DEMO = (
+    ("approval list", "who asks; show ID, approve ID"),
+    ("budget list", "how a flood of drafts was stopped"),
+    ("usage show", "what the agents' models would cost"),
+    ("lock list", "who works on what, and who waits"),
+)
+
 
 def banner(
-    terminal: Terminal, *, address: str, data_dir: Path, is_demo: bool = False, no_auth: bool = False
+    terminal: Terminal,
+    *,
+    address: str,
+    data_dir: Path,
+    http_address: str = "",
+    is_demo: bool = False,
+    no_auth: bool = False,
 ) -> list[str]:
-    """At most twenty lines."""
+    """At most 24 lines."""
     token_file = data_dir / "admin.token"
     token = "anyone on this machine is let in (--no-auth)" if no_auth else str(token_file)
     title = f"Kapell {__version__} is up" + (
-        " with a demo: four agents run real commands, no model." if is_demo else "."
+        " with a demo: scripted agents, real commands, no model." if is_demo else "."
     )
     program = _program()
     first = (
@@ -31,8 +44,9 @@ def banner(
     )
     tries = [
         first,
+        *((f"{program} {command}", does) for command, does in (_DEMO if is_demo else ())),
         (f'{program} task run --type shell "wc -l *.md"', "run a command in an agent"),
-        (f"{program} event watch", "see everything happen"),
+        *(() if is_demo else ((f"{program} event watch", "see everything happen"),)),
     ]
     width = max(len(command) for command, _ in tries)
     return [
@@ -40,6 +54,7 @@ def banner(
         f"  {terminal.out(title, 'bold')}",
         "",
         f"  {terminal.out('gRPC  ', 'dim')}  {address}",
+        *([f"  {terminal.out('HTTP  ', 'dim')}  {http_address}"] if http_address else []),
         f"  {terminal.out('token ', 'dim')}  {token}",
         f"  {terminal.out('data  ', 'dim')}  {data_dir}",
         "",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from kapell.cli.views import failure_text
 from kapell.client import Client
 from kapell.demo.server import DemoServer, ServerFailedError
 from kapell.demo.stage import LABELS, Stage
+from kapell.demo.work import PACE
 from kapell.v1.event_pb2 import Event
 from kapell.v1.watch_pb2 import EVENT_KIND_TASK_REQUEUED
 
@@ -34,7 +36,14 @@ async def show(terminal: Terminal, arguments: Sequence[str]) -> Exit:
         loop.add_signal_handler(number, stop.set)
     try:
         async with DemoServer(arguments, say=lambda line: note(visible(line))) as server:
-            for line in banner(terminal, address=server.address, data_dir=server.data_dir, is_demo=True):
+            lines = banner(
+                terminal,
+                address=server.address,
+                http_address=server.http_address,
+                data_dir=server.data_dir,
+                is_demo=True,
+            )
+            for line in lines:
                 write(line)
             await _play(server, terminal, stop)
             write(terminal.out("Stopping: the agents first, then the server.", "dim"))
@@ -61,6 +70,7 @@ async def _play(server: DemoServer, terminal: Terminal, stop: asyncio.Event) -> 
         parts = [
             asyncio.create_task(_fill(client), name="demo stage"),
             asyncio.create_task(_tell(client, terminal), name="demo account"),
+            asyncio.create_task(_tell_what_waits(client, terminal), name="demo questions"),
             asyncio.create_task(_until_dead(server), name="server's end"),
         ]
         stopping = asyncio.create_task(stop.wait(), name="stop signal")
@@ -76,7 +86,7 @@ async def _play(server: DemoServer, terminal: Terminal, stop: asyncio.Event) -> 
 
 
 async def _fill(client: Client) -> None:
-    stage = Stage(client, Path.cwd())
+    stage = Stage(client, Path.cwd(), pace=float(os.environ.get("KAPELL_DEMO_PACE", PACE)))
     await stage.open()
     await stage.keep_alive()
 
@@ -91,6 +101,23 @@ async def _tell(client: Client, terminal: Terminal) -> None:
     async with client.watch(kinds=kinds, labels=LABELS) as events:
         async for event in events:
             write(_line(event, terminal))
+
+
+async def _tell_what_waits(client: Client, terminal: Terminal) -> None:
+    """One line for each question, and each alert, with the command that shows it."""
+    async with client.watch(kinds=["approval.required", "alert.fired"]) as events:
+        async for event in events:
+            if event.HasField("approval"):
+                asked = event.approval
+                said, command = f"{asked.title}  ", f"kapell approval show {asked.approval_id}"
+                word, colour = "asks you", "yellow"
+            else:
+                said, command = f"{event.alert.message}  ", "kapell alert list"
+                word, colour = "alert", "red"
+            told = visible(said)
+            if terminal.is_tty:
+                told = cut(told, max(terminal.width - 17 - len(command), 20))
+            write(f"  {terminal.out(word.ljust(11), colour)}  {told}{terminal.out(command, 'cyan')}")
 
 
 def _line(event: Event, terminal: Terminal) -> str:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from kapell.cli.approval_views import risk_cell
+from kapell.cli.budget_views import budget_text, short_id
 from kapell.cli.output import as_data
+from kapell.cli.standing import Standing
 from kapell.cli.states import agent_look, queue_look
 from kapell.cli.terminal import cut
 from kapell.cli.views import spawn_command
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 
 MOST_COUNTED = 100
 """What is counted no further than this."""
+_MOST_APPROVALS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,7 @@ class Picture:
     unserved: dict[str, int]
     profiles: list[AgentProfile]
     stopped: list[QueueStats] = field(default_factory=list)
+    standing: Standing = field(default_factory=Standing)
 
     def as_data(self) -> dict[str, Any]:
         """The picture for `-o json`: messages in proto JSON form."""
@@ -46,6 +51,7 @@ class Picture:
             "agents": [as_data(agent) for agent in self.agents],
             "runningTasks": [as_data(task) for task in self.running],
             "stoppedQueues": [as_data(entry) | {"resumeCommand": _stopped(entry).command} for entry in self.stopped],
+            **self.standing.as_data(),
         }
 
 
@@ -59,7 +65,8 @@ class Wait:
 
 def waits_for_you(picture: Picture) -> list[Wait]:
     """What a person should look at, the most urgent first."""
-    found = [_stopped(entry) for entry in picture.stopped]
+    found = _asked(picture.standing)
+    found += [_stopped(entry) for entry in picture.stopped]
     found += [
         Wait(
             f"{many(count, 'task')} of type {agent_type!r}: no agent serves it",
@@ -76,7 +83,13 @@ def waits_for_you(picture: Picture) -> list[Wait]:
 
 def headline(picture: Picture) -> str:
     """All that waits for a person, in one line."""
-    parts = []
+    standing, parts = picture.standing, []
+    if pending := standing.approvals_pending:
+        parts.append(many(pending, "approval"))
+    if stopped := len(standing.stopped_budgets):
+        parts.append(many(stopped, "stopped budget"))
+    if alerts := len(standing.other_alerts):
+        parts.append(many(alerts, "alert"))
     if unserved := sum(picture.unserved.values()):
         parts.append(f"{many(unserved, 'task')} without an agent")
     for word in ("paused", "draining"):
@@ -87,6 +100,24 @@ def headline(picture: Picture) -> str:
     if failed := picture.failed_lately:
         parts.append(many(failed, "failed task"))
     return f"Waits for you: {', '.join(parts)}." if parts else "Nothing waits for you."
+
+
+def _asked(standing: Standing) -> list[Wait]:
+    """Approvals, budgets that hold work back, and alerts."""
+    found = [Wait(f"{one.title} (risk: {risk_cell(one).text})", "kapell approval list") for one in standing.approvals]
+    if (more := standing.approvals_pending - _MOST_APPROVALS) > 0:
+        found = [*found[:_MOST_APPROVALS], Wait(many(more, "more approval"), "kapell approval list")]
+    found += [
+        Wait(
+            f"Budget {' '.join(budget_text(one).split())}: work waits",
+            f"kapell budget resume {short_id(one.budget_id)}",
+        )
+        for one in standing.stopped_budgets
+    ]
+    alerts = standing.other_alerts
+    if len(alerts) > 1:
+        return [*found, Wait(f"{many(len(alerts), 'alert')}, the latest: {alerts[0].message}", "kapell alert list")]
+    return found + [Wait(one.message, "kapell alert list") for one in alerts]
 
 
 def _stopped(entry: QueueStats) -> Wait:

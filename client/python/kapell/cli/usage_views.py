@@ -73,7 +73,7 @@ def _since(price: Price) -> str:
 
 
 def _origin(price: Price) -> Cell:
-    return Cell("set here", "green") if price.origin == 2 else Cell(f"shipped {price.source_date}")
+    return Cell("set here", "green") if price.origin == 2 else Cell(f"shipped, as of {price.source_date}")
 
 
 def _amounts(amounts: Sequence[tuple[str, Money]]) -> str:

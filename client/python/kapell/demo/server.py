@@ -80,6 +80,7 @@ class DemoServer:
             await self.stop()
             raise
         self.address = str(ready["grpc_address"])
+        self.http_address = str(ready["http_address"])
         self.data_dir = Path(str(ready["data_dir"]))
         return self
 

@@ -7,6 +7,11 @@ Every script reads only, names each file it looks at, and prints progress lines
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kapell.v1.approval_policy_pb2 import ApprovalPolicy
 
 PACE = 0.1
 """Seconds a script pauses between two files."""
@@ -32,18 +37,35 @@ set -u; list=$(mktemp); trap 'rm -f "$list"' EXIT INT TERM; pace=${KAPELL_DEMO_P
 
 
 @dataclass(frozen=True, kw_only=True)
+class Use:
+    """What one task of the demo says it has used, and what that costs; no cost: there is no price for it."""
+
+    model: str
+    input_tokens: int
+    output_tokens: int
+    cost: Decimal | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """A task to be: its name, the type of agent it wants, its script, and how urgent it is."""
+    """A task to be: its name, the type of agent it wants, its script, how urgent it is, and what it needs."""
 
     name: str
     agent_type: str
     script: str
     priority: int = 500
     max_attempts: int = 2
+    locks: tuple[str, ...] = ()
+    read_locks: tuple[str, ...] = ()
+    estimate: str = ""
+    approval: ApprovalPolicy | None = None
+    use: Use | None = None
+    """What it says it has used of a model."""
 
 
-def _job(name: str, agent_type: str, body: str, **more: int) -> Job:
-    return Job(name=name, agent_type=agent_type, script=f"{_FILES}\n{body.strip()}\n", **more)
+def _job(name: str, agent_type: str, body: str, *, priority: int = 500, max_attempts: int = 2) -> Job:
+    script = f"{_FILES}\n{body.strip()}\n"
+    return Job(name=name, agent_type=agent_type, script=script, priority=priority, max_attempts=max_attempts)
 
 
 COUNT = _job(
@@ -153,4 +175,7 @@ echo "read a prompt of $(wc -l < "$prompt") lines and looked at $(wc -l < "$list
 """What it does: reads the prompt on standard input and looks at the files of its lists."""
 
 AGENTS = (("counter", "count"), ("scribe", "todo"), ("hasher", "hash"))
-"""Name and agent type of the three agents; each also serves "shell"."""
+"""Name and agent type of the three agents over the files; each also serves "shell", with room for others' tasks."""
+
+PLAYERS = (("editor", "edit", 4), ("drafter", "draft", 2))
+"""Name, agent type and slots of the two agents that play the scenes, and take nothing else."""

@@ -12,7 +12,13 @@ from functools import lru_cache
 _CLASS = re.compile(r"\[(\^?)((?:\\.|[^\]\\])+)\](?:\{(\d+)(,?)(\d*)\}|([*+?]))?")
 _MANY = 1 << 30
 _NAMED = {"\\x00": "NUL", "\\x5c": "\\", "\\x7f": ""}
-_KNOWN = {"[0-9]{4}-[0-9]{2}-[0-9]{2}": "a date such as 2026-11-23"}
+_KNOWN = {
+    "[0-9]{4}-[0-9]{2}-[0-9]{2}": "a date such as 2026-11-23",
+    "(user|agent):[A-Za-z0-9][A-Za-z0-9._@-]{0,63}": "a user or an agent, such as user:alice or agent:agent_42",
+    r"[a-zA-Z0-9][a-zA-Z0-9._/-]{0,62}(=[^\x00]{0,256})?": "a label such as team, or with its value team=web",
+    r"https?://[^\s\x00/?#@]+([/?][^\s\x00#]*)?": "an http or https URL without user and fragment",
+}
+"""What is better said by an example."""
 _WRONG = re.compile(r"does not match regex pattern `(.+)`")
 
 
@@ -35,6 +41,8 @@ def _allowed(pattern: str) -> str:
     if not (pattern.startswith("^") and pattern.endswith("$")):
         raise ValueError(pattern)
     body = pattern[1:-1]
+    if body in _KNOWN:
+        return f"must be {_KNOWN[body]}"
     if body.startswith("(") and body.endswith(")"):
         return "must be " + ", or ".join(map(_sequence, body[1:-1].split("|")))
     if body.startswith("(") and body.endswith(")?"):

@@ -196,9 +196,11 @@ class Price(_message.Message):
     "claude-sonnet-4-5-20250929". Lower case, 1 to 100 characters. Required.
     """
     source: _builtins.str
-    """Where the figures were read, at most 500 characters."""
+    """Where to look it up, at most 500 characters. Of shipped prices the page of the provider, which has the last word:
+    they were put together from public lists.
+    """
     source_date: _builtins.str
-    """When they were read there, as "2026-11-20"; empty where that is not known."""
+    """The day the figures are as of, as "2026-11-20"; empty where that is not known."""
     origin: Global___PriceOrigin.ValueType
     """Where the price comes from. Output only."""
     etag: _builtins.str

@@ -2,7 +2,7 @@
 
 Whoever finds a cause calls `fire`, as often as it likes, and `resolve` when it is gone; neither needs to know
 whether there is an alert. So a new kind needs a value of AlertKind and these two calls, nothing here. The kinds
-UNPRICED_MODEL, APPROVAL_OLD and LOCK_HELD are for the ledger, approvals and locks to fire.
+UNPRICED_MODEL is for the ledger to fire; nothing fires LOCK_HELD, as no lock outlives its ttl.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from kapell.v1.agent_pb2 import AGENT_ACTIVITY_SILENT, AGENT_STATE_LOST, Agent
 from kapell.v1.alert_pb2 import (
     ALERT_KIND_AGENT_SILENT,
+    ALERT_KIND_APPROVAL_OLD,
     ALERT_KIND_QUEUE_AGE,
     ALERT_STATE_ACKNOWLEDGED,
     ALERT_STATE_FIRING,
@@ -20,6 +21,8 @@ from kapell.v1.alert_pb2 import (
     Alert,
     AlertKind,
 )
+from kapell.v1.approval_pb2 import Approval
+from kapell.v1.approval_policy_pb2 import APPROVAL_STATE_PENDING
 from kapell.v1.error_pb2 import ERROR_REASON_ALERT_NOT_FOUND
 from kapell.v1.watch_pb2 import (
     EVENT_KIND_ALERT_ACKNOWLEDGED,
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
 MOST_KEPT = 1_000
 """Alerts that are kept; beyond that the one that was resolved first is forgotten."""
 QUEUE_SUBJECT = "age/"
+APPROVAL_SUBJECT = "waits/"
+"""Before the id of an approval that is looked at when it waits for too long."""
 
 Cause = tuple[AlertKind.ValueType, str, int]
 """Kind, subject and percent: what there is at most one live alert of."""
@@ -154,6 +159,32 @@ class Alerts:
         self.resolve(ALERT_KIND_QUEUE_AGE, agent_type)
         if oldest_ns:
             self.queue_grew(agent_type, oldest_ns)
+
+    def approval_waits(self, approval: Approval) -> None:
+        """An approval waits since it was asked for: it is looked at when that is too long ago."""
+        due_ns = timestamp_ns(approval.create_time) + self._approval_patience_ns
+        self._state.schedule(due_ns, APPROVAL_SUBJECT + approval.approval_id)
+
+    def approval_is_over(self, approval_id: str) -> None:
+        """An approval waits no more, whatever became of it."""
+        self._state.forget_due(APPROVAL_SUBJECT + approval_id)
+        self.resolve(ALERT_KIND_APPROVAL_OLD, approval_id)
+
+    def look_at_approval(self, approval_id: str) -> None:
+        """Whether an approval waits for too long."""
+        approval = self._state.approvals.find(approval_id)
+        if approval is None or approval.state != APPROVAL_STATE_PENDING:
+            return
+        if timestamp_ns(approval.create_time) + self._approval_patience_ns > self._state.now_ns:
+            self.approval_waits(approval)
+            return
+        minutes = self._approval_patience_ns // SECOND // 60
+        text = f"An approval has been waiting for a decision for more than {minutes} min: {approval.title}"
+        self.fire(ALERT_KIND_APPROVAL_OLD, approval_id, text)
+
+    @property
+    def _approval_patience_ns(self) -> int:
+        return int(self._state.settings.approval_old_alert * SECOND)
 
     @property
     def _patience_ns(self) -> int:

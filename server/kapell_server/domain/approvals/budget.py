@@ -1,13 +1,7 @@
-"""The seam for budgets: how one asks whether more may be spent, and learns what was decided.
+"""Approvals of the kind BUDGET: asked for, taken back, found. When they are asked for is in `for_budgets`.
 
-`request_budget_approval` is called by the rules of budgets, in whatever command has met the limit. What
-follows is theirs: they register a function once, at import,
-
-    outcome.WHEN_DECIDED[APPROVAL_KIND_BUDGET] = budget_approval_decided
-
-which is called with `(state, approval)` in the transaction of the decision, the expiry or the withdrawal;
-`approval.budget_id`, `approval.state` and `approval.decisions[-1]` say what it was. After a restart it
-is called all the same: nothing of it is kept in memory only. At most one is PENDING for a budget and task.
+What follows when one is decided, expires or is withdrawn is in `outcome.WHEN_DECIDED`, after a restart too:
+nothing of it is kept in memory only. At most one is PENDING for a budget and task.
 """
 
 from __future__ import annotations
@@ -22,7 +16,7 @@ from kapell.v1.watch_pb2 import EVENT_KIND_APPROVAL_REQUIRED, Actor
 from kapell_server.domain.approvals import policy
 from kapell_server.domain.approvals.content import content_hash, signature_of
 from kapell_server.domain.approvals.risk import assess
-from kapell_server.domain.approvals.start import withdraw
+from kapell_server.domain.approvals.start import supersede, withdraw
 from kapell_server.domain.times import stamp
 
 if TYPE_CHECKING:
@@ -39,13 +33,14 @@ def request_budget_approval(
     task: Task | None = None,
     said: ApprovalPolicy | None = None,
 ) -> Approval:
-    """Asks whether more may be spent than `budget_id` allows; the one that waits already where there is one.
+    """Asks whether more may be spent than `budget_id` allows; the one that waits where it shows the same.
 
     `asker` may not decide (A3). The task itself is not touched: holding it back is for the gate of budgets.
     """
     task_id = task.task_id if task is not None else ""
+    shown_hash = content_hash(APPROVAL_KIND_BUDGET, title, (), content)
     waiting = open_of(state, budget_id, task_id)
-    if waiting is not None:
+    if waiting is not None and waiting.content_hash == shown_hash:
         return waiting
     approval = Approval(
         approval_id=state.new_id("approval"),
@@ -55,8 +50,10 @@ def request_budget_approval(
         task_id=task_id,
         budget_id=budget_id,
         requested_by=asker,
-        content_hash=content_hash(APPROVAL_KIND_BUDGET, title, (), content),
+        content_hash=shown_hash,
     )
+    if waiting is not None:
+        supersede(state, waiting, approval, "the budget has asked for something else since")
     if task is not None:
         approval.root_task_id = task.root_task_id or task_id
         approval.task_name = task.display_name
@@ -78,7 +75,7 @@ def withdraw_budget_approvals(state: State, budget_id: str, why: str) -> None:
 
 def open_of(state: State, budget_id: str, task_id: str = "") -> Approval | None:
     """The approval a budget waits for."""
-    for approval in state.approvals.pending():
-        if approval.kind == APPROVAL_KIND_BUDGET and (approval.budget_id, approval.task_id) == (budget_id, task_id):
+    for approval in state.approvals.of_task(task_id):
+        if approval.kind == APPROVAL_KIND_BUDGET and approval.budget_id == budget_id:
             return approval
     return None

@@ -1,7 +1,7 @@
 """What follows when an approval has been decided or is over: the task goes on, or ends, and who waits is told.
 
-Budgets have their own room: it registers in `WHEN_DECIDED` what is to follow. A function there is called
-in the decision's transaction with the approval as it was put; what it raises refuses the decision.
+What is not of a task has its own entry in `WHEN_DECIDED`. A function there is called in the decision's
+transaction with the approval as it was put; what it raises refuses the decision.
 """
 
 from __future__ import annotations
@@ -9,11 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from kapell.v1.approval_pb2 import APPROVAL_KIND_TASK_START, Approval, ApprovalDecision, ApprovalKind
+from kapell.v1.approval_pb2 import (
+    APPROVAL_KIND_BUDGET,
+    APPROVAL_KIND_TASK_START,
+    Approval,
+    ApprovalDecision,
+    ApprovalKind,
+)
 from kapell.v1.approval_policy_pb2 import APPROVAL_STATE_APPROVED, APPROVAL_STATE_EXPIRED, APPROVAL_STATE_PENDING
 from kapell.v1.task_pb2 import TASK_STATE_AWAITING_APPROVAL, AttemptWait, Task, TaskFailure
 from kapell.v1.watch_pb2 import EVENT_KIND_TASK_UPDATED
 
+from kapell_server.domain.approvals import for_budgets
 from kapell_server.domain.copied import copied
 from kapell_server.domain.transitions import TASK_FINAL, TASK_LEASED
 from kapell_server.domain.workers import attempt
@@ -22,8 +29,8 @@ if TYPE_CHECKING:
     from kapell_server.domain.state import State
 
 WhenDecided = Callable[["State", Approval], None]
-WHEN_DECIDED: dict[ApprovalKind.ValueType, WhenDecided] = {}
-"""What other rooms do when an approval of their kind is decided, expired or withdrawn; filled at their import."""
+WHEN_DECIDED: dict[ApprovalKind.ValueType, WhenDecided] = {APPROVAL_KIND_BUDGET: for_budgets.decided}
+"""What other rooms do when an approval of their kind is decided, expired or withdrawn."""
 
 
 def carry_out(state: State, approval: Approval, edited: Task | None = None) -> None:

@@ -20,7 +20,6 @@ from kapell.v1.watch_pb2 import (
     ACTOR_KIND_AGENT,
     EVENT_KIND_APPROVAL_DECIDED,
     EVENT_KIND_APPROVAL_REQUIRED,
-    EVENT_KIND_APPROVAL_SUPERSEDED,
     EVENT_KIND_TASK_UPDATED,
     Actor,
 )
@@ -29,9 +28,10 @@ from kapell_server.domain.access import CallerKind
 from kapell_server.domain.approvals import decision, outcome, policy, rules
 from kapell_server.domain.approvals.content import check_size, content_hash, invalid, signature_of
 from kapell_server.domain.approvals.risk import assess
-from kapell_server.domain.approvals.start import decide_by_rule, withdraw
+from kapell_server.domain.approvals.start import decide_by_rule, supersede, withdraw
 from kapell_server.domain.copied import copied
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.secrets import use
 from kapell_server.domain.tasks import family
 from kapell_server.domain.times import stamp
 from kapell_server.domain.transitions import task_state_conflict
@@ -51,6 +51,7 @@ def request_approval(state: State, request: RequestApprovalRequest) -> RequestAp
     lease, task = attempt.held(state, request.lease_token)
     if task.state != TASK_STATE_RUNNING:
         raise task_state_conflict(task, "given an approval", (TASK_STATE_RUNNING,))
+    request = use.redactor(state, task, lease.agent_id).message(request)
     _check(request)
     fresh = _new(state, request, task, lease)
     known = _known(state, fresh, task)
@@ -126,7 +127,7 @@ def _known(state: State, fresh: Approval, task: Task) -> Approval | None:
         if known.content_hash == fresh.content_hash and known.state != APPROVAL_STATE_SUPERSEDED:
             return known
         if known.state == APPROVAL_STATE_PENDING:
-            _supersede(state, known, fresh)
+            supersede(state, known, fresh, "its agent has asked for something else under the same name")
         return None
     if task.parked.approval_id:
         known = state.approvals.find(task.parked.approval_id)
@@ -137,15 +138,6 @@ def _known(state: State, fresh: Approval, task: Task) -> Approval | None:
         if is_left and known.content_hash == fresh.content_hash:
             return known
     return None
-
-
-def _supersede(state: State, current: Approval, fresh: Approval) -> None:
-    older = copied(current)
-    older.state = APPROVAL_STATE_SUPERSEDED
-    older.state_reason = "its agent has asked for something else under the same name"
-    older.superseded_by = fresh.approval_id
-    stamp(older.end_time, state.now_ns)
-    state.approvals.put(older, EVENT_KIND_APPROVAL_SUPERSEDED, ("state", "superseded_by"))
 
 
 def _answer(state: State, request: RequestApprovalRequest, approval: Approval, lease: Lease) -> RequestApprovalResponse:
@@ -200,18 +192,25 @@ def _park(state: State, request: RequestApprovalRequest, current: Approval, leas
 
 def cancel_approval(state: State, request: CancelApprovalRequest) -> Approval:
     """Withdraws a request; the agent that has asked goes on without an answer."""
-    caller = state.caller
-    task_id = attempt.held(state, request.lease_token)[1].task_id if caller.kind is CallerKind.AGENT else ""
+    if state.caller.kind is CallerKind.AGENT:
+        _check_own(state, request)
     current = state.approvals.get(request.approval_id)
-    if caller.kind is CallerKind.AGENT and (caller.agent_id, task_id) != (current.agent_id, current.task_id):
-        raise KapellError(
-            ERROR_REASON_NOT_OWNER,
-            f"Approval {current.approval_id} was not asked for by {caller.agent_id}. An agent withdraws its own only.",
-            metadata={"agent_id": current.agent_id},
-        )
     decision.check_open(current)
     if current.kind == APPROVAL_KIND_TASK_START:
         raise invalid("approval_id", "is of the start of a task", f"Cancel task {current.task_id} instead.")
     put = withdraw(state, current, request.reason or "withdrawn")
     outcome.carry_out(state, put)
     return put
+
+
+def _check_own(state: State, request: CancelApprovalRequest) -> None:
+    """An agent withdraws what it has asked for, for the task it has; of others it does not learn if they exist."""
+    agent_id = state.caller.agent_id
+    task_id = attempt.held(state, request.lease_token)[1].task_id
+    found = state.approvals.find(request.approval_id)
+    if found is None or (found.agent_id, found.task_id) != (agent_id, task_id):
+        raise KapellError(
+            ERROR_REASON_NOT_OWNER,
+            f"Approval {request.approval_id} was not asked for by {agent_id}. An agent withdraws its own only.",
+            metadata={"agent_id": agent_id},
+        )

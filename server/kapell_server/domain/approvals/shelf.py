@@ -43,7 +43,8 @@ class ApprovalShelf:
             self.watch(approval)
 
     def watch(self, approval: Approval) -> None:
-        """Asks for a look when its time is over; one that is overdue waits without an end."""
+        """Asks for looks when its time is over, and when it waits for too long; an overdue one waits without an end."""
+        self._state.alerts.approval_waits(approval)
         if not approval.overdue:
             self._state.schedule(timestamp_ns(approval.expire_time), approval.approval_id)
 
@@ -111,6 +112,7 @@ class ApprovalShelf:
         else:
             state.remove(self._pending, approval_id)
             self._drop(approval)
+            state.alerts.approval_is_over(approval_id)
             state.assign(self._settled, approval_id, approval)
         entry = ApprovalAuditEntry(approval_id=approval_id, task_id=approval.task_id, approval=approval)
         entry.shown_hash = approval.content_hash

@@ -161,12 +161,7 @@ def ask(state: State, task: Task, wish: Wish) -> None:
     approval = wish.approval
     before = open_start(state, task)
     if before is not None:
-        older = copied(before)
-        older.state = APPROVAL_STATE_SUPERSEDED
-        older.state_reason = "the task was changed"
-        older.superseded_by = approval.approval_id
-        stamp(older.end_time, state.now_ns)
-        state.approvals.put(older, EVENT_KIND_APPROVAL_SUPERSEDED, ("state", "superseded_by"))
+        supersede(state, before, approval, "the task was changed")
     if wish.rule is None:
         state.approvals.put(approval, EVENT_KIND_APPROVAL_REQUIRED, content=wish.content)
         return
@@ -220,3 +215,13 @@ def withdraw(state: State, current: Approval, why: str) -> Approval:
     approval.state_reason = why
     stamp(approval.end_time, state.now_ns)
     return state.approvals.put(approval, EVENT_KIND_APPROVAL_CANCELLED, ("state",))
+
+
+def supersede(state: State, current: Approval, fresh: Approval, why: str) -> None:
+    """Another approval takes the place of one that waits: something else is wanted by now."""
+    older = copied(current)
+    older.state = APPROVAL_STATE_SUPERSEDED
+    older.state_reason = why
+    older.superseded_by = fresh.approval_id
+    stamp(older.end_time, state.now_ns)
+    state.approvals.put(older, EVENT_KIND_APPROVAL_SUPERSEDED, ("state", "superseded_by"))

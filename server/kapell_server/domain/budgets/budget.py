@@ -22,10 +22,12 @@ from kapell.v1.budget_pb2 import (
 from kapell.v1.error_pb2 import ERROR_REASON_ID_TAKEN, ERROR_REASON_REQUEST_INVALID
 from kapell.v1.watch_pb2 import EVENT_KIND_BUDGET_CREATED, EVENT_KIND_BUDGET_DELETED, EVENT_KIND_BUDGET_UPDATED
 
+from kapell_server.domain.budgets import waiting
 from kapell_server.domain.budgets.amounts import Measure, measure_of, set_amount, units_of
 from kapell_server.domain.budgets.named import budget_not_found
+from kapell_server.domain.budgets.resuming import resume, usual_extension
 from kapell_server.domain.budgets.tally import FULL, Tally
-from kapell_server.domain.budgets.windows import Rolling, ZoneError, window_of
+from kapell_server.domain.budgets.windows import ZoneError, window_of
 from kapell_server.domain.copied import copied
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.state import State
@@ -99,42 +101,16 @@ def update_budget(state: State, request: UpdateBudgetRequest) -> Budget:
     if paths & {"limit", "thresholds"}:
         state.budgets.review(tally)
     if paths & {"limit", "default_estimate"}:
-        state.budgets.reconsider(tally)
+        waiting.reconsider(state, tally)
     return _find(state, tally)
 
 
 def resume_budget(state: State, request: ResumeBudgetRequest) -> Budget:
     """Lifts what holds new work back, for the rest of the window."""
     tally = tally_of(state, request.budget_id)
-    extend_by = 0
     if request.HasField("extend_by"):
-        extend_by = checked(request.extend_by, tally.measure, "extend_by")
-    elif FULL in tally.crossed and tally.hard:
-        extend_by = tally.limit
-    return resume(state, tally, extend_by)
-
-
-def resume(state: State, tally: Tally, extend_by: int) -> Budget:
-    """Lifts every threshold that was crossed, and extends the limit by so much."""
-    if tally.crossed <= tally.lifted and not extend_by:
-        return _find(state, tally)
-    if extend_by:
-        ends_ns = state.now_ns + tally.window.length_ns if isinstance(tally.window, Rolling) else tally.end_ns
-        tally.set(extended=tally.extended + extend_by, extension_end_ns=ends_ns)
-    tally.set(lifted=tally.crossed, spent=tally.spent)
-    current = copied(_find(state, tally))
-    stamp(current.update_time, state.tick_ns())
-    current.status.CopyFrom(state.budgets.status(tally))
-    state.standing.put(current, EVENT_KIND_BUDGET_UPDATED, ("status",))
-    state.budgets.review(tally)
-    return _find(state, tally)
-
-
-def answer(state: State, budget_id: str, *, approved: bool) -> None:
-    """An approval of the kind BUDGET was decided. A no leaves the budget as it is: new work goes on waiting."""
-    tally = state.budgets.tallies.get(budget_id)
-    if approved and tally is not None:
-        resume(state, tally, tally.limit if FULL in tally.crossed and tally.hard else 0)
+        return resume(state, tally, checked(request.extend_by, tally.measure, "extend_by"))
+    return resume(state, tally, usual_extension(tally))
 
 
 def delete_budget(state: State, request: DeleteBudgetRequest) -> DeleteBudgetResponse:

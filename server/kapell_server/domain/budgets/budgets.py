@@ -8,7 +8,7 @@ when it is changed, when a threshold is crossed, and else at most every two seco
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ from kapell.v1.task_pb2 import (
 )
 from kapell.v1.watch_pb2 import EVENT_KIND_BUDGET_SPENT, EVENT_KIND_TASK_CANCELLING, EventKind
 
+from kapell_server.domain.approvals import for_budgets
 from kapell_server.domain.budgets.amounts import milliseconds, units_of, words
 from kapell_server.domain.budgets.history import History, Used
 from kapell_server.domain.budgets.scopes import Features, Needs, Scopes, features_of
@@ -39,7 +40,6 @@ from kapell_server.domain.copied import copied
 from kapell_server.domain.times import SECOND, stamp, timestamp_ns
 
 if TYPE_CHECKING:
-    from kapell_server.domain.queueing.ready import ReadyEntry
     from kapell_server.domain.state import State
     from kapell_server.domain.workers.leases import Lease
 
@@ -49,9 +49,6 @@ _LEAST_TIME_NS = SECOND
 """The shortest time by which an attempt is given more time."""
 HOLD_SUBJECT = "hold_"
 """Before the id of a task whose attempt is looked at when the time it has reserved is over."""
-
-Ask = Callable[["State", Budget, int], None]
-"""Asks for an approval of the kind BUDGET; the answer comes to `answer` in resuming.py, at any time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,8 +75,6 @@ class Budgets:
         self.tallies: dict[str, Tally] = {}
         self.reservations: dict[str, Reservation] = {}
         self.history = History()
-        self.ask: Ask | None = None
-        """Set by whoever brings approvals; without it, ResumeBudget and a higher limit are the answers."""
         self._held: dict[str, tuple[Hold, ...]] = {}
         self._used: dict[str, tuple[int, int]] = {}
         """Cost and tokens that the running attempt of a task has recorded."""
@@ -102,7 +97,7 @@ class Budgets:
         tally = Tally(state, budget)
         tally.end_ns = tally.window.span(state.now_ns).end_ns
         state.assign(self.tallies, budget.budget_id, tally)
-        self._rescope()
+        self.rescope()
         return tally
 
     def close(self, tally: Tally) -> None:
@@ -119,12 +114,14 @@ class Budgets:
             state.assign(state.pending.budget_spend, (tally.budget_id, slice_ns), 0)
         for percent in tally.crossed:
             self._resolve(tally, percent)
+        for_budgets.forget(state, tally.budget_id)
         state.remove(self.tallies, tally.budget_id)
-        self._rescope()
+        self.rescope()
         for need_class in sorted(tally.waiting):
             state.queues.retry(f"budget/{tally.budget_id}/{need_class}")
 
-    def _rescope(self) -> None:
+    def rescope(self) -> None:
+        """Budgets, or what tasks need of them, have changed."""
         self._scopes = None
         self._state.on_rollback(setattr, self, "_scopes", None)
 
@@ -164,8 +161,11 @@ class Budgets:
         if times:
             self._watch_time(lease, min(times))
 
-    def finish(self, lease: Lease, record: TaskAttempt) -> None:
-        """The attempt has ended as `record` says: what it has not used is free. Does not put the record."""
+    def finish(self, lease: Lease, record: TaskAttempt, *, worked: bool) -> None:
+        """The attempt has ended as `record` says: what it has not used is free. Does not put the record.
+
+        One that is RELEASED costs nothing but, where its agent has `worked`, its time.
+        """
         cost, tokens = self._used.get(lease.task_id, (None, None))
         self._state.remove(self._used, lease.task_id)
         elapsed = milliseconds(max(0, self._state.now_ns - lease.start_ns))
@@ -178,9 +178,9 @@ class Budgets:
             return
         self._state.remove(self._held, lease.task_id)
         counts = record.state != ATTEMPT_STATE_RELEASED
+        amounts = {"tasks": int(counts), "wall_time": elapsed if counts or worked else 0}
         for hold in held:
-            units = {"tasks": 1, "wall_time": elapsed}.get(hold.tally.measure, 0) if counts else 0
-            if units:
+            if units := amounts.get(hold.tally.measure, 0):
                 hold.tally.use(hold, units)
                 hold.tally.spend(units)
             hold.tally.release(lease.task_id)
@@ -307,32 +307,6 @@ class Budgets:
         if nothing_fits and not tally.holds and tally.hard:
             self._cross_for_want_of_room(tally)
 
-    def anyone_waits(self) -> bool:
-        """Whether a task may be parked under a budget."""
-        return any(tally.waiting for tally in self.tallies.values())
-
-    def pass_on(self, task: Task, name: str) -> None:
-        """A task was parked under `name`, or has gone, without what it may have been let try for.
-
-        Only those try that really fit: a task is parked at each budget once then, however many it draws from.
-        """
-        for tally, _ in self.needs(task):
-            for need_class in sorted(tally.waiting):
-                other = f"budget/{tally.budget_id}/{need_class}"
-                if other != name and any(self._fits(tally, entry) for entry in self._state.queues.ready.heads(other)):
-                    self._state.queues.retry(other)
-
-    def _fits(self, tally: Tally, entry: ReadyEntry) -> bool:
-        """Whether the budget has room for a parked task, or is none of its budgets any more."""
-        needs = self.needs(self._state.task(entry.task_id))
-        return all(not tally.blocks(need) for one, need in needs if one is tally)
-
-    def reconsider(self, tally: Tally | None = None) -> None:
-        """What tasks need, or which budgets they draw from, has changed: all that wait may try."""
-        for one in self.tallies.values() if tally is None else (tally,):
-            for need_class in sorted(one.waiting):
-                self._state.queues.retry(f"budget/{one.budget_id}/{need_class}", all_of_them=True)
-
     def parked(self, name: str) -> None:
         """A task was parked under a name of a budget."""
         _, budget_id, need_class = name.split("/")
@@ -361,8 +335,8 @@ class Budgets:
         if action == BUDGET_ACTION_CANCEL:
             for task_id in [holder for holder in tally.holds if holder in state.leases.by_task]:
                 self._stop(tally, task_id, self._told(tally))
-        elif action == BUDGET_ACTION_REQUIRE_APPROVAL and self.ask is not None:
-            self.ask(state, budget, percent)
+        elif action == BUDGET_ACTION_REQUIRE_APPROVAL:
+            for_budgets.ask(state, budget, tally)
 
     def _leave(self, tally: Tally) -> None:
         """Thresholds above what is spent by now are open again."""
@@ -371,6 +345,7 @@ class Budgets:
             self._resolve(tally, percent)
         if left:
             tally.set(crossed=tally.crossed - left, lifted=tally.lifted - left)
+        for_budgets.look_again(self._state, tally)
 
     def review(self, tally: Tally) -> None:
         """The limit has changed: thresholds are crossed or left by it, and those that wait may start."""

@@ -14,6 +14,7 @@ from kapell.v1.agent_pb2 import AGENT_STATE_ACTIVE
 from kapell.v1.budget_pb2 import BUDGET_STATE_AWAITING_APPROVAL, Budget
 from kapell.v1.task_pb2 import WAIT_KIND_BUDGET, Blocker, Task
 
+from kapell_server.domain.budgets import waiting
 from kapell_server.domain.budgets.amounts import words
 from kapell_server.domain.budgets.tally import Tally
 from kapell_server.domain.queueing.ready import ReadyEntry
@@ -56,10 +57,10 @@ class BudgetGate:
 
     def forgo(self, entry: ReadyEntry, name: str) -> None:
         """A task was let try for the room of a budget, and does not use it: the next ones may."""
-        if self._budgets.anyone_waits():
+        if waiting.anyone_waits(self._state):
             task = self._state.cached_task(entry.task_id)
             if task is not None:
-                self._budgets.pass_on(task, name)
+                waiting.pass_on(self._state, task, name)
 
     def take(self, task: Task) -> None:
         self._budgets.take(task)

@@ -58,7 +58,7 @@ def live_session(state: State, session_id: str) -> tuple[LockSession, Owner]:
 def check_may_use(state: State, owner: LockOwner) -> None:
     """Refuses agents what is not theirs, with NOT_OWNER."""
     caller = state.caller
-    if caller.kind is not CallerKind.AGENT or caller.agent_id in (owner.agent_id, owner.actor.id):
+    if caller.kind is not CallerKind.AGENT or caller.agent_id == owner.agent_id or caller.actor() == owner.actor:
         return
     whose = owner.agent_id or owner.actor.id
     raise KapellError(

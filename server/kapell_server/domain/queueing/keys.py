@@ -9,18 +9,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from kapell.v1.queue_pb2 import CONCURRENCY_STRATEGY_WAIT, ConcurrencyLimit, ConcurrencyStrategy
-from kapell.v1.task_pb2 import (
-    TASK_STATE_AWAITING_APPROVAL,
-    TASK_STATE_PENDING,
-    WAIT_KIND_CONCURRENCY_LIMIT,
-    Blocker,
-    Task,
-)
+from kapell.v1.task_pb2 import WAIT_KIND_CONCURRENCY_LIMIT, Blocker, Task
 
 from kapell_server.domain.queueing.ready import ReadyEntry
 from kapell_server.domain.queueing.starts import Starts
 from kapell_server.domain.queueing.wording import NAMED, count_of, start_rate_blocker
 from kapell_server.domain.times import timestamp_ns
+from kapell_server.domain.transitions import TASK_RESTING
 
 if TYPE_CHECKING:
     from kapell_server.domain.state import State
@@ -187,8 +182,8 @@ class ConcurrencyKeys:
 
 
 def _rests(task: Task) -> bool:
-    """Whether a task under keys has begun and waits for its next attempt, be it for somebody's decision."""
-    return task.state in (TASK_STATE_PENDING, TASK_STATE_AWAITING_APPROVAL) and task.HasField("first_queue_time")
+    """Whether a task under keys has begun and waits for its next attempt."""
+    return task.state in TASK_RESTING and task.HasField("first_queue_time")
 
 
 def _arrival_ns(task: Task) -> int:

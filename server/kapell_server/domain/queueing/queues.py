@@ -20,6 +20,7 @@ from kapell.v1.watch_pb2 import (
     EVENT_KIND_TASK_STARTED,
 )
 
+from kapell_server.domain.budgets import waiting
 from kapell_server.domain.budgets.gate import BudgetGate
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.queueing.fair_share import FairShare
@@ -195,7 +196,7 @@ class Queues:
         if name.startswith("budget/"):
             self.let_try(previous.task_id)
         elif not name:
-            self._state.budgets.pass_on(previous, name)
+            waiting.pass_on(self._state, previous, name)
 
     def gate_blockers(self, task: Task) -> Iterator[Blocker]:
         """Every gate's reasons why the task cannot start now."""

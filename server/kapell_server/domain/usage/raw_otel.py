@@ -30,7 +30,7 @@ _PROVIDERS = {
 def is_meant(payload: Mapping[str, Any]) -> bool:
     """Whether the payload has such attributes."""
     found = _attributes(payload)
-    return any(name.startswith(_USAGE) for name in found) or _is_api_request(found)
+    return any(name.startswith(_USAGE) for name in found) or _is_api_request(found) or _is_codex_response(found)
 
 
 def read(payload: Mapping[str, Any]) -> list[RawUsage]:
@@ -38,6 +38,8 @@ def read(payload: Mapping[str, Any]) -> list[RawUsage]:
     found = _attributes(payload)
     if _is_api_request(found):
         return [_api_request(found)]
+    if _is_codex_response(found):
+        return [_codex_response(found)]
     provider = text(found, "gen_ai.provider.name", "gen_ai.system", most=63).lower()
     whole = count(found, _USAGE + "input_tokens", _USAGE + "prompt_tokens")
     read_from = count(found, _USAGE + "cache_read.input_tokens", _USAGE + "cache_read_input_tokens")
@@ -91,6 +93,28 @@ def _api_request(found: Mapping[str, Any]) -> RawUsage:
         ),
         cost=reported,
         derived=("cache_write_5m_tokens",) if written else (),
+    )
+
+
+def _is_codex_response(found: Mapping[str, Any]) -> bool:
+    return found.get("event.name") == "codex.sse_event" and found.get("event.kind") == "response.completed"
+
+
+def _codex_response(found: Mapping[str, Any]) -> RawUsage:
+    """One response to Codex. Cached input is a part of the input, reasoning a part of the output."""
+    whole, cached = count(found, "input_token_count"), count(found, "cached_token_count")
+    return RawUsage(
+        source="codex otel",
+        record_id=text(found, "response.id", "event.id"),
+        provider="openai",
+        model=text(found, "model", "slug"),
+        figures=Figures(
+            uncached=max(whole - cached, 0),
+            cache_read=min(cached, whole),
+            output=count(found, "output_token_count"),
+            reasoning=count(found, "reasoning_token_count"),
+        ),
+        derived=("uncached_input_tokens",) if cached else (),
     )
 
 

@@ -222,12 +222,9 @@ def end_parked(state: State, lease: Lease, current: Task, approval_id: str, resu
     record = copied(lease.record)
     record.state = ATTEMPT_STATE_RELEASED
     stamp(record.end_time, state.now_ns)
-    state.close_lease(lease, record)
-    task = copied(current)
-    for field in ("lease", "waiting", "parked"):
-        task.ClearField(field)
-    task_locks.given_back(task)
-    _note_first_queueing(task)
+    state.close_lease(lease, record, worked=True)
+    task = _let_go(current)
+    task.ClearField("parked")
     task.attempts_used -= 1
     task.parked.approval_id = approval_id
     if resume_data is not None:
@@ -298,19 +295,15 @@ def _end(
     record.CopyFrom(lease.record)
     record.state = attempt_state
     stamp(record.end_time, state.now_ns)
-    task = copied(current)
-    task.ClearField("lease")
-    task.ClearField("waiting")
-    task_locks.given_back(task)
+    task = _let_go(current)
     now = state.tick_ns()
     stamp(task.state_time, now)
     if failure is not None:
         record.failure.CopyFrom(failure)
         task.failure.CopyFrom(failure)
-    state.close_lease(lease, record)
+    state.close_lease(lease, record, worked=limit is not None)
     if attempt_state != ATTEMPT_STATE_RELEASED:
         task.ClearField("parked")
-    _note_first_queueing(task)
     if attempt_state == ATTEMPT_STATE_SUCCEEDED:
         return _finish_succeeded(state, task, result)
     if attempt_state == ATTEMPT_STATE_CANCELLED:
@@ -333,10 +326,15 @@ def _end(
     return _requeue(state, task, now, delay_ns)
 
 
-def _note_first_queueing(task: Task) -> None:
-    """Under its keys a task stays as old as it was when it first joined, however often it is tried."""
+def _let_go(current: Task) -> Task:
+    """A copy of a task whose attempt ends, without what it had of its agent; it stays as old as it is to its keys."""
+    task = copied(current)
+    task.ClearField("lease")
+    task.ClearField("waiting")
+    task_locks.given_back(task)
     if task.concurrency_keys and not task.HasField("first_queue_time"):
         task.first_queue_time.CopyFrom(task.queue_time)
+    return task
 
 
 def _finish_succeeded(state: State, task: Task, result: bytes) -> Task:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from kapell.cli import options
 from kapell.cli.app import App
+from kapell.cli.budget_views import budget_state, budget_text
+from kapell.cli.money import cost_of
 from kapell.cli.output import View, write, write_one
-from kapell.cli.picture import MOST_COUNTED, Picture, Wait, headline, waits_for_you
+from kapell.cli.picture import MOST_COUNTED, Picture, Wait, headline, many, waits_for_you
 from kapell.cli.shape import command
+from kapell.cli.standing import Standing, look
 from kapell.cli.states import AGENT_STATES, TASK_STATES, activity_look, queue_look, state_name
 from kapell.cli.table import Cell, Column, rows_for_terminal
 from kapell.cli.terminal import Terminal, cells, cut, visible
@@ -24,8 +28,12 @@ if TYPE_CHECKING:
     from kapell.v1.task_pb2 import Task
 
 _MOST_AGENTS = 6
-_MOST_WAITS = 3
+_MOST_WAITS = 4
 _MOST_TASKS = 6
+_MOST_BUDGETS = 2
+_MOST_LOCKS = 3
+_LINES = 23
+"""Of a screen of 24, on which the prompt comes next."""
 _LIVE_WORDS = tuple(look.word for look in AGENT_STATES.values() if not look.final)
 
 
@@ -52,7 +60,7 @@ def status(app: App) -> None:
 async def _look(client: Client, address: str) -> Picture:
     import asyncio
 
-    (info, counts, agents, profiles, queues), (running, failed, waiting) = await asyncio.gather(
+    (info, counts, agents, profiles, queues), (running, failed, waiting), standing = await asyncio.gather(
         asyncio.gather(
             client.admin.server_info(),
             client.tasks.count(),
@@ -65,6 +73,7 @@ async def _look(client: Client, address: str) -> Picture:
             client.tasks.list(states=["failed"], page_size=MOST_COUNTED, created_after=_an_hour_ago()),
             client.tasks.list(states=["queued"], page_size=200),
         ),
+        look(client),
     )
     by_state = {entry.state: entry.count for entry in counts.counts}
     from kapell.v1.task_pb2 import TaskState
@@ -79,6 +88,7 @@ async def _look(client: Client, address: str) -> Picture:
         unserved=_unserved(waiting.tasks, agents.agents),
         profiles=list(profiles.profiles),
         stopped=_stopped(queues.queues),
+        standing=standing,
     )
 
 
@@ -104,23 +114,30 @@ def _unserved(waiting: Any, agents: Any) -> dict[str, int]:
 
 
 def _screen(picture: Picture, terminal: Terminal) -> list[str]:
-    """At most 24 lines."""
+    """At most `_LINES` lines."""
     waits = waits_for_you(picture)
     lines = [terminal.out(cut(headline(picture), terminal.width), "yellow" if waits else "green")]
     if len(waits) > _MOST_WAITS:
         more = len(waits) - _MOST_WAITS + 1
         waits = [*waits[: _MOST_WAITS - 1], Wait(f"… and {more} more", "kapell status -o json")]
-    width = max((cells(wait.text) for wait in waits), default=0)
-    for wait in waits:
-        lines.append(f"  {visible(wait.text).ljust(width)}  {terminal.out(wait.command, 'dim')}")
+    lines += _waits(waits, terminal)
     lines += ["", *_facts(picture, terminal)]
     if picture.agents:
         lines += ["", *_agents(picture.agents, terminal)]
-    if picture.running:
-        lines += ["", *_running(picture.running, terminal)]
+    if picture.running and (room := min(_LINES - len(lines) - 2, _MOST_TASKS)) > 0:
+        lines += ["", *_running(picture.running, room, terminal)]
     if not picture.agents:
         lines += ["", terminal.out('No agents yet. Start one with: kapell agent spawn shell --cwd "$PWD"', "dim")]
     return lines
+
+
+def _waits(waits: list[Wait], terminal: Terminal) -> Iterator[str]:
+    """Each with its command, which is shown whole; the words before it are cut."""
+    room = terminal.width - 4 - max((cells(wait.command) for wait in waits if len(wait.command) < 40), default=0)
+    texts = [cut(visible(wait.text), max(room, 30)) if terminal.is_tty else visible(wait.text) for wait in waits]
+    width = max(map(cells, texts), default=0)
+    for wait, text in zip(waits, texts, strict=True):
+        yield f"  {text}{' ' * (width - cells(text))}  {terminal.out(wait.command, 'dim')}"
 
 
 def _facts(picture: Picture, terminal: Terminal) -> list[str]:
@@ -129,19 +146,45 @@ def _facts(picture: Picture, terminal: Terminal) -> list[str]:
     info = picture.info
     up = short(time.time() - info.start_time.seconds)
     server = f"{picture.address}  version {info.version}  {info.database}  up {up}  revision {info.revision}"
-    counts = [
-        _count(word, count, terminal)
-        for word, count in picture.counts.items()
-        if count or word in ("queued", "running")
-    ]
+    counts = {word: count for word, count in picture.counts.items() if count or word in ("queued", "running")}
     used = sum(agent.slots_used for agent in picture.agents)
     total = sum(agent.slots_total for agent in picture.agents)
     agents = f"{len(picture.agents)} live  {used} of {total} slots used"
     return [
         f"{terminal.out('Server', 'dim')}  {visible(server)}",
-        f"{terminal.out('Tasks ', 'dim')}  {'  '.join(counts)}",
+        f"{terminal.out('Tasks ', 'dim')}  {_counts(counts, terminal)}",
         f"{terminal.out('Agents', 'dim')}  {agents}",
+        *(f"{terminal.out(name, 'dim')}  {told}" for name, told in _held(picture.standing, terminal)),
     ]
+
+
+def _held(standing: Standing, terminal: Terminal) -> Iterator[tuple[str, str]]:
+    """What was spent and what is locked, where anything is."""
+    spend, budgets = standing.spend, standing.budgets
+    if budgets or (spend is not None and spend.records):
+        told = [f"{cost_of(spend)} in 30 days"] if spend is not None else []
+        for budget in budgets[:_MOST_BUDGETS]:
+            state = budget_state(budget)
+            mark = f"{state.mark} " if terminal.marks else ""
+            told.append(f"budget {visible(budget_text(budget))} {terminal.out(f'{mark}{state.text}', state.colour)}")
+        told += [f"{len(budgets) - _MOST_BUDGETS} more budgets"] if len(budgets) > _MOST_BUDGETS else []
+        yield "Spend ", "  ".join(told)
+    if standing.locks or standing.lock_waiters:
+        more = "+" if standing.more_locks else ""
+        found = list(dict.fromkeys(lock.path for lock in standing.locks))
+        paths, rest = ", ".join(found[:_MOST_LOCKS]), ", …" if len(found) > _MOST_LOCKS else ""
+        waiting = f", {many(standing.lock_waiters, 'request')} waiting" if standing.lock_waiters else ""
+        text = f"{len(standing.locks)}{more} held{waiting}  {visible(paths)}{rest}"
+        yield "Locks ", cut(text, terminal.width - 8)
+
+
+def _counts(counts: dict[str, int], terminal: Terminal) -> str:
+    """How many tasks are in each state; on a narrow terminal without the last states."""
+    shown = list(counts)
+    while shown and terminal.is_tty and sum(len(f"{counts[word]} {word}") + 4 for word in shown) + 6 > terminal.width:
+        shown.pop()
+    rest = [] if len(shown) == len(counts) else ["…" if terminal.marks else "..."]
+    return "  ".join([*(_count(word, counts[word], terminal) for word in shown), *rest])
 
 
 def _count(word: str, count: int, terminal: Terminal) -> str:
@@ -161,7 +204,7 @@ def _agents(agents: list[Agent], terminal: Terminal) -> list[str]:
     return _first(agents, _MOST_AGENTS, columns, terminal, "kapell agent list")
 
 
-def _running(tasks: list[Task], terminal: Terminal) -> list[str]:
+def _running(tasks: list[Task], most: int, terminal: Terminal) -> list[str]:
     columns = (
         Column("TASK", lambda t: Cell(t.task_id)),
         Column("STATE", task_state),
@@ -169,7 +212,7 @@ def _running(tasks: list[Task], terminal: Terminal) -> list[str]:
         Column("FOR", lambda t: age(t.lease.start_time), right=True),
         Column("NAME", lambda t: t.display_name, flexible=True),
     )
-    return _first(tasks, _MOST_TASKS, columns, terminal, "kapell task list --state running")
+    return _first(tasks, most, columns, terminal, "kapell task list --state running")
 
 
 def _first(items: list[Any], most: int, columns: Any, terminal: Terminal, command: str) -> list[str]:

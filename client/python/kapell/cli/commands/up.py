@@ -31,6 +31,14 @@ _EPILOG = (
 @click.option("--demo", is_flag=True, help="Spawn four agents and give them tasks over this directory's files.")
 @click.option("--data-dir", metavar="DIRECTORY", help="Where everything is kept. [default: ~/.local/share/kapell]")
 @click.option("--grpc-address", metavar="HOST:PORT", help="Where to listen; port 0 is any. [default: 127.0.0.1:50051]")
+@click.option(
+    "--http-address", metavar="HOST:PORT", help='Where HTTP listens; "" for nowhere. [default: 127.0.0.1:4110]'
+)
+@click.option(
+    "--otlp-usage",
+    type=click.Choice(["events", "metrics"]),
+    help="What counts of the telemetry that agents export to HTTP. [default: events]",
+)
 @click.option("--database-url", metavar="URL", help="A PostgreSQL server instead of the embedded database.")
 @click.option(
     "--config",
