@@ -24,6 +24,7 @@ def shell_environment(home: Path, **more: str) -> dict[str, str]:
         "LANG": "C.UTF-8",
         "TZ": "UTC",
         "PYTHONDONTWRITEBYTECODE": "",
+        "KAPELL_HTTP_ADDRESS": "127.0.0.1:0",
         **more,
     }
 

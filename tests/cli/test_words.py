@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kapell.cli import states, yaml_text
 from kapell.cli.live import LiveLine, bar
-from kapell.cli.table import Cell, Column, Line, card, rows_for_pipe, rows_for_terminal
+from kapell.cli.table import Cell, Column, Line, card, moment, peer, rows_for_pipe, rows_for_terminal
 from kapell.cli.terminal import Terminal, cells, cut, detect, log_line, visible
 from kapell.cli.times import MOMENT, age, clock, iso, local, parse_duration, short
 from kapell.v1.agent_pb2 import AgentActivity, AgentState
@@ -135,6 +135,32 @@ def test_a_table_is_aligned_and_fits_the_terminal() -> None:
     assert [cells(line) for line in lines] == [40, 40, 40]
     assert lines[1].startswith("a        ✗ failed  a name that is")
     assert lines[2].startswith("long-id  ✗ failed  短い ")
+
+
+@pytest.mark.parametrize(
+    ("width", "titles"),
+    [(60, "ID STATE NAME SINCE BY"), (40, "ID STATE NAME SINCE"), (30, "ID STATE NAME"), (20, "ID STATE NAME")],
+)
+def test_spare_columns_go_before_others_are_cut(width: int, titles: str) -> None:
+    columns = (
+        *(COLUMNS[0], COLUMNS[1], Column("NAME", lambda row: row[2], flexible=True, keep=14)),
+        *(Column("SINCE", lambda _: "2m", spare=True), Column("BY", lambda _: "somebody", spare=True)),
+    )
+
+    lines = rows_for_terminal(columns, ROWS, screen(width=width))
+
+    assert lines[0].split() == titles.split()
+    assert all(cells(line) <= max(width, 28) for line in lines)
+    assert rows_for_pipe(columns, ROWS)[1].split("\t")[3:] == ["2m", "somebody"]
+
+
+def test_a_time_and_a_peer_are_whole_for_programs_and_short_for_eyes() -> None:
+    since = Timestamp(seconds=1_900_000_000, nanos=7_000_000)
+    columns = (Column("SINCE", lambda _: moment(since)), Column("FROM", lambda _: peer("ipv4:10.0.0.1:7")))
+
+    assert rows_for_pipe(columns, [None]) == ["2030-03-17T17:46:40.007Z\tipv4:10.0.0.1:7"]
+    assert rows_for_terminal(columns, [None], screen())[1].endswith("  10.0.0.1:7")
+    assert moment(Timestamp()) == Cell("-")
 
 
 def test_a_table_without_unicode_has_words_only() -> None:

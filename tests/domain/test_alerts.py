@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.type.money_pb2 import Money
 from kapell.v1.alert_pb2 import (
     ALERT_KIND_AGENT_SILENT,
     ALERT_KIND_QUEUE_AGE,
@@ -13,6 +14,7 @@ from kapell.v1.alert_pb2 import (
     AcknowledgeAlertRequest,
     Alert,
 )
+from kapell.v1.usage_pb2 import RecordUsageRequest, TokenCounts, UsageRecord
 from kapell_server.domain.alerts import alerts
 
 from tests.domain.spending import Purse, cents
@@ -117,3 +119,25 @@ def test_the_alerts_that_are_kept_are_few(monkeypatch: object) -> None:
     assert world.state.standing.count(Alert) == alerts.MOST_KEPT
     assert _only(world).subject == "stays"
     assert world.events.count("alert.deleted") == 6
+
+
+def test_a_reported_cost_does_not_resolve_that_a_model_has_no_price() -> None:
+    world = World()
+    for number in range(6):
+        said = {"cost": Money(currency_code="USD", units=1)} if number % 2 else {}
+        use = UsageRecord(record_id=f"msg_{number}", model="nobody-knows", tokens=TokenCounts(output_tokens=1), **said)
+        world.do(RecordUsageRequest(records=[use]))
+
+    assert [alert.state for alert in world.state.standing.all(Alert)] == [ALERT_STATE_FIRING]
+
+
+def test_names_of_models_that_are_made_up_do_not_fill_the_memory() -> None:
+    world = World()
+    for start in range(0, 1_200, 100):
+        uses = [
+            UsageRecord(record_id=f"msg_{n}", model=f"made-up-{n}", tokens=TokenCounts(output_tokens=1))
+            for n in range(start, start + 100)
+        ]
+        world.do(RecordUsageRequest(records=uses))
+
+    assert world.state.standing.count(Alert) == 1_000

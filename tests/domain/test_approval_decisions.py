@@ -25,7 +25,7 @@ from kapell.v1.approval_policy_pb2 import (
 )
 from kapell.v1.dependency_pb2 import TaskDependency
 from kapell.v1.watch_pb2 import ACTOR_KIND_SYSTEM, Actor
-from kapell_server.domain.access import Caller, CallerKind
+from kapell_server.domain.access import Caller, CallerKind, user
 from kapell_server.domain.approvals import inbox, outcome
 from kapell_server.domain.approvals.budget import request_budget_approval, withdraw_budget_approvals
 from kapell_server.domain.state import State
@@ -252,6 +252,46 @@ def test_a_batch_decides_what_is_of_one_kind_and_tells_of_each() -> None:
 
     assert [bool(one.reason) for one in answer.outcomes] == [False, True, False]
     assert [state_of(world, task_id) for task_id in ids] == ["QUEUED", "FAILED", "QUEUED"]
+
+
+def test_a_batch_decides_nothing_that_it_has_ended_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+
+    def decided(state: State, approval: Any) -> None:
+        withdraw_budget_approvals(state, approval.budget_id, "it has room again")
+
+    monkeypatch.setitem(outcome.WHEN_DECIDED, APPROVAL_KIND_BUDGET, decided)
+    asker = Actor(kind=ACTOR_KIND_SYSTEM, id="budgets")
+    ids = [world.create(prompt="p") for _ in range(2)]
+    world.state.begin(world.now_ns, world.rows)
+    content = ApprovalContent()
+    approvals = [
+        request_budget_approval(
+            world.state, budget_id="budget_1", title="More", content=content, asker=asker, task=world.task(task_id)
+        )
+        for task_id in ids
+    ]
+    world._commit()
+    shown = [ShownApproval(approval_id=one.approval_id, shown_hash=one.content_hash) for one in approvals]
+
+    answer: BatchDecideApprovalsResponse = world.do(BatchDecideApprovalsRequest(approvals=shown, option="approve"))
+
+    assert [bool(one.reason) for one in answer.outcomes] == [False, True]
+    assert [how(world, one.approval_id) for one in approvals] == ["APPROVED", "CANCELLED"]
+
+
+def test_votes_for_different_answers_are_no_quorum() -> None:
+    world = World()
+    options = [ApprovalOption(option_id=name, label=name) for name in ("red", "blue")]
+    said = ApprovalPolicy(quorum=2)
+    approval = ask(world, world.running(), kind=APPROVAL_KIND_QUESTION, options=options, policy=said)
+
+    decide(world, approval, "red", by=ALICE)
+    decide(world, approval, "blue", by=BOB)
+    assert how(world, approval.approval_id) == "PENDING"
+    decide(world, approval, "red", by=user("carol"))
+
+    assert how(world, approval.approval_id) == "APPROVED"
 
 
 def test_a_batch_of_different_kinds_or_of_high_risk_is_refused() -> None:

@@ -6,7 +6,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct
 from kapell.v1.agent_pb2 import AGENT_ACTIVITY_WAITING_FOR_APPROVAL
-from kapell.v1.approval_pb2 import APPROVAL_KIND_QUESTION, ApprovalContent, ApprovalOption
+from kapell.v1.approval_pb2 import APPROVAL_KIND_QUESTION, ApprovalContent, ApprovalOption, RequestApprovalRequest
 from kapell.v1.approval_policy_pb2 import APPROVAL_STATE_APPROVED, APPROVAL_STATE_EXPIRED, APPROVAL_STATE_REJECTED
 from kapell.v1.task_pb2 import ATTEMPT_STATE_RELEASED, ATTEMPT_WAIT_KIND_APPROVAL, TaskTimeouts
 
@@ -137,6 +137,24 @@ def test_a_lost_attempt_leaves_its_request_to_the_next_one() -> None:
     assert how(world, other.approval_id) == "PENDING"
     world.complete(task_id)
     assert (how(world, first.approval_id), how(world, other.approval_id)) == ("CANCELLED", "CANCELLED")
+
+
+def test_who_takes_over_a_request_has_asked_for_it_too() -> None:
+    world = World()
+    task_id = world.running()
+    first = ask(world, task_id)
+    agent_id = world.register("only-0")
+    world.advance(11)
+    assert world.lease(agent_id) == task_id
+    request = RequestApprovalRequest(
+        lease_token=world.token(task_id), title="Run make", content=world.rows.approval_contents[first.approval_id]
+    )
+
+    again = world.do(request, caller=ALICE).approval
+
+    assert again.approval_id == first.approval_id
+    with world.refuses("SELF_APPROVAL"):
+        decide(world, again, by=ALICE)
 
 
 def test_a_name_gives_the_same_answer_in_every_attempt() -> None:

@@ -6,7 +6,7 @@ import pytest
 from google.type.money_pb2 import Money
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kapell.v1.approval_pb2 import ApprovalContent, RiskLevel
+from kapell.v1.approval_pb2 import RISK_LEVEL_CRITICAL, RISK_LEVEL_HIGH, ApprovalContent, RiskLevel
 from kapell_server.domain.approvals.risk import assess
 from kapell_server.domain.approvals.shell import MOST_PARTS, take_apart
 
@@ -115,6 +115,36 @@ def examples() -> list[tuple[str, str, str]]:
         command, code = rest.rsplit("|", 1)
         found.append((level.strip(), command.strip(), code.strip()))
     return found
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "git status \r#; rm -rf /",
+        "X+=1 rm -rf /",
+        "\\\n rm -rf /",
+        '"r\\\nm" -rf /',
+        "env -S 'rm -rf /'",
+        "env -iS'rm -rf' /",
+        "env --split-string='rm -rf /'",
+        "echo ${x:-$(rm -rf /)}",
+        "coproc rm -rf /",
+        "time -p rm -rf /",
+        "function f { rm -rf /; }; f",
+        "bash -o pipefail -c 'rm -rf /'",
+        "bash -c -- 'rm -rf /'",
+        "busybox rm -rf /",
+        "trap 'rm -rf /' EXIT",
+        "flock x rm -rf /",
+    ],
+)
+def test_no_spelling_hides_what_runs(command: str) -> None:
+    assert assess("", ApprovalContent(command=command)).level == RISK_LEVEL_CRITICAL
+
+
+def test_options_of_git_hide_nothing_of_what_it_does() -> None:
+    for command in ("git -c a=b push --force", "git -C /x reset --hard", "git --git-dir /x clean -f"):
+        assert assess("", ApprovalContent(command=command)).level >= RISK_LEVEL_HIGH, command
 
 
 @pytest.mark.parametrize(("level", "command", "code"), examples())

@@ -8,7 +8,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 from kapell.v1.approval_pb2 import RULE_EFFECT_REQUIRE
-from kapell.v1.approval_policy_pb2 import ApprovalPolicy
+from kapell.v1.approval_policy_pb2 import EXPIRY_ACTION_ESCALATE, ApprovalPolicy
 from kapell.v1.dependency_pb2 import TaskDependency
 from kapell.v1.task_pb2 import (
     ApproveTaskRequest,
@@ -32,7 +32,7 @@ from kapell_server.domain.times import SECOND, stamp
 
 from tests.domain.asking import ALICE, ASK, BOB, FOUR_EYES, decide, get, how, rule, seen, state_of, waiting
 from tests.domain.scheduling import make
-from tests.domain.world import START_NS, World
+from tests.domain.world import START_NS, USER, World
 
 
 def struct(**values: object) -> Struct:
@@ -171,6 +171,31 @@ def test_a_rule_may_demand_approvals_of_an_agent_type() -> None:
 
     assert (state_of(world, free), state_of(world, held)) == ("QUEUED", "AWAITING_APPROVAL")
     assert world.task(held).approval.demanded_by == made.rule_id
+
+
+def test_a_policy_of_its_own_is_no_way_around_a_rule() -> None:
+    world = World()
+    made = rule(world, by=BOB, effect=RULE_EFFECT_REQUIRE, agent_type="deploy", policy=ApprovalPolicy(quorum=2))
+    mine = ApprovalPolicy(allow_requester=True, on_expiry=EXPIRY_ACTION_ESCALATE)
+
+    task_id = world.create("deploy", approval=mine)
+
+    assert world.task(task_id).approval.demanded_by == made.rule_id
+    approval = waiting(world, task_id)
+    assert (approval.policy.quorum, approval.policy.on_expiry) == (2, EXPIRY_ACTION_ESCALATE)
+    with world.refuses("SELF_APPROVAL"):
+        decide(world, approval)
+
+
+def test_a_stricter_policy_of_its_own_stays_under_a_rule() -> None:
+    world = World()
+    rule(world, effect=RULE_EFFECT_REQUIRE, agent_type="deploy")
+
+    task_id = world.create("deploy", approval=ApprovalPolicy(approvers=["user:bob"], allow_requester=False))
+
+    for caller, reason in ((ALICE, "NOT_APPROVER"), (USER, "SELF_APPROVAL")):
+        with world.refuses(reason):
+            decide(world, waiting(world, task_id), by=caller)
 
 
 def test_a_rule_that_comes_later_leaves_what_is_queued() -> None:

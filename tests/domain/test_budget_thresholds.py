@@ -231,3 +231,25 @@ def test_events_tell_of_the_figures_every_two_seconds_while_they_change() -> Non
     stored = world.rows.standing["budget", "budget_b"]
     assert isinstance(stored, Budget)
     assert stored.status.spent == cents(5)
+
+
+def test_a_threshold_that_is_left_is_so_in_what_a_start_finds() -> None:
+    world = Purse()
+    world.budget(cents(100), thresholds=thresholds(at_60=BUDGET_ACTION_STOP_ADMISSION))
+    world.use(cost=60)
+
+    assert not world.set_limit(cents(1000)).status.crossed_percents
+
+
+def test_a_correction_opens_what_the_wrong_figure_has_stopped() -> None:
+    world = Purse()
+    world.budget(cents(100), thresholds=thresholds(at_60=BUDGET_ACTION_STOP_ADMISSION))
+    agent_id = world.register()
+    world.use(cost=80)
+    task_id = world.create(estimate=costing(1))
+    assert not world.poll(agent_id).taken
+
+    world.use(cost=-79)
+
+    assert world.task(task_id).state == TASK_STATE_RUNNING
+    assert not world.alerts()

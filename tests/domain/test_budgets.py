@@ -11,9 +11,11 @@ from kapell.v1.budget_pb2 import (
     CALENDAR_UNIT_DAY,
     BudgetAmount,
     BudgetScope,
+    BudgetSpec,
     BudgetWindow,
     CalendarWindow,
     DeleteBudgetRequest,
+    UpdateBudgetRequest,
 )
 from kapell.v1.task_pb2 import (
     TASK_STATE_QUEUED,
@@ -25,6 +27,7 @@ from kapell.v1.task_pb2 import (
     TaskTimeouts,
 )
 from kapell.v1.template_pb2 import CreateTemplateRequest, TemplateSpec
+from kapell.v1.usage_pb2 import RecordUsageRequest, UsageRecord
 from kapell.v1.worker_pb2 import CreateChildTasksRequest, FailTaskRequest, ProviderRateLimit
 from kapell_server.domain.budgets.budgets import Budgets
 from kapell_server.domain.budgets.scopes import Features
@@ -440,6 +443,52 @@ def test_a_raised_limit_raises_the_guess_of_a_tasks_need_with_it() -> None:
     world.budget(cents(100))
 
     assert world.set_limit(cents(1000)).spec.default_estimate == cents(50)
+
+
+def test_a_guess_that_changes_counts_for_what_starts_from_then_on_and_for_who_waits() -> None:
+    world = Purse()
+    world.budget(cents(1000))
+    agent_id = world.register(slots=8)
+    world.complete(_started(world, agent_id))
+
+    world.set_limit(cents(20))
+    _started(world, agent_id)
+    assert world.figures() == (0, 1)
+    _guess(world, cents(40))
+    waiting = world.create()
+    assert not world.poll(agent_id, max_tasks=1).taken
+    _guess(world, cents(2))
+
+    assert world.task(waiting).state == TASK_STATE_RUNNING
+    assert world.figures() == (0, 3)
+
+
+def _started(world: Purse, agent_id: str) -> str:
+    task_id = world.create()
+    assert [lease.task_id for lease in world.poll(agent_id, max_tasks=1).taken] == [task_id]
+    return task_id
+
+
+def _guess(world: Purse, amount: BudgetAmount) -> None:
+    request = UpdateBudgetRequest(budget_id="budget_b", spec=BudgetSpec(default_estimate=amount))
+    request.update_mask.paths.append("default_estimate")
+    world.do(request)
+
+
+def test_usage_that_was_recorded_as_another_tasks_is_taken_back_there() -> None:
+    world = Purse()
+    wrong, right = world.create(), world.create()
+    for name, task_id in (("budget_wrong", wrong), ("budget_right", right)):
+        world.budget(cents(1000), budget_id=name, scope=BudgetScope(root_task_id=task_id))
+    world.budget(cents(1000), budget_id="budget_all")
+    used = UsageRecord(record_id="msg_1", task_id=wrong, cost=cents(100).cost)
+    world.do(RecordUsageRequest(records=[used]))
+    used.task_id, used.correction = right, True
+
+    for _ in range(2):
+        world.do(RecordUsageRequest(records=[used]))
+
+    assert [world.figures(f"budget_{name}")[0] for name in ("wrong", "right", "all")] == [0, 100, 100]
 
 
 def test_a_start_finds_all_figures_as_they_were() -> None:

@@ -185,13 +185,13 @@ def test_results_failures_and_progress_are_masked(world: World) -> None:
 def test_what_an_agent_asks_for_is_masked_and_asked_for_once(world: World) -> None:
     put(world)
     task_id = world.running(secrets={"GIT_TOKEN": "token"})
-    shown = ApprovalContent(command=f"git push https://x:{VALUE}@example.org", tool="bash")
+    shown = ApprovalContent(command=f"git push --password {VALUE}", tool="bash")
     resume = Struct()
     resume.update({"remote": VALUE})
 
     asked = ask_whole(world, task_id, f"Push with {VALUE}", content=shown, park=True, resume_data=resume).approval
 
-    assert (asked.title, asked.content.command) == ("Push with [secret]", "git push https://x:[secret]@example.org")
+    assert (asked.title, asked.content.command) == ("Push with [secret]", "git push --password [secret]")
     assert world.task(task_id).parked.resume_data["remote"] == "[secret]"
     assert VALUE not in str(world.state.approvals.content(asked.approval_id))
     decide(world, asked, by=ALICE)

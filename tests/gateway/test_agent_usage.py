@@ -108,3 +108,17 @@ def test_two_intervals_are_two_records_and_running_totals_are_one_series() -> No
 
     assert delta[0].record_id != delta[1].record_id
     assert totals[0].series == totals[1].series != ""
+
+
+def test_a_counter_that_began_anew_is_another_series_and_the_same_point_twice_is_one() -> None:
+    first, again = (
+        claude_counter([("input", 5), ("input", 5)], cumulative=True),
+        claude_counter([("input", 3)], cumulative=True),
+    )
+    again.resource_metrics[0].scope_metrics[0].metrics[0].sum.data_points[0].start_time_unix_nano += 1
+
+    [one] = records_of_metrics(first.resource_metrics)
+    [other] = records_of_metrics(again.resource_metrics)
+
+    assert one.tokens.uncached_input_tokens == 5
+    assert one.series != other.series

@@ -80,6 +80,17 @@ def test_worktrees_share_the_name_of_their_repository(tmp_path: Path, repository
     assert of(tmp_path / "two").lock_paths("a.py", str(tmp_path / "two")) == {"web/a.py"}
 
 
+def test_a_submodule_is_a_directory_of_its_repository_from_wherever_it_is_asked(repository: Path) -> None:
+    kept, inner = repository / ".git" / "modules" / "lib", repository / "vendor" / "lib"
+    kept.mkdir(parents=True)
+    inner.mkdir(parents=True)
+    (inner / ".git").write_text("gitdir: ../../.git/modules/lib\n")
+    file = str(inner / "a.py")
+
+    assert of(inner).lock_paths(file, str(inner)) == {"web/vendor/lib/a.py"}
+    assert of(repository).lock_paths(file, str(repository)) == {"web/vendor/lib/a.py"}
+
+
 def test_a_bare_repository_gives_its_worktrees_its_name(tmp_path: Path) -> None:
     own = tmp_path / "shop.git" / "worktrees" / "one"
     own.mkdir(parents=True)

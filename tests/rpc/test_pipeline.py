@@ -37,6 +37,7 @@ from tests.rpc.conftest import (
     Rpc,
     failure,
     running,
+    unpack,
 )
 from tests.rpc.rpc_bodies import INVALID, NO_ID, VALID
 from tests.rpc.services import bearer
@@ -324,6 +325,27 @@ async def test_streams_beyond_the_limit_are_refused() -> None:
 
         assert failed.info.reason == "TOO_MANY_WATCHES"
         call.cancel()
+
+
+async def test_streams_of_agents_leave_room_for_users() -> None:
+    blocking = Blocking()
+    agent = bearer(KEYRING.agent_token("agent_1", 1))
+    answers = {"WatchDirectives": blocking.stream, "Watch": blocking.stream}
+    async with running(answers, max_streams=4) as server:
+        watch = server.channel.unary_stream(METHODS["WatchDirectives"].path)
+        body = encoded("WatchDirectives", {"agent_id": "agent_1"})
+        calls = [watch(body, metadata=agent) for _ in range(3)]
+        for call in calls:
+            await call.read()
+
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await watch(body, metadata=agent).read()
+        user = server.channel.unary_stream(METHODS["Watch"].path)(b"", metadata=bearer(ADMIN_TOKEN))
+        await user.read()
+
+        assert unpack(error.value).info.reason == "TOO_MANY_WATCHES"
+        for call in (*calls, user):
+            call.cancel()
 
 
 async def test_draining_says_not_serving_and_lets_only_agents_in(rpc: Rpc) -> None:

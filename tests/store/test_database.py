@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
+import stat
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -143,6 +145,19 @@ async def test_a_sqlite_file_may_be_named(tmp_path: Path) -> None:
     assert database.kind == "sqlite"
     assert (tmp_path / "other.db").exists()
     await database.close()
+
+
+async def test_what_is_in_a_sqlite_file_is_for_its_owner_alone(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        database = await open_database("", tmp_path)
+    finally:
+        os.umask(before)
+
+    modes = {file.name: oct(stat.S_IMODE(file.stat().st_mode)) for file in tmp_path.iterdir()}
+    await database.close()
+
+    assert modes == dict.fromkeys(("kapell.db", "kapell.db-wal", "kapell.db-shm"), "0o600")
 
 
 async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:

@@ -6,31 +6,13 @@ Feed it each message in the order received; it fails at the first broken promise
 from __future__ import annotations
 
 from kapell.v1.event_pb2 import Event, WatchResponse
-from kapell.v1.watch_pb2 import (
-    EVENT_KIND_AGENT_DELETED,
-    EVENT_KIND_LOCK_EXPIRED,
-    EVENT_KIND_LOCK_RELEASED,
-    EVENT_KIND_LOCK_REVOKED,
-    EVENT_KIND_SCHEDULE_DELETED,
-    EVENT_KIND_SESSION_CLOSED,
-    EVENT_KIND_SESSION_EXPIRED,
-    EVENT_KIND_SNAPSHOT,
-    EVENT_KIND_TASK_DELETED,
-    EVENT_KIND_TEMPLATE_DELETED,
-    EVENT_KIND_TICKET_DELETED,
-)
+from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT, EventKind
 
-_DELETED = (
-    EVENT_KIND_TASK_DELETED,
-    EVENT_KIND_AGENT_DELETED,
-    EVENT_KIND_TEMPLATE_DELETED,
-    EVENT_KIND_SCHEDULE_DELETED,
-    EVENT_KIND_LOCK_EXPIRED,
-    EVENT_KIND_LOCK_RELEASED,
-    EVENT_KIND_LOCK_REVOKED,
-    EVENT_KIND_TICKET_DELETED,
-    EVENT_KIND_SESSION_CLOSED,
-    EVENT_KIND_SESSION_EXPIRED,
+_ENDS = ("LOCK_EXPIRED", "LOCK_RELEASED", "LOCK_REVOKED", "SESSION_CLOSED", "SESSION_EXPIRED")
+_DELETED = frozenset(
+    number
+    for name, number in EventKind.items()
+    if name.endswith("_DELETED") or name.removeprefix("EVENT_KIND_") in _ENDS
 )
 
 
@@ -109,24 +91,10 @@ class WatchChecker:
 
 
 def _resource(event: Event) -> tuple[str, int]:
-    match event.WhichOneof("resource"):
-        case "task":
-            return event.task.task_id, event.task.revision
-        case "agent":
-            return event.agent.agent_id, event.agent.revision
-        case "template":
-            return event.template.template_id, event.template.revision
-        case "approval":
-            return event.approval.approval_id, event.approval.revision
-        case "approval_rule":
-            return event.approval_rule.rule_id, event.approval_rule.revision
-        case "schedule":
-            return event.schedule.schedule_id, event.schedule.revision
-        case "lock":
-            return event.lock.lock_id, event.lock.revision
-        case "ticket":
-            return event.ticket.ticket_id, event.ticket.revision
-        case "session":
-            return event.session.session_id, event.session.revision
-        case _:
-            raise AssertionError(f"event {event.revision} has no resource")
+    """Its name, which no resource of another kind has, and its revision: of whatever kind the event is."""
+    kind = event.WhichOneof("resource")
+    assert kind is not None, f"event {event.revision} has no resource"
+    resource = getattr(event, kind)
+    key = resource.DESCRIPTOR.fields_by_number[1].name
+    name = getattr(resource, key)
+    return name if key.endswith("_id") else f"{kind} {name}", resource.revision

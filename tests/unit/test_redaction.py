@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kapell.rules.redaction import MASK, Redactor, StreamRedactor
@@ -78,3 +80,21 @@ def test_what_cannot_be_a_value_is_not_held_back() -> None:
     assert stream.feed(b"password: sec") == b"password: "
     assert stream.feed(b"ond") == b"second"
     assert stream.finish() == b""
+
+
+@pytest.mark.parametrize("before", ["", "u", "us", "user:", "a-user:"])
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+def test_a_value_within_a_longer_text_in_base64_is_masked(before: str, encode: Callable[[bytes], bytes]) -> None:
+    value = "s3cr3t?>~value"
+    text = f"Authorization: Basic {encode(f'{before}{value}:x'.encode()).decode()}"
+
+    masked = Redactor([value]).text(text)
+
+    assert "[secret]" in masked
+    assert len(masked) < len(text)
+
+
+def test_a_value_in_hex_is_masked() -> None:
+    value = "correct horse"
+
+    assert Redactor([value]).text(f"{value.encode().hex()} {value.encode().hex().upper()}") == "[secret] [secret]"

@@ -121,7 +121,7 @@ class State:
         self.passing_tasks.clear()
         self.queues.begin()
         self.usage.begin()
-        self.locks.served.clear()
+        self.locks.begin()
         self._ticks = 0
 
     def mark(self) -> int:

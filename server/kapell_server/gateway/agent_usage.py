@@ -98,11 +98,13 @@ def _of_counter(metric: Metric, resource: Attributes) -> Iterator[UsageRecord]:
         field = _CLAUDE_TYPES.get(str(attributes.pop("type", "")))
         if field is None:
             continue
-        span = () if cumulative else (str(point.start_time_unix_nano), str(point.time_unix_nano))
+        # A counter that began anew, with another start, is another one: its totals add to those before.
+        span = (str(point.start_time_unix_nano), *(() if cumulative else (str(point.time_unix_nano),)))
         key = (*(f"{name}={value}" for name, value in sorted(attributes.items())), *span)
         _, tokens, _ = groups.setdefault(key, (attributes, TokenCounts(), point))
         value = _whole(point)
-        setattr(tokens, field, getattr(tokens, field) + min(max(value, 0), _MOST_TOKENS))
+        # The same point twice is one; of running totals the largest counts.
+        setattr(tokens, field, max(getattr(tokens, field), min(value, _MOST_TOKENS)))
     for key, (attributes, tokens, point) in groups.items():
         record = UsageRecord(
             provider="anthropic",

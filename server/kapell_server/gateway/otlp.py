@@ -10,9 +10,10 @@ as `otlp_usage` says; the other is taken and left alone, and the answer tells wh
 
 from __future__ import annotations
 
+import asyncio
 import math
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from google.protobuf import json_format
@@ -46,7 +47,10 @@ _AT_ONCE = 500
 """Records in one call: half of what it takes, so that long ones fit its size."""
 _JSON = "application/json"
 _PROTOBUF = "application/x-protobuf"
+_AT_LENGTH = 32 * 1024
+"""Bytes that are read on the loop: some milliseconds, more are read in a thread."""
 _T = TypeVar("_T", bound=Message)
+_R = TypeVar("_R")
 
 
 class _UnusableError(Exception):
@@ -63,6 +67,7 @@ class OtlpReceiver:
     def __init__(self, door: Door, *, counted: str) -> None:
         self._door = door
         self._counted = counted
+        self._line = asyncio.Semaphore(1)
         self.routes = (
             Route("/v1/logs", self.logs, methods=["POST"]),
             Route("/v1/metrics", self.metrics, methods=["POST"]),
@@ -71,10 +76,12 @@ class OtlpReceiver:
     async def logs(self, request: Request) -> Response:
         """Takes events."""
         try:
-            sent = await _read(request, ExportLogsServiceRequest)
+            sent = await self._read(request, ExportLogsServiceRequest)
             answer = ExportLogsServiceResponse()
             if self._counted == "events":
-                count, why = await self._record(request, list(records_of_logs(sent.resource_logs)))
+                count, why = await self._record(
+                    request, await self._read_all(sent, lambda: list(records_of_logs(sent.resource_logs)))
+                )
                 answer.partial_success.rejected_log_records = count
             else:
                 why = _NOT_COUNTED.format(other="metrics", this="events")
@@ -88,10 +95,12 @@ class OtlpReceiver:
     async def metrics(self, request: Request) -> Response:
         """Takes metrics."""
         try:
-            sent = await _read(request, ExportMetricsServiceRequest)
+            sent = await self._read(request, ExportMetricsServiceRequest)
             answer = ExportMetricsServiceResponse()
             if self._counted == "metrics":
-                count, why = await self._record(request, list(records_of_metrics(sent.resource_metrics)))
+                count, why = await self._record(
+                    request, await self._read_all(sent, lambda: list(records_of_metrics(sent.resource_metrics)))
+                )
                 answer.partial_success.rejected_data_points = count
             else:
                 why = _NOT_COUNTED.format(other="events", this="metrics")
@@ -101,6 +110,23 @@ class OtlpReceiver:
         if not why:
             answer.ClearField("partial_success")
         return _answer(request, 200, answer)
+
+    async def _read(self, request: Request, message: type[_T]) -> _T:
+        """The message of a request's body. Raises _UnusableError."""
+        body = await _body(request)
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        return await self._off_loop(len(body), lambda: _parse(body, kind, message))
+
+    async def _read_all(self, sent: Message, work: Callable[[], _R]) -> _R:
+        """The records of what was sent."""
+        return await self._off_loop(sent.ByteSize(), work)
+
+    async def _off_loop(self, size: int, work: Callable[[], _R]) -> _R:
+        """Does what would hold up the loop, seconds for 4 MiB of JSON, in a thread, for one body at a time."""
+        if size <= _AT_LENGTH:
+            return work()
+        async with self._line:
+            return await asyncio.to_thread(work)
 
     async def _record(self, request: Request, records: Sequence[UsageRecord]) -> tuple[int, str]:
         """Hands the records to the ledger; how many it refused, and why the first one was."""
@@ -120,10 +146,8 @@ _NOT_COUNTED = (
 )
 
 
-async def _read(request: Request, message: type[_T]) -> _T:
-    """The message of a request's body. Raises _UnusableError."""
-    body = await _body(request)
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+def _parse(body: bytes, kind: str, message: type[_T]) -> _T:
+    """The message of a body. Raises _UnusableError."""
     try:
         if kind == _JSON:
             return json_format.Parse(body, message(), ignore_unknown_fields=True)

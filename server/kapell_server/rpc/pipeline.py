@@ -224,6 +224,8 @@ class Pipeline:
                 if len(streams) > self._max_streams:
                     raise _too_many_streams(self._max_streams)
                 guest = admit(context)
+                if guest.caller.instance and len(streams) > self._max_streams - self._max_streams // 4:
+                    raise _too_many_streams(self._max_streams - self._max_streams // 4)  # the rest is for users
                 if (delay := guest.share.delay(begun)) > 0:
                     await asyncio.sleep(delay)
                 guest.share.open_watch()

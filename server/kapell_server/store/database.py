@@ -8,6 +8,8 @@ under `run_sync`. Exactly one server may use a database; a second is refused.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -134,6 +136,9 @@ class SqliteDatabase(Database):
         return database
 
     def _connect(self) -> None:
+        # For its owner alone, as then are the files beside it: SQLite gives them the mode of this one.
+        with contextlib.suppress(OSError):  # What cannot be made cannot be opened, which says why.
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._connection = self._write_engine.connect()
         prepare(self._connection)
         self._connection.exec_driver_sql("PRAGMA wal_autocheckpoint=0")

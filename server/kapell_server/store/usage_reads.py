@@ -46,6 +46,8 @@ _DEFAULT_RANGE = 30 * _DAY
 _SCAN = 20_000
 _WINDOW = 50_000
 """Records one page of a list looks at, where no index serves its filter."""
+_Bound = Callable[["sa.Column[int]"], "sa.ColumnElement[bool]"]
+"""A condition on the number of a record."""
 _DIMS = {"agent": 0, "agent_type": 1, "template": 2, "model": 4, "provider": 3}
 """What the lines of the sums can be grouped by: the place in Dims."""
 _totals = Lookup(sa.select(usage_totals.c.usage_id, usage_totals.c.own, usage_totals.c.tree), usage_totals.c.usage_id)
@@ -80,7 +82,7 @@ class UsageReads:
         """All lines of the sums. They are numbered in order and never change, so only new ones are read."""
         last = max(self._keys, default=0)
         columns = [usage_keys.c[name] for name in Dims._fields]
-        fresh = sa.select(usage_keys.c.key_id, *columns).where(usage_keys.c.key_id > last)
+        fresh = sa.select(usage_keys.c.key_id, *columns).where(usage_keys.c.key_id > last).order_by(usage_keys.c.key_id)
         self._keys.update((row[0], Dims(*row[1:])) for row in connection.execute(fresh))
         return dict(self._keys)
 
@@ -238,9 +240,11 @@ def _keys_of(asked: UsageFilter, keys: Mapping[int, Dims]) -> set[int] | None:
 
 
 def _conditions(
-    asked: UsageFilter, times: ListUsageRecordsRequest | RepriceUsageRequest | None
+    asked: UsageFilter,
+    times: ListUsageRecordsRequest | RepriceUsageRequest | None,
+    looked_at: Sequence[_Bound] = (),
 ) -> list[sa.ColumnElement[bool]]:
-    """A filter as conditions on records."""
+    """A filter as conditions on records; of a label only those that are looked at: it may be on all there are."""
     table = usage_records
     conditions: list[sa.ColumnElement[bool]] = []
     of_key = [usage_keys.c[field].in_(values) for name, field in _FIELDS if (values := list(getattr(asked, name)))]
@@ -251,7 +255,11 @@ def _conditions(
     if asked.root_task_ids:
         conditions.append(table.c.root_id.in_(list(asked.root_task_ids)))
     for name, value in asked.labels.items():
-        having = sa.select(usage_labels.c.number).where(usage_labels.c.name == name, usage_labels.c.value == value)
+        having = sa.select(usage_labels.c.number).where(
+            usage_labels.c.name == name,
+            usage_labels.c.value == value,
+            *(one(usage_labels.c.number) for one in looked_at),
+        )
         conditions.append(table.c.number.in_(having))
     if asked.HasField("unpriced"):
         conditions.append(table.c.unpriced == int(asked.unpriced))
@@ -343,17 +351,14 @@ def _response(
 def _list(connection: Connection, request: ListUsageRecordsRequest, page: Page) -> ListUsageRecordsResponse:
     """A page, which ends before its size where its records are long."""
     table = usage_records
-    conditions = _conditions(request.filter, request)
+    served = request.record_ids or request.filter.task_ids or request.filter.root_task_ids
+    edge = None if served else _edge(connection, page)
+    looked_at = _looked_at(page, edge)
+    conditions = [*_conditions(request.filter, request, looked_at), *(one(table.c.number) for one in looked_at)]
     if request.record_ids:
         conditions.append(table.c.record_id.in_(list(request.record_ids)))
     if not request.include_superseded:
         conditions.append(table.c.superseded_by == 0)
-    served = request.record_ids or request.filter.task_ids or request.filter.root_task_ids
-    edge = None if served else _edge(connection, page)
-    if edge is not None:
-        conditions.append(table.c.number <= edge if page.oldest_first else table.c.number >= edge)
-    if page.cursor is not None:
-        conditions.append(table.c.number > page.cursor if page.oldest_first else table.c.number < page.cursor)
     columns: list[Any] = [table.c.number, table.c.superseded_by, table.c.data]
     columns.append(table.c.raw if request.include_raw else sa.null().label("raw"))
     statement = (
@@ -381,6 +386,17 @@ def _list(connection: Connection, request: ListUsageRecordsRequest, page: Page) 
             if edge is not None:
                 response.next_page_token = page.token(edge)
     return response
+
+
+def _looked_at(page: Page, edge: int | None) -> list[_Bound]:
+    """The numbers that a page looks at: beyond its cursor, up to its edge."""
+    bounds: list[_Bound] = []
+    if edge is not None:
+        bounds.append((lambda number: number <= edge) if page.oldest_first else (lambda number: number >= edge))
+    cursor = page.cursor
+    if cursor is not None:
+        bounds.append((lambda number: number > cursor) if page.oldest_first else (lambda number: number < cursor))
+    return bounds
 
 
 def _edge(connection: Connection, page: Page) -> int | None:

@@ -255,6 +255,7 @@ class Webhooks:
                 await self._rows.update(tried)
         except KapellError as error:
             _log.warning("a delivery could not be kept", delivery=delivery.delivery_id, reason=error.reason_name)
+            await asyncio.sleep(_AFTER_A_FAULT)  # What is still due would be tried again at once.
         finally:
             del self._under_way[delivery.webhook_id]
             self._due.set()

@@ -1,7 +1,8 @@
 """From files to lock paths: `web/src/a.py` for src/a.py of the repository web.
 
 The name of a repository is that of its main checkout's directory, also in a worktree, so that all
-worktrees of a repository share its locks. Files are taken as where they lie and, through symbolic
+worktrees of a repository share its locks. A submodule is a directory of the repository that it is in, whether one
+works in it or beside it. Files are taken as where they lie and, through symbolic
 links, as what they are: both need a lock where they differ.
 """
 
@@ -64,7 +65,7 @@ def find(*, root: str | None, prefix: str | None, cwd: str) -> Workspace:
     if directory is None:
         raise NoWorkspace(f"{start} is in no git repository - say which directory is meant by --root, and its --prefix")
     try:
-        return Workspace(directory=str(directory), prefix=paths.canonical(prefix or name_of(directory)))
+        return Workspace(directory=str(directory), prefix=paths.canonical(prefix or prefix_of(directory)))
     except ValueError as error:
         raise NoWorkspace(f"{error} - say by --prefix which lock path stands for {directory}") from None
 
@@ -77,12 +78,32 @@ def repository(start: Path) -> Path | None:
     return None
 
 
+def prefix_of(top: Path) -> str:
+    """The lock path that stands for a repository: its name, below that of the repository of which it is a submodule."""
+    above = repository(top.parent) if _is_submodule(top / ".git") else None
+    if above is None:
+        return name_of(top)
+    return paths.nearest(prefix_of(above), list(top.relative_to(above).parts))
+
+
 def name_of(top: Path) -> str:
     """The name of a repository, which its worktrees share."""
     common = _common_directory(top / ".git")
     if common is None:
         return top.name
     return common.parent.name if common.name == ".git" else common.name.removesuffix(".git")
+
+
+def _is_submodule(git: Path) -> bool:
+    """Whether the git directory is kept in that of another repository."""
+    try:
+        if not git.is_file():
+            return False
+        told = git.read_text(encoding="utf-8", errors="surrogateescape").removeprefix("gitdir:").strip()
+        own = (git.parent / told).resolve()
+        return not (own / "commondir").exists() and "modules" in own.parts
+    except OSError:
+        return False
 
 
 def _common_directory(git: Path) -> Path | None:

@@ -1,14 +1,13 @@
-"""How approvals, their rules and their audit are shown: columns, and the card of everything that is decided about."""
+"""How approvals, their rules and their audit are listed; the card of one is in `approval_card`."""
 
 from __future__ import annotations
 
-import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kapell.cli import times
-from kapell.cli.output import View, as_data
-from kapell.cli.table import Cell, Column, Line
+from kapell.cli.output import View
+from kapell.cli.table import Cell, Column, moment, peer
 
 if TYPE_CHECKING:
     from kapell.v1.approval_pb2 import Approval, ApprovalAuditEntry, ApprovalDecision, ApprovalRule
@@ -83,79 +82,39 @@ def decision_text(decision: ApprovalDecision) -> str:
     return told + edited + (f" - {decision.comment}" if decision.comment else "")
 
 
-def _risk_lines(approval: Approval) -> str:
+def risk_reasons(approval: Approval) -> list[str]:
+    """Why the risk is what it is, the gravest first."""
     from kapell.v1.approval_pb2 import RiskLevel
 
-    reasons = [
+    return [
         f"{RISKS.get(RiskLevel.Name(reason.level), ('-', ''))[0]}: {reason.message}" for reason in approval.risk.reasons
     ]
-    return "\n".join([risk_cell(approval).text, *reasons])
 
 
-def _cost(approval: Approval) -> str:
-    money = approval.content.estimated_cost
-    return f"{money.units + money.nanos / 1e9:.2f} {money.currency_code}".rstrip() if money.currency_code else ""
+def target_of(approval: Approval) -> str:
+    """What must be typed to approve what is critical: the file, host, directory or task that it hits."""
+    from kapell.cli.revealed import revealed
 
-
-def _reach(approval: Approval) -> str:
     content = approval.content
-    parts = [content.working_directory and f"in {content.working_directory}", *content.paths, *content.hosts]
-    if content.HasField("reversible"):
-        parts.append("can be undone" if content.reversible else "cannot be undone")
-    return "\n".join(part for part in parts if part)
+    candidates = [*content.paths[:1], *content.hosts[:1], content.working_directory, approval.task_name]
+    typable = [one for one in candidates if one and one == one.strip() and one.isascii() and revealed(one)[1] == 0]
+    return typable[0] if typable else approval.approval_id
 
 
-def _clock(approval: Approval) -> str:
-    from kapell.v1.approval_policy_pb2 import ExpiryAction
-
-    then = ExpiryAction.Name(approval.policy.on_expiry).removeprefix("EXPIRY_ACTION_").lower()
-    return f"asked {times.age(approval.create_time)} ago, expires {expires_text(approval)}, then {then}"
-
-
-def _who_decides(approval: Approval) -> str:
+def who_decides(approval: Approval) -> str:
+    """Who may decide, and how many of them must."""
     named = ", ".join(approval.policy.approvers) or "everybody who may approve"
     return f"{named} ({approval.policy.quorum} needed)" if approval.policy.quorum > 1 else named
-
-
-def _card(approval: Approval) -> list[Line]:
-    content = approval.content
-    return [
-        Line("Approval", approval.approval_id),
-        Line("Wants", approval.title),
-        Line("State", state_cell(approval)),
-        Line("Why", approval.state_reason),
-        Line("Risk", Cell(_risk_lines(approval), risk_cell(approval).colour)),
-        Line("Tool", content.tool),
-        Line("Command", content.command),
-        Line("Diff", content.diff.rstrip("\n")),
-        Line("Prompt", content.prompt.rstrip("\n")),
-        Line("Input", _json(content.input) if content.HasField("input") else ""),
-        Line("Details", content.details),
-        Line("Reach", _reach(approval)),
-        Line("Cost", _cost(approval)),
-        Line("Asked by", who(approval.requested_by)),
-        Line("Task", f"{approval.task_id}  {approval.task_name}".rstrip()),
-        Line("Options", "\n".join(f"{one.option_id}: {one.label or one.description}" for one in approval.options)),
-        Line("Clock", _clock(approval)),
-        Line("Decides", _who_decides(approval)),
-        Line("Votes", "\n".join(map(decision_text, approval.decisions))),
-        Line("Instead", approval.superseded_by),
-        Line("Hash", approval.content_hash),
-    ]
-
-
-def _json(value: Any) -> str:
-    return json.dumps(as_data(value), ensure_ascii=False, indent=2, sort_keys=True)
 
 
 APPROVALS = View(
     columns=(
         Column("APPROVAL", lambda a: a.approval_id),
-        Column("STATE", state_cell),
-        Column("KIND", kind_word),
+        Column("STATE", state_cell, spare=True),
+        Column("KIND", kind_word, spare=True),
         Column("RISK", risk_cell),
-        Column("WANTS", lambda a: a.title, flexible=True),
-        Column("BLOCKS", lambda a: str(a.blocks or "-"), right=True),
+        Column("WANTS", lambda a: a.title, flexible=True, keep=16),
+        Column("BLOCKS", lambda a: str(a.blocks or "-"), right=True, spare=True),
         Column("EXPIRES", expires_text, right=True),
         Column("BY", lambda a: who(a.requested_by), wide=True),
         Column("TASK", lambda a: a.task_id or "-", wide=True),
@@ -163,7 +122,6 @@ APPROVALS = View(
         Column("AGE", lambda a: times.age(a.create_time), wide=True, right=True),
     ),
     id=lambda a: a.approval_id,
-    card=_card,
     brief=(
         Column("APPROVAL", lambda a: a.approval_id),
         Column("STATE", state_cell),
@@ -203,7 +161,7 @@ RULES = View(
         Column("EFFECT", _effect),
         Column("MATCHES", matches_text, flexible=True),
         Column("USES", _uses, right=True),
-        Column("UNTIL", lambda r: times.iso(r.spec.expire_time) or "-"),
+        Column("UNTIL", lambda r: moment(r.spec.expire_time)),
         Column("BY", lambda r: who(r.creator)),
         Column("REASON", lambda r: r.spec.reason, wide=True),
         Column("AGE", lambda r: times.age(r.create_time), wide=True, right=True),
@@ -225,12 +183,12 @@ def _action(entry: ApprovalAuditEntry) -> str:
 
 AUDIT = View(
     columns=(
-        Column("TIME", lambda e: times.local(e.action_time)),
+        Column("TIME", lambda e: moment(e.action_time)),
         Column("ACTION", _action),
         Column("BY", lambda e: f"rule {e.rule_id}" if e.rule_id and e.approval_id else who(e.actor)),
-        Column("FROM", lambda e: e.peer or "-"),
-        Column("SUBJECT", lambda e: e.approval_id or e.rule_id),
-        Column("WHAT", lambda e: e.approval.title if e.approval_id else "rule", flexible=True),
+        Column("FROM", lambda e: peer(e.peer), spare=True),
+        Column("SUBJECT", lambda e: e.approval_id or e.rule_id, spare=True),
+        Column("WHAT", lambda e: e.approval.title if e.approval_id else "rule", flexible=True, keep=16),
         Column("HASH", lambda e: e.shown_hash or "-", wide=True),
     ),
     id=lambda e: str(e.revision),

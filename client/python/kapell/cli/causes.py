@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kapell.cli.errors import Exit
 from kapell.cli.states import task_look
 
 if TYPE_CHECKING:
@@ -33,6 +34,18 @@ async def causes(client: Client, task: Task) -> list[Task]:
 def is_over_budget(task: Task) -> bool:
     """Whether a budget has stopped it."""
     return task.failure.reason == "BUDGET_EXCEEDED"
+
+
+def is_not_approved(task: Task) -> bool:
+    """Whether its start was denied, or nobody approved it in time."""
+    return task.failure.reason in ("APPROVAL_REJECTED", "APPROVAL_EXPIRED")
+
+
+def exit_of(task: Task) -> Exit:
+    """The exit code for a task that has ended and did not succeed."""
+    if is_not_approved(task):
+        return Exit.APPROVAL
+    return Exit.BUDGET if is_over_budget(task) else Exit.TASK_FAILED
 
 
 def hints(task: Task, because: list[Task]) -> list[str]:

@@ -124,7 +124,7 @@ _REASONS: dict[str, tuple[Exit, str]] = {
     "APPROVAL_CHANGED": (Exit.CONFLICT, "kapell approval list"),
     "SELF_APPROVAL": (Exit.DENIED, ""),
     "NOT_APPROVER": (Exit.DENIED, "kapell approval show {approval_id}"),
-    "PRICE_NOT_FOUND": (Exit.NOT_FOUND, "kapell price list"),
+    "PRICE_NOT_FOUND": (Exit.NOT_FOUND, ""),
     "PRICE_LIMIT": (Exit.FAILURE, "kapell price list"),
     "USAGE_QUERY_TOO_LARGE": (Exit.USAGE, ""),
     "USAGE_CONFLICT": (Exit.CONFLICT, ""),
@@ -141,6 +141,13 @@ _REASONS: dict[str, tuple[Exit, str]] = {
     "ADDRESS_INVALID": (Exit.USAGE, ""),
     "ARGUMENT_INVALID": (Exit.USAGE, ""),
     "WAIT_TIMEOUT": (Exit.STILL_PENDING, "kapell task wait {task_id}"),
+}
+
+# Reason and name in the error's metadata -> the command that helps, where a reason is of more than one noun.
+_NAMED = {
+    ("APPROVAL_NOT_FOUND", "rule_id"): "kapell approval rules",
+    ("ID_TAKEN", "budget_id"): "kapell budget get {budget_id}",
+    ("ID_TAKEN", "webhook_id"): "kapell webhook list",
 }
 
 # gRPC code name -> exit code, for a reason this version does not know.
@@ -181,6 +188,7 @@ def _explain(error: KapellError, name: Callable[[str], str]) -> Refusal:
     """A failed call: its message tells what failed, mostly why, and what to do, in this order."""
     exit, command = _REASONS.get(error.reason, (_CODES.get(error.code, Exit.FAILURE), ""))
     what, why, do = _parts(error.message)
+    command = next((_NAMED[error.reason, key] for key in error.metadata if (error.reason, key) in _NAMED), command)
     command = _filled(command, error.metadata)
     broken = "; ".join(f"{name(violation.field)}: {violation.description}" for violation in error.violations)
     return Refusal(

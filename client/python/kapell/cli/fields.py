@@ -24,6 +24,7 @@ _ALIASES = {
     "parameters": "params",
     "defaults": "params",
     "start_rate": "rate",
+    "items": "paths",
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from kapell.cli.app import App
 from kapell.cli.commands.task_write import unserved
+from kapell.cli.desk import Desk
 from kapell.cli.live import bar
 from kapell.cli.loglines import LogPrinter
 from kapell.cli.output import note
@@ -17,6 +18,7 @@ from kapell.cli.terminal import visible
 from kapell.cli.times import short
 from kapell.cli.views import failure_text, ran_for
 from kapell.client import Client
+from kapell.errors import PermissionDenied
 from kapell.v1.task_pb2 import Task
 from kapell.watch import Watch
 
@@ -35,6 +37,7 @@ class Following:
         self._client = client
         self._task = task
         self._printer = LogPrinter(app.terminal, app.output, times=times, aside=not app.is_table)
+        self._desk = Desk(app, client, self._printer.live, root_task_id=task.root_task_id or task.task_id)
         self._began = time.monotonic()
         self._watch: Watch[Any] | None = None
         self._names = {entry.task_id: entry.name for entry in task.dependencies}
@@ -55,15 +58,24 @@ class Following:
             async with asyncio.TaskGroup() as group:
                 log = group.create_task(self._print_log(), name="print log")
                 clock = group.create_task(self._draw_every_moment(), name="draw state")
+                desk = group.create_task(self._mind_approvals(), name="approvals")
                 served = group.create_task(self._mind_missing_agents(), name="look for agents")
                 await self._watch_state()
                 served.cancel()
+                desk.cancel()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(asyncio.shield(log), _LOG_TAIL)
                 log.cancel()
                 clock.cancel()
         finally:
             self._printer.live.clear()
+
+    async def _mind_approvals(self) -> None:
+        """Shows what waits for a decision. Whoever may not read approvals follows without."""
+        try:
+            await self._desk.work()
+        except* PermissionDenied:
+            pass
 
     async def _watch_state(self) -> None:
         id = self._task.task_id
@@ -75,6 +87,7 @@ class Following:
         async with self._client.tasks.watch(task_ids=ids, after_revision=start) as self._watch:
             async for event in self._watch:
                 if event.task.task_id != id:
+                    await self._desk.free.wait()
                     self._notice(event.task)
                     continue
                 self._task = event.task
@@ -102,6 +115,7 @@ class Following:
     async def _print_log(self) -> None:
         async with self._client.tasks.logs(self._task.task_id, follow=True) as entries:
             async for entry in entries:
+                await self._desk.free.wait()
                 self._printer.write(entry, attempt=entries.attempt, offset=entries.offset - 1)
 
     async def _draw_every_moment(self) -> None:
@@ -112,6 +126,7 @@ class Following:
     async def _mind_missing_agents(self) -> None:
         """Says once when the task or a step waits: that nobody serves its type, or what else is in the way."""
         await asyncio.sleep(_UNSERVED_AFTER)
+        await self._desk.free.wait()
         waiting = [step for step in self._steps.values() if task_look(step.state).word == "queued"]
         for agent_type in sorted({task.agent_type for task in waiting or [self._task] if task.attempt == 0}):
             if warning := await unserved(self._client, agent_type):
@@ -125,11 +140,14 @@ class Following:
         if self._task.attempt or self._steps or task_look(self._task.state).final:
             return
         answer = await self._client.tasks.explain(self._task.task_id)
+        await self._desk.free.wait()
         if answer.blockers:
             with self._printer.live.above():
                 note(self._app.terminal.err(f"It waits: {visible(answer.summary)}", "yellow"))
 
     def _draw(self) -> None:
+        if not self._desk.free.is_set():
+            return
         task, terminal = self._task, self._app.terminal
         look = task_look(task.state)
         parts = [f"{look.word} {short(time.monotonic() - self._began)}"]

@@ -187,6 +187,13 @@ def blocker_detail(blocker: Blocker) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def blocker_command(blocker: Blocker) -> str:
+    """The command that looks at a budget in the way, where one is; its message does not say it."""
+    if blocker_word(blocker) != "budget" or not blocker.blocked_by:
+        return ""
+    return f"kapell budget resume {blocker.blocked_by[0].removeprefix('budget_')}"
+
+
 def place(explanation: ExplainTaskResponse) -> str:
     """Where a task stands among those that could run; empty where it is not among them."""
     return f"{explanation.position}{'+' * explanation.position_at_least}" if explanation.position else ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kapell.cli.approval_views import kind_word
 from kapell.cli.budget_views import budget_state
 from kapell.cli.output import as_data
 
@@ -50,8 +49,8 @@ class Standing:
     @property
     def stopped_budgets(self) -> list[Budget]:
         """Those that hold work back, without those about which an approval asks already."""
-        is_asked = any(kind_word(approval) == "budget" for approval in self.approvals)
-        return [one for one in self.budgets if budget_state(one).text in (("stopped",) if is_asked else _STOPPED)]
+        asked = {approval.budget_id for approval in self.approvals}
+        return [one for one in self.budgets if budget_state(one).text in _STOPPED and one.budget_id not in asked]
 
     @property
     def other_alerts(self) -> list[Alert]:

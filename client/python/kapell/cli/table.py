@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from kapell.cli import times
 from kapell.cli.terminal import Terminal, cells, cut, escaped, visible
+
+if TYPE_CHECKING:
+    from google.protobuf.timestamp_pb2 import Timestamp
 
 _GAP = 2
 _LEAST = 8
@@ -14,21 +18,38 @@ _LEAST = 8
 
 @dataclass(frozen=True)
 class Cell:
-    """A value as it is shown; `mark` stands before it on a terminal only."""
+    """A value as it is shown; on a terminal `mark` stands before it, and `seen`, where given, in its place."""
 
     text: str
     colour: str = "plain"
     mark: str = ""
+    seen: str = ""
+
+
+def moment(time: Timestamp, unset: str = "-") -> Cell:
+    """A point in time: where the reader is on a terminal, in UTC on a pipe."""
+    return Cell(times.iso(time), seen=times.local(time)) if time.seconds else Cell(unset)
+
+
+def peer(address: str) -> Cell:
+    """Where a call came from, as gRPC names it; without the kind of address on a terminal."""
+    kind, _, where = address.partition(":")
+    return Cell(address or "-", seen=where if kind in ("ipv4", "ipv6") else "")
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: how its cell is made, whether only `-o wide` has it, whether it gives way where room is short."""
+    """A column: how its cell is made, whether only `-o wide` has it, and what happens to it where room is short.
+
+    `flexible` ones are cut, and not below `keep` as long as `spare` ones can be left out, the last of them first.
+    """
 
     title: str
     cell: Callable[[Any], Cell | str]
     wide: bool = False
     flexible: bool = False
+    spare: bool = False
+    keep: int = _LEAST
     right: bool = False
     least: int = 0  # columns it takes at least; keeps lines aligned that are written one at a time
 
@@ -48,6 +69,7 @@ def rows_for_terminal(
     columns: Sequence[Column], items: Sequence[Any], terminal: Terminal, *, header: bool = True, fit: bool = True
 ) -> list[str]:
     """A header and one line an item, aligned; with `fit` the flexible columns are cut to the width."""
+    columns = list(columns)
     grid = [[_cell(column, item) for column in columns] for item in items]
     texts = [[_shown(cell, terminal) for cell in row] for row in grid]
     widths = [
@@ -55,6 +77,10 @@ def rows_for_terminal(
         for at, column in enumerate(columns)
     ]
     if fit:
+        if header:  # lines that are written one at a time all have the same columns
+            for at in _left_out(widths, columns, terminal.width):
+                for row in (columns, widths, *grid, *texts):
+                    del row[at]  # type: ignore[attr-defined]
         _fit(widths, columns, terminal.width)
     written = []
     if header:
@@ -71,13 +97,27 @@ def rows_for_terminal(
 
 
 def _shown(cell: Cell, terminal: Terminal) -> str:
-    text = visible(cell.text)
+    text = visible(cell.seen or cell.text)
     return f"{cell.mark} {text}" if cell.mark and terminal.marks else text
 
 
 def _padded(text: str, width: int, right: bool) -> str:
     space = " " * (width - cells(text))
     return space + text if right else text + space
+
+
+def _left_out(widths: Sequence[int], columns: Sequence[Column], room: int) -> list[int]:
+    """The spare columns there is no room for, the last first."""
+    needed = [
+        min(width, column.keep) if column.flexible else width for width, column in zip(widths, columns, strict=True)
+    ]
+    excess = sum(needed) + _GAP * (len(needed) - 1) - room
+    out: list[int] = []
+    for at in reversed([at for at, column in enumerate(columns) if column.spare]):
+        if excess > 0:
+            out.append(at)
+            excess -= needed[at] + _GAP
+    return out
 
 
 def _fit(widths: list[int], columns: Sequence[Column], room: int) -> None:

@@ -93,7 +93,7 @@ def escaped(text: str) -> str:
     return "".join(_ESCAPES.get(letter) or visible(letter) for letter in text) if _ESCAPED.search(text) else text
 
 
-_ESCAPED = re.compile(rf"{_UNSAFE.pattern}|\\\\")
+_ESCAPED = re.compile(rf"{_UNSAFE.pattern}|\\")
 _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kapell.cli import times
 from kapell.cli.output import View
-from kapell.cli.table import Cell, Column
+from kapell.cli.table import Cell, Column, moment, peer
 
 if TYPE_CHECKING:
     from kapell.v1.token_pb2 import Token
@@ -31,14 +31,20 @@ def token_state(token: Token) -> Cell:
     return Cell("good", "green", "●")
 
 
+def _expires(token: Token) -> Cell:
+    if not token.HasField("expire_time"):
+        return Cell("never")
+    return Cell(times.iso(token.expire_time), seen=times.until(token.expire_time))
+
+
 TOKENS = View(
     columns=(
         Column("ID", lambda t: Cell(t.token_id)),
         Column("STATE", token_state),
-        Column("PRINCIPAL", lambda t: t.principal),
-        Column("SCOPES", lambda t: scope_words(t.scopes)),
-        Column("NAME", lambda t: t.display_name or "-", flexible=True),
-        Column("EXPIRES", lambda t: times.iso(t.expire_time) if t.HasField("expire_time") else "never"),
+        Column("PRINCIPAL", lambda t: t.principal, flexible=True),
+        Column("SCOPES", lambda t: scope_words(t.scopes), flexible=True),
+        Column("NAME", lambda t: t.display_name or "-", flexible=True, spare=True),
+        Column("EXPIRES", _expires),
         Column("USED", lambda t: times.age(t.last_used_time) if t.HasField("last_used_time") else "never", right=True),
         Column("MADE", lambda t: times.age(t.create_time), wide=True, right=True),
         Column("BY", lambda t: t.creator.id, wide=True),
@@ -54,11 +60,11 @@ TOKENS = View(
 
 AUDIT = View(
     columns=(
-        Column("TIME", lambda e: times.iso(e.audit_time)),
+        Column("TIME", lambda e: moment(e.audit_time)),
         Column("WHO", lambda e: e.actor.id),
         Column("METHOD", lambda e: e.method),
-        Column("FROM", lambda e: e.peer or "-"),
-        Column("REQUEST", lambda e: e.request, flexible=True),
+        Column("FROM", lambda e: peer(e.peer), spare=True),
+        Column("REQUEST", lambda e: e.request, flexible=True, keep=16),
         Column("TOKEN", lambda e: e.token_id or "-", wide=True),
         Column("REVISION", lambda e: str(e.revision), wide=True, right=True),
         Column("NUMBER", lambda e: str(e.number), wide=True, right=True),
@@ -71,7 +77,7 @@ CALLER = View(
         Column("PRINCIPAL", lambda c: c.actor.id),
         Column("SCOPES", lambda c: scope_words(c.scopes)),
         Column("TOKEN", lambda c: c.token_id or "-"),
-        Column("EXPIRES", lambda c: times.iso(c.expire_time) if c.HasField("expire_time") else "-"),
+        Column("EXPIRES", lambda c: moment(c.expire_time)),
     ),
     id=lambda c: c.actor.id,
 )

@@ -1,8 +1,9 @@
 """Masking of secret values in what leaves an attempt: logs, results, failures, progress.
 
 Used by the host on what its programs say, and once more by the server. A value is masked as it is and
-in the forms in which programs like to print it: as JSON text, URL-quoted, in Base64, and, where it has
-several lines, line by line, since logs are cut into lines.
+in the forms in which programs like to print it: as JSON text, URL-quoted, in hex, in Base64 (also within
+a longer text, as in `Authorization: Basic`), and, where it has several lines, line by line, since logs
+are cut into lines.
 """
 
 from __future__ import annotations
@@ -130,8 +131,25 @@ def _forms(value: str) -> Iterable[str]:
     yield value
     yield json.dumps(value)[1:-1]
     yield json.dumps(value, ensure_ascii=False)[1:-1]
-    yield quote(value, safe="")
-    yield base64.b64encode(value.encode(errors="surrogatepass")).decode()
+    data = value.encode(errors="surrogatepass")
+    yield quote(data, safe="")
+    yield base64.b64encode(data).decode()
+    if len(data) >= _LEAST_LINE:
+        yield data.hex()
+        yield data.hex().upper()
+        yield from _within_base64(data)
     lines = value.splitlines()
     if len(lines) > 1:
         yield from (line.strip() for line in lines if len(line.strip()) >= _LEAST_LINE)
+
+
+def _within_base64(data: bytes) -> Iterable[str]:
+    """What a value looks like within the Base64 of a longer text, wherever it begins there.
+
+    The characters at both ends depend on what stands before and after it, and are left out.
+    """
+    for before in range(3):
+        first = (before * 8 + 5) // 6
+        last = (before + len(data)) * 8 // 6
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            yield encode(bytes(before) + data)[first:last].decode()

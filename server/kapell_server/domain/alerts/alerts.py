@@ -14,6 +14,7 @@ from kapell.v1.alert_pb2 import (
     ALERT_KIND_AGENT_SILENT,
     ALERT_KIND_APPROVAL_OLD,
     ALERT_KIND_QUEUE_AGE,
+    ALERT_KIND_UNPRICED_MODEL,
     ALERT_STATE_ACKNOWLEDGED,
     ALERT_STATE_FIRING,
     ALERT_STATE_RESOLVED,
@@ -67,6 +68,8 @@ class Alerts:
         state = self._state
         if (kind, subject, percent) in self._live:
             return
+        if kind == ALERT_KIND_UNPRICED_MODEL and len(self._live) >= MOST_KEPT:
+            return  # The names of models are for whoever records usage to choose.
         alert = Alert(
             alert_id=state.new_id("alert"),
             kind=kind,
@@ -203,7 +206,7 @@ class Alerts:
     def _forget(self) -> None:
         """Makes room: the alerts are few, and stay so."""
         standing = self._state.standing
-        if standing.count(Alert) > MOST_KEPT:
+        if standing.count(Alert) > max(MOST_KEPT, len(self._live)):
             gone = next((alert for alert in standing.all(Alert) if alert.state == ALERT_STATE_RESOLVED), None)
             if gone is not None:
                 standing.put(copied(gone), EVENT_KIND_ALERT_DELETED, (), deleted=True)

@@ -74,7 +74,8 @@ def decide_batch(state: State, request: BatchDecideApprovalsRequest) -> BatchDec
     if any(approval.risk.level > RISK_LEVEL_MEDIUM for approval in found):
         raise invalid("approvals", "have one of a risk above MEDIUM", "Look at that one, and decide it by itself.")
     response = BatchDecideApprovalsResponse()
-    for one, current in zip(shown, found, strict=True):
+    for one in shown:
+        current = state.approvals.get(one.approval_id)  # One before it may have ended it.
         decision = ApprovalDecision(option=request.option, comment=request.comment, shown_hash=one.shown_hash)
         mark = state.mark()
         try:
@@ -146,10 +147,12 @@ def _decide(state: State, current: Approval, decision: ApprovalDecision, edits: 
     approval.decisions.append(decision)
     missing = 0
     if decision.approves:
-        votes = {(vote.decider.kind, vote.decider.id) for vote in approval.decisions if vote.approves}
+        same = [vote for vote in approval.decisions if vote.approves and vote.option == decision.option]
+        votes = {(vote.decider.kind, vote.decider.id) for vote in same}
         missing = approval.policy.quorum - len(votes)
     if missing > 0:
-        approval.state_reason = f"{len(votes)} of {approval.policy.quorum} votes"
+        what = f" for {decision.option}" if len(same) < len(approval.decisions) else ""
+        approval.state_reason = f"{len(votes)} of {approval.policy.quorum} votes{what}"
         return state.approvals.put(approval, EVENT_KIND_APPROVAL_VOTED, ("decisions",))
     approval.state = APPROVAL_STATE_APPROVED if decision.approves else APPROVAL_STATE_REJECTED
     verb = "approved" if decision.approves else "refused"

@@ -168,6 +168,8 @@ def _adopt(state: State, current: Approval, lease: Lease) -> None:
     approval.agent_id = lease.agent_id
     approval.parked = False
     approval.requested_by.id = lease.agent_id
+    if state.caller.kind is CallerKind.USER:
+        approval.asked_with.CopyFrom(state.caller.actor())
     state.approvals.put(approval, EVENT_KIND_APPROVAL_REQUIRED, ("attempt", "agent_id"))
 
 

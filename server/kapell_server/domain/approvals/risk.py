@@ -30,7 +30,7 @@ _MOST_FILES = 300
 """Files of a diff that are looked at."""
 _SHOWN = 120
 _HIDDEN = re2.compile(
-    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x{80}-\x{9f}\x{200b}-\x{200f}\x{202a}-\x{202e}\x{2060}-\x{2069}\x{feff}]"
+    r"[\x00-\x08\x0b-\x1f\x7f\x{80}-\x{9f}\x{200b}-\x{200f}\x{202a}-\x{202e}\x{2060}-\x{2069}\x{feff}]"
 )
 """Control characters, those that turn the direction of text, and those nobody sees."""
 _COSTS = ((100, RISK_LEVEL_CRITICAL), (10, RISK_LEVEL_HIGH), (1, RISK_LEVEL_MEDIUM))

@@ -57,10 +57,23 @@ def _has(*wanted: str) -> Callable[[list[str]], bool]:
     """Whether the first words after the program, options left out, are these."""
 
     def test(words: list[str]) -> bool:
-        rest = [word for word in words[1:] if not word.startswith("-")]
+        rest = [word for word in _behind_globals(words) if not word.startswith("-")]
         return rest[: len(wanted)] == list(wanted)
 
     return test
+
+
+def _behind_globals(words: list[str]) -> list[str]:
+    """The words after the program; of git without the options that come before what it is to do."""
+    index = 1
+    if words[0].rsplit("/", 1)[-1] == "git":
+        while index < len(words) and words[index].startswith("-"):
+            index += 2 if words[index] in _OF_GIT else 1
+    return words[index:]
+
+
+_OF_GIT = frozenset({"-C", "-c", "--git-dir", "--work-tree", "--namespace", "--exec-path", "--config-env"})
+"""Options of git itself that take a value."""
 
 
 def _any(*wanted: str) -> Callable[[list[str]], bool]:

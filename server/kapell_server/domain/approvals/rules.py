@@ -23,6 +23,7 @@ from kapell.v1.approval_pb2 import (
     DeleteApprovalRuleRequest,
     DeleteApprovalRuleResponse,
 )
+from kapell.v1.approval_policy_pb2 import ApprovalPolicy
 from kapell.v1.error_pb2 import ERROR_REASON_APPROVAL_NOT_FOUND, ERROR_REASON_ID_TAKEN
 from kapell.v1.task_pb2 import Task
 from kapell.v1.watch_pb2 import (
@@ -110,17 +111,42 @@ def deciding(state: State, approval: Approval, content: ApprovalContent) -> Appr
     return None
 
 
-def demand(state: State, task: Task) -> bool:
-    """Whether a rule demands the start of a task to be approved; the policy is written into the task."""
+def demand(state: State, task: Task) -> None:
+    """Writes into a task by which policy a rule demands its start to be approved, if one does.
+
+    A task with a policy of its own is no way around a rule: what the rule says prevails, and of the
+    rest the task's own policy stays where it is the stricter one.
+    """
     if not state.standing.any(ApprovalRule):
-        return False
+        return
     for rule in state.standing.all(ApprovalRule):
         if rule.spec.effect == RULE_EFFECT_REQUIRE and is_in_force(rule, state.now_ns) and _in_scope(rule.spec, task):
-            task.approval.policy.CopyFrom(rule.spec.policy)
+            own = ApprovalPolicy()
+            own.CopyFrom(task.approval.policy)
+            task.approval.policy.CopyFrom(_stricter(rule.spec.policy, own))
             task.approval.demanded_by = rule.rule_id
             task.approval.author.CopyFrom(rule.creator)
-            return True
-    return False
+            return
+
+
+def _stricter(demanded: ApprovalPolicy, own: ApprovalPolicy) -> ApprovalPolicy:
+    """What a rule demands, filled up by what a task says itself where that lets nobody in whom the rule keeps out."""
+    policy = ApprovalPolicy()
+    policy.CopyFrom(demanded)
+    if not demanded.approvers:
+        policy.approvers.extend(own.approvers)
+        policy.escalate_to.extend(name for name in own.escalate_to if name not in policy.escalate_to)
+    policy.quorum = max(demanded.quorum, own.quorum)
+    if policy.approvers:
+        policy.quorum = min(policy.quorum, len(policy.approvers))
+    if own.HasField("allow_requester") and not own.allow_requester:
+        policy.allow_requester = False
+    if not demanded.HasField("timeout") and own.HasField("timeout"):
+        policy.timeout.CopyFrom(own.timeout)
+    policy.on_expiry = demanded.on_expiry or own.on_expiry
+    policy.include_children = demanded.include_children or own.include_children
+    policy.reason = demanded.reason or own.reason
+    return policy
 
 
 def note_use(state: State, used: ApprovalRule) -> None:

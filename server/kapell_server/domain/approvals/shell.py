@@ -18,7 +18,7 @@ MOST_PARTS = 200
 _DEEPEST = 6
 _OPERATORS = ("&&", "||", "|&", ";;", ";", "|", "&", "\n", "(", ")")
 _REDIRECTS = ("&>>", "&>", ">>", ">|", ">&", "<<<", "<<", "<&", "<>", ">", "<")
-_RESERVED = frozenset({"if", "then", "else", "elif", "fi", "do", "done", "while", "until", "!", "{", "}", "time"})
+_RESERVED = frozenset({"if", "then", "else", "elif", "fi", "do", "done", "while", "until", "!", "{", "}"})
 _SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ksh", "ash", "fish", "busybox"})
 _PREFIXES: dict[str, frozenset[str]] = {
     "sudo": frozenset({"-u", "-g", "-h", "-p", "-C", "-T", "-R", "-D", "--user", "--group"}),
@@ -38,10 +38,16 @@ _PREFIXES: dict[str, frozenset[str]] = {
     "chroot": frozenset(),
     "watch": frozenset({"-n"}),
     "strace": frozenset({"-o", "-e", "-p"}),
+    "coproc": frozenset(),
+    "time": frozenset({"-f", "-o"}),
+    "parallel": frozenset({"-j", "-a", "-I"}),
+    "flock": frozenset({"-w", "-E"}),
+    "taskset": frozenset(),
+    "unshare": frozenset(),
 }
 """Programs that run the rest of their words, with those of their options that take a value."""
 _OF_SSH = frozenset({f"-{letter}" for letter in "bcDEFIiJLlmOopRSWw"})
-_OPERANDS = {"timeout": 1, "chroot": 1}
+_OPERANDS = {"timeout": 1, "chroot": 1, "flock": 1, "taskset": 1}
 """How many words of its own such a program takes before the rest."""
 
 
@@ -126,22 +132,25 @@ def _unwrap(part: Part, shape: Shape, depth: int) -> None:
 def _run_by(part: Part) -> Iterator[str | list[str]]:
     """The texts and words that the program of a part takes for commands."""
     words, program = part.words, part.program
-    if program in _SHELLS:
-        for index, word in enumerate(words[1:], 1):
-            if word.startswith("-") and not word.startswith("--") and "c" in word:
-                if index + 1 < len(words):
-                    yield words[index + 1]
-                return
-            if not word.startswith("-") and program != "busybox":
-                return
+    if program == "busybox":
+        if len(words) > 1:
+            yield words[1:]
+    elif program in _SHELLS:
+        yield from _script_of(words[1:])
     elif program == "eval":
         yield " ".join(words[1:])
     elif program in _PREFIXES:
+        if program == "env":
+            yield from _split_by_env(words)
         rest = _behind_options(words[1:], _PREFIXES[program])[_OPERANDS.get(program, 0) :]
         while program == "env" and rest and "=" in rest[0]:
             rest = rest[1:]
         if rest:
             yield rest
+    elif program == "trap":
+        yield from words[1:2]
+    elif program == "function":
+        yield " ".join(words[2:])
     elif program == "find":
         for index, word in enumerate(words):
             if word in ("-exec", "-execdir", "-ok", "-okdir"):
@@ -153,6 +162,36 @@ def _run_by(part: Part) -> Iterator[str | list[str]]:
         rest = _behind_options(words[1:], _OF_SSH)
         if len(rest) > 1:
             yield " ".join(rest[1:])
+
+
+def _script_of(words: list[str]) -> Iterator[str]:
+    """What a shell with these words takes for its script: that of `-c`, behind all options."""
+    index, is_command = 0, False
+    while index < len(words) and words[index][:1] in ("-", "+") and words[index] not in ("-", "--"):
+        option = words[index]
+        is_command |= option[0] == "-" and not option.startswith("--") and "c" in option
+        is_named = option in ("--rcfile", "--init-file")
+        index += 2 if is_named or (not option.startswith("--") and option[-1] in "oO") else 1
+    index += words[index : index + 1] in (["-"], ["--"])
+    if is_command:
+        yield from words[index : index + 1]
+
+
+def _split_by_env(words: list[str]) -> Iterator[str]:
+    """The commands that `env -S` takes apart itself."""
+    for index, word in enumerate(words[1:], 1):
+        if word in ("-S", "--split-string"):
+            yield " ".join(words[index + 1 :])
+        elif word.startswith("--split-string="):
+            yield " ".join([word.partition("=")[2], *words[index + 1 :]])
+        elif word.startswith("-") and not word.startswith("--") and "S" in word:
+            yield " ".join([word.partition("S")[2], *words[index + 1 :]])
+
+
+def _is_variable(name: str) -> bool:
+    """Whether what stands before `=` makes a word an assignment: `a=`, `a+=`, `a[0]=`."""
+    name = name.removesuffix("+")
+    return (name.partition("[")[0] if name.endswith("]") else name).isidentifier()
 
 
 def _behind_options(words: list[str], with_value: frozenset[str]) -> list[str]:
@@ -200,8 +239,10 @@ class _Reader:
         """Reads one character or operator; the operator where it ends a command."""
         text, at = self._text, self._at
         char = text[at]
-        if char == "\\":
-            self._add(text[at + 1 : at + 2] if text[at + 1 : at + 2] != "\n" else "", 2)
+        if text.startswith("\\\n", at):
+            self._at += 2  # The line goes on, and so does the word, if there is one.
+        elif char == "\\":
+            self._add(text[at + 1 : at + 2], 2)
         elif char == "'":
             self._add(self._until("'", at + 1), None)
         elif char == '"':
@@ -212,7 +253,7 @@ class _Reader:
             self._part.is_dynamic = True
             self._inner.append(self._bracketed(at + 1))
             self._add("", None)
-        elif char in " \t\r":
+        elif char in " \t":
             self._end_word()
             self._at += 1
         elif char == "#" and self._word is None:
@@ -269,7 +310,7 @@ class _Reader:
                 self._at += 1
                 return
             if char == "\\" and self._text[self._at + 1 : self._at + 2] in ('"', "\\", "$", "`", "\n"):
-                self._add(self._text[self._at + 1], 2)
+                self._add(self._text[self._at + 1].removesuffix("\n"), 2)
             elif char in "$`":
                 self._substitution()
             else:
@@ -290,12 +331,18 @@ class _Reader:
             self._add("$(…)", None)
             self._part.is_dynamic = True
         elif text.startswith("${", at):
-            self._add("${" + self._until("}", at + 2) + "}", None)
-            self._part.is_dynamic = True
+            self._expansion(self._until("}", at + 2))
         else:
             after = text[at + 1 : at + 2]
-            self._part.is_dynamic |= after.isalnum() or (after != "" and after in "_@*#?-$!")
+            self._part.is_dynamic |= after.isalnum() or (after != "" and after in '_@*#?-$!"[')
             self._add("$", 1)
+
+    def _expansion(self, text: str) -> None:
+        """What stands in `${…}`; a default may run commands."""
+        if "$(" in text or "`" in text:
+            self._inner.append(text)
+        self._add("${" + text + "}", None)
+        self._part.is_dynamic = True
 
     def _bracketed(self, opening: int) -> str:
         """The text between a bracket and the one that closes it."""
@@ -331,7 +378,7 @@ class _Reader:
         if self._redirect:
             part.redirects.append((self._redirect, word))
             self._redirect = ""
-        elif equals and name.isidentifier() and not part.words:
+        elif equals and _is_variable(name) and not part.words:
             part.assignments.append(word)
         elif word not in _RESERVED or part.words:
             part.words.append(word)

@@ -67,13 +67,12 @@ def hold(state: State, task: Task, previous: Task | None) -> Wish | None:
         task.state = TASK_STATE_AWAITING_APPROVAL
         return None
     has_moved = previous is None or previous.state != task.state
+    is_new = has_moved and (not task.HasField("start_time") or (previous is not None and previous.state in TASK_FINAL))
+    if is_new and not task.approval.approval_id:
+        rules.demand(state, task)
     if not task.HasField("approval"):
-        is_new = has_moved and (
-            not task.HasField("start_time") or (previous is not None and previous.state in TASK_FINAL)
-        )
-        if not is_new or not rules.demand(state, task):
-            return None
-    elif not has_moved and task.task_id not in state.pending.contents:
+        return None
+    if not has_moved and task.task_id not in state.pending.contents:
         return None
     shown = content_of(state, task)
     shown_hash = content_hash(APPROVAL_KIND_TASK_START, "", (), shown)

@@ -94,8 +94,11 @@ def update_budget(state: State, request: UpdateBudgetRequest) -> Budget:
         raise invalid("spec.limit", f"must be of {tally.measure}, as it was: what a budget measures cannot be changed")
     _fill_in(budget)
     stamp(budget.update_time, state.tick_ns())
+    needed = tally.default_need
     state.on_rollback(tally.say, current)
     tally.say(budget)
+    if tally.default_need != needed:
+        state.budgets.needs_changed(tally)
     budget.status.CopyFrom(state.budgets.status(tally))
     state.standing.put(budget, EVENT_KIND_BUDGET_UPDATED, tuple(f"spec.{path}" for path in sorted(paths)))
     if paths & {"limit", "thresholds"}:

@@ -35,6 +35,7 @@ from kapell_server.domain.approvals import for_budgets
 from kapell_server.domain.budgets.amounts import milliseconds, units_of, words
 from kapell_server.domain.budgets.history import History, Used
 from kapell_server.domain.budgets.scopes import Features, Needs, Scopes, features_of
+from kapell_server.domain.budgets.shown import describe, differs
 from kapell_server.domain.budgets.tally import FULL, Hold, Tally
 from kapell_server.domain.copied import copied
 from kapell_server.domain.times import SECOND, stamp, timestamp_ns
@@ -125,6 +126,12 @@ class Budgets:
         self._scopes = None
         self._state.on_rollback(setattr, self, "_scopes", None)
 
+    def needs_changed(self, tally: Tally) -> None:
+        """A budget reckons otherwise with what tasks need that say nothing: who waits for it is looked at anew."""
+        self._rescope()
+        for need_class in sorted(tally.waiting):
+            self._state.queues.let_all_try(f"budget/{tally.budget_id}/{need_class}")
+
     def needs(self, task: Task) -> Needs:
         """The budgets that a task draws from whatever agent gets it, each with what it needs of it."""
         return self.scopes.needs(task, self.history.of(task.template_id)) if self.tallies else ()
@@ -156,7 +163,7 @@ class Budgets:
         held = self._held.get(lease.task_id)
         if not held:
             return
-        _describe(lease.record, held)
+        describe(lease.record, held)
         times = [hold.granted for hold in held if hold.tally.measure == "wall_time"]
         if times:
             self._watch_time(lease, min(times))
@@ -185,16 +192,17 @@ class Budgets:
                 hold.tally.spend(units)
             hold.tally.release(lease.task_id)
         record.ClearField("budget_holds")
-        _describe(record, held, ended=True)
+        describe(record, held, ended=True)
         for hold in held:
             self.note(hold.tally)
 
-    def settle(self, usage: Settlement) -> None:
+    def settle(self, usage: Settlement, instead_of: Settlement | None = None) -> None:
         """Usage was recorded: it is spent of every budget that applies, and of what its attempt has reserved.
 
-        Counts when it is recorded, whenever it was. To be called in the change that records it.
+        Counts when it is recorded, whenever it was. `instead_of` is what was recorded before as somebody else's use:
+        it is taken back where it was spent. To be called in the change that records it.
         """
-        if not self.tallies or not (usage.cost or usage.tokens):
+        if not self.tallies or not (usage.cost or usage.tokens or instead_of):
             return
         state = self._state
         task = state.find_task(usage.task_id) if usage.task_id else None
@@ -205,23 +213,31 @@ class Budgets:
         if lease is not None:
             cost, tokens = self._used.get(usage.task_id, (0, 0))
             state.assign(self._used, usage.task_id, (cost + usage.cost, tokens + usage.tokens))
-        features = features_of(task) if task is not None else usage.features or Features()
-        agent_id = usage.agent_id or (lease.agent_id if lease is not None else "")
-        tallies = dict.fromkeys(
-            [hold.tally for hold in held] + self.scopes.matching(features) + self.scopes.of_agent(agent_id)
-        )
         by_tally = {hold.tally: hold for hold in held}
-        used = [(tally, {"cost": usage.cost, "tokens": usage.tokens}.get(tally.measure, 0)) for tally in tallies]
-        used = [(tally, units) for tally, units in used if units]
-        for tally, units in used:
+        agent_id = usage.agent_id or (lease.agent_id if lease is not None else "")
+        used = dict.fromkeys(by_tally, 0) | self._drawn(usage, task, agent_id)
+        used = {tally: _units(usage, tally) for tally in used}
+        if instead_of is not None:
+            before = state.find_task(instead_of.task_id) if instead_of.task_id else None
+            for tally in self._drawn(instead_of, before, instead_of.agent_id):
+                used[tally] = used.get(tally, 0) - _units(instead_of, tally)
+        used = {tally: units for tally, units in used.items() if units}
+        for tally, units in used.items():
             if tally in by_tally and units > 0:
                 tally.use(by_tally[tally], units)
             tally.spend(units)
-        for tally, _ in used:
+        for tally, units in used.items():
+            if units < 0:
+                self._leave(tally)
             self.note(tally)
-        if lease is not None and any(tally in by_tally for tally, _ in used):
+        if lease is not None and any(tally in by_tally for tally in used):
             self._meet_edges(lease, held)
             self._write_holds(usage.task_id)
+
+    def _drawn(self, usage: Settlement, task: Task | None, agent_id: str) -> dict[Tally, int]:
+        """The budgets that usage is spent of, whoever has reserved."""
+        features = features_of(task) if task is not None else usage.features or Features()
+        return dict.fromkeys(self.scopes.matching(features) + self.scopes.of_agent(agent_id), 0)
 
     def _meet_edges(self, lease: Lease, held: Iterable[Hold]) -> None:
         """What an attempt uses beyond what it has reserved is reserved for it, too, where there is room."""
@@ -256,7 +272,7 @@ class Budgets:
             self.wake(tally)
         budget = self._state.standing.find(Budget, budget_id)
         assert budget is not None, "a tally is of a budget"
-        if _differs(budget.status, self.status(tally)):
+        if differs(budget.status, self.status(tally)):
             self.put(tally, EVENT_KIND_BUDGET_SPENT, ("status",))
         self._state.schedule(tally.next_ns(), budget_id)
 
@@ -345,6 +361,8 @@ class Budgets:
             self._resolve(tally, percent)
         if left:
             tally.set(crossed=tally.crossed - left, lifted=tally.lifted - left)
+            # In the change itself: a start goes by what the budget says of thresholds.
+            self.put(tally, EVENT_KIND_BUDGET_SPENT, ("status",))
         for_budgets.look_again(self._state, tally)
 
     def review(self, tally: Tally) -> None:
@@ -405,7 +423,7 @@ class Budgets:
             return
         record = copied(lease.record)
         record.ClearField("budget_holds")
-        _describe(record, self._held.get(task_id, ()))
+        describe(record, self._held.get(task_id, ()))
         self._state.on_rollback(setattr, lease, "record", lease.record)
         lease.record = record
         self._state.put_attempt(record, lease.poll_id)
@@ -478,20 +496,6 @@ class Budgets:
 _MANY_CLASSES = 256
 
 
-def _describe(record: TaskAttempt, held: Iterable[Hold], *, ended: bool = False) -> None:
-    """Adds holds to the record of an attempt."""
-    for hold in held:
-        reserved = 0 if ended else hold.reserved
-        describe = hold.tally.describe_hold
-        record.budget_holds.append(hold.tally.untouched(reserved) if not hold.spent else describe(reserved, hold.spent))
-
-
-def _differs(before: BudgetStatus, now: BudgetStatus) -> bool:
-    """Whether there is something to tell. A rolling window moves all the time, which is no news."""
-    if before == now:
-        return False
-    one, other = copied(before), copied(now)
-    if not now.HasField("window_end_time"):
-        one.ClearField("window_start_time")
-        other.ClearField("window_start_time")
-    return one != other
+def _units(usage: Settlement, tally: Tally) -> int:
+    """What usage is in the measure of a budget."""
+    return {"cost": usage.cost, "tokens": usage.tokens}.get(tally.measure, 0)

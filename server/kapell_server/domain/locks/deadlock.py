@@ -184,8 +184,10 @@ def _trail(came_by: dict[str, Hop], last: Hop) -> list[Hop]:
 
 def _is_waited_for(state: State, owner_id: str) -> bool:
     """Whether anybody could wait for the owner for other reasons than its place in a queue. Cheap, and often False."""
-    owner = state.locks.owners.get(owner_id)
-    if owner is not None and owner.held:
+    table = state.locks
+    owner = table.owners.get(owner_id)
+    # A task that has not begun may want what is held without a place in the queue. That matters where one waits for it.
+    if owner is not None and owner.held and (table.child_waits or table.anyone_wants(owner)):
         return True
     if not owner_id.startswith(_TASK):
         return False

@@ -285,7 +285,7 @@ def lock_held(state: State, wait: Wait, obstacle: Held | Wait) -> KapellError:
     stamp(expire, expire_ns)
     return KapellError(
         ERROR_REASON_LOCK_HELD,
-        f"{wanted} is not free: {who} {has} {path} since {since.ToJsonString()}."
+        f"{wanted} is not free: {who} {has} {path} since {since.ToJsonString()[:19]}Z."
         " Wait for it with `wait` or keep_queued, or do other work first.",
         metadata={
             "path": wanted,

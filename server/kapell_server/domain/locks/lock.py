@@ -85,7 +85,7 @@ def acquire(
 
 def _take(state: State, wait: Wait) -> AcquireLocksResponse:
     held = state.locks.held
-    _check_limit(state, "max_locks", len(held) + len(wait.items), state.settings.max_locks)
+    _check_limit(state, "max_locks", len(held) + len(wait.items) - 1, state.settings.max_locks)
     granted = grants.grant(state, wait)
     deadlock.check(state, wait.owner)
     return AcquireLocksResponse(locks=[grants.shown(state, one) for one in granted], revision=state.revision)
@@ -270,7 +270,9 @@ def path_of(text: str, field: str) -> str:
 def invalid(field: str, why: str) -> KapellError:
     """A request that breaks a rule that its message cannot state."""
     return KapellError(
-        ERROR_REASON_REQUEST_INVALID, f"{field} is invalid: {why}. Correct it.", violations=((field, why),)
+        ERROR_REASON_REQUEST_INVALID,
+        f"The request is invalid: {field}: {why}. Correct it and send it again.",
+        violations=((field, why),),
     )
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from kapell_server.domain.locks import deadlock
 from kapell_server.domain.locks.entries import Held, Item, Order, Owner, Wait
 from kapell_server.domain.locks.tree import PathTree
+from kapell_server.domain.times import SECOND
 
 if TYPE_CHECKING:
     from kapell_server.domain.locks import grants
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 _BOTH = (True, False)
 _EXCLUSIVE_ONLY = (True,)
+_MOST_LOOKED_AT = 64
+_MOST_OFFERS = 500
+"""To so many tasks one batch offers their locks: a flood of them must not keep everybody else waiting."""
+_SOON = SECOND // 1000
 
 
 class LockTable:
@@ -55,7 +60,15 @@ class LockTable:
         self._parked: dict[str, dict[str, Wait]] = {}
         self._under: dict[str, str] = {}
         self._stirred: dict[str, Wait] = {}
+        self._late: dict[str, Wait] = {}
+        """Tasks that the next batch looks at: this one has offered enough."""
+        self._offers = 0
         self._last_arrival: dict[None, int] = {}
+
+    def begin(self) -> None:
+        """A batch begins."""
+        self.served.clear()
+        self._offers = 0
 
     # -- locks -------------------------------------------------------------------------------
 
@@ -91,9 +104,9 @@ class LockTable:
             for entries in tree.touching(path):
                 yield from (held for _, held in entries)
 
-    def walk(self, after: tuple[str, str] | None) -> Iterator[Held]:
-        """Every lock in the order of paths, beyond this path and lock id."""
-        trees = (tree.walk(after) for tree in self._held_trees.values())
+    def walk(self, after: tuple[str, str] | None, path: str = "") -> Iterator[Held]:
+        """Every lock that touches the path in the order of paths, beyond this path and lock id."""
+        trees = (tree.walk(after, path) for tree in self._held_trees.values())
         return heapq.merge(*trees, key=lambda held: (held.path.split("/"), held.lock_id))
 
     # -- owners ------------------------------------------------------------------------------
@@ -163,6 +176,7 @@ class LockTable:
         remove(self.by_key, wait.key)
         remove(self.offered, wait.wait_id)
         remove(self._stirred, wait.wait_id)
+        remove(self._late, wait.wait_id)
         for item in wait.items:
             self._uproot(self._wait_trees[item.exclusive], item.path, wait.order, wait)
         self._unpark(wait)
@@ -170,24 +184,49 @@ class LockTable:
         self.wake(wait.wait_id)
 
     def settle(self, grant: Callable[[Wait], None]) -> None:
-        """Grants, in order, what can be granted, until nothing can. A task is offered its locks instead."""
+        """Grants, in order, what can be granted, until nothing can. A task is offered its locks instead.
+
+        Only so many tasks a batch: the others keep their places, and are looked at in a moment.
+        """
         line: list[tuple[Order, Wait]] = []
+        self._stir_late()
         while True:
             for wait in list(self._stirred.values()):
                 self._state.remove(self._stirred, wait.wait_id)
                 heapq.heappush(line, (wait.order, wait))
             if not line:
-                return
+                break
             _, wait = heapq.heappop(line)
             if wait.wait_id not in self.waits or wait.wait_id in self.offered or wait.wait_id in self._under:
+                continue
+            if wait.is_task and self._offers >= _MOST_OFFERS:
+                self._state.assign(self._late, wait.wait_id, wait)
                 continue
             obstacle = self._obstacle(wait)
             if obstacle is not None:
                 self._park(wait, obstacle)
             elif wait.is_task:
-                self._state.assign(self.offered, wait.wait_id, wait)
+                self._offer(wait)
             else:
                 grant(wait)
+        if self._late:
+            self._state.schedule(self._state.now_ns + _SOON, "turn/late")
+
+    def _offer(self, wait: Wait) -> None:
+        self._count_offer(1)
+        self._state.on_rollback(self._count_offer, -1)
+        self._state.assign(self.offered, wait.wait_id, wait)
+
+    def _count_offer(self, by: int) -> None:
+        self._offers += by
+
+    def _stir_late(self) -> None:
+        """Has as many looked at as may still be offered something, the first ones first."""
+        room = _MOST_OFFERS - self._offers
+        if self._late and room > 0:
+            for wait in heapq.nsmallest(room, self._late.values(), key=lambda wait: wait.order):
+                self._state.remove(self._late, wait.wait_id)
+                self._state.assign(self._stirred, wait.wait_id, wait)
 
     def obstacle(self, wait: Wait) -> Held | Wait | None:
         """What keeps the wait from its locks: a lock where there is one, else who comes before; None for nothing."""
@@ -237,6 +276,17 @@ class LockTable:
                         order, last = entries[-1]
                         if order > wait.order and last.owner != owner_id:
                             return True
+        return False
+
+    def anyone_wants(self, owner: Owner) -> bool:
+        """Whether a wait of another owner conflicts with a lock of this one, which may have too many to look at all."""
+        if len(owner.held) > _MOST_LOOKED_AT:
+            return True
+        for held in owner.held.values():
+            for mode in _BOTH if held.exclusive else _EXCLUSIVE_ONLY:
+                for entries in self._wait_trees[mode].touching(held.path):
+                    if any(wait.owner != owner.key for _, wait in entries):
+                        return True
         return False
 
     def waiting_at(self, path: str) -> Iterator[Wait]:

@@ -86,10 +86,26 @@ class PathTree(Generic[T]):
             if child.children:
                 branches.append(iter(child.children.values()))
 
-    def walk(self, after: tuple[str, Key] | None = None) -> Iterator[T]:
-        """Everything in the order of paths by segment, at each path by key; only beyond this path and key."""
-        path, key = after if after is not None else ("", None)
-        yield from _walk(self._root, path.split("/") if path else [], key)
+    def walk(self, after: tuple[str, Key] | None = None, path: str = "") -> Iterator[T]:
+        """Everything in the order of paths by segment, at each path by key; only beyond this path and key.
+
+        With a path, only what is at it, above it or below it.
+        """
+        start, key = (after[0].split("/"), after[1]) if after is not None else ([], None)
+        node = self._root
+        trail: list[str] = []
+        for segment in path.split("/") if path else ():
+            below = node.children.get(segment)
+            if below is None:
+                return
+            node = below
+            trail.append(segment)
+            if trail >= start:
+                yield from (thing for its, thing in node.entries if trail > start or its > key)
+        if start[: len(trail)] == trail:
+            yield from _walk(node, start[len(trail) :], key)
+        elif trail > start:
+            yield from _walk(node, [], None)
 
 
 def _walk(node: _Node[T], after: list[str], key: Key) -> Iterator[T]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -71,13 +70,10 @@ def list_locks(state: State, question: LocksQuestion) -> ListLocksResponse:
     """A page of locks by path, and with the first one who waits. One lock more than asked for if there are more."""
     table = state.locks
     wanted = question.filter
-    if wanted.path:
-        touching = sorted(table.in_force(wanted.path), key=_page_key)
-        beyond = _page_key_of(*question.after) if question.after is not None else None
-        found: Iterator[Held] = (held for held in touching if beyond is None or _page_key(held) > beyond)
+    if wanted.session_id or wanted.agent_id or wanted.task_id:
+        matching = iter(_held_by(state, question))
     else:
-        found = table.walk(question.after)
-    matching = (held for held in found if owner_matches(wanted, held.lock.owner))
+        matching = table.walk(question.after, wanted.path)
     response = ListLocksResponse(revision=state.revision)
     response.locks.extend(grants.shown(state, held) for held in islice(matching, question.size + 1))
     if question.after is None:
@@ -92,11 +88,23 @@ def list_locks(state: State, question: LocksQuestion) -> ListLocksResponse:
     return response
 
 
-def _page_key(held: Held) -> tuple[list[str], str]:
-    return _page_key_of(held.path, held.lock_id)
+def _held_by(state: State, question: LocksQuestion) -> list[Held]:
+    """The page of the locks of certain owners. Those of one session or task are at hand; else all are looked at."""
+    table, wanted = state.locks, question.filter
+    held = table.held
+    if owner_id := wanted.task_id or wanted.session_id:
+        owner = table.owners.get(owner_id)
+        held = owner.held if owner is not None else {}
+    found = (one for one in held.values() if owner_matches(wanted, one.lock.owner))
+    if wanted.path:
+        found = (one for one in found if touch(wanted.path, one.path))
+    if question.after is not None:
+        beyond = _page_key(*question.after)
+        found = (one for one in found if _page_key(one.path, one.lock_id) > beyond)
+    return heapq.nsmallest(question.size + 1, found, key=lambda one: _page_key(one.path, one.lock_id))
 
 
-def _page_key_of(path: str, lock_id: str) -> tuple[list[str], str]:
+def _page_key(path: str, lock_id: str) -> tuple[list[str], str]:
     return path.split("/"), lock_id
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 ALL = "*"
 """The queue that stands for all of them."""
 _JOINING = frozenset({EVENT_KIND_TASK_CREATED, EVENT_KIND_TASK_QUEUED, EVENT_KIND_TASK_REQUEUED})
+_EVERY = 1 << 62
 
 
 class Queues:
@@ -179,6 +180,12 @@ class Queues:
         for agent_type in self.ready.types_parked_under(name):
             room = _EVERYBODY if all_of_them else self._gate(name).room(name)
             if room > 0 and self.ready.wake(name, agent_type, room):
+                self._state.polls.touch_type(agent_type)
+
+    def let_all_try(self, name: str) -> None:
+        """Lets all try that are parked under a name, which may have to wait under another one from now on."""
+        for agent_type in self.ready.types_parked_under(name):
+            if self.ready.wake(name, agent_type, _EVERY):
                 self._state.polls.touch_type(agent_type)
 
     def let_try(self, task_id: str) -> None:

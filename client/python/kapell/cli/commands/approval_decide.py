@@ -8,7 +8,7 @@ import click
 
 from kapell.cli import bulk, options
 from kapell.cli.app import App
-from kapell.cli.approval_views import APPROVALS
+from kapell.cli.approval_views import APPROVALS, target_of
 from kapell.cli.output import note, write_changed
 from kapell.cli.shape import command
 from kapell.cli.views import TASKS
@@ -28,7 +28,7 @@ _COMMENT = click.option("-m", "--comment", default="", metavar="TEXT", help="Why
         kapell approval approve approval_01kabc
         kapell approval approve approval_01kabc --option blue -m "it fits the logo"
         kapell approval approve approval_01kabc --hash 9f86d081884c7d65…
-        kapell approval list -o id | kapell approval approve -
+        kapell approval list -o id | kapell approval approve - --yes
     """,
 )
 @options.approval_ids
@@ -36,6 +36,7 @@ _COMMENT = click.option("-m", "--comment", default="", metavar="TEXT", help="Why
 @click.option("--hash", "shown_hash", default="", metavar="HASH", help="Only what has this hash, as `show` has it.")
 @click.option("--input-json", metavar="OBJECT", help="Approve with this input instead, as one JSON object; - is stdin.")
 @_COMMENT
+@options.yes
 @options.dry_run
 @options.output
 @click.pass_obj
@@ -47,10 +48,11 @@ def approve(
     shown_hash: str,
     input_json: str | None,
     comment: str,
+    yes: bool,
     dry_run: bool,
 ) -> None:
     edited = options.input_data((), input_json)
-    _each(app, approval_ids, option, comment, dry_run, shown_hash=shown_hash, edited_input=edited)
+    _each(app, approval_ids, option, comment, dry_run, shown_hash=shown_hash, edited_input=edited, yes=yes)
 
 
 @command(
@@ -66,7 +68,7 @@ def approve(
 @options.output
 @click.pass_obj
 def deny(app: App, /, approval_ids: tuple[str, ...], comment: str, dry_run: bool) -> None:
-    _each(app, approval_ids, "deny", comment, dry_run)
+    _each(app, approval_ids, "deny", comment, dry_run, yes=True)
 
 
 def _each(
@@ -78,20 +80,61 @@ def _each(
     *,
     shown_hash: str = "",
     edited_input: dict[str, Any] | None = None,
+    yes: bool,
 ) -> None:
-    async def one(client: Client, approval_id: str) -> Approval:
+    async def read(client: Client, approval_id: str) -> Approval:
         approval = await client.approvals.get(approval_id)
         if shown_hash:
             approval.content_hash = shown_hash
-        if dry_run:
-            return approval
+        return approval
+
+    async def decide(client: Client, approval: Approval) -> Approval:
         return await client.approvals.decide(approval, option, comment=comment, edited_input=edited_input)
 
+    found = app.run(lambda client: bulk.each(ids, lambda approval_id: read(client, approval_id)))
     if dry_run:
         note(f"Dry run: these would be decided: {option}. Nothing was changed.")
-    found = app.run(lambda client: bulk.each(ids, lambda approval_id: one(client, approval_id)))
-    write_changed(found.answers, APPROVALS, app.terminal, app.output)
-    found.finish(app.terminal)
+        write_changed(found.answers, APPROVALS, app.terminal, app.output)
+        found.finish(app.terminal)
+        return
+    if option != "deny":
+        for approval in found.answers:
+            _ask_where_it_is_risky(app, approval, yes=yes)
+    read_ones = {one.approval_id: one for one in found.answers}
+    done = app.run(lambda client: bulk.each(list(read_ones), lambda id: decide(client, read_ones[id])))
+    write_changed(done.answers, APPROVALS, app.terminal, app.output)
+    _draw_what_took_their_place(app, done.failures)
+    bulk.Outcome(done.answers, [*found.failures, *done.failures]).finish(app.terminal)
+
+
+def _ask_where_it_is_risky(app: App, approval: Approval, *, yes: bool) -> None:
+    """High risk asks once more, with the card in sight; critical wants its target typed. `--yes` says it beforehand."""
+    from kapell.v1.approval_pb2 import RISK_LEVEL_CRITICAL, RISK_LEVEL_HIGH
+    from kapell.v1.approval_policy_pb2 import APPROVAL_STATE_PENDING
+
+    level = approval.risk.level
+    if level < RISK_LEVEL_HIGH or yes or approval.state != APPROVAL_STATE_PENDING:
+        return
+    _draw(app, approval.approval_id)
+    word = "CRITICAL" if level == RISK_LEVEL_CRITICAL else "high"
+    question = f"Approve {approval.approval_id}, whose risk is {word}"
+    options.confirm(app, question, (), yes=yes, typed=target_of(approval) if level == RISK_LEVEL_CRITICAL else "")
+
+
+def _draw(app: App, approval_id: str) -> None:
+    if app.terminal.is_tty and app.is_table:
+        from kapell.cli.approval_facts import facts_of
+        from kapell.cli.commands.approval_read import draw
+
+        draw(app.run(lambda client: facts_of(client, approval_id)), app.terminal)
+
+
+def _draw_what_took_their_place(app: App, failures: list[Exception]) -> None:
+    from kapell.errors import KapellError
+
+    for failure in failures:
+        if isinstance(failure, KapellError) and failure.metadata.get("superseded_by"):
+            _draw(app, failure.metadata["superseded_by"])
 
 
 @command(

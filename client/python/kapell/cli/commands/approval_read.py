@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 import click
@@ -9,12 +10,14 @@ import click
 from kapell.cli import options
 from kapell.cli.app import App
 from kapell.cli.approval_views import APPROVALS, AUDIT, STATE_WORDS
-from kapell.cli.output import Stream, note, write_list, write_one
+from kapell.cli.output import Stream, note, write, write_list, write_one
 from kapell.cli.shape import command
+from kapell.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from kapell import Client
-    from kapell.v1.approval_pb2 import Approval, ApprovalAuditEntry, GetApprovalResponse
+    from kapell.cli.approval_facts import Facts
+    from kapell.v1.approval_pb2 import Approval, ApprovalAuditEntry
 
 
 @command(
@@ -50,27 +53,51 @@ def list_(app: App, /, states: tuple[str, ...], task_ids: tuple[str, ...], every
 
 @command(
     "show",
-    "Show one approval with all that is decided about.",
+    "Show one approval with all that is decided about, on one screen; --all where that is too long for it.",
     examples="""
         kapell approval show approval_01kabc
+        kapell approval show approval_01kabc --all
         kapell approval show approval_01kabc -o json
     """,
 )
 @options.approval_id
+@click.option("--all", "whole", is_flag=True, help="All of it, however long it is.")
 @options.output
 @click.pass_obj
-def show(app: App, /, approval_id: str) -> None:
-    found: GetApprovalResponse = app.run(lambda client: client.approvals.get_with_precedent(approval_id))
-    write_one(found.approval, APPROVALS, app.terminal, app.output)
-    before = found.precedent
-    if app.is_table and app.terminal.is_tty:
-        past = f"{before.approved} approved, {before.rejected} refused, {before.expired} expired"
-        note(app.terminal.err(f"Others of its kind so far: {past}.", "dim"))
+def show(app: App, /, approval_id: str, whole: bool) -> None:
+    if not app.is_table:
+        found = app.run(lambda client: client.approvals.get(approval_id))
+        write_one(found, APPROVALS, app.terminal, app.output)
+        return
+    from kapell.cli.approval_facts import facts_of
+
+    draw(app.run(lambda client: facts_of(client, approval_id)), app.terminal, whole=whole)
+
+
+def draw(facts: Facts, terminal: Terminal, *, whole: bool = False) -> None:
+    """Writes the card of an approval to stdout: one screen on a terminal, all of it on a pipe."""
+    from kapell.cli.approval_card import card_rows, pipe_lines
+    from kapell.v1.approval_policy_pb2 import APPROVAL_STATE_PENDING
+
+    approval = facts.approval
+    if not terminal.is_tty:
+        for row in pipe_lines(facts):
+            write(row)
+        return
+    for row in card_rows(facts, terminal, screen_rows() - 2, whole=whole):
+        write(row)
+    if approval.state == APPROVAL_STATE_PENDING:
+        note(terminal.err(f"kapell approval approve {approval.approval_id}   or: deny … -m WHY", "dim"))
+
+
+def screen_rows() -> int:
+    """How many rows the terminal has."""
+    return shutil.get_terminal_size((80, 24)).lines
 
 
 @command(
     "watch",
-    "Show what waits for a decision, and what comes, as it happens.",
+    "Show what waits for a decision, and what comes, as it happens; on a terminal with keys to decide.",
     examples="""
         kapell approval watch
         kapell approval watch -o jsonl
@@ -83,6 +110,11 @@ def watch(app: App, /, task_ids: tuple[str, ...]) -> None:
     stream = Stream(APPROVALS, app.terminal, app.output)
 
     async def work(client: Client) -> None:
+        if app.output is None and app.terminal.is_tty and app.terminal.live:
+            from kapell.cli.desk import Desk
+            from kapell.cli.live import LiveLine
+
+            await Desk(app, client, LiveLine(app.terminal), task_ids=task_ids).work()
         async with client.approvals.watch(task_ids=task_ids) as approvals:
             async for approval in approvals:
                 stream.write(approval)

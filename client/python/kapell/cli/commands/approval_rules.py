@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from kapell.cli.app import App
 from kapell.cli.approval_views import APPROVALS, EFFECTS, RISKS, RULES
 from kapell.cli.output import note, write, write_changed, write_list
 from kapell.cli.shape import command
+from kapell.cli.terminal import visible
 from kapell.cli.times import MOMENT
 
 if TYPE_CHECKING:
@@ -31,13 +33,13 @@ def rules(app: App, /, limit: int) -> None:
     async def work(client: Client) -> list[ApprovalRule]:
         return list((await client.approvals.list_rules(page_size=min(limit, 1000))).rules)
 
-    empty = "There are no rules. Make one with: kapell approval remember --help"
+    empty = "No rules yet. Make one with: kapell approval remember --help"
     write_list(app.run(work), RULES, app.terminal, app.output, empty=empty)
 
 
 @command(
     "remember",
-    "Create a rule that decides what matches from now on; with --dry-run show what it would have matched.",
+    "Create a rule that decides what matches from now on, after a look at what it would have matched.",
     examples="""
         kapell approval remember approve --tool bash --command "git status" --command "git diff *" --dry-run
         kapell approval remember deny --command "git push *" --reason "releases are made by hand"
@@ -61,6 +63,7 @@ def rules(app: App, /, limit: int) -> None:
     help="Approves nothing riskier. [default: medium]",
 )
 @click.option("--reason", default="", metavar="TEXT", help="What it is for; a refusal says it.")
+@options.yes
 @options.dry_run
 @options.output
 @click.pass_obj
@@ -71,6 +74,7 @@ def remember(
     until: float | None,
     max_uses: int | None,
     max_risk: str | None,
+    yes: bool,
     dry_run: bool,
     **said: str,
 ) -> None:
@@ -90,6 +94,11 @@ def remember(
         note(f"Dry run: it matches {found.matched} of the latest {found.looked_at} approvals. Nothing was changed.")
         write_list(list(found.examples), APPROVALS, app.terminal, app.output)
         return
+    if effect == "approve" and app.terminal.is_tty and sys.stdin.isatty() and not yes:
+        before = app.run(lambda client: client.approvals.preview_rule(spec))
+        examples = [f"{one.approval_id}  {visible(one.title)}" for one in before.examples]
+        question = f"Approve what matches from now on; {before.matched} of the latest {before.looked_at} would have"
+        options.confirm(app, question, examples, yes=False)
     write_changed([app.run(lambda client: client.approvals.create_rule(spec))], RULES, app.terminal, app.output)
 
 

@@ -137,7 +137,7 @@ def list_(app: App, /, limit: int) -> None:
         return await options.take(client.budgets.iterate(page_size=min(limit + 1, 1000)), limit + 1)
 
     found = app.run(work)
-    empty = "There is no budget. Try: kapell budget create all --limit '$5' --window daily"
+    empty = "No budgets yet. Try: kapell budget create all --limit '$5' --window daily"
     write_list(found[:limit], BUDGETS, app.terminal, app.output, empty=empty)
     options.say_more(app, "budgets", shown=limit, found=len(found))
 

@@ -60,7 +60,8 @@ def list_(app: App, /, watch: bool, limit: int, **query: Unpack[LockQuery]) -> N
         return await client.locks.list(page_size=min(limit, _PAGE), **query)
 
     answer = app.run(work)
-    empty = "No lock is held. Hold one with: kapell lock run PATH -- COMMAND"
+    where = f" on {path}, above or below" if (path := query.get("path")) else ""
+    empty = f"No lock is held{where}. Hold one with: kapell lock run PATH -- COMMAND"
     write_list(answer.locks, locks_view(answer.waiters), app.terminal, app.output, empty=empty)
     options.say_more(app, "locks", shown=len(answer.locks), found=len(answer.locks) + bool(answer.next_page_token))
 

@@ -93,7 +93,7 @@ def list_(app: App, /, limit: int) -> None:
         return await options.take(client.secrets.iterate(page_size=min(limit + 1, 1000)), limit + 1)
 
     secrets = app.run(work)
-    empty = "There is no secret. Set one with: kapell secret set NAME"
+    empty = "No secrets yet. Set one with: kapell secret set NAME"
     write_list(secrets[:limit], SECRETS, app.terminal, app.output, empty=empty)
     options.say_more(app, "secrets", shown=limit, found=len(secrets))
 

@@ -162,12 +162,17 @@ def _held(standing: Standing, terminal: Terminal) -> Iterator[tuple[str, str]]:
     """What was spent and what is locked, where anything is."""
     spend, budgets = standing.spend, standing.budgets
     if budgets or (spend is not None and spend.records):
-        told = [f"{cost_of(spend)} in 30 days"] if spend is not None else []
-        for budget in budgets[:_MOST_BUDGETS]:
+        told = [f"{cost_of(spend)} in 30d"] if spend is not None else []
+        room = terminal.width - 8 - sum(map(cells, told))
+        for number, budget in enumerate(budgets):
             state = budget_state(budget)
-            mark = f"{state.mark} " if terminal.marks else ""
-            told.append(f"budget {visible(budget_text(budget))} {terminal.out(f'{mark}{state.text}', state.colour)}")
-        told += [f"{len(budgets) - _MOST_BUDGETS} more budgets"] if len(budgets) > _MOST_BUDGETS else []
+            word = f"{state.mark} {state.text}" if terminal.marks else state.text
+            text = f"budget {visible(' '.join(budget_text(budget).split()))} "
+            room -= cells(text + word) + 2
+            if room < 0 or number == _MOST_BUDGETS:
+                told.append("…" if terminal.marks else "...")
+                break
+            told.append(text + terminal.out(word, state.colour))
         yield "Spend ", "  ".join(told)
     if standing.locks or standing.lock_waiters:
         more = "+" if standing.more_locks else ""

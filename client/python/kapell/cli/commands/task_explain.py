@@ -10,7 +10,7 @@ import click
 from kapell.cli import options
 from kapell.cli.app import App
 from kapell.cli.output import write, write_list, write_one
-from kapell.cli.queue_views import BLOCKERS, EXPLANATIONS, blocker_detail, place
+from kapell.cli.queue_views import BLOCKERS, EXPLANATIONS, blocker_command, blocker_detail, place
 from kapell.cli.shape import command
 from kapell.cli.table import rows_for_terminal
 from kapell.cli.terminal import Terminal, visible
@@ -54,5 +54,7 @@ def _told(answer: ExplainTaskResponse, terminal: Terminal) -> Iterator[str]:
         yield f"  {visible(blocker.message)}"
         if detail := blocker_detail(blocker):
             yield terminal.out(f"    {visible(detail)}", "dim")
+        if way_out := blocker_command(blocker):
+            yield terminal.out(f"    next: {visible(way_out)}", "dim")
     if answer.position:
         yield terminal.out(f"  Its place among those that could run: {place(answer)}", "dim")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -30,13 +30,32 @@ _LIMITS = (
     click.option("--run-timeout", type=DURATION, metavar="DURATION", help="Stop an attempt that takes longer."),
     click.option("--total-timeout", type=DURATION, metavar="DURATION", help="Fail when it has not ended by then."),
 )
+
+
+def _people(_ctx: click.Context, _param: click.Parameter, values: Sequence[str]) -> list[str]:
+    """Actors as a policy names them: "ada" is "user:ada"."""
+    return [value if ":" in value else f"user:{value}" for value in values]
+
+
 _SHARES = (
+    click.option("--needs-approval", is_flag=True, help="Somebody must approve its start, see `kapell approval`."),
     click.option(
-        "--needs-approval",
-        "approval",
-        is_flag=True,
-        callback=lambda _ctx, _param, value: _policy() if value else None,
-        help="Somebody must approve its start, see `kapell approval`.",
+        "--approver",
+        "approvers",
+        multiple=True,
+        metavar="WHO",
+        callback=_people,
+        help="Who may: a user's name, or agent:ID; may be repeated. [default: whoever may approve]",
+    ),
+    click.option("--quorum", type=click.IntRange(1, 10), metavar="N", help="How many must. [default: 1]"),
+    click.option("--approve-within", type=DURATION, metavar="DURATION", help="How long there is. [default: 24h]"),
+    click.option(
+        "--on-expiry",
+        type=click.Choice(("deny", "hold", "escalate")),
+        help="Then: fail it, wait on, or let others decide as well. [default: hold]",
+    ),
+    click.option(
+        "--escalate-to", multiple=True, metavar="WHO", callback=_people, help="Those others; may be repeated."
     ),
     click.option("--fairness-key", metavar="KEY", help="Whose share of the agents it uses: a team, a user, a project."),
     click.option(
@@ -178,10 +197,24 @@ def fields_given(
     labels: dict[str, str],
     not_before: float | None,
     dependencies: tuple[str, ...] = (),
+    needs_approval: bool = False,
+    approvers: Sequence[str] = (),
+    quorum: int | None = None,
+    approve_within: float | None = None,
+    on_expiry: str | None = None,
+    escalate_to: Sequence[str] = (),
     **rest: Any,
 ) -> dict[str, Any]:
     """What was said of a task, as keywords of `client.tasks.create`."""
+    said = {
+        "approvers": approvers,
+        "quorum": quorum,
+        "timeout": approve_within,
+        "on_expiry": on_expiry,
+        "escalate_to": escalate_to,
+    }
     fields: dict[str, Any] = {
+        "approval": _policy(needs_approval, {key: value for key, value in said.items() if value}),
         "dependencies": dependencies or None,
         "display_name": name,
         "labels": labels or None,
@@ -191,11 +224,17 @@ def fields_given(
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def _policy() -> Any:
-    """Approvals by the defaults."""
+def _policy(is_needed: bool, said: dict[str, Any]) -> Any:
+    """The policy that was said; None where its start needs no approval. UsageError for one without need."""
+    if not is_needed:
+        if said:
+            raise click.UsageError("Say --needs-approval as well, else nobody is asked.")
+        return None
+    if said.get("escalate_to") and said.get("on_expiry") != "escalate":
+        raise click.UsageError("--escalate-to is for --on-expiry escalate.")
     from kapell.approvals import approval_policy
 
-    return approval_policy()
+    return approval_policy(**said)
 
 
 def _prompt(words: tuple[str, ...], file: str | None) -> str:

@@ -8,7 +8,7 @@ import click
 
 from kapell.cli import options
 from kapell.cli.app import App
-from kapell.cli.causes import is_over_budget
+from kapell.cli.causes import exit_of
 from kapell.cli.errors import Done, Exit, refusal_of, report
 from kapell.cli.loglines import LogPrinter
 from kapell.cli.output import Stream, write_changed
@@ -150,5 +150,6 @@ def _exit_code(app: App, /, results: list[Task | BaseException]) -> Exit:
         return refusal_of(others[0]).exit
     bad = [one for one in results if not isinstance(one, BaseException) and one.state != TASK_STATE_SUCCEEDED]
     if bad:
-        return Exit.BUDGET if all(is_over_budget(task) for task in bad) else Exit.TASK_FAILED
+        codes = {exit_of(task) for task in bad}
+        return codes.pop() if len(codes) == 1 else Exit.TASK_FAILED
     return Exit.STILL_PENDING if pending else Exit.DONE

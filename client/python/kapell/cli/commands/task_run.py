@@ -9,7 +9,7 @@ import click
 
 from kapell.cli import options
 from kapell.cli.app import App
-from kapell.cli.causes import causes, hints, is_over_budget
+from kapell.cli.causes import causes, exit_of, hints
 from kapell.cli.commands.task_fields import new_task, task_fields
 from kapell.cli.errors import Done, Exit
 from kapell.cli.output import note, write_one
@@ -36,7 +36,8 @@ def following(function: _F) -> _F:
 
 @command(
     "run",
-    "Create a task and follow it to its end. The exit code is 0 if it succeeded, 7 if not, 9 if a budget stopped it.",
+    "Create a task and follow it to its end. The exit code is 0 if it succeeded, 7 if not, 9 if a budget stopped it, "
+    "10 if nobody approved it.",
     examples="""
         kapell task run --type shell "wc -l *.py"
         kapell task run --type shell -- wc -l README.md
@@ -98,7 +99,7 @@ def _outcome(app: App, /, task: Task, because: list[Task]) -> Exit:
         failure = f"  {visible(failure_text(task.failure))}" if task.HasField("failure") else ""
         is_good = task.state == TASK_STATE_SUCCEEDED
         note(f"{head}  {task.task_id}  {_took(task)}{tries}{'' if is_good else failure}")
-        exit = Exit.DONE if is_good else Exit.BUDGET if is_over_budget(task) else Exit.TASK_FAILED
+        exit = Exit.DONE if is_good else exit_of(task)
         if not is_good and terminal.is_tty:
             for hint in hints(task, because):
                 note(terminal.err(hint, "dim"))

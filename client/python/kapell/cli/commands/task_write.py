@@ -57,7 +57,9 @@ def create(app: App, /, dry_run: bool, **values: Any) -> None:
     if task_look(task.state).final and not dry_run:
         _say_why(app, task, because)
     elif app.terminal.is_tty and app.is_table and not dry_run:
-        note(app.terminal.err(f"Follow it with: kapell task logs --follow {task.task_id}", "dim"))
+        decide = task_look(task.state).word == "awaiting approval"
+        hint = "Decide it with: kapell approval list" if decide else "Follow it with: kapell task logs --follow"
+        note(app.terminal.err(hint if decide else f"{hint} {task.task_id}", "dim"))
         if warning:
             note(app.terminal.err(warning, "yellow"))
 

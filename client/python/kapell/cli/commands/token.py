@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kapell.cli import bulk, options
+from kapell.cli import bulk, options, times
 from kapell.cli.app import App
 from kapell.cli.errors import Refusal
 from kapell.cli.output import as_data, note, write, write_changed, write_line, write_list, write_one
@@ -73,7 +73,7 @@ def create(
         return
     write(made.token.token_id if app.output == "id" else made.secret)
     if app.terminal.is_tty:
-        until = made.token.expire_time.ToJsonString() if made.token.HasField("expire_time") else "it is revoked"
+        until = times.local(made.token.expire_time) if made.token.HasField("expire_time") else "it is revoked"
         note(f"{made.token.token_id} of {principal} ({scope_words(made.token.scopes)}), good until {until}.")
         note("Keep it: it is not shown again. Take it back with: kapell auth token revoke " + made.token.token_id)
 
@@ -98,7 +98,7 @@ def list_(app: App, /, principals: tuple[str, ...], every: bool, limit: int) -> 
         return await options.take(found, limit + 1)
 
     tokens = app.run(work)
-    empty = "No token was made yet. Try: kapell auth token create ci --scope read"
+    empty = "No tokens yet. Try: kapell auth token create ci --scope read"
     write_list(tokens[:limit], TOKENS, app.terminal, app.output, empty=empty)
     options.say_more(app, "tokens", shown=limit, found=len(tokens))
 

@@ -13,6 +13,7 @@ from kapell.cli.app import App
 from kapell.cli.money import UNPRICED, cost_of, exact, shown
 from kapell.cli.output import View, as_data, note, write, write_line, write_list, write_one
 from kapell.cli.shape import command
+from kapell.cli.table import Line, card
 from kapell.cli.times import iso
 from kapell.cli.usage_views import sums_view
 
@@ -252,21 +253,23 @@ def _write_estimate(app: App, answer: EstimateCostResponse, runs: int) -> None:
     if not app.is_table:
         write_one(answer, _ESTIMATE, app.terminal, app.output)
         return
-    amount = shown if app.terminal.is_tty else exact
-    if answer.HasField("cost"):
-        write(f"cost\t{amount(answer.cost)}" if not app.terminal.is_tty else f"{amount(answer.cost)} for {_runs(runs)}")
-        if runs > 1:
-            write(f"each\t{amount(answer.cost_per_run)}")
-    else:
-        write(UNPRICED if answer.price_id or not answer.HasField("history") else "not known")
-    if answer.HasField("cost_p95"):
-        write(f"p95\t{amount(answer.cost_p95)}")
-    if answer.price_id:
-        write(f"price\t{answer.price_id}")
-    if answer.history.tasks:
-        write(f"from\t{answer.history.tasks} ended tasks")
+    for line in card(_estimate_lines(answer, runs, is_tty=app.terminal.is_tty), app.terminal):
+        write(line)
     if answer.note:
         note(app.terminal.err(answer.note, "yellow"))
+
+
+def _estimate_lines(answer: EstimateCostResponse, runs: int, *, is_tty: bool) -> list[Line]:
+    amount = shown if is_tty else exact
+    unknown = UNPRICED if answer.price_id or not answer.HasField("history") else "not known"
+    cost = amount(answer.cost) + (f" for {_runs(runs)}" if is_tty else "") if answer.HasField("cost") else unknown
+    return [
+        Line("Cost", cost),
+        Line("Each", amount(answer.cost_per_run) if answer.HasField("cost") and runs > 1 else ""),
+        Line("P95", amount(answer.cost_p95) if answer.HasField("cost_p95") else ""),
+        Line("Price", answer.price_id),
+        Line("From", f"{answer.history.tasks} ended tasks" if answer.history.tasks else ""),
+    ]
 
 
 def _runs(runs: int) -> str:

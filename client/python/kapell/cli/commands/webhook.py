@@ -78,7 +78,7 @@ def list_(app: App, /, limit: int) -> None:
         return await options.take(client.webhooks.iterate(page_size=min(limit + 1, 1000)), limit + 1)
 
     found = app.run(work)
-    empty = "There is no webhook. Try: kapell webhook create pager --url URL"
+    empty = "No webhooks yet. Try: kapell webhook create pager --url URL"
     write_list(found[:limit], WEBHOOKS, app.terminal, app.output, empty=empty)
     options.say_more(app, "webhooks", shown=limit, found=len(found))
 

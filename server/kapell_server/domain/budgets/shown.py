@@ -1,0 +1,30 @@
+"""How holds are told of in the rows of attempts, and which changes of a budget's figures are news."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kapell.v1.budget_pb2 import BudgetStatus
+from kapell.v1.task_pb2 import TaskAttempt
+
+from kapell_server.domain.budgets.tally import Hold
+from kapell_server.domain.copied import copied
+
+
+def describe(record: TaskAttempt, held: Iterable[Hold], *, ended: bool = False) -> None:
+    """Adds holds to the record of an attempt."""
+    for hold in held:
+        reserved = 0 if ended else hold.reserved
+        describe = hold.tally.describe_hold
+        record.budget_holds.append(hold.tally.untouched(reserved) if not hold.spent else describe(reserved, hold.spent))
+
+
+def differs(before: BudgetStatus, now: BudgetStatus) -> bool:
+    """Whether there is something to tell. A rolling window moves all the time, which is no news."""
+    if before == now:
+        return False
+    one, other = copied(before), copied(now)
+    if not now.HasField("window_end_time"):
+        one.ClearField("window_start_time")
+        other.ClearField("window_start_time")
+    return one != other
