@@ -22,7 +22,6 @@ from kapell.v1.budget_pb2 import (
 from kapell.v1.error_pb2 import ERROR_REASON_ID_TAKEN, ERROR_REASON_REQUEST_INVALID
 from kapell.v1.watch_pb2 import EVENT_KIND_BUDGET_CREATED, EVENT_KIND_BUDGET_DELETED, EVENT_KIND_BUDGET_UPDATED
 
-from kapell_server.domain.budgets import waiting
 from kapell_server.domain.budgets.amounts import Measure, measure_of, set_amount, units_of
 from kapell_server.domain.budgets.named import budget_not_found
 from kapell_server.domain.budgets.resuming import resume, usual_extension
@@ -103,8 +102,6 @@ def update_budget(state: State, request: UpdateBudgetRequest) -> Budget:
     state.standing.put(budget, EVENT_KIND_BUDGET_UPDATED, tuple(f"spec.{path}" for path in sorted(paths)))
     if paths & {"limit", "thresholds"}:
         state.budgets.review(tally)
-    if paths & {"limit", "default_estimate"}:
-        waiting.reconsider(state, tally)
     return _find(state, tally)
 
 

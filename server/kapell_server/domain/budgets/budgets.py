@@ -122,13 +122,12 @@ class Budgets:
             state.queues.retry(f"budget/{tally.budget_id}/{need_class}")
 
     def rescope(self) -> None:
-        """Budgets, or what tasks need of them, have changed."""
         self._scopes = None
         self._state.on_rollback(setattr, self, "_scopes", None)
 
     def needs_changed(self, tally: Tally) -> None:
         """A budget reckons otherwise with what tasks need that say nothing: who waits for it is looked at anew."""
-        self._rescope()
+        self.rescope()
         for need_class in sorted(tally.waiting):
             self._state.queues.let_all_try(f"budget/{tally.budget_id}/{need_class}")
 

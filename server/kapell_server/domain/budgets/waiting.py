@@ -38,10 +38,3 @@ def _fits(state: State, tally: Tally, entry: ReadyEntry) -> bool:
     """Whether the budget has room for a parked task, or is none of its budgets any more."""
     needs = state.budgets.needs(state.task(entry.task_id))
     return all(not tally.blocks(need) for one, need in needs if one is tally)
-
-
-def reconsider(state: State, tally: Tally) -> None:
-    """What tasks need of a budget has changed: all that wait for it may try."""
-    state.budgets.rescope()
-    for need_class in sorted(tally.waiting):
-        state.queues.retry(f"budget/{tally.budget_id}/{need_class}", all_of_them=True)

@@ -175,10 +175,10 @@ class Queues:
         for gate in self._gates.values():
             gate.forgo(entry, name)
 
-    def retry(self, name: str, *, all_of_them: bool = False) -> None:
+    def retry(self, name: str) -> None:
         """Lets as many of those parked under a name try as there is room: none may wait for one that cannot run."""
         for agent_type in self.ready.types_parked_under(name):
-            room = _EVERYBODY if all_of_them else self._gate(name).room(name)
+            room = self._gate(name).room(name)
             if room > 0 and self.ready.wake(name, agent_type, room):
                 self._state.polls.touch_type(agent_type)
 
@@ -386,7 +386,6 @@ def _across_types(entry: ReadyEntry) -> tuple[int, int, str]:
 
 _MOST_PARKED = 2_000
 """Most tasks that one batch parks: a flood of them must not keep everybody else waiting."""
-_EVERYBODY = 1 << 30
 _SOON = SECOND // 1000
 _MOST_COUNTED = 1_000
 """Most places that are looked at to tell where a task stands."""
