@@ -8,6 +8,7 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from kapell.v1 import agent_pb2, task_pb2, worker_pb2
 from kapell.v1.agent_pb2 import Agent, DeleteAgentRequest, DrainAgentRequest, SpawnAgentRequest, UpdateAgentRequest
+from kapell.v1.approval_policy_pb2 import ApprovalPolicy
 from kapell.v1.common_pb2 import ProcessExit
 from kapell.v1.task_pb2 import (
     BatchCreateTasksRequest,
@@ -39,6 +40,7 @@ def mutators() -> list[Any]:
         BatchCreateTasksRequest(tasks=[TaskSpec(agent_type="shell"), TaskSpec(agent_type="shell")]),
         UpdateTaskRequest(task=task, update_mask=FieldMask(paths=["priority"])),
         CancelTaskRequest(task_id="task_queued"),
+        task_pb2.ApproveTaskRequest(task_id="task_asking"),
         RetryTaskRequest(task_id="task_ended"),
         CancelTasksRequest(filter=TaskFilter(task_ids=["task_queued"])),
         RetryTasksRequest(all=True),
@@ -61,6 +63,7 @@ MUTATORS = {(getattr(one, "request", one)).DESCRIPTOR.name: one for one in mutat
 async def stage(on_sqlite: LiveEngine) -> LiveEngine:
     live = on_sqlite
     await live.create(task_id="task_queued")
+    await live.create(task_id="task_asking", approval=ApprovalPolicy())
     await live.create(task_id="task_ended")
     await live.call(CancelTaskRequest(task_id="task_ended"))
     await live.spawn("agent_live")

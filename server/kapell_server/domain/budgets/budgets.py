@@ -98,7 +98,7 @@ class Budgets:
         tally = Tally(state, budget)
         tally.end_ns = tally.window.span(state.now_ns).end_ns
         state.assign(self.tallies, budget.budget_id, tally)
-        self._rescope()
+        self.rescope()
         return tally
 
     def close(self, tally: Tally) -> None:
@@ -117,17 +117,17 @@ class Budgets:
             self._resolve(tally, percent)
         for_budgets.forget(state, tally.budget_id)
         state.remove(self.tallies, tally.budget_id)
-        self._rescope()
+        self.rescope()
         for need_class in sorted(tally.waiting):
             state.queues.retry(f"budget/{tally.budget_id}/{need_class}")
 
-    def _rescope(self) -> None:
+    def rescope(self) -> None:
         self._scopes = None
         self._state.on_rollback(setattr, self, "_scopes", None)
 
     def needs_changed(self, tally: Tally) -> None:
         """A budget reckons otherwise with what tasks need that say nothing: who waits for it is looked at anew."""
-        self._rescope()
+        self.rescope()
         for need_class in sorted(tally.waiting):
             self._state.queues.let_all_try(f"budget/{tally.budget_id}/{need_class}")
 

@@ -14,6 +14,7 @@ from kapell.v1.agent_pb2 import AGENT_STATE_ACTIVE
 from kapell.v1.budget_pb2 import BUDGET_STATE_AWAITING_APPROVAL, Budget
 from kapell.v1.task_pb2 import WAIT_KIND_BUDGET, Blocker, Task
 
+from kapell_server.domain.budgets import waiting
 from kapell_server.domain.budgets.amounts import words
 from kapell_server.domain.budgets.tally import Tally
 from kapell_server.domain.queueing.ready import ReadyEntry
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from kapell_server.domain.state import State
 
 _LOOK_AHEAD = 256
-_ANY = 1_000
+_ANY = 1 << 30
+"""Nobody waits for a budget that is gone."""
 
 
 class BudgetGate:
@@ -54,7 +56,11 @@ class BudgetGate:
         self._budgets.parked(name)
 
     def forgo(self, entry: ReadyEntry, name: str) -> None:
-        """What a task has found open here was not taken: those that were turned away have been for other reasons."""
+        """A task was let try for the room of a budget, and does not use it: the next ones may."""
+        if waiting.anyone_waits(self._state):
+            task = self._state.cached_task(entry.task_id)
+            if task is not None:
+                waiting.pass_on(self._state, task, name)
 
     def take(self, task: Task) -> None:
         self._budgets.take(task)

@@ -20,6 +20,7 @@ from kapell.v1.watch_pb2 import (
     EVENT_KIND_TASK_STARTED,
 )
 
+from kapell_server.domain.budgets import waiting
 from kapell_server.domain.budgets.gate import BudgetGate
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.queueing.fair_share import FairShare
@@ -192,6 +193,17 @@ class Queues:
         agent_type = self.ready.unpark(task_id)
         if agent_type:
             self._state.polls.touch_type(agent_type)
+
+    def relabelled(self, previous: Task) -> None:
+        """A QUEUED task, as it was, has other labels now, and so perhaps other budgets."""
+        place = self.ready.place_of(previous.task_id)
+        if place is None:
+            return
+        name = place[1]
+        if name.startswith("budget/"):
+            self.let_try(previous.task_id)
+        elif not name:
+            waiting.pass_on(self._state, previous, name)
 
     def gate_blockers(self, task: Task) -> Iterator[Blocker]:
         """Every gate's reasons why the task cannot start now."""

@@ -121,6 +121,14 @@ class ReadyIndex:
                 woken += 1
         return woken
 
+    def heads(self, key: str) -> Iterator[ReadyEntry]:
+        """Of each type the best task that is parked under a key."""
+        for heap in self._parked.get(key, {}).values():
+            while heap and not self._is_at(heap[0], key):
+                heapq.heappop(heap)
+            if heap:
+                yield heap[0]
+
     def unpark(self, task_id: str) -> str:
         """Moves a task that is parked to where it could run, whatever it is parked under. Its type, if it was."""
         place = self._places.get(task_id)

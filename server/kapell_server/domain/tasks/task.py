@@ -316,6 +316,8 @@ def update_task(state: State, request: UpdateTaskRequest) -> Task:
     woken = current.state == TASK_STATE_PENDING and task.state == TASK_STATE_QUEUED
     kind = EVENT_KIND_TASK_QUEUED if woken else EVENT_KIND_TASK_UPDATED
     put = state.put_task(task, kind, tuple(changed))
+    if "labels" in changed:
+        state.queues.relabelled(current)
     if edit is not None:
         state.keep_edit(put, edit)
         dependency.keep_results(state, put)
