@@ -72,6 +72,9 @@ USER = user("admin")
 START_NS = 1_800_000_000 * SECOND
 SPEC = AgentSpec(agent_types=["shell"], command=CommandRuntime(argv=["sh", "-c", "{prompt}"]))
 
+_SHIPPED = shipped_prices()
+"""Read once: a world is made for each example of a property."""
+
 
 class World:
     """A State, its rows and its time. `events` are the names of all events so far, "task.created" and so on."""
@@ -79,7 +82,7 @@ class World:
     def __init__(self, **settings: Any) -> None:
         self.keyring = Keyring(b"k" * 32, admin_token="admin")
         self.state = State(settings=Settings(**settings), keyring=self.keyring, random=Random(7), log_id="log_world")
-        self.state.usage.prices.ship(shipped_prices())
+        self.state.usage.prices.ship(_SHIPPED)
         self.rows = Rows()
         self.now_ns = START_NS
         self.events: list[str] = []

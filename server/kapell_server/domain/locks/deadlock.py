@@ -187,8 +187,10 @@ def _is_waited_for(state: State, owner_id: str) -> bool:
     table = state.locks
     owner = table.owners.get(owner_id)
     # A task that has not begun may want what is held without a place in the queue. That matters where one waits for it.
-    if owner is not None and owner.held and (table.child_waits or table.anyone_wants(owner)):
-        return True
+    # And who stands behind one of its other places waits for it as well.
+    if owner is not None and owner.held:
+        if table.child_waits or table.anyone_wants(owner) or table.anyone_behind(owner_id):
+            return True
     if not owner_id.startswith(_TASK):
         return False
     task = state.find_task(owner_id)
