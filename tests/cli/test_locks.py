@@ -100,8 +100,8 @@ READING = {
 
 
 def test_transcripts(shell: Shell) -> None:
-    acquire(shell, "web", "--note", "release", "--ttl", "10m")
-    acquire(shell, "docs", "--shared", "--ttl", "10m")
+    acquire(shell, "web", "--note", "release", "--ttl", "12h")
+    acquire(shell, "docs", "--shared", "--ttl", "12h")
     ticket = acquire(shell, "web/src", "docs", "--keep-queued", "--note", "format")
 
     for name, line in READING.items():

@@ -224,9 +224,16 @@ class Oracle:
         return {task_id: one for task_id, one in self.held().items() if one is not task and clash(one, task)}
 
     def lock_rivals(self, task: Task) -> dict[str, Task]:
-        """The tasks that may be due before it at its locks. Whether they are is left to the engine."""
+        """The tasks that may be due before it at its locks. Whether they are is left to the engine.
+
+        One that wants just the same and was offered it keeps its turn, whoever comes within that second.
+        """
         rivals = {name: one for name, one in self.tasks.items() if one.state == "QUEUED" and one is not task}
-        return {name: one for name, one in rivals.items() if clash(one, task) and comes_before(one, task)}
+        return {
+            name: one
+            for name, one in rivals.items()
+            if clash(one, task) and (comes_before(one, task) or (one.kind, one.locks) == (task.kind, task.locks))
+        }
 
     def check_locks(self, task: Task, said: set[str]) -> None:
         """What ExplainTask says of locks: all that hold them, and besides only such as may come before."""
