@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from kapell.v1.lock_pb2 import LockFilter, LockSession
 from kapell_server.domain.errors import KapellError
-from kapell_server.domain.locks import deadlock, table, views
+from kapell_server.domain.locks import table, views
 from kapell_server.domain.locks.tree import PathTree
 from kapell_server.domain.locks.views import LocksQuestion
 
@@ -61,26 +59,6 @@ def test_putting_off_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     world.fail_to_commit()
 
     assert world.state.locks._late == before
-
-
-def test_a_chain_of_holders_in_one_queue_is_not_followed_by_each_who_joins(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = LockWorld()
-    world.acquire(world.session(), "x")
-    sessions = [world.session() for _ in range(50)]
-    for number, session in enumerate(sessions):
-        world.acquire(session, f"own/{number}")
-    asked: list[str] = []
-    hops = deadlock.all_hops
-
-    def counted(state: Any, owner_id: str) -> Any:
-        asked.append(owner_id)
-        return hops(state, owner_id)
-
-    monkeypatch.setattr(deadlock, "all_hops", counted)
-    for session in sessions:
-        world.acquire(session, "x", wait=60)
-
-    assert len(asked) < len(sessions)
 
 
 @pytest.mark.parametrize("path", ["", "a", "a/b", "a/b/c", "b", "z", "a/z"])

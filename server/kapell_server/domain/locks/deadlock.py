@@ -184,13 +184,9 @@ def _trail(came_by: dict[str, Hop], last: Hop) -> list[Hop]:
 
 def _is_waited_for(state: State, owner_id: str) -> bool:
     """Whether anybody could wait for the owner for other reasons than its place in a queue. Cheap, and often False."""
-    table = state.locks
-    owner = table.owners.get(owner_id)
-    # A task that has not begun may want what is held without a place in the queue. That matters where one waits for it.
-    # And who stands behind one of its other places waits for it as well.
+    owner = state.locks.owners.get(owner_id)
     if owner is not None and owner.held:
-        if table.child_waits or table.anyone_wants(owner) or table.anyone_behind(owner_id):
-            return True
+        return True
     if not owner_id.startswith(_TASK):
         return False
     task = state.find_task(owner_id)

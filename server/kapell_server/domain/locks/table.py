@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 _BOTH = (True, False)
 _EXCLUSIVE_ONLY = (True,)
-_MOST_LOOKED_AT = 64
 _MOST_OFFERS = 500
 """To so many tasks one batch offers their locks: a flood of them must not keep everybody else waiting."""
 _SOON = SECOND // 1000
@@ -276,17 +275,6 @@ class LockTable:
                         order, last = entries[-1]
                         if order > wait.order and last.owner != owner_id:
                             return True
-        return False
-
-    def anyone_wants(self, owner: Owner) -> bool:
-        """Whether a wait of another owner conflicts with a lock of this one, which may have too many to look at all."""
-        if len(owner.held) > _MOST_LOOKED_AT:
-            return True
-        for held in owner.held.values():
-            for mode in _BOTH if held.exclusive else _EXCLUSIVE_ONLY:
-                for entries in self._wait_trees[mode].touching(held.path):
-                    if any(wait.owner != owner.key for _, wait in entries):
-                        return True
         return False
 
     def waiting_at(self, path: str) -> Iterator[Wait]:
