@@ -51,7 +51,8 @@ _MOVES: dict[int, tuple[frozenset[int], frozenset[int] | None]] = {
     ),
     EVENT_KIND_TASK_STARTED: (frozenset({TASK_STATE_QUEUED}), frozenset({TASK_STATE_RUNNING})),
     EVENT_KIND_TASK_PROGRESS: (frozenset({TASK_STATE_RUNNING}), None),
-    EVENT_KIND_TASK_REQUEUED: (LEASED, _WAITING),
+    # Retried by hand, a task waits for its time.
+    EVENT_KIND_TASK_REQUEUED: (LEASED | frozenset({TASK_STATE_FAILED, TASK_STATE_CANCELLED}), _WAITING),
     EVENT_KIND_TASK_UPDATED: (_WAITING | LEASED, None),
     EVENT_KIND_TASK_CANCELLING: (LEASED, frozenset({TASK_STATE_CANCELLING})),
     EVENT_KIND_TASK_COMPLETED: (LEASED, frozenset({TASK_STATE_SUCCEEDED})),

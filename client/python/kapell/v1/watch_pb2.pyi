@@ -40,7 +40,7 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """The running attempt reported progress."""
     EVENT_KIND_TASK_REQUEUED: _EventKind.ValueType  # 14
     """The attempt ended without finishing the task, which will run again; or the task was retried by hand
-    and waits for its dependencies.
+    and waits for its dependencies or its time.
     """
     EVENT_KIND_TASK_UPDATED: _EventKind.ValueType  # 15
     """Priority, labels or the display name were changed; or the dependencies were met and the task waits
@@ -199,7 +199,7 @@ EVENT_KIND_TASK_PROGRESS: EventKind.ValueType  # 13
 """The running attempt reported progress."""
 EVENT_KIND_TASK_REQUEUED: EventKind.ValueType  # 14
 """The attempt ended without finishing the task, which will run again; or the task was retried by hand
-and waits for its dependencies.
+and waits for its dependencies or its time.
 """
 EVENT_KIND_TASK_UPDATED: EventKind.ValueType  # 15
 """Priority, labels or the display name were changed; or the dependencies were met and the task waits
