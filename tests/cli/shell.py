@@ -100,7 +100,7 @@ class TerminalRun:
 
     def expect(self, pattern: str) -> str:
         """Waits for words that match; what came before them and they themselves."""
-        self._screen.expect(pattern)
+        self._wait_for(pattern)
         return clean(f"{self._screen.before}{self._screen.after}")
 
     def type(self, text: str) -> None:
@@ -109,11 +109,19 @@ class TerminalRun:
 
     def finish(self) -> Result:
         """Reads what is left and waits for the end."""
-        self._screen.expect(pexpect.EOF)
+        self._wait_for(pexpect.EOF)
         written = clean(self._screen.before or "")
         code = self.process.wait(WAIT)
         self._screen.close()
         return Result(code, written)
+
+    def _wait_for(self, pattern: object) -> None:
+        try:
+            self._screen.expect(pattern)
+        except pexpect.TIMEOUT:
+            self.process.kill()
+            self.process.wait(WAIT)
+            raise
 
 
 KAPELL: Sequence[str] = (sys.executable, "-m", "kapell.cli.main")

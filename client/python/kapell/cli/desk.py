@@ -7,7 +7,6 @@ decides about something that has scrolled away. What is decided elsewhere meanwh
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
 from typing import Any
 
@@ -115,8 +114,7 @@ class Desk:
             finally:
                 for one in (asked, over):
                     one.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asked
+                await asyncio.wait((asked, over))  # Not `await asked`: whoever cancels this meanwhile is heard.
         self._later.add(id)  # Asked about once; the event of its end is still told.
 
     async def _draw(self, id: str, *, whole: bool = False) -> Facts:
