@@ -15,14 +15,20 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from kapell.v1 import agent_pb2
-from kapell.v1.agent_pb2 import AgentProfile, AgentSpec, CommandRuntime
+from kapell.v1.agent_pb2 import AgentProfile, AgentSpec, CommandRuntime, RestartPolicy
 
-_PROFILE_KEYS = ("description", "agent_types", "slots", "command")
+_PROFILE_KEYS = ("description", "agent_types", "slots", "command", "restart")
+_RESTART_KEYS = ("mode", "first_pause", "longest_pause", "max_restarts", "stable_after")
 _COMMAND_KEYS = ("argv", "stdin", "env", "env_from_secret", "working_directory", "result_format", "kill_grace")
 _FORMATS = {
     "text": agent_pb2.RESULT_FORMAT_TEXT,
     "json": agent_pb2.RESULT_FORMAT_JSON,
     "file": agent_pb2.RESULT_FORMAT_FILE,
+}
+_RESTARTS = {
+    "never": agent_pb2.RESTART_MODE_NEVER,
+    "on-failure": agent_pb2.RESTART_MODE_ON_FAILURE,
+    "always": agent_pb2.RESTART_MODE_ALWAYS,
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
@@ -73,6 +79,8 @@ def _profile(name: str, table: Any, where: str) -> AgentProfile:
         slots=expect(table.get("slots", 1), int, f"{where}.slots", "a whole number"),
         command=_command(table["command"], f"{where}.command"),
     )
+    if "restart" in table:
+        spec.restart.CopyFrom(_restart(table["restart"], f"{where}.restart"))
     description = expect(table.get("description", ""), str, f"{where}.description", "text")
     return AgentProfile(profile=name, description=description, spec=_checked(spec, where))
 
@@ -96,6 +104,21 @@ def _command(table: Any, where: str) -> CommandRuntime:
     if "kill_grace" in table:
         command.kill_grace.CopyFrom(_duration(table["kill_grace"], f"{where}.kill_grace"))
     return command
+
+
+def _restart(value: Any, where: str) -> RestartPolicy:
+    """A mode by itself, or a table with a mode and how patient to be."""
+    table = {"mode": value} if isinstance(value, str) else expect(value, dict, where, "a mode or a table")
+    refuse_unknown(table, _RESTART_KEYS, where)
+    mode = expect(table.get("mode", "on-failure"), str, f"{where}.mode", "text")
+    if mode not in _RESTARTS:
+        raise ConfigError(f"{where}.mode must be one of {', '.join(_RESTARTS)}, not {mode!r}.")
+    most = expect(table.get("max_restarts", 0), int, f"{where}.max_restarts", "a whole number")
+    policy = RestartPolicy(mode=_RESTARTS[mode], max_restarts=most)
+    for key in ("first_pause", "longest_pause", "stable_after"):
+        if key in table:
+            getattr(policy, key).CopyFrom(_duration(table[key], f"{where}.{key}"))
+    return policy
 
 
 def _checked(spec: AgentSpec, where: str) -> AgentSpec:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kapell.v1.agent_pb2 import RESULT_FORMAT_JSON
+from kapell.v1.agent_pb2 import RESTART_MODE_ALWAYS, RESTART_MODE_ON_FAILURE, RESULT_FORMAT_JSON, RestartPolicy
 from kapell_server.config import SETTINGS, Config, ConfigError, load
 
 
@@ -189,6 +190,41 @@ def test_a_profile_becomes_a_spec(tmp_path: Path) -> None:
     assert dict(profile.spec.command.env) == {"A": "b"}
     assert profile.spec.command.result_format == RESULT_FORMAT_JSON
     assert profile.spec.command.kill_grace.seconds == 2
+
+
+def test_a_profile_says_when_its_agents_are_started_again(tmp_path: Path) -> None:
+    config = loaded(
+        tmp_path,
+        """
+        [profiles.short]
+        command = { argv = ["true"] }
+        restart = "always"
+
+        [profiles.long.command]
+        argv = ["true"]
+
+        [profiles.long.restart]
+        first_pause = "500ms"
+        max_restarts = 3
+        """,
+    )
+
+    assert config.profiles["short"].spec.restart == RestartPolicy(mode=RESTART_MODE_ALWAYS)
+    long = config.profiles["long"].spec.restart
+    assert (long.mode, long.first_pause.nanos, long.max_restarts) == (RESTART_MODE_ON_FAILURE, 500_000_000, 3)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('restart = "sometimes"', "must be one of never, on-failure, always"),
+        ("restart = { max_restart = 3 }", "did you mean `max_restarts`"),
+        ('restart = { first_pause = "1ms" }', "first_pause"),
+    ],
+)
+def test_a_restart_that_cannot_be_is_refused(tmp_path: Path, line: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        loaded(tmp_path, f'[profiles.bad]\ncommand = {{ argv = ["true"] }}\n{line}')
 
 
 def test_the_shell_profile_is_built_in_and_may_be_replaced(tmp_path: Path) -> None:

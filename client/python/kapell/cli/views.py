@@ -250,10 +250,19 @@ def agent_card(agent: Agent) -> list[Line]:
         Line("Labels", labels_text(agent.labels)),
         Line("Process", str(agent.pid) if agent.pid else ""),
         Line("Exit", agent.exit.message or (f"exit code {agent.exit.code}" if agent.HasField("exit") else "")),
+        Line("Restarts", _restarts(agent)),
         Line("Last heard", _ago(times.age(agent.last_heartbeat_time))),
         Line("Created", times.local(agent.create_time)),
         Line("Ended", times.local(agent.end_time)),
     ]
+
+
+def _restarts(agent: Agent) -> str:
+    """How often it was started again, and when it will be; empty where it never was."""
+    if not agent.restart_count:
+        return ""
+    text = f"{agent.restart_count}, {agent.restarts_in_a_row} in a row"
+    return f"{text}; next at {times.local(agent.next_start_time)}" if agent.HasField("next_start_time") else text
 
 
 def _ago(age: str) -> str:
