@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kapell.v1.agent_pb2 import RESTART_MODE_ALWAYS, RESTART_MODE_ON_FAILURE, RESULT_FORMAT_JSON, RestartPolicy
+from google.protobuf.duration_pb2 import Duration
+from kapell.v1.agent_pb2 import (
+    RESTART_MODE_ALWAYS,
+    RESTART_MODE_ON_FAILURE,
+    RESULT_FORMAT_JSON,
+    AgentPool,
+    RestartPolicy,
+)
 from kapell_server.config import SETTINGS, Config, ConfigError, load
 
 
@@ -225,6 +232,26 @@ def test_a_profile_says_when_its_agents_are_started_again(tmp_path: Path) -> Non
 def test_a_restart_that_cannot_be_is_refused(tmp_path: Path, line: str, words: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)):
         loaded(tmp_path, f'[profiles.bad]\ncommand = {{ argv = ["true"] }}\n{line}')
+
+
+def test_a_profile_may_be_a_pool(tmp_path: Path) -> None:
+    config = loaded(
+        tmp_path,
+        """
+        [profiles.short]
+        command = { argv = ["true"] }
+        pool = 4
+
+        [profiles.long]
+        command = { argv = ["true"] }
+        pool = { min = 1, max = 2, idle_stop = "30s" }
+        """,
+    )
+
+    assert config.profiles["short"].pool == AgentPool(max_agents=4)
+    assert config.profiles["long"].pool == AgentPool(min_agents=1, max_agents=2, idle_stop=Duration(seconds=30))
+    with pytest.raises(ConfigError, match="min_agents must not be greater than max_agents"):
+        loaded(tmp_path, '[profiles.bad]\ncommand = { argv = ["true"] }\npool = { min = 2, max = 1 }')
 
 
 def test_the_shell_profile_is_built_in_and_may_be_replaced(tmp_path: Path) -> None:

@@ -295,12 +295,21 @@ AGENTS = View(
 )
 
 
+def _pool(profile: AgentProfile) -> str:
+    """How many agents there are by themselves; empty where they are spawned by hand."""
+    if not profile.HasField("pool"):
+        return ""
+    idle = times.short(profile.pool.idle_stop.ToSeconds() or 300)
+    return f"{profile.pool.min_agents} to {profile.pool.max_agents} agents, ended after {idle} without a task"
+
+
 def _profile_card(profile: AgentProfile) -> list[Line]:
     return [
         Line("Profile", profile.profile),
         Line("For", profile.description),
         Line("Serves", ", ".join(profile.spec.agent_types)),
         Line("Slots", str(profile.spec.slots or 1)),
+        Line("Pool", _pool(profile)),
         Line("Command", command_text(profile.spec)),
     ]
 

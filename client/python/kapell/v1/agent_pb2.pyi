@@ -410,6 +410,41 @@ class AgentSpec(_message.Message):
 Global___AgentSpec: _TypeAlias = AgentSpec  # noqa: Y015
 
 @_typing.final
+class AgentPool(_message.Message):
+    """How many agents of a profile there are, as its tasks need them. The server starts agents while tasks could run
+    that no free slot takes, and ends those it has started when they have had nothing to do for a while. Agents of
+    the profile that were spawned by hand count, but are left alone.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIN_AGENTS_FIELD_NUMBER: _builtins.int
+    MAX_AGENTS_FIELD_NUMBER: _builtins.int
+    IDLE_STOP_FIELD_NUMBER: _builtins.int
+    min_agents: _builtins.int
+    """Agents there always are. Default 0: none while there is nothing to do."""
+    max_agents: _builtins.int
+    """Most agents there may be, 1 to 1000."""
+    @_builtins.property
+    def idle_stop(self) -> _duration_pb2.Duration:
+        """How long an agent beyond min_agents is kept without a task. Unset: 5 min; 1 s to 7 days."""
+
+    def __init__(
+        self,
+        *,
+        min_agents: _builtins.int = ...,
+        max_agents: _builtins.int = ...,
+        idle_stop: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["idle_stop", b"idle_stop"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idle_stop", b"idle_stop", "max_agents", b"max_agents", "min_agents", b"min_agents"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentPool: _TypeAlias = AgentPool  # noqa: Y015
+
+@_typing.final
 class AgentProfile(_message.Message):
     """A named AgentSpec from the server's configuration."""
 
@@ -418,6 +453,7 @@ class AgentProfile(_message.Message):
     PROFILE_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
     profile: _builtins.str
     """The name."""
     description: _builtins.str
@@ -426,16 +462,21 @@ class AgentProfile(_message.Message):
     def spec(self) -> Global___AgentSpec:
         """What an agent of it is made of."""
 
+    @_builtins.property
+    def pool(self) -> Global___AgentPool:
+        """Its agents come and go by themselves. Unset: they are spawned by hand."""
+
     def __init__(
         self,
         *,
         profile: _builtins.str = ...,
         description: _builtins.str = ...,
         spec: Global___AgentSpec | None = ...,
+        pool: Global___AgentPool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "profile", b"profile", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "pool", b"pool", "profile", b"profile", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
