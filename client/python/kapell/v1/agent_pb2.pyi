@@ -368,6 +368,54 @@ class RestartPolicy(_message.Message):
 Global___RestartPolicy: _TypeAlias = RestartPolicy  # noqa: Y015
 
 @_typing.final
+class AgentLimits(_message.Message):
+    """What one attempt may use of the agent's machine: its program and all that it starts, together. More ends the
+    attempt with LIMIT_EXCEEDED, which is not retried by itself. Looked at several times a second.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    CPU_TIME_FIELD_NUMBER: _builtins.int
+    WALL_TIME_FIELD_NUMBER: _builtins.int
+    OPEN_FILES_FIELD_NUMBER: _builtins.int
+    PROCESSES_FIELD_NUMBER: _builtins.int
+    OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
+    memory_bytes: _builtins.int
+    """Resident memory in bytes; what processes share counts once. 0: no limit; else at least 1 MiB."""
+    open_files: _builtins.int
+    """Files that each of its processes may have open; the system keeps this one. 0: the host's own limit."""
+    processes: _builtins.int
+    """Processes at a time. 0: no limit."""
+    output_bytes: _builtins.int
+    """Bytes written to stdout and stderr. 0: no limit; what the log keeps has its own."""
+    @_builtins.property
+    def cpu_time(self) -> _duration_pb2.Duration:
+        """Processor time. Unset: no limit."""
+
+    @_builtins.property
+    def wall_time(self) -> _duration_pb2.Duration:
+        """Time from its start. Unset: no limit but the task's run timeout."""
+
+    def __init__(
+        self,
+        *,
+        memory_bytes: _builtins.int = ...,
+        cpu_time: _duration_pb2.Duration | None = ...,
+        wall_time: _duration_pb2.Duration | None = ...,
+        open_files: _builtins.int = ...,
+        processes: _builtins.int = ...,
+        output_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cpu_time", b"cpu_time", "wall_time", b"wall_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_time", b"cpu_time", "memory_bytes", b"memory_bytes", "open_files", b"open_files", "output_bytes", b"output_bytes", "processes", b"processes", "wall_time", b"wall_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentLimits: _TypeAlias = AgentLimits  # noqa: Y015
+
+@_typing.final
 class AgentSpec(_message.Message):
     """What an agent is made of."""
 
@@ -376,6 +424,7 @@ class AgentSpec(_message.Message):
     AGENT_TYPES_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
     COMMAND_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     RESTART_FIELD_NUMBER: _builtins.int
     slots: _builtins.int
     """Tasks at a time, 1 to 256. Unset: 1."""
@@ -388,6 +437,10 @@ class AgentSpec(_message.Message):
         """A program for each task."""
 
     @_builtins.property
+    def limits(self) -> Global___AgentLimits:
+        """What one attempt may use of the machine. Unset: no limits."""
+
+    @_builtins.property
     def restart(self) -> Global___RestartPolicy:
         """Whether its process is started again when it has ended. Unset: never."""
 
@@ -397,11 +450,12 @@ class AgentSpec(_message.Message):
         agent_types: _abc.Iterable[_builtins.str] | None = ...,
         slots: _builtins.int = ...,
         command: Global___CommandRuntime | None = ...,
+        limits: Global___AgentLimits | None = ...,
         restart: Global___RestartPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "restart", b"restart", "runtime", b"runtime"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "limits", b"limits", "restart", b"restart", "runtime", b"runtime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_types", b"agent_types", "command", b"command", "restart", b"restart", "runtime", b"runtime", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_types", b"agent_types", "command", b"command", "limits", b"limits", "restart", b"restart", "runtime", b"runtime", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_runtime: _TypeAlias = _typing.Literal["command"]  # noqa: Y015
     _WhichOneofArgType_runtime: _TypeAlias = _typing.Literal["runtime", b"runtime"]  # noqa: Y015
