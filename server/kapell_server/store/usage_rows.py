@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import operator
 from collections.abc import Collection, Mapping
 
 import sqlalchemy as sa
@@ -137,6 +139,13 @@ def load_last_numbers(connection: Connection) -> tuple[int, int]:
     numbers = connection.scalar(sa.select(sa.func.max(usage_records.c.number)))
     keys = connection.scalar(sa.select(sa.func.max(usage_keys.c.key_id)))
     return numbers or 0, keys or 0
+
+
+def load_whole(connection: Connection) -> tuple[int, int]:
+    """What all records that count cost, and their tokens, input and output."""
+    tokens = functools.reduce(operator.add, (usage_days.c[name] for name in SUMS[1:6]))
+    row = connection.execute(sa.select(sa.func.sum(usage_days.c.cost), sa.func.sum(tokens))).one()
+    return int(row[0] or 0), int(row[1] or 0)
 
 
 def load_untold(connection: Connection) -> list[str]:

@@ -128,6 +128,7 @@ _REASONS: dict[str, tuple[Exit, str]] = {
     "PRICE_LIMIT": (Exit.FAILURE, "kapell price list"),
     "USAGE_QUERY_TOO_LARGE": (Exit.USAGE, ""),
     "USAGE_CONFLICT": (Exit.CONFLICT, ""),
+    "USAGE_LIMIT": (Exit.FAILURE, "kapell usage show --since 365d --by model"),
     "TOKEN_EXPIRED": (Exit.DENIED, _SIGN_IN),
     "TOKEN_NOT_FOUND": (Exit.NOT_FOUND, "kapell auth token list --all"),
     "TOKEN_LIMIT": (Exit.FAILURE, "kapell auth token list"),

@@ -17,6 +17,8 @@ NANO = 1_000_000_000
 MOST_TOKENS = 10**12
 MOST_COST = 1_000_000 * NANO
 """What one record may cost at most."""
+MOST_SUM = 2**63 - 1
+"""What a sum may be: its column holds no more, and nor does a count of a message."""
 
 
 class Figures(NamedTuple):
@@ -105,6 +107,11 @@ class Sums(NamedTuple):
     def figures(self) -> Figures:
         """The tokens alone."""
         return Figures(*self[1:7])
+
+    @property
+    def tokens(self) -> int:
+        """Input and output: no other sum of tokens is larger."""
+        return sum(self[1:6])
 
     def message(self) -> UsageTotals:
         """As the API has it."""
