@@ -328,6 +328,21 @@ def test_costing_anew_changes_what_differs_and_only_that() -> None:
     assert kinds(send(world, record("b", provider="acme", model="wonder-1", task_id=task))) == ["DUPLICATE"]
 
 
+def test_what_was_costed_anew_is_costed_anew_when_its_price_changes_again() -> None:
+    world = World()
+    send(world, record("a", provider="acme", model="wonder-1"))
+    costs = []
+
+    for dollars in (1, 2, 3):
+        rates = {"input": Money(units=dollars), "output": Money(units=dollars)}
+        world.do(SetPriceRequest(price=Price(provider="acme", model="wonder-1", rates=rates)))
+        world.do(RepriceCommand(RepriceUsageRequest(), ("a",), False))
+        [current] = world.rows.usage.counting()
+        costs.append((nanos(current.record.cost), current.record.cost_basis))
+
+    assert costs == [(dollars * 1_100_000, USAGE_BASIS_DERIVED) for dollars in (1, 2, 3)]
+
+
 def test_a_refused_price_leaves_no_trace() -> None:
     world = World()
     euros = {"input": Money(currency_code="EUR", units=1), "output": Money(units=1)}

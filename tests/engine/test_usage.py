@@ -261,6 +261,25 @@ async def test_everything_again_after_a_restart_changes_nothing(live: LiveEngine
     assert (await query(live)).total.records == total.records + 1
 
 
+async def test_a_series_goes_on_after_a_restart_as_if_there_had_been_none(live: LiveEngine) -> None:
+    def told(output: int, cost: int | None = None) -> RecordUsageRequest:
+        record = UsageRecord(series="s", model="gpt-5", tokens=TokenCounts(output_tokens=output))
+        if cost is not None:
+            record.cost.nanos = cost
+        return RecordUsageRequest(records=[record])
+
+    costs = []
+    for sent in (told(100), told(200, 0), told(300), told(300, 5)):
+        await live.call(sent)
+        await live.restart()
+        costs.append((await query(live)).total.cost.nanos)
+        answer = await live.call(sent)
+        assert [outcome.kind for outcome in answer.outcomes] == [2]
+
+    assert costs == [1_000_000, 0, 0, 5]
+    assert (await query(live)).total.tokens.output_tokens == 300
+
+
 async def test_a_commit_that_fails_leaves_nothing_in_memory(live: LiveEngine) -> None:
     task = await live.create()
     record = UsageRecord(record_id="a", model="gpt-5", task_id=task.task_id, tokens=TokenCounts(output_tokens=5))

@@ -8,7 +8,7 @@ import operator
 from collections.abc import Collection, Mapping
 
 import sqlalchemy as sa
-from kapell.v1.usage_pb2 import UsageRecord, UsageTotals, UsageUpdate
+from kapell.v1.usage_pb2 import USAGE_BASIS_REPORTED, UsageRecord, UsageTotals, UsageUpdate
 from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
@@ -112,7 +112,10 @@ def load_series(connection: Connection, names: Collection[str]) -> dict[str, Ser
 
 
 def _series_of(record: UsageRecord) -> Series:
-    return Series(record.version, Figures.of(record.tokens), dict(record.units), nanos(record.cost))
+    # Before a cost was told, older rows have one of nothing without a basis.
+    told = record.cost_basis == USAGE_BASIS_REPORTED or nanos(record.cost) > 0
+    cost = nanos(record.cost) if told else None
+    return Series(record.version, Figures.of(record.tokens), dict(record.units), cost)
 
 
 def load_key(connection: Connection, dims: Dims) -> int | None:
@@ -193,8 +196,11 @@ def _write_sums(connection: Connection, writes: UsageWrites) -> None:
 
 
 def _series_bytes(series: Series) -> bytes:
-    record = UsageRecord(version=series.count, units=series.units, cost=money(series.cost))
+    record = UsageRecord(version=series.count, units=series.units)
     series.figures.write_to(record.tokens)
+    if series.cost is not None:
+        record.cost.CopyFrom(money(series.cost))
+        record.cost_basis = USAGE_BASIS_REPORTED
     return record.SerializeToString()
 
 

@@ -101,7 +101,8 @@ usage_series = Table(
     Column("data", LargeBinary, nullable=False),
     sqlite_with_rowid=False,
 )
-"""The largest running totals of each series: a UsageRecord, `version` the number of its records."""
+"""The largest running totals of each series: a UsageRecord, `version` the number of its records; with a cost once
+one was told."""
 
 usage_totals = Table(
     "usage_totals",
