@@ -6,6 +6,7 @@ has nanos as well, so nothing is lost on the way in or out.
 
 from __future__ import annotations
 
+import operator
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 from typing import NamedTuple
 
@@ -98,11 +99,11 @@ class Sums(NamedTuple):
 
     def plus(self, other: Sums) -> Sums:
         """Both together."""
-        return Sums(*[mine + theirs for mine, theirs in zip(self, other, strict=True)])
+        return Sums._make(map(operator.add, self, other))
 
     def minus(self, other: Sums) -> Sums:
         """Without the other."""
-        return Sums(*[mine - theirs for mine, theirs in zip(self, other, strict=True)])
+        return Sums._make(map(operator.sub, self, other))
 
     def figures(self) -> Figures:
         """The tokens alone."""
