@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -285,7 +286,7 @@ def _sum_up(
             if fits(dims, {field: frozenset(v) for name, field in _FIELDS if (v := getattr(request.filter, name))})
         }
     )
-    found: dict[tuple[int, tuple[str, ...]], list[int]] = {}
+    found: dict[tuple[int, tuple[str, ...]], Sequence[int]] = {}
     groups: dict[tuple[int, tuple[str, ...]], tuple[str, ...]] = {}
     unpriced: dict[int, int] = {}
     for stretch, key_id, values, sums in lines:
@@ -294,14 +295,12 @@ def _sum_up(
         group = groups.get((key_id, values))
         if group is None:
             group = groups[key_id, values] = _group(request.group_by, dims_of[key_id], values)
-        line = found.get((stretch, group))
-        if line is None:
-            found[stretch, group] = list(sums)
-        else:
-            found[stretch, group] = [mine + more for mine, more in zip(line, sums, strict=True)]
+        place = stretch, group
+        line = found.get(place)
+        found[place] = sums if line is None else list(map(operator.add, line, sums))
         if sums[8]:
             unpriced[key_id] = unpriced.get(key_id, 0) + sums[8]
-    kept = [(place, Sums(*line)) for place, line in found.items() if any(line)]
+    kept = [(place, Sums._make(line)) for place, line in found.items() if any(line)]
     if len(kept) > MOST_ROWS:
         raise KapellError(
             ERROR_REASON_USAGE_QUERY_TOO_LARGE,
@@ -332,7 +331,8 @@ def _response(
     response = QueryUsageResponse()
     total = Sums()
     for (stretch, group), sums in kept:
-        row = response.rows.add(group=group, usage=sums.message())
+        row = response.rows.add(group=group)
+        sums.write_to(row.usage)
         stamp(row.bucket_time, wanted.bounds[stretch])
         total = total.plus(sums)
     response.total.CopyFrom(total.message())
