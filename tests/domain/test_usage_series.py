@@ -114,8 +114,9 @@ def test_a_cost_that_comes_late_takes_the_place_of_what_the_prices_said() -> Non
     assert kinds == ["RECORDED", "RECORDED", "DUPLICATE", "RECORDED", "RECORDED"]
     total = world.rows.usage.totals[usage_id_of_task(task)].own
     assert total == whole(world) == Sums(4, 3000, 0, 0, 0, 400, 0, 9_000_000)
-    first = [entry.record for entry in world.rows.usage.entries if entry.record.record_id == "s#1"]
-    assert [(one.version, nanos(one.cost), one.price_id != "") for one in first] == [(1, 2_250_000, True), (2, 0, False)]
+    first, settled = [entry.record for entry in world.rows.usage.entries if entry.record.record_id == "s#1"]
+    assert (first.version, nanos(first.cost), first.price_id != "") == (1, 2_250_000, True)
+    assert (settled.version, nanos(settled.cost), settled.price_id) == (2, 0, "")
 
 
 def test_a_first_report_without_a_price_is_settled_by_a_cost_and_costed_no_more() -> None:

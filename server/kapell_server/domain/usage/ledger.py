@@ -39,7 +39,7 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.domain.state import State
 from kapell_server.domain.times import SECOND, stamp, timestamp_ns
 from kapell_server.domain.usage.entry import Entry, Measure, dims_of, sums_of
-from kapell_server.domain.usage.figures import Figures, money, nanos
+from kapell_server.domain.usage.figures import Figures, money
 from kapell_server.domain.usage.growth import Growth
 from kapell_server.domain.usage.raw import read_raw
 from kapell_server.domain.usage.reading import RawUsage, RawUsageError, plain

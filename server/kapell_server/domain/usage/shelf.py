@@ -127,8 +127,8 @@ class UsageShelf:
         if max(cost, tokens) > MOST_SUM:
             raise KapellError(
                 ERROR_REASON_USAGE_LIMIT,
-                f"All usage together would be more than the ledger can sum: {MOST_SUM // NANO:,} dollars, or {MOST_SUM} "
-                "tokens. Check the figures; where older ones are wrong, correct those.",
+                f"All usage together would be more than the ledger can sum: {MOST_SUM // NANO:,} dollars, "
+                f"or {MOST_SUM} tokens. Check the figures; where older ones are wrong, correct those.",
                 metadata={"limit": str(MOST_SUM)},
             )
         self._state.on_rollback(self._weigh_back, self._cost, self._tokens)

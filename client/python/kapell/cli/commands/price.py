@@ -165,7 +165,9 @@ async def _id_of(client: Client, said: str) -> str:
         return found[0].price_id
     line = f"kapell price list {shlex.quote(model)} --provider {shlex.quote(provider)} --past -o wide"
     if not found:
-        raise Refusal(f"No price was set for {said}", why="those that came with Kapell stay", next=line, exit=Exit.NOT_FOUND)
+        raise Refusal(
+            f"No price was set for {said}", why="those that came with Kapell stay", next=line, exit=Exit.NOT_FOUND
+        )
     raise Refusal(
         f"{len(found)} prices were set for {said}, each from another time on",
         why="name one of " + ", ".join(price.price_id for price in found),
