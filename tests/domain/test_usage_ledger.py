@@ -98,6 +98,12 @@ def test_the_corpus_in_one_call_and_in_any_order_is_the_same(name: str) -> None:
     assert counting(world) == case.expected
 
 
+@pytest.mark.parametrize("provider", ["anthropic", "openai", "gemini"])
+@pytest.mark.parametrize("way", ["stream", "resumed", "forked", "sub-agent", "retried"])
+def test_the_corpus_has_every_way_to_count_twice_of_every_provider(provider: str, way: str) -> None:
+    assert any(name.startswith(provider) and way in name for name in CORPUS)
+
+
 def test_a_payload_that_is_no_record_yet_says_so_and_changes_nothing() -> None:
     world = World()
     start = {"type": "message_start", "message": {"id": "m", "type": "message"}}
