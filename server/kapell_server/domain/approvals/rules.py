@@ -23,7 +23,7 @@ from kapell.v1.approval_pb2 import (
     DeleteApprovalRuleRequest,
     DeleteApprovalRuleResponse,
 )
-from kapell.v1.approval_policy_pb2 import ApprovalPolicy
+from kapell.v1.approval_policy_pb2 import ApprovalDemand
 from kapell.v1.error_pb2 import ERROR_REASON_APPROVAL_NOT_FOUND, ERROR_REASON_ID_TAKEN
 from kapell.v1.task_pb2 import Task
 from kapell.v1.watch_pb2 import (
@@ -33,6 +33,7 @@ from kapell.v1.watch_pb2 import (
     EVENT_KIND_APPROVAL_RULE_USED,
 )
 
+from kapell_server.domain.approvals import demands
 from kapell_server.domain.approvals.content import invalid
 from kapell_server.domain.approvals.patterns import (
     matches_command,
@@ -112,41 +113,21 @@ def deciding(state: State, approval: Approval, content: ApprovalContent) -> Appr
 
 
 def demand(state: State, task: Task) -> None:
-    """Writes into a task by which policy a rule demands its start to be approved, if one does.
+    """Writes into a task that rules demand its start to be approved, besides what is demanded already."""
+    found = demands_on(state, task)
+    if found:
+        demands.keep(task.approval, [*found, *demands.demands_of(task.approval)])
 
-    A task with a policy of its own is no way around a rule: what the rule says prevails, and of the
-    rest the task's own policy stays where it is the stricter one.
-    """
+
+def demands_on(state: State, task: Task) -> list[ApprovalDemand]:
+    """What rules that are in force demand of the start of a task."""
     if not state.standing.any(ApprovalRule):
-        return
-    for rule in state.standing.all(ApprovalRule):
-        if rule.spec.effect == RULE_EFFECT_REQUIRE and is_in_force(rule, state.now_ns) and _in_scope(rule.spec, task):
-            own = ApprovalPolicy()
-            own.CopyFrom(task.approval.policy)
-            task.approval.policy.CopyFrom(_stricter(rule.spec.policy, own))
-            task.approval.demanded_by = rule.rule_id
-            task.approval.author.CopyFrom(rule.creator)
-            return
-
-
-def _stricter(demanded: ApprovalPolicy, own: ApprovalPolicy) -> ApprovalPolicy:
-    """What a rule demands, filled up by what a task says itself where that lets nobody in whom the rule keeps out."""
-    policy = ApprovalPolicy()
-    policy.CopyFrom(demanded)
-    if not demanded.approvers:
-        policy.approvers.extend(own.approvers)
-        policy.escalate_to.extend(name for name in own.escalate_to if name not in policy.escalate_to)
-    policy.quorum = max(demanded.quorum, own.quorum)
-    if policy.approvers:
-        policy.quorum = min(policy.quorum, len(policy.approvers))
-    if own.HasField("allow_requester") and not own.allow_requester:
-        policy.allow_requester = False
-    if not demanded.HasField("timeout") and own.HasField("timeout"):
-        policy.timeout.CopyFrom(own.timeout)
-    policy.on_expiry = demanded.on_expiry or own.on_expiry
-    policy.include_children = demanded.include_children or own.include_children
-    policy.reason = demanded.reason or own.reason
-    return policy
+        return []
+    return [
+        ApprovalDemand(policy=rule.spec.policy, demanded_by=rule.rule_id, author=rule.creator)
+        for rule in state.standing.all(ApprovalRule)
+        if rule.spec.effect == RULE_EFFECT_REQUIRE and is_in_force(rule, state.now_ns) and _in_scope(rule.spec, task)
+    ]
 
 
 def note_use(state: State, used: ApprovalRule) -> None:
@@ -199,11 +180,10 @@ def _touches(spec: ApprovalRuleSpec, content: ApprovalContent) -> bool:
 
 def _may_speak(rule: ApprovalRule, approval: Approval) -> bool:
     """Whether who wrote a rule that approves may have decided: a rule has no more say than its creator."""
-    policy, creator = approval.policy, rule.creator
-    if creator in (approval.requested_by, approval.asked_with) and not policy.allow_requester:
+    creator = rule.creator
+    if creator in (approval.requested_by, approval.asked_with) and not approval.policy.allow_requester:
         return False
-    named = not policy.approvers or f"user:{creator.id}" in policy.approvers
-    return policy.quorum <= 1 and named and creator.kind == ACTOR_KIND_USER
+    return creator.kind == ACTOR_KIND_USER and not demands.missing(approval.policy, [creator], escalated=False)
 
 
 def _in_scope(spec: ApprovalRuleSpec, subject: Approval | Task) -> bool:
