@@ -8,10 +8,10 @@ import click
 
 from kapell.cli import bulk, options
 from kapell.cli.app import App
-from kapell.cli.commands.usage import MomentOrAge
 from kapell.cli.money import shown
 from kapell.cli.output import note, write, write_changed, write_list, write_one
 from kapell.cli.shape import command
+from kapell.cli.times import MomentOrAge
 from kapell.cli.usage_views import PRICES
 
 if TYPE_CHECKING:
