@@ -272,7 +272,7 @@ def _take_policies(state: State, task: Task, prepared: Prepared, parent: Task | 
         demands.keep(task.approval, found)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _blank(creator: Caller) -> Task:
     """A new task of this creator with nothing but defaults. Not to be altered."""
     task = Task(state=TASK_STATE_QUEUED, priority=DEFAULT_PRIORITY, creator=creator.actor())

@@ -34,7 +34,7 @@ _COLUMNS = (
     "export",
     "Print all that was done to approvals and rules, the oldest first: who, what, when, from where, what was shown.",
     examples="""
-        kapell approval export > approvals.jsonl
+        kapell approval export
         kapell approval export --format csv --since 30d --until 1d
         kapell approval export --approval approval_01kabc
     """,
