@@ -312,14 +312,28 @@ def of_command(command: str, directory: str, workspace: str, *, depth: int = 0) 
     if not shape.is_readable:
         yield Finding("unreadable", HIGH, "the command cannot be taken apart: its quotes do not end, or it is too long")
     yield from _of_text(command)
-    for part in (*shape.parts, *resolved(shape)):
-        yield from _of_part(part, directory, workspace)
-        within = [echoed_into_shell(part), *commands_in_code(part)] if depth < _DEEPEST else []
-        for text in filter(None, within):
-            # Of what may not be a command at all only what would be grave is told.
-            found = of_command(text, directory, workspace, depth=depth + 1)
-            yield from (one for one in found if one.level >= HIGH and one.code in _TELLING)
+    told: dict[str, int] = {}
+    for part in shape.parts:
+        for finding in _of_whole(part, directory, workspace, depth):
+            if finding.code == "substitution" and finding.code in told:
+                continue  # Once is enough: scripts are full of them.
+            told[finding.code] = max(finding.level, told.get(finding.code, MEDIUM))
+            yield finding
+    for part in resolved(shape):
+        # Only what is graver with the values of variables than without them.
+        found = _of_whole(part, directory, workspace, depth)
+        yield from (one for one in found if one.level > told.get(one.code, MEDIUM))
     yield from _of_flow(shape)
+
+
+def _of_whole(part: Part, directory: str, workspace: str, depth: int) -> Iterator[Finding]:
+    """What is said of a part, and of what it runs that is not spelt as a command."""
+    yield from _of_part(part, directory, workspace)
+    within = [echoed_into_shell(part), *commands_in_code(part)] if depth < _DEEPEST else []
+    for text in filter(None, within):
+        # Of what may not be a command at all only what would be grave is told.
+        found = of_command(text, directory, workspace, depth=depth + 1)
+        yield from (one for one in found if one.level >= HIGH and one.code in _TELLING)
 
 
 def _of_text(command: str) -> Iterator[Finding]:
@@ -349,7 +363,7 @@ def _of_part(part: Part, directory: str, workspace: str) -> Iterator[Finding]:
             yield Finding(rule.code, rule.level, rule.message.replace("{words}", shown))
     if words and _is_put_together(part):
         yield Finding("unknown-program", HIGH, f"which program runs is known only then: {shown}")
-    elif part.is_dynamic:
+    elif part.is_dynamic and words:
         yield Finding("substitution", MEDIUM, f"is put together only when it runs: {shown}")
     if program in INTERPRETERS - SHELLS:
         yield from _of_interpreter(words, shown, part)
