@@ -188,6 +188,7 @@ def test_an_approval_may_be_remembered(shell: Shell) -> None:
     run.type("e")
     run.expect("For how long")
     run.type("8")
+    run.expect(r"approve starts of type=remembered, everywhere, up to the risk medium, until ")
     run.expect(r"1 of the latest \d+")
     run.expect(r"its like by the rule\? \[y\]")
     run.type("y")

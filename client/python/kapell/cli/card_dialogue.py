@@ -313,7 +313,7 @@ class Dialogue:
         except KapellError as error:
             return self._refused(error)
         examples = [f"  {one.approval_id}  {visible(one.title)}" for one in found.examples[:_MOST_EXAMPLES]]
-        told = [f"It would have approved {preview_text(found)}.", *examples]
+        told = [card_rule.words_of(spec), f"It would have approved {preview_text(found)}.", *examples]
         self._say(told, "plain")
         if found.anything:
             self._say([OPEN], "red")

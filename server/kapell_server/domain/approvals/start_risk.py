@@ -31,9 +31,13 @@ _MARK = "kapell-what-is-given"
 _MOST_AGENTS = 50
 
 
-def assess_start(state: State, task: Task, shown: ApprovalContent) -> Risk:
+def scripts_of(state: State, task: Task, shown: ApprovalContent) -> list[Script]:
+    """What the agents that serve the type of a task would run, as far as that is known; none where nobody serves it."""
+    return list(dict.fromkeys(_scripts(state, task, shown)))
+
+
+def assess_start(shown: ApprovalContent, scripts: list[Script]) -> Risk:
     """The risk of what a task would do, by what is known of the agents that serve its type."""
-    scripts = list(dict.fromkeys(_scripts(state, task, shown)))
     return assess("", shown, scripts, is_known=bool(scripts))
 
 
