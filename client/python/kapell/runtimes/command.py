@@ -15,6 +15,10 @@ it cannot be measured) becomes the task's progress and is not logged.
 The program runs in a session of its own, with an environment made from an allow-list, the spec and
 KAPELL_TASK_ID, KAPELL_ATTEMPT, KAPELL_AGENT_ID, KAPELL_PROMPT, KAPELL_INPUT_FILE,
 KAPELL_RESULT_FILE, KAPELL_ARTIFACTS_DIR and KAPELL_LOCKS; it never sees a token that opens the API.
+
+While a budget has no room for what the attempt would use, its process group is stopped (SIGSTOP), and goes on
+(SIGCONT) when there is; its leases are kept meanwhile, and so are its slot and its locks. A process that has left the
+group is not reached, and a call that is under way at the provider goes on there: it is paid for.
 What it leaves in that directory becomes artifacts of the task, also where it failed, but not where
 it was cancelled. Whichever way the attempt ends, the program and all that it started are ended with
 it: SIGTERM and a grace when it is cancelled, SIGKILL otherwise.
@@ -112,12 +116,16 @@ class Command:
         """From the start of the program until nothing of it is left."""
         as_json = self._spec.result_format == RESULT_FORMAT_JSON
         capture = Capture(attempt, keep=_result.MAX_JSON_BYTES if as_json else _result.TEXT_BYTES)
+        pausing = asyncio.create_task(_pause(program, attempt), name=f"pauses of {attempt.task_id}")
         try:
             await capture.open(program.stdout, program.stderr)
             await _first(program.exited(), attempt.cancelled.wait(), attempt.lease_lost.wait(), abandoned.wait())
+            pausing.cancel()  # It lets a program that is stopped go on, so that it hears a SIGTERM.
+            await _settle(pausing)
             if attempt.cancelled.is_set() and not attempt.lease_lost.is_set() and not abandoned.is_set():
                 await self._stop(program, attempt, abandoned)
         finally:
+            pausing.cancel()
             ending = await program.end()
             attempt.program_ended()
             await capture.drain()
@@ -190,6 +198,19 @@ def _not_started(launch: Launch, error: ProgramNotStarted) -> TaskFailed:
     return TaskFailed("SETUP_FAILED", text, retryable=False)
 
 
+async def _pause(program: Program, attempt: Attempt) -> None:
+    """Stops the program while a budget pauses the attempt; when this ends, it is stopped no more."""
+    while True:
+        await attempt.paused.wait()
+        program.signal_group(signal.SIGSTOP)
+        attempt.log("paused: a budget has no room for more, so the program is stopped (SIGSTOP)", LOG_STREAM_SYSTEM)
+        try:
+            await attempt.budget_room()
+        finally:
+            program.signal_group(signal.SIGCONT)
+        attempt.log("there is room in the budget: the program goes on (SIGCONT)", LOG_STREAM_SYSTEM)
+
+
 def _remark(attempt: Attempt, ending: Ending) -> None:
     if ending.leftovers:
         attempt.log(f"ended {ending.leftovers} process(es) that the program had left behind", LOG_STREAM_SYSTEM)
@@ -223,7 +244,7 @@ async def _first(*events: Coroutine[Any, Any, object]) -> None:
             task.cancel()
 
 
-async def _settle(task: asyncio.Task[object]) -> None:
+async def _settle(task: asyncio.Task[Any]) -> None:
     """Waits until a task has ended, however often the waiting is cancelled."""
     while not task.done():
         with contextlib.suppress(asyncio.CancelledError):

@@ -63,7 +63,7 @@ def explain(state: State, request: ExplainTaskRequest) -> ExplainTaskResponse:
     elif task.state == TASK_STATE_QUEUED:
         _explain_queued(state, task, response)
     elif task.state == TASK_STATE_RUNNING and task.HasField("pause"):
-        response.blockers.append(_paused(task))
+        response.blockers.append(_paused(state, task))
     elif task.state == TASK_STATE_CANCELLING:
         response.blockers.append(_letting_go(state, task))
     response.summary = _summary(task, response)
@@ -177,7 +177,7 @@ def _ids(agents: list[Agent]) -> list[str]:
     return [agent.agent_id for agent in agents[:NAMED]]
 
 
-def _paused(task: Task) -> Blocker:
+def _paused(state: State, task: Task) -> Blocker:
     """Why a running attempt is told to use no more, and whether it heeds that."""
     pause = task.pause
     heeds = "It waits" if task.waiting.kind == ATTEMPT_WAIT_KIND_BUDGET else "It is told to pause"
@@ -185,6 +185,9 @@ def _paused(task: Task) -> Blocker:
     text = f"{heeds}: {pause.reason}.{asked}"
     blocker = Blocker(kind=WAIT_KIND_BUDGET, message=text, blocked_by=[pause.budget_id])
     blocker.since_time.CopyFrom(pause.since_time)
+    tally = state.budgets.tallies.get(pause.budget_id)
+    if tally is not None and (next_ns := tally.next_ns()):
+        stamp(blocker.until_time, next_ns)
     return blocker
 
 
