@@ -125,6 +125,7 @@ class Budgets:
     def needs_changed(self, tally: Tally) -> None:
         """A budget reckons otherwise with what tasks need that say nothing: who waits for it is looked at anew."""
         self.rescope()
+        self.at_edge.update(tally.paused)
         for need_class in sorted(tally.waiting):
             self._state.queues.let_all_try(f"budget/{tally.budget_id}/{need_class}")
 

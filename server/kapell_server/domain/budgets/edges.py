@@ -112,9 +112,11 @@ def answer(state: State, approval: Approval) -> None:
     task_id = approval.task_id
     lease = state.leases.by_task.get(task_id)
     held = [hold for hold in state.budgets.held(task_id) if hold.tally.budget_id == approval.budget_id]
-    if lease is None or not held or state.task(task_id).pause.approval_id != approval.approval_id:
+    if lease is None or not held:
         return
-    [hold] = held
+    task, [hold] = state.task(task_id), held
+    if task.state != TASK_STATE_RUNNING or task.pause.approval_id != approval.approval_id:
+        return
     if approval.state == APPROVAL_STATE_REJECTED:
         who = approval.decisions[-1].decider.id
         stop(state, task_id, f"{who} lets it use no more, and {state.budgets.told(hold.tally)}")

@@ -223,13 +223,14 @@ class ReadyIndex:
                 line.order.remove(priority)
 
     def in_order(self, agent_type: str, most: int) -> list[ReadyEntry]:
-        """The first `most` of a type by priority and rank, for whoever cannot take the very first."""
+        """The first of a type by priority and rank, for whoever cannot take the very first; looks at `most` places."""
         found: dict[str, ReadyEntry] = {}
         line = self._lines.get(agent_type)
         for priority in tuple(line.order) if line is not None else ():
             heap = line.heaps[priority]  # type: ignore[union-attr]
             places = [(heap[0], 0)] if heap else []
-            while places and len(found) < most:
+            while places and most:
+                most -= 1
                 entry, place = heapq.heappop(places)
                 if self._is_at(entry, ""):
                     found[entry.task_id] = entry
