@@ -9,11 +9,11 @@ import click
 
 from kapell.cli import bulk, options
 from kapell.cli.app import App
-from kapell.cli.commands.usage import MomentOrAge
 from kapell.cli.errors import Exit, Refusal
 from kapell.cli.money import shown
 from kapell.cli.output import note, write, write_changed, write_list, write_one
 from kapell.cli.shape import command
+from kapell.cli.times import MomentOrAge
 from kapell.cli.usage_views import PRICES
 
 if TYPE_CHECKING:
