@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -31,8 +32,8 @@ def sums_view(by: Sequence[str], bucket: str, zone: str, *, exact: bool) -> View
     if bucket:
         columns.append(Column(bucket.upper(), lambda row: _when(row, bucket, where)))
     for place, name in enumerate(by):
-        least = {"keep": _ID} if name in ("agent", "task", "root_task") else {}
-        columns.append(Column(_title(name), _value(place), flexible=True, **least))
+        column = Column(_title(name), _value(place), flexible=True)
+        columns.append(replace(column, keep=_ID) if name in ("agent", "task", "root_task") else column)
     columns += [
         Column("INPUT", lambda row: number(row.usage.tokens.input_tokens), right=True),
         Column("CACHED", lambda row: number(row.usage.tokens.cache_read_tokens), right=True, spare=True),
