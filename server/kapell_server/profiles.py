@@ -16,9 +16,11 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 from kapell.v1 import agent_pb2
 from kapell.v1.agent_pb2 import AgentProfile, AgentSpec, CommandRuntime
+from kapell.v1.workspace_pb2 import WorkspaceSpec
 
-_PROFILE_KEYS = ("description", "agent_types", "slots", "command")
+_PROFILE_KEYS = ("description", "agent_types", "slots", "command", "workspace")
 _COMMAND_KEYS = ("argv", "stdin", "env", "env_from_secret", "working_directory", "result_format", "kill_grace")
+_WORKSPACE_KEYS = ("directory",)
 _FORMATS = {
     "text": agent_pb2.RESULT_FORMAT_TEXT,
     "json": agent_pb2.RESULT_FORMAT_JSON,
@@ -72,6 +74,7 @@ def _profile(name: str, table: Any, where: str) -> AgentProfile:
         agent_types=_strings(table.get("agent_types", [name]), f"{where}.agent_types"),
         slots=expect(table.get("slots", 1), int, f"{where}.slots", "a whole number"),
         command=_command(table["command"], f"{where}.command"),
+        workspace=_workspace(table.get("workspace", "none"), f"{where}.workspace"),
     )
     description = expect(table.get("description", ""), str, f"{where}.description", "text")
     return AgentProfile(profile=name, description=description, spec=_checked(spec, where))
@@ -96,6 +99,15 @@ def _command(table: Any, where: str) -> CommandRuntime:
     if "kill_grace" in table:
         command.kill_grace.CopyFrom(_duration(table["kill_grace"], f"{where}.kill_grace"))
     return command
+
+
+def _workspace(value: Any, where: str) -> WorkspaceSpec | None:
+    if value == "none":
+        return None
+    expect(value, dict, where, '"none" or a table such as { directory = "/srv/shop" }')
+    refuse_unknown(value, _WORKSPACE_KEYS, where)
+    directory = expect(value.get("directory", ""), str, f"{where}.directory", "text")
+    return WorkspaceSpec(directory=str(Path(directory).expanduser()))
 
 
 def _checked(spec: AgentSpec, where: str) -> AgentSpec:

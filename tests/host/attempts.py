@@ -12,6 +12,7 @@ from typing import Unpack
 from kapell._locks.environment import KnownLock
 from kapell.records import UsageFields
 from kapell.rules.redaction import Redactor
+from kapell.runtimes.contract import Workspace
 from kapell.v1.artifact_pb2 import Artifact
 from kapell.v1.common_pb2 import LOG_STREAM_STDERR, LOG_STREAM_STDOUT, LOG_STREAM_SYSTEM, LogStream
 
@@ -34,6 +35,7 @@ class RecordedAttempt:
     locks: list[KnownLock] = field(default_factory=list)
     used: list[dict[str, object]] = field(default_factory=list)
     secrets: dict[str, str] = field(default_factory=dict)
+    workspace: Workspace | None = None
     has_ended: bool = False
     logged: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)

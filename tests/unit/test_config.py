@@ -135,6 +135,14 @@ def test_a_misspelt_key_is_refused_with_the_close_spelling(tmp_path: Path) -> No
             '[profiles.x]\ncommand = { argv = ["true"], working_directory = "here" }',
             "profiles.x.command.working_directory",
         ),
+        (
+            '[profiles.x]\nworkspace = "here"\ncommand = { argv = ["true"] }',
+            'profiles.x.workspace must be "none" or a table such as { directory = "/srv/shop" }',
+        ),
+        (
+            '[profiles.x]\nworkspace = { directory = "here" }\ncommand = { argv = ["true"] }',
+            "profiles.x.workspace.directory: ",
+        ),
         ('[profiles."a b"]\ncommand = { argv = ["true"] }', "a profile's name has 1 to 64"),
     ],
 )
@@ -189,6 +197,16 @@ def test_a_profile_becomes_a_spec(tmp_path: Path) -> None:
     assert dict(profile.spec.command.env) == {"A": "b"}
     assert profile.spec.command.result_format == RESULT_FORMAT_JSON
     assert profile.spec.command.kill_grace.seconds == 2
+
+
+def test_a_profile_names_a_workspace(tmp_path: Path) -> None:
+    command = 'command = { argv = ["true"] }'
+    text = f'[profiles.a]\nworkspace = "none"\n{command}\n[profiles.b]\nworkspace = {{ directory = "/srv" }}\n{command}'
+
+    profiles = loaded(tmp_path, text).profiles
+
+    assert not profiles["a"].spec.HasField("workspace")
+    assert profiles["b"].spec.workspace.directory == "/srv"
 
 
 def test_the_shell_profile_is_built_in_and_may_be_replaced(tmp_path: Path) -> None:

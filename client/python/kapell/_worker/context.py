@@ -22,6 +22,7 @@ from kapell.errors import LeaseLost
 from kapell.messages import Instant, Seconds, new_request_id, struct, timestamp
 from kapell.records import UsageFields, raw_usage_record, usage_record
 from kapell.rules.redaction import Redactor
+from kapell.runtimes.contract import Workspace
 from kapell.v1.approval_pb2 import (
     APPROVAL_KIND_QUESTION,
     APPROVAL_KIND_TOOL_PERMISSION,
@@ -62,6 +63,8 @@ class TaskContext:
         self._lease = lease
         self._session = session
         self.agent_id = session.agent_id
+        self.workspace: Workspace | None = None
+        """Where the work is to be done, as the profile of a spawned agent says; workers choose by themselves."""
         # What the task declares stays with the attempt, also where the same path is asked for once more.
         self._lock_uses = Counter(lock.lock_id for lock in lease.task.locks if lock.lock_id)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Unpack
 
@@ -15,8 +16,19 @@ from kapell.v1.common_pb2 import LOG_STREAM_STDOUT, LogStream
 from kapell.v1.task_pb2 import Task
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workspace:
+    """Where an attempt works, and what programs are told of it."""
+
+    directory: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
 class Attempt(Protocol):
     """One try at one task, as seen by the code that does the work."""
+
+    workspace: Workspace | None
+    """Where the work is to be done; None: in a directory of the runtime's own, removed afterwards."""
 
     @property
     def task_id(self) -> str: ...
