@@ -37,7 +37,7 @@ async def test_a_working_directory_of_the_runtime_comes_first(tmp_path: Path) ->
 async def in_directory(spec: WorkspaceSpec, tmp_path: Path, command: CommandRuntime) -> object:
     runtime = Command(command, agent_id="agent_one", directory=tmp_path / "agent")
     try:
-        return await Workshop(spec, runtime).run(RecordedAttempt(), a_task())
+        return await Workshop(spec, runtime, agent_id="agent_one").run(RecordedAttempt(), a_task())
     finally:
         await runtime.close()
 

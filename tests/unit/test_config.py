@@ -209,6 +209,52 @@ def test_a_profile_names_a_workspace(tmp_path: Path) -> None:
     assert profiles["b"].spec.workspace.directory == "/srv"
 
 
+def test_a_profile_asks_for_worktrees(tmp_path: Path) -> None:
+    config = loaded(
+        tmp_path,
+        """
+        [profiles.coder]
+        command = { argv = ["true"] }
+        [profiles.coder.workspace.git_worktree]
+        repositories = [{ path = "/srv/shop.git", base_ref = "main" }, { name = "d", path = "/srv/docs" }]
+        branch = "work/{task_id}"
+        setup = { argv = ["npm", "ci"], inputs = ["package-lock.json"], timeout = "5m" }
+        restart_on_retry = true
+        """,
+    )
+
+    spec = config.profiles["coder"].spec.workspace.git_worktree
+    assert [(r.name, r.path, r.base_ref) for r in spec.repositories] == [
+        ("shop", "/srv/shop.git", "main"),
+        ("d", "/srv/docs", ""),
+    ]
+    assert (spec.branch, spec.setup.timeout.seconds, list(spec.setup.inputs)) == (
+        "work/{task_id}",
+        300,
+        ["package-lock.json"],
+    )
+    assert (spec.restart_on_retry, spec.keep_uncommitted) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("inside", "said"),
+    [
+        ("repositorys = []", "there is no key `repositorys`; did you mean `repositories`?"),
+        ("repositories = []", "workspace.git_worktree.repositories: must contain at least 1"),
+        ('repositories = [{ path = "shop" }]', "repositories[0].path"),
+        ('repositories = [{ path = "/a/x" }, { path = "/b/x" }]', "each repository must have a name of its own"),
+        ('repositories = [{ path = "/x", base_ref = "-f" }]', "repositories[0].base_ref"),
+        ('repositories = [{ path = "/x" }]\nbranch = "mine"', "branch must have {task_id} in it"),
+        ('repositories = [{ path = "/x" }]\nbranch = "{task_id}/{who}"', "branch must have {task_id} in it"),
+        ('repositories = [{ path = "/x" }]\nsetup = { argv = ["true"], inputs = ["/etc/x"] }', "setup.inputs[0]"),
+    ],
+)
+def test_a_worktree_that_cannot_be_is_named(tmp_path: Path, inside: str, said: str) -> None:
+    table = f'[profiles.x]\ncommand = {{ argv = ["true"] }}\n[profiles.x.workspace.git_worktree]\n{inside}'
+
+    assert said in refusal(tmp_path, table)
+
+
 def test_the_shell_profile_is_built_in_and_may_be_replaced(tmp_path: Path) -> None:
     built_in = loaded(tmp_path).profiles["shell"].spec
     replaced = loaded(tmp_path, '[profiles.shell]\ncommand = { argv = ["bash"] }').profiles["shell"].spec

@@ -71,7 +71,7 @@ def take_assignment(environ: MutableMapping[str, str]) -> Assignment:
 
 async def serve(assignment: Assignment, runtime: Runtime) -> None:
     """Works as the agent until told to end. Raises KapellError when the server refuses it."""
-    workshop = Workshop(assignment.spec.workspace, runtime)
+    workshop = Workshop(assignment.spec.workspace, runtime, agent_id=assignment.agent_id)
     handler = Handler(workshop.run, cancel_grace=None)
     endpoint = Endpoint(address=assignment.address, token=assignment.ticket)
     registration = RegisterWorkerRequest(instance_key=new_instance_key())

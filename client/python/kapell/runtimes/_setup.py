@@ -44,6 +44,7 @@ def prepare(spec: CommandRuntime, task: Task, attempt: Attempt, *, agent_id: str
     environment = {
         **inherited(os.environ),
         **_guarded(attempt),
+        **(attempt.workspace.environment if attempt.workspace else {}),
         **extra,
         **{name: text for name, text in attempt.secrets.items() if _is_variable(name, spec)},
         "KAPELL_SECRETS_DIR": str(directory / "secrets"),
@@ -53,7 +54,6 @@ def prepare(spec: CommandRuntime, task: Task, attempt: Attempt, *, agent_id: str
         "KAPELL_INPUT_FILE": str(input_file),
         "KAPELL_RESULT_FILE": str(result_file),
         "KAPELL_ARTIFACTS_DIR": str(artifacts),
-        **(attempt.workspace.environment if attempt.workspace else {}),
         VARIABLE: dump(attempt.locks),
         **_prompt(task, attempt),
     }

@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from kapell._third_party.buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19kapell/v1/workspace.proto\x12\tkapell.v1\x1a\x1b\x62uf/validate/validate.proto\"G\n\rWorkspaceSpec\x12.\n\tdirectory\x18\x01 \x01(\tB\x19\xbaH\x16r\x14\x10\x01(\x80 2\n^[^\\x00]*$:\x01/H\x00\x42\x06\n\x04kindb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19kapell/v1/workspace.proto\x12\tkapell.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"w\n\rWorkspaceSpec\x12.\n\tdirectory\x18\x01 \x01(\tB\x19\xbaH\x16r\x14\x10\x01(\x80 2\n^[^\\x00]*$:\x01/H\x00\x12.\n\x0cgit_worktree\x18\x02 \x01(\x0b\x32\x16.kapell.v1.GitWorktreeH\x00\x42\x06\n\x04kind\"\xed\x04\n\x0bGitWorktree\x12@\n\x0crepositories\x18\x01 \x03(\x0b\x32\x1e.kapell.v1.WorkspaceRepositoryB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x08\x12;\n\x06\x62ranch\x18\x02 \x01(\tB+\xbaH(r#\x18x2\x1f^[A-Za-z0-9][A-Za-z0-9._/{}-]*$\xd8\x01\x01\x12-\n\tdirectory\x18\x03 \x01(\tB\x1a\xbaH\x17r\x12(\x80 2\n^[^\\x00]*$:\x01/\xd8\x01\x01\x12(\n\x05setup\x18\x04 \x01(\x0b\x32\x19.kapell.v1.WorkspaceSetup\x12\x18\n\x10restart_on_retry\x18\x05 \x01(\x08\x12\x18\n\x10keep_uncommitted\x18\x06 \x01(\x08:\xd1\x02\xbaH\xcd\x02\x1a\xdc\x01\n\x13git_worktree.branch\x12Kbranch must have {task_id} in it, and no other placeholder but {agent_type}\x1axthis.branch == \'\' || (this.branch.contains(\'{task_id}\') && this.branch.matches(\'^([^{}]|[{](task_id|agent_type)[}])*$\'))\x1al\n\x12git_worktree.names\x12+each repository must have a name of its own\x1a)this.repositories.map(r, r.name).unique()\"\xbc\x01\n\x13WorkspaceRepository\x12\x35\n\x04name\x18\x01 \x01(\tB\'\xbaH$r\"2 ^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$\x12%\n\x04path\x18\x02 \x01(\tB\x17\xbaH\x14r\x12(\x80 2\n^[^\\x00]*$:\x01/\x12G\n\x08\x62\x61se_ref\x18\x03 \x01(\tB5\xbaH2r-\x18\xc8\x01\x32(^[A-Za-z0-9_][^\\x00-\\x20~^:?*\\[\\\\\\x7f]*$\xd8\x01\x01\"\xb1\x01\n\x0eWorkspaceSetup\x12,\n\x04\x61rgv\x18\x01 \x03(\tB\x1e\xbaH\x1b\x92\x01\x18\x08\x01\x10@\"\x12r\x10(\x80\x80\x02\x32\n^[^\\x00]*$\x12:\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0e\xbaH\x0b\xaa\x01\x08\"\x04\x08\xe0\xa8\x01*\x00\x12\x35\n\x06inputs\x18\x03 \x03(\tB%\xbaH\"\x92\x01\x1f\x10 \"\x1br\x19\x10\x01(\x80\x08\x32\x12^[^\\x00/][^\\x00]*$b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,6 +35,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_WORKSPACESPEC'].fields_by_name['directory']._loaded_options = None
   _globals['_WORKSPACESPEC'].fields_by_name['directory']._serialized_options = b'\272H\026r\024\020\001(\200 2\n^[^\\x00]*$:\001/'
-  _globals['_WORKSPACESPEC']._serialized_start=69
-  _globals['_WORKSPACESPEC']._serialized_end=140
+  _globals['_GITWORKTREE'].fields_by_name['repositories']._loaded_options = None
+  _globals['_GITWORKTREE'].fields_by_name['repositories']._serialized_options = b'\272H\007\222\001\004\010\001\020\010'
+  _globals['_GITWORKTREE'].fields_by_name['branch']._loaded_options = None
+  _globals['_GITWORKTREE'].fields_by_name['branch']._serialized_options = b'\272H(r#\030x2\037^[A-Za-z0-9][A-Za-z0-9._/{}-]*$\330\001\001'
+  _globals['_GITWORKTREE'].fields_by_name['directory']._loaded_options = None
+  _globals['_GITWORKTREE'].fields_by_name['directory']._serialized_options = b'\272H\027r\022(\200 2\n^[^\\x00]*$:\001/\330\001\001'
+  _globals['_GITWORKTREE']._loaded_options = None
+  _globals['_GITWORKTREE']._serialized_options = b'\272H\315\002\032\334\001\n\023git_worktree.branch\022Kbranch must have {task_id} in it, and no other placeholder but {agent_type}\032xthis.branch == \'\' || (this.branch.contains(\'{task_id}\') && this.branch.matches(\'^([^{}]|[{](task_id|agent_type)[}])*$\'))\032l\n\022git_worktree.names\022+each repository must have a name of its own\032)this.repositories.map(r, r.name).unique()'
+  _globals['_WORKSPACEREPOSITORY'].fields_by_name['name']._loaded_options = None
+  _globals['_WORKSPACEREPOSITORY'].fields_by_name['name']._serialized_options = b'\272H$r\"2 ^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$'
+  _globals['_WORKSPACEREPOSITORY'].fields_by_name['path']._loaded_options = None
+  _globals['_WORKSPACEREPOSITORY'].fields_by_name['path']._serialized_options = b'\272H\024r\022(\200 2\n^[^\\x00]*$:\001/'
+  _globals['_WORKSPACEREPOSITORY'].fields_by_name['base_ref']._loaded_options = None
+  _globals['_WORKSPACEREPOSITORY'].fields_by_name['base_ref']._serialized_options = b'\272H2r-\030\310\0012(^[A-Za-z0-9_][^\\x00-\\x20~^:?*\\[\\\\\\x7f]*$\330\001\001'
+  _globals['_WORKSPACESETUP'].fields_by_name['argv']._loaded_options = None
+  _globals['_WORKSPACESETUP'].fields_by_name['argv']._serialized_options = b'\272H\033\222\001\030\010\001\020@\"\022r\020(\200\200\0022\n^[^\\x00]*$'
+  _globals['_WORKSPACESETUP'].fields_by_name['timeout']._loaded_options = None
+  _globals['_WORKSPACESETUP'].fields_by_name['timeout']._serialized_options = b'\272H\013\252\001\010\"\004\010\340\250\001*\000'
+  _globals['_WORKSPACESETUP'].fields_by_name['inputs']._loaded_options = None
+  _globals['_WORKSPACESETUP'].fields_by_name['inputs']._serialized_options = b'\272H\"\222\001\037\020 \"\033r\031\020\001(\200\0102\022^[^\\x00/][^\\x00]*$'
+  _globals['_WORKSPACESPEC']._serialized_start=101
+  _globals['_WORKSPACESPEC']._serialized_end=220
+  _globals['_GITWORKTREE']._serialized_start=223
+  _globals['_GITWORKTREE']._serialized_end=844
+  _globals['_WORKSPACEREPOSITORY']._serialized_start=847
+  _globals['_WORKSPACEREPOSITORY']._serialized_end=1035
+  _globals['_WORKSPACESETUP']._serialized_start=1038
+  _globals['_WORKSPACESETUP']._serialized_end=1215
 # @@protoc_insertion_point(module_scope)

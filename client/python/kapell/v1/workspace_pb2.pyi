@@ -3,39 +3,173 @@
 isort:skip_file
 Workspaces: where agents do the work of a task."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
 
-if sys.version_info >= (3, 10):
-    from typing import TypeAlias as _TypeAlias
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
 else:
-    from typing_extensions import TypeAlias as _TypeAlias
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class WorkspaceSpec(_message.Message):
-    """Where the attempts of an agent's tasks work. Nothing set: each attempt in a fresh directory, removed afterwards."""
+    """Where the attempts of an agent's tasks work. Nothing set: each attempt in a fresh directory, removed afterwards.
+    Programs find it as KAPELL_WORKSPACE.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DIRECTORY_FIELD_NUMBER: _builtins.int
+    GIT_WORKTREE_FIELD_NUMBER: _builtins.int
     directory: _builtins.str
     """A directory that is there, an absolute path; all attempts of all tasks share it."""
+    @_builtins.property
+    def git_worktree(self) -> Global___GitWorktree:
+        """A git worktree and a branch for each task."""
+
     def __init__(
         self,
         *,
         directory: _builtins.str = ...,
+        git_worktree: Global___GitWorktree | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["directory", b"directory", "kind", b"kind"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["directory", b"directory", "git_worktree", b"git_worktree", "kind", b"kind"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["directory", b"directory", "kind", b"kind"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directory", b"directory", "git_worktree", b"git_worktree", "kind", b"kind"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["directory"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["directory", "git_worktree"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___WorkspaceSpec: _TypeAlias = WorkspaceSpec  # noqa: Y015
+
+@_typing.final
+class GitWorktree(_message.Message):
+    """A worktree of each repository, on a branch that is the task's own. It stays when the task has ended, until it is
+    released and nothing is lost with it. Programs find KAPELL_BRANCH and KAPELL_BASE (the commit it began with; of the
+    first repository), and the agent as author of what they commit. Hooks of the repository do not run.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORIES_FIELD_NUMBER: _builtins.int
+    BRANCH_FIELD_NUMBER: _builtins.int
+    DIRECTORY_FIELD_NUMBER: _builtins.int
+    SETUP_FIELD_NUMBER: _builtins.int
+    RESTART_ON_RETRY_FIELD_NUMBER: _builtins.int
+    KEEP_UNCOMMITTED_FIELD_NUMBER: _builtins.int
+    branch: _builtins.str
+    """Name of the branch; {task_id} and {agent_type} are replaced, and {task_id} must be in it. Empty: "kapell/{task_id}"."""
+    directory: _builtins.str
+    """Where worktrees are put, each as TASK_ID/NAME below it; an absolute path. Empty: below the server's data directory."""
+    restart_on_retry: _builtins.bool
+    """Begins each attempt but the first anew, from the base; what was there is kept as a branch NAME.before-N.
+    Default: it goes on where the attempt before has ended.
+    """
+    keep_uncommitted: _builtins.bool
+    """Leaves uncommitted what an attempt has not committed; then nothing of that is merged, and the worktree is kept.
+    Default: it is committed to the branch, as the agent's work.
+    """
+    @_builtins.property
+    def repositories(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkspaceRepository]:
+        """The repositories, 1 to 8. One is the workspace itself; of several, each is a directory in it, by its name."""
+
+    @_builtins.property
+    def setup(self) -> Global___WorkspaceSetup:
+        """Run in the workspace before the first attempt, and again when its inputs have changed."""
+
+    def __init__(
+        self,
+        *,
+        repositories: _abc.Iterable[Global___WorkspaceRepository] | None = ...,
+        branch: _builtins.str = ...,
+        directory: _builtins.str = ...,
+        setup: Global___WorkspaceSetup | None = ...,
+        restart_on_retry: _builtins.bool = ...,
+        keep_uncommitted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["setup", b"setup"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "directory", b"directory", "keep_uncommitted", b"keep_uncommitted", "repositories", b"repositories", "restart_on_retry", b"restart_on_retry", "setup", b"setup"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GitWorktree: _TypeAlias = GitWorktree  # noqa: Y015
+
+@_typing.final
+class WorkspaceRepository(_message.Message):
+    """A repository that tasks work in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    BASE_REF_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name, and that of its directory where there are several."""
+    path: _builtins.str
+    """Where it is, an absolute path on the agent's machine: a checkout, or a bare repository. Repositories with
+    submodules are refused.
+    """
+    base_ref: _builtins.str
+    """What branches begin with, and come into: a branch, or for the former a tag or commit. Empty: what is checked out there."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        path: _builtins.str = ...,
+        base_ref: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_ref", b"base_ref", "name", b"name", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkspaceRepository: _TypeAlias = WorkspaceRepository  # noqa: Y015
+
+@_typing.final
+class WorkspaceSetup(_message.Message):
+    """What makes a worktree ready to be worked in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARGV_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def argv(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Program and arguments, 1 to 64; no shell is involved."""
+
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """How long it may take. Unset: 10 min; at most 6 h. Beyond that the attempt fails with SETUP_FAILED."""
+
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Files in the workspace that its outcome depends on, such as a lock file; at most 32. While their content and argv
+        are as they were when it has last succeeded, it is not run again. Empty: before each attempt.
+        """
+
+    def __init__(
+        self,
+        *,
+        argv: _abc.Iterable[_builtins.str] | None = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+        inputs: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "inputs", b"inputs", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkspaceSetup: _TypeAlias = WorkspaceSetup  # noqa: Y015
