@@ -50,6 +50,8 @@ async def test_tasks_at_the_same_time_have_worktrees_of_their_own(
     for task, name in zip(tasks, ("one", "two"), strict=True):
         assert show(shop, f"kapell/{task.task_id}:name") == name
         assert show(shop, f"kapell/{task.task_id}:left") == "left"
+    assert [(left.files_changed, left.attempt) for task in ended for left in task.workspaces] == [(2, 1)] * 2
+    for task in tasks:
         kept = [artifact.name async for artifact in client.artifacts.iterate(task.task_id)]
         assert sorted(kept) == ["commits.txt", "diff.patch"]
         assert (server_process.data_dir / "workspaces" / "trees" / task.task_id / "shop" / "left").exists()

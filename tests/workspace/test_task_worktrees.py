@@ -106,6 +106,21 @@ async def test_what_is_not_committed_is_committed_as_the_agents_work(desk: Desk)
     assert not desk.record().dirty
 
 
+async def test_the_task_is_told_what_its_branch_changes(desk: Desk) -> None:
+    binary = bytes(range(256))
+    attempt = await desk.attempt(
+        lambda place: write(place.directory, {"src/a.py": "a = 2\nb = 3\n", "README.md": "", "x.bin": binary})
+    )
+
+    [told] = attempt.workspaces
+    assert (told.name, told.branch, told.base_ref) == ("shop", "kapell/task_one", "refs/heads/main")
+    assert (told.base_commit, told.head_commit) == (
+        git(desk.shop, "rev-parse", "main"),
+        git(desk.shop, "rev-parse", "kapell/task_one"),
+    )
+    assert (told.files_changed, told.insertions, told.deletions, told.dirty) == (3, 2, 2, False)
+
+
 async def test_a_failed_attempt_loses_nothing(desk: Desk) -> None:
     def fails(place: Workspace) -> object:
         write(place.directory, {"half.txt": "half"})

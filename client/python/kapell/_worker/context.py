@@ -43,6 +43,8 @@ from kapell.v1.task_pb2 import (
     Task,
     TaskSpec,
 )
+from kapell.v1.worker_pb2 import ReportWorkspacesRequest
+from kapell.v1.workspace_pb2 import TaskWorkspace
 
 WaitsFor = Literal["approval", "lock", "provider"]
 
@@ -327,3 +329,16 @@ class TaskContext:
         except LeaseLost:
             self._lease.lose()
             raise
+
+    async def report_workspaces(self, workspaces: Iterable[TaskWorkspace]) -> None:
+        """Says what the attempt has left in its workspace, in the place of what it has said before.
+
+        Raises LeaseLost, and what else the server refuses.
+        """
+        request = ReportWorkspacesRequest(lease_token=self._lease.token, workspaces=workspaces)
+        try:
+            answer = await self._session.insist(self._session.stub.ReportWorkspaces, lambda: request)
+        except LeaseLost:
+            self._lease.lose()
+            raise
+        self._lease.follow(answer.directive)

@@ -24,7 +24,7 @@ from kapell.runtimes._setup import inherited
 from kapell.runtimes.contract import Attempt, Workspace
 from kapell.v1.common_pb2 import LOG_STREAM_SYSTEM
 from kapell.v1.task_pb2 import Task
-from kapell.v1.workspace_pb2 import GitWorktree
+from kapell.v1.workspace_pb2 import GitWorktree, TaskWorkspace
 
 DEFAULT_BRANCH = "kapell/{task_id}"
 _SETUP_SECONDS = 600.0
@@ -163,9 +163,9 @@ class Worktrees:
         if self._attempt.lease_lost.is_set():
             return
         try:
-            for record in self._records:
-                for remark in await _in_thread(self._settle, record):
-                    self._attempt.log(remark, LOG_STREAM_SYSTEM)
+            told = [await self._settle(record) for record in self._records]
+            with contextlib.suppress(LeaseLost):
+                await self._attempt.report_workspaces(told)
             if not self._attempt.cancelled.is_set():
                 await self._keep_diffs()
         except (GitFailed, OSError) as error:
@@ -175,12 +175,30 @@ class Worktrees:
                 # A branch that has not all of the work must not pass for the work.
                 raise TaskFailed("WORKSPACE_FAILED", text) from error
 
-    def _settle(self, record: Record) -> list[str]:
+    async def _settle(self, record: Record) -> TaskWorkspace:
+        remarks, told = await _in_thread(self._taken_in, record)
+        for remark in remarks:
+            self._attempt.log(remark, LOG_STREAM_SYSTEM)
+        return told
+
+    def _taken_in(self, record: Record) -> tuple[list[str], TaskWorkspace]:
         message = f"Work of {record.task_id}, attempt {record.attempt}\n\nNot committed by the agent itself.\n"
         remarks = results.take_in(record, message=message, commits=not self._spec.keep_uncommitted)
         record.state = "idle"
         self._registry.put(record)
-        return remarks
+        counted = results.figures(record)
+        return remarks, TaskWorkspace(
+            name=record.name,
+            branch=record.branch,
+            base_ref=record.base_ref,
+            base_commit=record.base,
+            head_commit=record.head,
+            files_changed=counted.files,
+            insertions=counted.insertions,
+            deletions=counted.deletions,
+            dirty=record.dirty,
+            directory=os.fsencode(record.directory).decode(errors="replace"),
+        )
 
     async def _keep_diffs(self) -> None:
         for record in self._records:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Unpack
@@ -14,6 +14,7 @@ from kapell.rules.redaction import Redactor
 from kapell.v1.artifact_pb2 import Artifact
 from kapell.v1.common_pb2 import LOG_STREAM_STDOUT, LogStream
 from kapell.v1.task_pb2 import Task
+from kapell.v1.workspace_pb2 import TaskWorkspace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +99,10 @@ class Attempt(Protocol):
         Raises KapellError where the server does not take it, LeaseLost where the attempt is no
         longer ours, OSError for a file that cannot be read and ValueError for a name that is no text.
         """
+        ...
+
+    async def report_workspaces(self, workspaces: Iterable[TaskWorkspace]) -> None:
+        """Says what the attempt has left in its workspace. Raises KapellError, of which LeaseLost is one."""
         ...
 
 

@@ -24,9 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from kapell._third_party.buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from kapell.v1 import watch_pb2 as kapell_dot_v1_dot_watch__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19kapell/v1/workspace.proto\x12\tkapell.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"w\n\rWorkspaceSpec\x12.\n\tdirectory\x18\x01 \x01(\tB\x19\xbaH\x16r\x14\x10\x01(\x80 2\n^[^\\x00]*$:\x01/H\x00\x12.\n\x0cgit_worktree\x18\x02 \x01(\x0b\x32\x16.kapell.v1.GitWorktreeH\x00\x42\x06\n\x04kind\"\xed\x04\n\x0bGitWorktree\x12@\n\x0crepositories\x18\x01 \x03(\x0b\x32\x1e.kapell.v1.WorkspaceRepositoryB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x08\x12;\n\x06\x62ranch\x18\x02 \x01(\tB+\xbaH(r#\x18x2\x1f^[A-Za-z0-9][A-Za-z0-9._/{}-]*$\xd8\x01\x01\x12-\n\tdirectory\x18\x03 \x01(\tB\x1a\xbaH\x17r\x12(\x80 2\n^[^\\x00]*$:\x01/\xd8\x01\x01\x12(\n\x05setup\x18\x04 \x01(\x0b\x32\x19.kapell.v1.WorkspaceSetup\x12\x18\n\x10restart_on_retry\x18\x05 \x01(\x08\x12\x18\n\x10keep_uncommitted\x18\x06 \x01(\x08:\xd1\x02\xbaH\xcd\x02\x1a\xdc\x01\n\x13git_worktree.branch\x12Kbranch must have {task_id} in it, and no other placeholder but {agent_type}\x1axthis.branch == \'\' || (this.branch.contains(\'{task_id}\') && this.branch.matches(\'^([^{}]|[{](task_id|agent_type)[}])*$\'))\x1al\n\x12git_worktree.names\x12+each repository must have a name of its own\x1a)this.repositories.map(r, r.name).unique()\"\xbc\x01\n\x13WorkspaceRepository\x12\x35\n\x04name\x18\x01 \x01(\tB\'\xbaH$r\"2 ^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$\x12%\n\x04path\x18\x02 \x01(\tB\x17\xbaH\x14r\x12(\x80 2\n^[^\\x00]*$:\x01/\x12G\n\x08\x62\x61se_ref\x18\x03 \x01(\tB5\xbaH2r-\x18\xc8\x01\x32(^[A-Za-z0-9_][^\\x00-\\x20~^:?*\\[\\\\\\x7f]*$\xd8\x01\x01\"\xb1\x01\n\x0eWorkspaceSetup\x12,\n\x04\x61rgv\x18\x01 \x03(\tB\x1e\xbaH\x1b\x92\x01\x18\x08\x01\x10@\"\x12r\x10(\x80\x80\x02\x32\n^[^\\x00]*$\x12:\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0e\xbaH\x0b\xaa\x01\x08\"\x04\x08\xe0\xa8\x01*\x00\x12\x35\n\x06inputs\x18\x03 \x03(\tB%\xbaH\"\x92\x01\x1f\x10 \"\x1br\x19\x10\x01(\x80\x08\x32\x12^[^\\x00/][^\\x00]*$b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19kapell/v1/workspace.proto\x12\tkapell.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15kapell/v1/watch.proto\"w\n\rWorkspaceSpec\x12.\n\tdirectory\x18\x01 \x01(\tB\x19\xbaH\x16r\x14\x10\x01(\x80 2\n^[^\\x00]*$:\x01/H\x00\x12.\n\x0cgit_worktree\x18\x02 \x01(\x0b\x32\x16.kapell.v1.GitWorktreeH\x00\x42\x06\n\x04kind\"\xed\x04\n\x0bGitWorktree\x12@\n\x0crepositories\x18\x01 \x03(\x0b\x32\x1e.kapell.v1.WorkspaceRepositoryB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x08\x12;\n\x06\x62ranch\x18\x02 \x01(\tB+\xbaH(r#\x18x2\x1f^[A-Za-z0-9][A-Za-z0-9._/{}-]*$\xd8\x01\x01\x12-\n\tdirectory\x18\x03 \x01(\tB\x1a\xbaH\x17r\x12(\x80 2\n^[^\\x00]*$:\x01/\xd8\x01\x01\x12(\n\x05setup\x18\x04 \x01(\x0b\x32\x19.kapell.v1.WorkspaceSetup\x12\x18\n\x10restart_on_retry\x18\x05 \x01(\x08\x12\x18\n\x10keep_uncommitted\x18\x06 \x01(\x08:\xd1\x02\xbaH\xcd\x02\x1a\xdc\x01\n\x13git_worktree.branch\x12Kbranch must have {task_id} in it, and no other placeholder but {agent_type}\x1axthis.branch == \'\' || (this.branch.contains(\'{task_id}\') && this.branch.matches(\'^([^{}]|[{](task_id|agent_type)[}])*$\'))\x1al\n\x12git_worktree.names\x12+each repository must have a name of its own\x1a)this.repositories.map(r, r.name).unique()\"\xbc\x01\n\x13WorkspaceRepository\x12\x35\n\x04name\x18\x01 \x01(\tB\'\xbaH$r\"2 ^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$\x12%\n\x04path\x18\x02 \x01(\tB\x17\xbaH\x14r\x12(\x80 2\n^[^\\x00]*$:\x01/\x12G\n\x08\x62\x61se_ref\x18\x03 \x01(\tB5\xbaH2r-\x18\xc8\x01\x32(^[A-Za-z0-9_][^\\x00-\\x20~^:?*\\[\\\\\\x7f]*$\xd8\x01\x01\"\xb1\x01\n\x0eWorkspaceSetup\x12,\n\x04\x61rgv\x18\x01 \x03(\tB\x1e\xbaH\x1b\x92\x01\x18\x08\x01\x10@\"\x12r\x10(\x80\x80\x02\x32\n^[^\\x00]*$\x12:\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0e\xbaH\x0b\xaa\x01\x08\"\x04\x08\xe0\xa8\x01*\x00\x12\x35\n\x06inputs\x18\x03 \x03(\tB%\xbaH\"\x92\x01\x1f\x10 \"\x1br\x19\x10\x01(\x80\x08\x32\x12^[^\\x00/][^\\x00]*$\"\xb4\x03\n\rTaskWorkspace\x12\x35\n\x04name\x18\x01 \x01(\tB\'\xbaH$r\"2 ^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$\x12$\n\x06\x62ranch\x18\x02 \x01(\tB\x14\xbaH\x11r\x0f\x18\xfa\x01\x32\n^[^\\x00]*$\x12&\n\x08\x62\x61se_ref\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f\x18\xfa\x01\x32\n^[^\\x00]*$\x12(\n\x0b\x62\x61se_commit\x18\x04 \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$\x12(\n\x0bhead_commit\x18\x05 \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$\x12\x1e\n\rfiles_changed\x18\x06 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1b\n\ninsertions\x18\x07 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1a\n\tdeletions\x18\x08 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\r\n\x05\x64irty\x18\t \x01(\x08\x12\'\n\tdirectory\x18\n \x01(\tB\x14\xbaH\x11r\x0f(\x80 2\n^[^\\x00]*$\x12\x0f\n\x07\x61ttempt\x18\x0b \x01(\x05\x12(\n\x05merge\x18\x0c \x01(\x0b\x32\x19.kapell.v1.WorkspaceMerge\"\xb1\x02\n\x0eWorkspaceMerge\x12\x34\n\x07outcome\x18\x01 \x01(\x0e\x32\x17.kapell.v1.MergeOutcomeB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12&\n\x08\x62\x61se_ref\x18\x02 \x01(\tB\x14\xbaH\x11r\x0f\x18\xfa\x01\x32\n^[^\\x00]*$\x12#\n\x06\x63ommit\x18\x03 \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$\x12*\n\x05paths\x18\x04 \x03(\tB\x1b\xbaH\x18\x92\x01\x15\x10\x14\"\x11r\x0f\x18\x80\x08\x32\n^[^\\x00]*$\x12%\n\x07message\x18\x05 \x01(\tB\x14\xbaH\x11r\x0f\x18\xd0\x0f\x32\n^[^\\x00]*$\x12(\n\x04time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\x05\x61\x63tor\x18\x07 \x01(\x0b\x32\x10.kapell.v1.Actor*\x9e\x01\n\x0cMergeOutcome\x12\x1d\n\x19MERGE_OUTCOME_UNSPECIFIED\x10\x00\x12\x18\n\x14MERGE_OUTCOME_MERGED\x10\x01\x12\x1a\n\x16MERGE_OUTCOME_CONFLICT\x10\x02\x12\x1e\n\x1aMERGE_OUTCOME_CHECK_FAILED\x10\x03\x12\x19\n\x15MERGE_OUTCOME_REFUSED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,12 +57,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKSPACESETUP'].fields_by_name['timeout']._serialized_options = b'\272H\013\252\001\010\"\004\010\340\250\001*\000'
   _globals['_WORKSPACESETUP'].fields_by_name['inputs']._loaded_options = None
   _globals['_WORKSPACESETUP'].fields_by_name['inputs']._serialized_options = b'\272H\"\222\001\037\020 \"\033r\031\020\001(\200\0102\022^[^\\x00/][^\\x00]*$'
-  _globals['_WORKSPACESPEC']._serialized_start=101
-  _globals['_WORKSPACESPEC']._serialized_end=220
-  _globals['_GITWORKTREE']._serialized_start=223
-  _globals['_GITWORKTREE']._serialized_end=844
-  _globals['_WORKSPACEREPOSITORY']._serialized_start=847
-  _globals['_WORKSPACEREPOSITORY']._serialized_end=1035
-  _globals['_WORKSPACESETUP']._serialized_start=1038
-  _globals['_WORKSPACESETUP']._serialized_end=1215
+  _globals['_TASKWORKSPACE'].fields_by_name['name']._loaded_options = None
+  _globals['_TASKWORKSPACE'].fields_by_name['name']._serialized_options = b'\272H$r\"2 ^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$'
+  _globals['_TASKWORKSPACE'].fields_by_name['branch']._loaded_options = None
+  _globals['_TASKWORKSPACE'].fields_by_name['branch']._serialized_options = b'\272H\021r\017\030\372\0012\n^[^\\x00]*$'
+  _globals['_TASKWORKSPACE'].fields_by_name['base_ref']._loaded_options = None
+  _globals['_TASKWORKSPACE'].fields_by_name['base_ref']._serialized_options = b'\272H\021r\017\030\372\0012\n^[^\\x00]*$'
+  _globals['_TASKWORKSPACE'].fields_by_name['base_commit']._loaded_options = None
+  _globals['_TASKWORKSPACE'].fields_by_name['base_commit']._serialized_options = b'\272H\020r\016\030@2\n^[^\\x00]*$'
+  _globals['_TASKWORKSPACE'].fields_by_name['head_commit']._loaded_options = None
+  _globals['_TASKWORKSPACE'].fields_by_name['head_commit']._serialized_options = b'\272H\020r\016\030@2\n^[^\\x00]*$'
+  _globals['_TASKWORKSPACE'].fields_by_name['files_changed']._loaded_options = None
+  _globals['_TASKWORKSPACE'].fields_by_name['files_changed']._serialized_options = b'\272H\004\032\002(\000'
+  _globals['_TASKWORKSPACE'].fields_by_name['insertions']._loaded_options = None
+  _globals['_TASKWORKSPACE'].fields_by_name['insertions']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_TASKWORKSPACE'].fields_by_name['deletions']._loaded_options = None
+  _globals['_TASKWORKSPACE'].fields_by_name['deletions']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_TASKWORKSPACE'].fields_by_name['directory']._loaded_options = None
+  _globals['_TASKWORKSPACE'].fields_by_name['directory']._serialized_options = b'\272H\021r\017(\200 2\n^[^\\x00]*$'
+  _globals['_WORKSPACEMERGE'].fields_by_name['outcome']._loaded_options = None
+  _globals['_WORKSPACEMERGE'].fields_by_name['outcome']._serialized_options = b'\272H\007\202\001\004\020\001 \000'
+  _globals['_WORKSPACEMERGE'].fields_by_name['base_ref']._loaded_options = None
+  _globals['_WORKSPACEMERGE'].fields_by_name['base_ref']._serialized_options = b'\272H\021r\017\030\372\0012\n^[^\\x00]*$'
+  _globals['_WORKSPACEMERGE'].fields_by_name['commit']._loaded_options = None
+  _globals['_WORKSPACEMERGE'].fields_by_name['commit']._serialized_options = b'\272H\020r\016\030@2\n^[^\\x00]*$'
+  _globals['_WORKSPACEMERGE'].fields_by_name['paths']._loaded_options = None
+  _globals['_WORKSPACEMERGE'].fields_by_name['paths']._serialized_options = b'\272H\030\222\001\025\020\024\"\021r\017\030\200\0102\n^[^\\x00]*$'
+  _globals['_WORKSPACEMERGE'].fields_by_name['message']._loaded_options = None
+  _globals['_WORKSPACEMERGE'].fields_by_name['message']._serialized_options = b'\272H\021r\017\030\320\0172\n^[^\\x00]*$'
+  _globals['_MERGEOUTCOME']._serialized_start=2021
+  _globals['_MERGEOUTCOME']._serialized_end=2179
+  _globals['_WORKSPACESPEC']._serialized_start=157
+  _globals['_WORKSPACESPEC']._serialized_end=276
+  _globals['_GITWORKTREE']._serialized_start=279
+  _globals['_GITWORKTREE']._serialized_end=900
+  _globals['_WORKSPACEREPOSITORY']._serialized_start=903
+  _globals['_WORKSPACEREPOSITORY']._serialized_end=1091
+  _globals['_WORKSPACESETUP']._serialized_start=1094
+  _globals['_WORKSPACESETUP']._serialized_end=1271
+  _globals['_TASKWORKSPACE']._serialized_start=1274
+  _globals['_TASKWORKSPACE']._serialized_end=1710
+  _globals['_WORKSPACEMERGE']._serialized_start=1713
+  _globals['_WORKSPACEMERGE']._serialized_end=2018
 # @@protoc_insertion_point(module_scope)

@@ -7,7 +7,10 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from kapell.v1 import watch_pb2 as _watch_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,6 +21,38 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _MergeOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MergeOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MergeOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MERGE_OUTCOME_UNSPECIFIED: _MergeOutcome.ValueType  # 0
+    """Not set; never sent."""
+    MERGE_OUTCOME_MERGED: _MergeOutcome.ValueType  # 1
+    """The base has all of the branch."""
+    MERGE_OUTCOME_CONFLICT: _MergeOutcome.ValueType  # 2
+    """Base and branch have changed the same; nothing was changed. See WorkspaceMerge.paths."""
+    MERGE_OUTCOME_CHECK_FAILED: _MergeOutcome.ValueType  # 3
+    """The check of the merged whole has failed; nothing was changed."""
+    MERGE_OUTCOME_REFUSED: _MergeOutcome.ValueType  # 4
+    """Another reason; nothing was changed. See WorkspaceMerge.message."""
+
+class MergeOutcome(_MergeOutcome, metaclass=_MergeOutcomeEnumTypeWrapper):
+    """How a merge has ended."""
+
+MERGE_OUTCOME_UNSPECIFIED: MergeOutcome.ValueType  # 0
+"""Not set; never sent."""
+MERGE_OUTCOME_MERGED: MergeOutcome.ValueType  # 1
+"""The base has all of the branch."""
+MERGE_OUTCOME_CONFLICT: MergeOutcome.ValueType  # 2
+"""Base and branch have changed the same; nothing was changed. See WorkspaceMerge.paths."""
+MERGE_OUTCOME_CHECK_FAILED: MergeOutcome.ValueType  # 3
+"""The check of the merged whole has failed; nothing was changed."""
+MERGE_OUTCOME_REFUSED: MergeOutcome.ValueType  # 4
+"""Another reason; nothing was changed. See WorkspaceMerge.message."""
+Global___MergeOutcome: _TypeAlias = MergeOutcome  # noqa: Y015
 
 @_typing.final
 class WorkspaceSpec(_message.Message):
@@ -173,3 +208,123 @@ class WorkspaceSetup(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkspaceSetup: _TypeAlias = WorkspaceSetup  # noqa: Y015
+
+@_typing.final
+class TaskWorkspace(_message.Message):
+    """What a task has done in one repository: kept on the task when its attempt ends, and after a merge."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    BRANCH_FIELD_NUMBER: _builtins.int
+    BASE_REF_FIELD_NUMBER: _builtins.int
+    BASE_COMMIT_FIELD_NUMBER: _builtins.int
+    HEAD_COMMIT_FIELD_NUMBER: _builtins.int
+    FILES_CHANGED_FIELD_NUMBER: _builtins.int
+    INSERTIONS_FIELD_NUMBER: _builtins.int
+    DELETIONS_FIELD_NUMBER: _builtins.int
+    DIRTY_FIELD_NUMBER: _builtins.int
+    DIRECTORY_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    MERGE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The repository's name in the profile. Required."""
+    branch: _builtins.str
+    """The task's branch."""
+    base_ref: _builtins.str
+    """The branch it is to come into, as refs/heads/NAME; empty where it began with a commit that no branch names."""
+    base_commit: _builtins.str
+    """The commit it began with."""
+    head_commit: _builtins.str
+    """The commit its branch is at."""
+    files_changed: _builtins.int
+    """How many files its branch changes against base_commit."""
+    insertions: _builtins.int
+    """How many lines it adds; of text files only."""
+    deletions: _builtins.int
+    """How many lines it removes; of text files only."""
+    dirty: _builtins.bool
+    """Whether there is something in the worktree that the branch has not."""
+    directory: _builtins.str
+    """The worktree on its agent's machine."""
+    attempt: _builtins.int
+    """The attempt that has left it so. Filled in by the server."""
+    @_builtins.property
+    def merge(self) -> Global___WorkspaceMerge:
+        """The latest try to merge head_commit; unset where there was none. Filled in by the server."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        branch: _builtins.str = ...,
+        base_ref: _builtins.str = ...,
+        base_commit: _builtins.str = ...,
+        head_commit: _builtins.str = ...,
+        files_changed: _builtins.int = ...,
+        insertions: _builtins.int = ...,
+        deletions: _builtins.int = ...,
+        dirty: _builtins.bool = ...,
+        directory: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        merge: Global___WorkspaceMerge | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["merge", b"merge"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_commit", b"base_commit", "base_ref", b"base_ref", "branch", b"branch", "deletions", b"deletions", "directory", b"directory", "dirty", b"dirty", "files_changed", b"files_changed", "head_commit", b"head_commit", "insertions", b"insertions", "merge", b"merge", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskWorkspace: _TypeAlias = TaskWorkspace  # noqa: Y015
+
+@_typing.final
+class WorkspaceMerge(_message.Message):
+    """A try to bring a task's branch into its base."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    BASE_REF_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
+    PATHS_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    outcome: Global___MergeOutcome.ValueType
+    """How it has ended. Required."""
+    base_ref: _builtins.str
+    """The branch it was to come into, as refs/heads/NAME."""
+    commit: _builtins.str
+    """The commit of that branch which has it; empty where none has."""
+    message: _builtins.str
+    """What went wrong, in words; at most 2,000 characters."""
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Files that both have changed; the first 20."""
+
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When. Filled in by the server."""
+
+    @_builtins.property
+    def actor(self) -> _watch_pb2.Actor:
+        """Who has merged. Filled in by the server."""
+
+    def __init__(
+        self,
+        *,
+        outcome: Global___MergeOutcome.ValueType = ...,
+        base_ref: _builtins.str = ...,
+        commit: _builtins.str = ...,
+        paths: _abc.Iterable[_builtins.str] | None = ...,
+        message: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        actor: _watch_pb2.Actor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "base_ref", b"base_ref", "commit", b"commit", "message", b"message", "outcome", b"outcome", "paths", b"paths", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkspaceMerge: _TypeAlias = WorkspaceMerge  # noqa: Y015
