@@ -16,13 +16,20 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 from kapell.v1 import agent_pb2
 from kapell.v1.agent_pb2 import AgentProfile, AgentSpec, CommandRuntime
-from kapell.v1.workspace_pb2 import GitWorktree, WorkspaceRepository, WorkspaceSetup, WorkspaceSpec
+from kapell.v1.workspace_pb2 import (
+    GitWorktree,
+    WorkspaceMergePolicy,
+    WorkspaceRepository,
+    WorkspaceSetup,
+    WorkspaceSpec,
+)
 
 _PROFILE_KEYS = ("description", "agent_types", "slots", "command", "workspace")
 _COMMAND_KEYS = ("argv", "stdin", "env", "env_from_secret", "working_directory", "result_format", "kill_grace")
 _WORKSPACE_KEYS = ("directory", "git_worktree")
-_WORKTREE_KEYS = ("repositories", "branch", "directory", "setup", "restart_on_retry", "keep_uncommitted")
+_WORKTREE_KEYS = ("repositories", "branch", "directory", "setup", "restart_on_retry", "keep_uncommitted", "merge")
 _REPOSITORY_KEYS = ("name", "path", "base_ref")
+_MERGE_KEYS = ("check", "check_timeout", "rebase")
 _SETUP_KEYS = ("argv", "timeout", "inputs")
 _FORMATS = {
     "text": agent_pb2.RESULT_FORMAT_TEXT,
@@ -132,6 +139,8 @@ def _git_worktree(table: Any, where: str) -> GitWorktree:
     )
     if "setup" in table:
         worktree.setup.CopyFrom(_setup(table["setup"], f"{where}.setup"))
+    if "merge" in table:
+        worktree.merge.CopyFrom(_merge(table["merge"], f"{where}.merge"))
     return worktree
 
 
@@ -156,6 +165,18 @@ def _setup(table: Any, where: str) -> WorkspaceSetup:
     if "timeout" in table:
         setup.timeout.CopyFrom(_duration(table["timeout"], f"{where}.timeout"))
     return setup
+
+
+def _merge(table: Any, where: str) -> WorkspaceMergePolicy:
+    expect(table, dict, where, 'a table such as { check = ["make", "test"] }')
+    refuse_unknown(table, _MERGE_KEYS, where)
+    merge = WorkspaceMergePolicy(
+        check=_strings(table.get("check", []), f"{where}.check"),
+        rebase=expect(table.get("rebase", False), bool, f"{where}.rebase", "true or false"),
+    )
+    if "check_timeout" in table:
+        merge.check_timeout.CopyFrom(_duration(table["check_timeout"], f"{where}.check_timeout"))
+    return merge
 
 
 def _path(value: Any, where: str) -> str:

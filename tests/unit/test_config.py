@@ -220,6 +220,7 @@ def test_a_profile_asks_for_worktrees(tmp_path: Path) -> None:
         branch = "work/{task_id}"
         setup = { argv = ["npm", "ci"], inputs = ["package-lock.json"], timeout = "5m" }
         restart_on_retry = true
+        merge = { check = ["make", "test"], check_timeout = "20m", rebase = true }
         """,
     )
 
@@ -232,6 +233,11 @@ def test_a_profile_asks_for_worktrees(tmp_path: Path) -> None:
         "work/{task_id}",
         300,
         ["package-lock.json"],
+    )
+    assert (list(spec.merge.check), spec.merge.check_timeout.seconds, spec.merge.rebase) == (
+        ["make", "test"],
+        1200,
+        True,
     )
     assert (spec.restart_on_retry, spec.keep_uncommitted) == (True, False)
 

@@ -7,15 +7,19 @@ asked.)
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import subprocess
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeVar
 
 from kapell.runtimes._setup import inherited
+
+_T = TypeVar("_T")
 
 SECONDS = 300.0
 """What one command may take: a checkout of a large repository takes minutes."""
@@ -168,6 +172,20 @@ def identity(name: str, at: str) -> dict[str, str]:
         for who in ("AUTHOR", "COMMITTER")
         for what, value in (("NAME", name), ("EMAIL", email))
     }
+
+
+async def in_thread(work: Callable[..., _T], *args: Any) -> _T:
+    """As asyncio.to_thread, but cancelled it still waits: git must not go on once the lock is given back."""
+    working = asyncio.create_task(asyncio.to_thread(work, *args), name="git")
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        while not working.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait((working,))
+        if not working.cancelled():
+            working.exception()
+        raise
 
 
 def _failed(directory: Path, args: Sequence[str], said: str) -> GitFailed:

@@ -50,17 +50,17 @@ class Record:
     """The commit its branch was at when it was last looked at."""
     attempt: int = 0
     agent_id: str = ""
-    address: str = ""
-    """The server whose task it is."""
     dirty: bool = False
     """Whether there is something in the worktree that its branch has not."""
     setup: str = ""
     """What the set-up was last run for; see `commands.key`."""
     check: list[str] = field(default_factory=list)
     check_seconds: float = 0.0
+    """0 where nothing was said."""
     rebase: bool = False
     merging: str = ""
-    """The commit that the base is about to be moved to."""
+    """The commit that the base was to be moved to by a merge that has not said how it ended."""
+    merging_head: str = ""
     merged: str = ""
     """The commit of the base that has it; empty where none has."""
     merged_head: str = ""
@@ -82,6 +82,10 @@ class Registry:
     def place(self, task_id: str, name: str) -> Path:
         """Where a worktree is put unless its profile says otherwise."""
         return self.root / "trees" / task_id / name
+
+    def scratch(self, task_id: str, name: str) -> Path:
+        """Where a merge is made."""
+        return self.root / "scratch" / task_id / name
 
     def owners(self) -> list[str]:
         """Tasks that have worktrees, sorted."""

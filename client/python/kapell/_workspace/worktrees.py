@@ -84,11 +84,18 @@ def made(registry: Registry, task_id: str, wanted: Wanted) -> Record:
 def unmake(registry: Registry, record: Record) -> None:
     """Takes back what the making of a worktree has begun: nothing of anybody's can be in it yet."""
     git = Git(record.repository)
-    shutil.rmtree(record.directory, ignore_errors=True)
-    git("worktree", "prune")
+    discard(git, Path(record.directory))
     if git.commit(record.ref) == record.base:
         git("update-ref", "-d", record.ref, record.base)
     registry.drop(record)
+
+
+def discard(git: Git, directory: Path) -> None:
+    """Removes a worktree in which nobody has worked, whatever is left of it. Those of others are not looked at."""
+    shutil.rmtree(directory, ignore_errors=True)
+    # Twice: one whose making was killed is locked. git refuses where it knows of none.
+    with contextlib.suppress(GitFailed):
+        git("worktree", "remove", "--force", "--force", "--", str(directory))
 
 
 def verify(registry: Registry, record: Record) -> None:
@@ -122,7 +129,7 @@ def verify(registry: Registry, record: Record) -> None:
         )
     head = git.commit("HEAD")
     # While an attempt was at work, its agent may have rewritten its own commits.
-    if record.state != "working" and head != record.head and not _is_ancestor(git, record.head, head):
+    if record.state != "working" and head != record.head and not is_ancestor(git, record.head, head):
         raise Refused(
             f"the branch {record.branch} was moved by hand, and has lost {record.head[:12]} - "
             f"put it back with: git -C {directory} merge {record.head[:12]}, {give_up}"
@@ -174,7 +181,7 @@ def is_in_base(git: Git, record: Record) -> bool:
     if head is None or head in (record.base, record.merged_head):
         return True
     base = git.commit(record.base_ref) if record.base_ref else None
-    return base is not None and _is_ancestor(git, head, base)
+    return base is not None and is_ancestor(git, head, base)
 
 
 def is_pushed(git: Git, record: Record) -> bool:
@@ -225,7 +232,7 @@ def current(git: Git) -> str:
         return ""
 
 
-def _is_ancestor(git: Git, above: str, below: str | None) -> bool:
+def is_ancestor(git: Git, above: str, below: str | None) -> bool:
     if below is None or git.commit(above) is None:
         return False
     return git.holds("merge-base", "--is-ancestor", above, below)

@@ -14,6 +14,7 @@ from kapell.cli.output import View, as_data
 from kapell.cli.queue_views import limit_max, limit_text, queue_event, queue_state
 from kapell.cli.states import Look
 from kapell.cli.table import Cell, Column, Line
+from kapell.cli.workspace_views import workspace_text
 
 if TYPE_CHECKING:
     from kapell.v1.agent_pb2 import Agent, AgentEvent, AgentProfile, AgentSpec
@@ -157,6 +158,7 @@ def task_card(task: Task) -> list[Line]:
         Line("Fairness", task.fairness_key),
         Line("Concurrency", ", ".join(task.concurrency_keys)),
         Line("Locks", "\n".join(map(lock_text, task.locks))),
+        Line("Workspace", "\n".join(map(workspace_text, task.workspaces))),
         Line("Skipped", "yes, it was not needed" if task.skipped else ""),
         Line("Created", times.local(task.create_time)),
         Line("Started", times.local(task.start_time)),

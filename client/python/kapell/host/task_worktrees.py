@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import os
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
 from kapell._worker.outcome import TaskFailed
 from kapell._workspace import commands, results, worktrees
-from kapell._workspace.git import GitFailed
+from kapell._workspace.git import GitFailed, in_thread
 from kapell._workspace.registry import Damaged, Record, Registry
 from kapell._workspace.worktrees import Refused, Wanted
 from kapell.errors import KapellError, LeaseLost
@@ -50,7 +50,7 @@ class TaskWorktrees:
                 text = f"another process works in the worktrees of {task.task_id} - end it, or wait for it"
                 raise TaskFailed("SETUP_FAILED", text, retry_delay=10)
             try:
-                records = await _in_thread(self._prepare, attempt, task)
+                records = await in_thread(self._prepare, attempt, task)
                 ready = Worktrees(self._spec, self._registry, records, attempt)
                 await ready.set_up()
             except (Refused, Damaged) as error:
@@ -82,7 +82,9 @@ class TaskWorktrees:
             else:
                 self._go_on(attempt, record)
             record.state, record.attempt, record.agent_id = "working", attempt.attempt, self._agent_id
-            record.address = os.environ.get("KAPELL_ADDRESS", "")
+            policy = self._spec.merge
+            record.check, record.rebase = list(policy.check), policy.rebase
+            record.check_seconds = policy.check_timeout.ToMilliseconds() / 1000
             self._registry.put(record)
             records.append(record)
         return records
@@ -133,7 +135,7 @@ class Worktrees:
         if not setup.argv:
             return
         place, record = self.workspace, self._records[0]
-        key = await _in_thread(commands.key, setup.argv, setup.inputs, place.directory)
+        key = await in_thread(commands.key, setup.argv, setup.inputs, place.directory)
         if setup.inputs and record.setup == key:
             return
         seconds = setup.timeout.ToMilliseconds() / 1000 if setup.HasField("timeout") else _SETUP_SECONDS
@@ -146,8 +148,8 @@ class Worktrees:
             raise TaskFailed("SETUP_FAILED", text, retryable=False) from error
         if not ended.is_good:
             raise TaskFailed("SETUP_FAILED", "the set-up failed: " + ended.why(setup.argv[0], seconds))
-        record.setup = await _in_thread(commands.key, setup.argv, setup.inputs, place.directory)
-        await _in_thread(self._registry.put, record)
+        record.setup = await in_thread(commands.key, setup.argv, setup.inputs, place.directory)
+        await in_thread(self._registry.put, record)
 
     async def keep_work(self, work: Awaitable[object]) -> object:
         """The outcome of the attempt, after what it has left was committed and kept."""
@@ -176,7 +178,7 @@ class Worktrees:
                 raise TaskFailed("WORKSPACE_FAILED", text) from error
 
     async def _settle(self, record: Record) -> TaskWorkspace:
-        remarks, told = await _in_thread(self._taken_in, record)
+        remarks, told = await in_thread(self._taken_in, record)
         for remark in remarks:
             self._attempt.log(remark, LOG_STREAM_SYSTEM)
         return told
@@ -203,7 +205,7 @@ class Worktrees:
     async def _keep_diffs(self) -> None:
         for record in self._records:
             with tempfile.TemporaryDirectory(prefix="kapell-diff-") as directory:
-                files, remarks = await _in_thread(results.write_down, record, Path(directory))
+                files, remarks = await in_thread(results.write_down, record, Path(directory))
                 for remark in remarks:
                     self._attempt.log(remark, LOG_STREAM_SYSTEM)
                 for file in files:
@@ -245,20 +247,6 @@ async def _held(registry: Registry, attempt: Attempt) -> AsyncIterator[bool]:
             holding.pop_all().close()
             await asyncio.sleep(_PAUSE)
         yield is_held
-
-
-async def _in_thread(work: Callable[..., _T], *args: Any) -> _T:
-    """As asyncio.to_thread, but cancelled it still waits: git must not go on once the lock is given back."""
-    working = asyncio.create_task(asyncio.to_thread(work, *args), name="git")
-    try:
-        return await asyncio.shield(working)
-    except asyncio.CancelledError:
-        while not working.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait((working,))
-        if not working.cancelled():
-            working.exception()
-        raise
 
 
 def _branch(spec: GitWorktree, task: Task) -> str:

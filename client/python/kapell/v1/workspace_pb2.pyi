@@ -101,6 +101,7 @@ class GitWorktree(_message.Message):
     SETUP_FIELD_NUMBER: _builtins.int
     RESTART_ON_RETRY_FIELD_NUMBER: _builtins.int
     KEEP_UNCOMMITTED_FIELD_NUMBER: _builtins.int
+    MERGE_FIELD_NUMBER: _builtins.int
     branch: _builtins.str
     """Name of the branch; {task_id} and {agent_type} are replaced, and {task_id} must be in it. Empty: "kapell/{task_id}"."""
     directory: _builtins.str
@@ -121,6 +122,10 @@ class GitWorktree(_message.Message):
     def setup(self) -> Global___WorkspaceSetup:
         """Run in the workspace before the first attempt, and again when its inputs have changed."""
 
+    @_builtins.property
+    def merge(self) -> Global___WorkspaceMergePolicy:
+        """How branches come into their base: what `kapell task merge` goes by unless it is told otherwise."""
+
     def __init__(
         self,
         *,
@@ -130,10 +135,11 @@ class GitWorktree(_message.Message):
         setup: Global___WorkspaceSetup | None = ...,
         restart_on_retry: _builtins.bool = ...,
         keep_uncommitted: _builtins.bool = ...,
+        merge: Global___WorkspaceMergePolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["setup", b"setup"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["merge", b"merge", "setup", b"setup"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "directory", b"directory", "keep_uncommitted", b"keep_uncommitted", "repositories", b"repositories", "restart_on_retry", b"restart_on_retry", "setup", b"setup"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "directory", b"directory", "keep_uncommitted", b"keep_uncommitted", "merge", b"merge", "repositories", b"repositories", "restart_on_retry", b"restart_on_retry", "setup", b"setup"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -170,6 +176,42 @@ class WorkspaceRepository(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkspaceRepository: _TypeAlias = WorkspaceRepository  # noqa: Y015
+
+@_typing.final
+class WorkspaceMergePolicy(_message.Message):
+    """How branches of tasks come into their base."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECK_FIELD_NUMBER: _builtins.int
+    CHECK_TIMEOUT_FIELD_NUMBER: _builtins.int
+    REBASE_FIELD_NUMBER: _builtins.int
+    rebase: _builtins.bool
+    """The branch's commits are put on top of the base one by one. Default: one commit of a merge."""
+    @_builtins.property
+    def check(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Program and arguments of the check, at most 64, run in a checkout of the merged whole before the base moves;
+        exit code 0 lets it. No shell is involved. Empty: no check.
+        """
+
+    @_builtins.property
+    def check_timeout(self) -> _duration_pb2.Duration:
+        """How long the check may take. Unset: 10 min; at most 6 h."""
+
+    def __init__(
+        self,
+        *,
+        check: _abc.Iterable[_builtins.str] | None = ...,
+        check_timeout: _duration_pb2.Duration | None = ...,
+        rebase: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["check_timeout", b"check_timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "check_timeout", b"check_timeout", "rebase", b"rebase"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkspaceMergePolicy: _TypeAlias = WorkspaceMergePolicy  # noqa: Y015
 
 @_typing.final
 class WorkspaceSetup(_message.Message):
