@@ -15,6 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 from kapell._worker.outcome import TaskFailed
 from kapell._workspace.git import Git
 from kapell._workspace.registry import Record, Registry
+from kapell.errors import Exhausted
 from kapell.host.task_worktrees import TaskWorktrees
 from kapell.runtimes.contract import Workspace
 from kapell.v1.task_pb2 import Task
@@ -148,6 +149,22 @@ async def test_a_lost_lease_leaves_all_as_it_is_and_the_next_attempt_goes_on(des
 
     assert seen == [True]
     assert show(desk.shop, "kapell/task_one:half.txt") == "half"
+
+
+async def test_an_agent_that_was_killed_on_a_branch_of_its_own_is_followed(desk: Desk) -> None:
+    class Killed(BaseException):
+        pass
+
+    def leaves(place: Workspace) -> object:
+        git(place.directory, "switch", "--quiet", "-c", "feature")
+        commit(place.directory, {"mine": "1"})
+        raise Killed
+
+    with pytest.raises(Killed):
+        await desk.attempt(leaves)
+    await desk.attempt(writes(more="2"), number=2)
+
+    assert git(desk.shop, "ls-tree", "--name-only", "kapell/task_one").split() == ["README.md", "mine", "more", "src"]
 
 
 async def test_changes_are_left_alone_where_the_profile_says_so(tmp_path: Path) -> None:
@@ -366,6 +383,61 @@ async def test_a_merge_that_was_left_in_the_middle_is_not_committed(desk: Desk) 
 
     assert desk.record().dirty
     assert show(desk.shop, "kapell/task_one:src/a.py") == "a = 2"
+
+
+@pytest.mark.parametrize("leave", [("switch", "--quiet", "-c", "feature"), ("checkout", "--quiet", "--detach")])
+async def test_an_agent_that_works_on_a_branch_of_its_own_is_brought_home(desk: Desk, leave: tuple[str, ...]) -> None:
+    def strays(place: Workspace) -> object:
+        git(place.directory, *leave)
+        commit(place.directory, {"committed": "1"})
+        write(place.directory, {"left": "2"})
+        return None
+
+    attempt = await desk.attempt(strays)
+    await desk.attempt(writes(again="3"), number=2)
+
+    assert not desk.record().dirty
+    assert git(desk.shop, "ls-tree", "--name-only", "kapell/task_one").split() == [
+        "README.md",
+        "again",
+        "committed",
+        "left",
+        "src",
+    ]
+    assert any(remark.startswith("the agent has worked on ") for remark in attempt.remarks)
+
+
+async def test_an_agent_that_has_gone_elsewhere_is_not_followed(desk: Desk) -> None:
+    def strays(place: Workspace) -> object:
+        commit(place.directory, {"mine": "1"})
+        git(place.directory, "switch", "--quiet", "-c", "other", "main")
+        return None
+
+    await desk.attempt(strays)
+
+    assert desk.record().dirty
+    assert show(desk.shop, "kapell/task_one:mine") == "1"
+    assert "is on other, not on kapell/task_one" in (await desk.refusal(number=2)).message
+
+
+async def test_the_work_is_kept_before_the_attempt_counts_as_over(desk: Desk) -> None:
+    attempt = await desk.attempt()
+
+    assert attempt.workspace is not None
+    assert attempt.workspace.is_taken_in
+
+
+async def test_a_report_that_is_refused_does_not_hide_how_the_work_has_ended(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuses(self: RecordedAttempt, workspaces: object) -> None:
+        raise Exhausted("no room")
+
+    monkeypatch.setattr(RecordedAttempt, "report_workspaces", refuses)
+
+    attempt = await desk.attempt(writes(one="1"))
+
+    assert "the server does not take what was done in the repositories: no room" in attempt.remarks
 
 
 async def test_a_lock_that_a_killed_git_has_left_is_no_hindrance(desk: Desk) -> None:

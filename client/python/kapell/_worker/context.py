@@ -182,7 +182,8 @@ class TaskContext:
 
     def program_ended(self) -> None:
         """Says that the program which does the work has ended; its outcome is expected within 60 s."""
-        self._lease.program_ended = True
+        # What is left in a worktree is taken in after that, and may take longer than an outcome may.
+        self._lease.program_ended = self.workspace is None or not self.workspace.is_taken_in
 
     def log(self, text: str, stream: LogStream.ValueType = LOG_STREAM_STDOUT, *, time_ns: int = 0) -> None:
         """Adds lines to the attempt's log; never waits. Lines over 16 KiB are split.
@@ -333,8 +334,10 @@ class TaskContext:
     async def report_workspaces(self, workspaces: Iterable[TaskWorkspace]) -> None:
         """Says what the attempt has left in its workspace, in the place of what it has said before.
 
-        Raises LeaseLost, and what else the server refuses.
+        Nothing of an interrupted attempt is told. Raises LeaseLost, and what else the server refuses.
         """
+        if self._lease.interrupted:
+            return
         request = ReportWorkspacesRequest(lease_token=self._lease.token, workspaces=workspaces)
         try:
             answer = await self._session.insist(self._session.stub.ReportWorkspaces, lambda: request)

@@ -34,19 +34,18 @@ def take_in(record: Record, *, message: str, commits: bool) -> list[str]:
     Without `commits`, and where git stands in the middle of something, all stays as it is, and is dirty.
     """
     git = Git(record.directory, who(record.agent_id))
-    remarks = []
     worktrees.clear_locks(record)
-    at = git.commit("HEAD")
-    branch = git.commit(record.ref)
-    if worktrees.current(git) != record.ref:
-        remarks.append(
-            f"the worktree of {record.name} is not on {record.branch} any more: what was done elsewhere stays there"
-        )
-    elif commits and not worktrees.operations(git):
+    remarks = []
+    is_whole = not worktrees.operations(git)
+    if is_whole:
+        remarks += worktrees.bring_home(git, record)
+    is_home = worktrees.current(git) == record.ref
+    if not is_home:
+        remarks.append(f"{record.directory} is not on {record.branch}: what was done elsewhere is not in that branch")
+    elif commits and is_whole:
         remarks += _commit(git, record, message)
     record.head = git.commit(record.ref) or record.head
-    strayed = at is not None and branch is not None and worktrees.current(git) != record.ref and at != record.base
-    record.dirty = strayed or bool(worktrees.unkept(git))
+    record.dirty = not is_home or bool(worktrees.unkept(git))
     if record.dirty and commits:
         remarks.append(f"not all changes of {record.name} are in its branch; they are kept in {record.directory}")
     return remarks

@@ -98,8 +98,11 @@ def discard(git: Git, directory: Path) -> None:
         git("worktree", "remove", "--force", "--force", "--", str(directory))
 
 
-def verify(registry: Registry, record: Record) -> None:
-    """Makes sure that the worktree is what its record says. Raises Refused with what differs, and GitFailed."""
+def verify(registry: Registry, record: Record, *, brings_home: bool = False) -> None:
+    """Makes sure that the worktree is what its record says. Raises Refused with what differs, and GitFailed.
+
+    With `brings_home` an agent that was killed on a branch of its own is followed, as it is where an attempt ends.
+    """
     directory, common = Path(record.directory), Path(record.common)
     give_up = f"or give it up with: kapell workspace release {record.task_id} --force"
     if not common.is_dir() or identity_of(common) != record.common_id:
@@ -120,6 +123,9 @@ def verify(registry: Registry, record: Record) -> None:
     if mark != _mark(registry, record):
         raise Refused(f"{directory} belongs to another data directory of Kapell's: {mark.split()[-1]} - {give_up}")
     git = Git(directory)
+    if brings_home and not operations(git):
+        clear_locks(record)
+        bring_home(git, record)
     at = current(git)
     if at != record.ref:
         shown = at.removeprefix("refs/heads/") or "no branch"
@@ -134,6 +140,16 @@ def verify(registry: Registry, record: Record) -> None:
             f"the branch {record.branch} was moved by hand, and has lost {record.head[:12]} - "
             f"put it back with: git -C {directory} merge {record.head[:12]}, {give_up}"
         )
+
+
+def bring_home(git: Git, record: Record) -> list[str]:
+    """Moves the task's branch to where the agent has gone on from it, on a branch of its own or on none."""
+    at, head, home = current(git), git.commit("HEAD"), git.commit(record.ref)
+    if at == record.ref or head is None or (home is not None and not is_ancestor(git, home, head)):
+        return []
+    git("switch", "--quiet", "--no-track", "-C", record.branch)
+    where = at.removeprefix("refs/heads/") or "no branch"
+    return [f"the agent has worked on {where}; {record.branch} has its commits now, too"]
 
 
 def remove(registry: Registry, record: Record, *, force: bool = False) -> None:

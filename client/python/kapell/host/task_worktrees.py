@@ -90,7 +90,7 @@ class TaskWorktrees:
         return records
 
     def _go_on(self, attempt: Attempt, record: Record) -> None:
-        worktrees.verify(self._registry, record)
+        worktrees.verify(self._registry, record, brings_home=record.state == "working")
         worktrees.clear_locks(record)
         if not self._spec.restart_on_retry or record.attempt == attempt.attempt:
             attempt.log(f"goes on in {record.directory} on {record.branch}", LOG_STREAM_SYSTEM)
@@ -127,6 +127,7 @@ class Worktrees:
                 "KAPELL_BASE": first.base,
                 **results.who(first.agent_id),
             },
+            is_taken_in=True,
         )
 
     async def set_up(self) -> None:
@@ -166,8 +167,7 @@ class Worktrees:
             return
         try:
             told = [await self._settle(record) for record in self._records]
-            with contextlib.suppress(LeaseLost):
-                await self._attempt.report_workspaces(told)
+            await self._report(told)
             if not self._attempt.cancelled.is_set():
                 await self._keep_diffs()
         except (GitFailed, OSError) as error:
@@ -176,6 +176,14 @@ class Worktrees:
             if not has_failed:
                 # A branch that has not all of the work must not pass for the work.
                 raise TaskFailed("WORKSPACE_FAILED", text) from error
+
+    async def _report(self, told: list[TaskWorkspace]) -> None:
+        try:
+            await self._attempt.report_workspaces(told)
+        except LeaseLost:
+            return
+        except KapellError as error:
+            self._attempt.log(f"the server does not take what was done in the repositories: {error}", LOG_STREAM_SYSTEM)
 
     async def _settle(self, record: Record) -> TaskWorkspace:
         remarks, told = await in_thread(self._taken_in, record)

@@ -23,6 +23,8 @@ class Workspace:
 
     directory: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    is_taken_in: bool = False
+    """Whether what is left in it is committed and kept after the program's end, before the outcome."""
 
 
 class Attempt(Protocol):
