@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +12,14 @@ from pathlib import Path
 import pytest
 from kapell import SyncClient
 from kapell.v1.workspace_pb2 import MERGE_OUTCOME_CHECK_FAILED, MERGE_OUTCOME_CONFLICT, MERGE_OUTCOME_MERGED
+from kapell_server.config import load
 
 from tests.cli.conftest import shell_environment
 from tests.cli.shell import Shell
 from tests.support.server_process import ServerProcess
 from tests.workspace.repositories import git, repository, show
 
+GUIDE = Path(__file__).resolve().parents[2] / "server/docs/how-to/give-tasks-worktrees.md"
 PROFILE = """
 [profiles.coder]
 slots = 3
@@ -60,6 +64,31 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
         spawned = shell.pipe("agent", "spawn", "coder", "--wait", "30s", "-o", "id")
         assert spawned.code == 0, spawned.err
         yield Town(server, shell, shop)
+
+
+def blocks(language: str) -> list[str]:
+    """The blocks of the guide in one language."""
+    return re.findall(rf"```{language}\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+
+
+def test_the_profile_of_the_guide_is_one(tmp_path: Path) -> None:
+    (tmp_path / "kapell.toml").write_text("".join(blocks("toml")))
+
+    [profile] = [one for one in load(flags={}, env={}, directory=tmp_path).profiles.values() if one.profile == "coder"]
+
+    assert list(profile.spec.workspace.git_worktree.merge.check) == ["make", "test"]
+
+
+def test_the_commands_of_the_guide_work(town: Town) -> None:
+    lines = [line.partition(" #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    assert lines[0] == "kapell agent spawn coder"
+
+    # The last one has nothing left to release: the one before has pruned it.
+    ended = [(line, town.shell.pipe(*shlex.split(line)[1:])) for line in lines[1:]]
+
+    assert [(line, result.code, result.err) for line, result in ended if result.code][:-1] == []
+    assert ended[-1][1].code == 3
+    assert "hello.txt" in git(town.shop, "ls-tree", "--name-only", "main")
 
 
 def test_a_task_is_merged_and_its_worktree_removed(town: Town) -> None:

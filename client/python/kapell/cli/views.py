@@ -14,7 +14,7 @@ from kapell.cli.output import View, as_data
 from kapell.cli.queue_views import limit_max, limit_text, queue_event, queue_state
 from kapell.cli.states import Look
 from kapell.cli.table import Cell, Column, Line
-from kapell.cli.workspace_views import workspace_text
+from kapell.cli.workspace_views import place_text, workspace_text
 
 if TYPE_CHECKING:
     from kapell.v1.agent_pb2 import Agent, AgentEvent, AgentProfile, AgentSpec
@@ -249,6 +249,7 @@ def agent_card(agent: Agent) -> list[Line]:
         Line("Runtime", agent.runtime),
         Line("Command", command_text(agent.spec) if agent.HasField("spec") else ""),
         Line("Directory", agent.spec.command.working_directory),
+        Line("Workspace", place_text(agent.spec.workspace)),
         Line("Labels", labels_text(agent.labels)),
         Line("Process", str(agent.pid) if agent.pid else ""),
         Line("Exit", agent.exit.message or (f"exit code {agent.exit.code}" if agent.HasField("exit") else "")),
@@ -295,6 +296,7 @@ def _profile_card(profile: AgentProfile) -> list[Line]:
         Line("Serves", ", ".join(profile.spec.agent_types)),
         Line("Slots", str(profile.spec.slots or 1)),
         Line("Command", command_text(profile.spec)),
+        Line("Workspace", place_text(profile.spec.workspace)),
     ]
 
 

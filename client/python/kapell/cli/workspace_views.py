@@ -8,7 +8,7 @@ from kapell.cli.output import View
 from kapell.cli.table import Cell, Column, Line
 
 if TYPE_CHECKING:
-    from kapell.v1.workspace_pb2 import TaskWorkspace
+    from kapell.v1.workspace_pb2 import TaskWorkspace, WorkspaceSpec
 
 _SHORT = 12
 _COLOURS = {"merged": "green", "conflict": "red", "check failed": "red", "refused": "yellow"}
@@ -31,6 +31,13 @@ def workspace_text(workspace: TaskWorkspace) -> str:
     )
     said = [text, outcome(workspace), "has uncommitted changes" if workspace.dirty else ""]
     return ", ".join(part for part in said if part)
+
+
+def place_text(spec: WorkspaceSpec) -> str:
+    """Where the attempts of an agent work, in a line; empty where each has a fresh directory."""
+    if spec.WhichOneof("kind") != "git_worktree":
+        return spec.directory
+    return "a worktree for each task of " + ", ".join(one.path for one in spec.git_worktree.repositories)
 
 
 def _outcome_cell(workspace: TaskWorkspace) -> Cell:
