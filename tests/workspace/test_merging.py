@@ -241,3 +241,41 @@ def test_a_record_that_cannot_be_read_is_named(desk: Desk) -> None:
 
     with pytest.raises(Damaged, match=r"shop\.json cannot be read"):
         desk.registry.find("task_one", "shop")
+
+
+async def test_a_worktree_that_is_released_while_the_merge_waits_is_not_merged(desk: Desk) -> None:
+    await desk.attempt(writes(mine="1"))
+    plan = merging.planned(desk.record())
+    desk.registry.drop(desk.record())
+
+    with pytest.raises(Refused, match="was released or has changed meanwhile"):
+        await merging.merge(desk.registry, plan, yes)
+
+
+async def test_settings_of_the_user_do_not_change_what_a_rebase_does(desk: Desk) -> None:
+    await desk.attempt(lambda place: [commit(place.directory, {name: name}, f"fixup! {name}") for name in ("x", "y")])
+    for name in ("rebase.updateRefs", "rebase.autoSquash", "commit.gpgSign"):
+        git(desk.shop, "config", name, "true")
+    await desk.attempt(writes(z="z"), number=2)
+    git(desk.shop, "config", "commit.gpgSign", "false")
+    on_main(desk, {"other": "x"})
+    git(desk.shop, "branch", "theirs", "kapell/task_one~2")
+    before = git(desk.shop, "rev-parse", "theirs")
+    git(desk.shop, "config", "commit.gpgSign", "true")
+
+    ended = await merged(desk, rebase=True)
+
+    assert ended.outcome == MERGE_OUTCOME_MERGED
+    assert git(desk.shop, "rev-parse", "theirs") == before
+
+
+async def test_a_lock_of_a_killed_git_on_the_base_is_named(desk: Desk) -> None:
+    await desk.attempt(writes(mine="1"))
+    lock = desk.shop / ".git/refs/heads/main.lock"
+    lock.touch()
+
+    with pytest.raises(GitFailed, match=r"another git is at work .*main\.lock"):
+        await merged(desk)
+    lock.unlink()
+
+    assert (await merged(desk)).outcome == MERGE_OUTCOME_MERGED

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from kapell._worker.outcome import TaskFailed
+from kapell._workspace import worktrees
 from kapell._workspace.git import Git
 from kapell._workspace.registry import Record, Registry
 from kapell.errors import Exhausted
@@ -444,6 +445,7 @@ async def test_a_lock_that_a_killed_git_has_left_is_no_hindrance(desk: Desk) -> 
     await desk.attempt(writes(one="1"))
     at = Git(desk.record().directory).line("rev-parse", "--absolute-git-dir")
     (Path(at) / "index.lock").touch()
+    (desk.shop / ".git/refs/heads/kapell/task_one.lock").touch()
 
     await desk.attempt(writes(two="2"), number=2)
 
@@ -498,6 +500,20 @@ async def test_a_worktree_whose_making_was_killed_is_made_again(desk: Desk) -> N
     await desk.attempt(writes(one="1"))
 
     assert show(desk.shop, "kapell/task_one:one") == "1"
+
+
+async def test_what_a_killed_making_has_left_can_be_removed(desk: Desk) -> None:
+    await desk.attempt()
+    record = desk.record()
+    record.state = "creating"
+    desk.registry.put(record)
+
+    worktrees.remove(desk.registry, record)
+
+    assert not Path(record.directory).exists()
+    assert git(desk.shop, "branch", "--list", "kapell/*") == ""
+    assert len(git(desk.shop, "worktree", "list").splitlines()) == 1
+    assert desk.registry.find("task_one", "shop") is None
 
 
 async def test_two_attempts_never_work_in_the_same_worktree(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,9 @@ _OPTIONS = {
     "maintenance.auto": "false",
     "merge.autoStash": "false",
     "rebase.autoStash": "false",
+    "rebase.autoSquash": "false",
+    "rebase.updateRefs": "false",
+    "core.safecrlf": "false",
     "submodule.recurse": "false",
     "advice.detachedHead": "false",
 }
@@ -40,20 +43,17 @@ _HINTS = (
     ("No space left on device", "the disk is full - make room, then try again", True),
     ("not a git repository", "it is no git repository - correct the path, or make one with git init", False),
     ("dubious ownership", "it belongs to another user - run as that user, or set safe.directory", False),
-    ("index.lock", "another git is at work in it, or has crashed - wait, or remove the lock file", True),
-    (".lock': File exists", "another git is at work in it, or has crashed - wait, or remove the lock file", True),
+    (".lock': File exists", "another git is at work in it, or has crashed - wait, or remove the file", True),
 )
 
 
 class GitFailed(Exception):
     """git did not do it; the text says what, why and what to do."""
 
-    def __init__(self, text: str, *, is_passing: bool = False, said: str = "") -> None:
+    def __init__(self, text: str, *, is_passing: bool = False) -> None:
         super().__init__(text)
         self.is_passing = is_passing
         """Whether the same may succeed later."""
-        self.said = said
-        """What git has said itself."""
 
 
 class Git:
@@ -192,6 +192,7 @@ def _failed(directory: Path, args: Sequence[str], said: str) -> GitFailed:
     said = said.strip()
     for sign, hint, is_passing in _HINTS:
         if sign in said:
-            return GitFailed(f"git {args[0]} in {directory} failed: {hint}", is_passing=is_passing, said=said)
+            named = f" ({said.partition(chr(10))[0][:300]})" if is_passing else ""
+            return GitFailed(f"git {args[0]} in {directory} failed: {hint}{named}", is_passing=is_passing)
     told = said.removeprefix("fatal: ").removeprefix("error: ")[:1000] or "it said nothing"
-    return GitFailed(f"git {args[0]} in {directory} failed: {told}", said=said)
+    return GitFailed(f"git {args[0]} in {directory} failed: {told}")

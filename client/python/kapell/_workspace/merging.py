@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kapell._guard.workspace import name_of_common
@@ -109,6 +109,10 @@ async def merge(registry: Registry, merge: Merge, confirm: Callable[[], Awaitabl
             raise Refused(
                 f"an attempt, or another merge, is at work at {merge.record.task_id} - wait until it has ended"
             )
+        now = registry.find(merge.record.task_id, merge.record.name)
+        if now is None or now.head != merge.record.head:
+            raise Refused(f"the worktree of {merge.record.task_id} was released or has changed meanwhile - look again")
+        merge = replace(merge, record=now)
         for _ in range(_TRIES):
             with contextlib.suppress(_BaseMoved):
                 return await _try(registry, merge, confirm)

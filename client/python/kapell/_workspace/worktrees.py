@@ -157,6 +157,9 @@ def remove(registry: Registry, record: Record, *, force: bool = False) -> None:
 
     With `force` only the record goes where the rest cannot be verified. Raises Refused and GitFailed.
     """
+    if record.state == "creating":
+        unmake(registry, record)
+        return
     try:
         verify(registry, record)
     except (Refused, GitFailed):
@@ -173,6 +176,8 @@ def remove(registry: Registry, record: Record, *, force: bool = False) -> None:
         )
     is_kept = is_in_base(git, record)
     shared = Git(record.common)
+    if (scratch := registry.scratch(record.task_id, record.name)).exists():
+        discard(shared, scratch)
     # Without --force: git itself refuses where we have overlooked something.
     shared("worktree", "remove", "--", record.directory)
     if is_kept and (head := shared.commit(record.ref)):
@@ -212,10 +217,10 @@ def identity_of(path: Path) -> str:
 
 
 def clear_locks(record: Record) -> None:
-    """Removes locks that a killed git has left in the worktree. Nobody works in it when this is called."""
+    """Removes locks that a killed git has left of worktree and branch. Nobody works there when this is called."""
     git_directory = _git_directory(record)
-    for name in ("index.lock", "HEAD.lock"):
-        (git_directory / name).unlink(missing_ok=True)
+    for lock in (git_directory / "index.lock", git_directory / "HEAD.lock", Path(record.common, f"{record.ref}.lock")):
+        lock.unlink(missing_ok=True)
 
 
 def _base(git: Git, wanted: Wanted) -> tuple[str, str]:
@@ -262,7 +267,7 @@ def operations(git: Git) -> list[str]:
 
 
 def _git_directory(record: Record) -> Path:
-    return Path(Git(record.directory).line("rev-parse", "--absolute-git-dir"))
+    return Path(Git(record.directory).line("rev-parse", "--absolute-git-dir")).resolve()
 
 
 def _mark(registry: Registry, record: Record) -> str:

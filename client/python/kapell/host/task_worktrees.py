@@ -30,6 +30,7 @@ DEFAULT_BRANCH = "kapell/{task_id}"
 _SETUP_SECONDS = 600.0
 _LOCK_SECONDS = 30.0
 _PAUSE = 0.1
+_MOST_SHOWN_BYTES = 1024
 
 _T = TypeVar("_T")
 
@@ -207,7 +208,7 @@ class Worktrees:
             insertions=counted.insertions,
             deletions=counted.deletions,
             dirty=record.dirty,
-            directory=os.fsencode(record.directory).decode(errors="replace"),
+            directory=_shown(record.directory),
         )
 
     async def _keep_diffs(self) -> None:
@@ -255,6 +256,12 @@ async def _held(registry: Registry, attempt: Attempt) -> AsyncIterator[bool]:
             holding.pop_all().close()
             await asyncio.sleep(_PAUSE)
         yield is_held
+
+
+def _shown(directory: str) -> str:
+    """A path as it can be told; empty where it is too long for that."""
+    text = os.fsencode(directory).decode(errors="replace")
+    return text if len(text.encode()) <= _MOST_SHOWN_BYTES else ""
 
 
 def _branch(spec: GitWorktree, task: Task) -> str:

@@ -288,7 +288,7 @@ class TaskWorkspace(_message.Message):
     dirty: _builtins.bool
     """Whether there is something in the worktree that the branch has not."""
     directory: _builtins.str
-    """The worktree on its agent's machine."""
+    """The worktree on its agent's machine; empty where its path is longer than 1,024 bytes."""
     attempt: _builtins.int
     """The attempt that has left it so. Filled in by the server."""
     @_builtins.property

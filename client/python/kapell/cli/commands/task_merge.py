@@ -87,6 +87,9 @@ def merge(
             for plan in plans:
                 _preview(plan)
             return []
+        for plan in plans:
+            if plan.record.dirty:
+                note(f"{plan.record.directory} has changes that are in no commit; they are not merged.")
         return [await _merge(client, registry, task, plan, wait) for plan in plans]
 
     merged = _told(app, work)

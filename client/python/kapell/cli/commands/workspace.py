@@ -192,6 +192,8 @@ def _keeps(registry: Registry, record: Record) -> str:
     from kapell._workspace import worktrees
     from kapell._workspace.git import Git, GitFailed
 
+    if record.state == "creating":
+        return ""
     try:
         worktrees.verify(registry, record)
         git = Git(record.directory)
