@@ -34,7 +34,7 @@ from kapell_server.domain.schedules import schedule, schedule_run
 from kapell_server.domain.secrets import secret
 from kapell_server.domain.secrets.secret import RotateKeyCommand, SetSecretCommand
 from kapell_server.domain.state import State
-from kapell_server.domain.tasks import bulk, child, retention, task
+from kapell_server.domain.tasks import bulk, child, retention, task, workspace
 from kapell_server.domain.tasks.bulk_job import BulkCommand, BulkStep
 from kapell_server.domain.templates import template
 from kapell_server.domain.tokens import token
@@ -66,6 +66,7 @@ DECIDERS: dict[type, Decide] = {
     task_pb2.RetryTaskRequest: task.retry_task,
     task_pb2.DeleteTaskRequest: task.delete_task,
     task_pb2.ApproveTaskRequest: decision.approve_task,
+    task_pb2.RecordTaskMergeRequest: workspace.record_merge,
     approval_pb2.RequestApprovalRequest: request.request_approval,
     approval_pb2.DecideApprovalRequest: decision.decide,
     approval_pb2.BatchDecideApprovalsRequest: decision.decide_batch,
@@ -121,6 +122,7 @@ DECIDERS: dict[type, Decide] = {
     worker_pb2.HeartbeatRequest: worker.heartbeat,
     worker_pb2.ReportProgressRequest: worker.report_progress,
     worker_pb2.ReportUsageRequest: worker.report_usage,
+    worker_pb2.ReportWorkspacesRequest: worker.report_workspaces,
     worker_pb2.CompleteTaskRequest: worker.complete_task,
     worker_pb2.BatchCompleteTasksRequest: worker.complete_tasks,
     worker_pb2.FailTaskRequest: worker.fail_task,
@@ -167,10 +169,12 @@ _BY_TASK_ID = (
     task_pb2.DeleteTaskRequest,
     task_pb2.ExplainTaskRequest,
     task_pb2.ApproveTaskRequest,
+    task_pb2.RecordTaskMergeRequest,
 )
 _BY_TOKEN = (
     worker_pb2.ReportProgressRequest,
     worker_pb2.ReportUsageRequest,
+    worker_pb2.ReportWorkspacesRequest,
     worker_pb2.CompleteTaskRequest,
     worker_pb2.FailTaskRequest,
     worker_pb2.ReleaseTaskRequest,

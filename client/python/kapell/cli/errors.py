@@ -72,6 +72,8 @@ _REASONS: dict[str, tuple[Exit, str]] = {
     "AGENT_NOT_FOUND": (Exit.NOT_FOUND, "kapell agent list"),
     "ATTEMPT_NOT_FOUND": (Exit.NOT_FOUND, "kapell task attempts {task_id}"),
     "PROFILE_NOT_FOUND": (Exit.NOT_FOUND, "kapell profile list"),
+    "WORKSPACE_NOT_FOUND": (Exit.NOT_FOUND, "kapell task get {task_id}"),
+    "WORKSPACE_CHANGED": (Exit.CONFLICT, "kapell task get {task_id}"),
     "ID_TAKEN": (Exit.CONFLICT, ""),
     "TASK_STATE_CONFLICT": (Exit.CONFLICT, "kapell task get {task_id}"),
     "AGENT_STATE_CONFLICT": (Exit.CONFLICT, "kapell agent get {agent_id}"),

@@ -44,6 +44,7 @@ def prepare(spec: CommandRuntime, task: Task, attempt: Attempt, *, agent_id: str
     environment = {
         **inherited(os.environ),
         **_guarded(attempt),
+        **(attempt.workspace.environment if attempt.workspace else {}),
         **extra,
         **{name: text for name, text in attempt.secrets.items() if _is_variable(name, spec)},
         "KAPELL_SECRETS_DIR": str(directory / "secrets"),
@@ -61,7 +62,7 @@ def prepare(spec: CommandRuntime, task: Task, attempt: Attempt, *, agent_id: str
         _keep_secrets(directory / "secrets", attempt.secrets)
         input_file.write_text(json.dumps(values["input"], ensure_ascii=False), encoding="utf-8")
         stdin_file = _written(directory / "stdin", stdin)
-        working_directory = _working_directory(spec, directory)
+        working_directory = _working_directory(spec, attempt, directory)
     except OSError as error:
         raise TaskFailed(
             "SETUP_FAILED", f"the files of the attempt cannot be written in {directory}: {error}"
@@ -149,7 +150,9 @@ def _written(file: Path, text: str) -> Path | None:
     return file
 
 
-def _working_directory(spec: CommandRuntime, directory: Path) -> Path:
+def _working_directory(spec: CommandRuntime, attempt: Attempt, directory: Path) -> Path:
+    if not spec.working_directory and attempt.workspace is not None:
+        return attempt.workspace.directory
     if not spec.working_directory:
         fresh = directory / "work"
         fresh.mkdir()

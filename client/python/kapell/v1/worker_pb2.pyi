@@ -23,6 +23,7 @@ from kapell.v1 import budget_pb2 as _budget_pb2
 from kapell.v1 import common_pb2 as _common_pb2
 from kapell.v1 import task_pb2 as _task_pb2
 from kapell.v1 import usage_pb2 as _usage_pb2
+from kapell.v1 import workspace_pb2 as _workspace_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -629,6 +630,60 @@ class ReportUsageResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportUsageResponse: _TypeAlias = ReportUsageResponse  # noqa: Y015
+
+@_typing.final
+class ReportWorkspacesRequest(_message.Message):
+    """Request of ReportWorkspaces."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_TOKEN_FIELD_NUMBER: _builtins.int
+    WORKSPACES_FIELD_NUMBER: _builtins.int
+    lease_token: _builtins.str
+    """The lease. Required."""
+    @_builtins.property
+    def workspaces(self) -> _containers.RepeatedCompositeFieldContainer[_workspace_pb2.TaskWorkspace]:
+        """What it has left in each repository, 1 to 8, each name once."""
+
+    def __init__(
+        self,
+        *,
+        lease_token: _builtins.str = ...,
+        workspaces: _abc.Iterable[_workspace_pb2.TaskWorkspace] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_token", b"lease_token", "workspaces", b"workspaces"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportWorkspacesRequest: _TypeAlias = ReportWorkspacesRequest  # noqa: Y015
+
+@_typing.final
+class ReportWorkspacesResponse(_message.Message):
+    """Response of ReportWorkspaces."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIRECTIVE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    directive: Global___LeaseDirective.ValueType
+    """CONTINUE or CANCEL."""
+    revision: _builtins.int
+    """Revision of the change."""
+    def __init__(
+        self,
+        *,
+        directive: Global___LeaseDirective.ValueType = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directive", b"directive", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportWorkspacesResponse: _TypeAlias = ReportWorkspacesResponse  # noqa: Y015
 
 @_typing.final
 class AppendTaskLogsRequest(_message.Message):

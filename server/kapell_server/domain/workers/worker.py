@@ -48,12 +48,16 @@ from kapell.v1.worker_pb2 import (
     ReportProgressResponse,
     ReportUsageRequest,
     ReportUsageResponse,
+    ReportWorkspacesRequest,
+    ReportWorkspacesResponse,
 )
 
 from kapell_server.domain.access import CallerKind
 from kapell_server.domain.budgets import edges
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.secrets import use
 from kapell_server.domain.state import State
+from kapell_server.domain.tasks import workspace
 from kapell_server.domain.times import SECOND, set_duration, stamp
 from kapell_server.domain.transitions import AGENT_FINAL, agent_state_conflict
 from kapell_server.domain.usage import ledger
@@ -226,6 +230,16 @@ def report_progress(state: State, request: ReportProgressRequest) -> ReportProgr
     """Records the progress of one attempt."""
     task = attempt.report_progress(state, request)
     return ReportProgressResponse(directive=attempt.directive(task), revision=task.revision)
+
+
+def report_workspaces(state: State, request: ReportWorkspacesRequest) -> ReportWorkspacesResponse:
+    """Records what one attempt has left in its workspace."""
+    lease, current = attempt.held(state, request.lease_token)
+    told = use.redactor(state, current, lease.agent_id).message(request).workspaces
+    task = workspace.note(state, current, lease.attempt, told)
+    cancelling = task.state == TASK_STATE_CANCELLING
+    directive = LEASE_DIRECTIVE_CANCEL if cancelling else LEASE_DIRECTIVE_CONTINUE
+    return ReportWorkspacesResponse(directive=directive, revision=task.revision)
 
 
 def report_usage(state: State, request: ReportUsageRequest) -> ReportUsageResponse:
