@@ -192,6 +192,7 @@ class App:
 
         return application(
             rpc.unary_calls,
+            rpc.welcomes,
             is_ready=lambda: "the server is stopping" if rpc.is_draining else "",
             otlp_usage=self.config.otlp_usage,
         )

@@ -161,6 +161,14 @@ def test_nobody_gets_in_without_a_token(exporter: Exporter, token: str) -> None:
     assert exporter.totals().records == 0
 
 
+def test_a_body_of_nobody_is_not_even_read(exporter: Exporter) -> None:
+    bodies = ((JSON, b"{}"), (JSON, b"garbage"), (PROTOBUF, b""), ("text/plain", b"-"))
+
+    for exporter.token in ("", "wrong"):
+        for path in ("/v1/logs", "/v1/metrics"):
+            assert [exporter.post(path, body, kind=kind).status for kind, body in bodies] == [401] * len(bodies)
+
+
 def test_it_lives_and_is_ready_and_knows_nothing_else(exporter: Exporter) -> None:
     def get(path: str) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(exporter.server.http_address, timeout=30)

@@ -7,6 +7,7 @@ Belongs to the event loop, between two batches or beside the commit of one.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -31,16 +32,16 @@ from kapell_server.engine.facts import ChildrenAwaited
 from kapell_server.store.reads import Reads
 
 
-class Glances:
+class Glances(ABC):
     """The part of the engine that only looks."""
 
     _state: State
     _clock: Clock
     reads: Reads
 
+    @abstractmethod
     async def submit(self, request: Any, caller: Caller) -> bytes:
         """Decides and commits one command."""
-        raise NotImplementedError
 
     def check_lease(self, token: str, caller: Caller, *, renew: bool = True) -> tuple[str, int, int]:
         """Task, attempt and LeaseDirective of a live lease, which is renewed by it. Raises LEASE_LOST.

@@ -66,6 +66,7 @@ Waiting = Callable[[Any, Caller, float], Awaitable[Response]]
 Stream = Callable[[Any, Caller], AsyncGenerator[Response, None]]
 UnaryCall = Callable[[bytes, Context], Awaitable[bytes]]
 StreamCall = Callable[[bytes, Context], Awaitable[None]]
+Welcome = Callable[[Context], Awaitable[None]]
 
 W = TypeVar("W", bound=Callable[..., Any])
 
@@ -257,6 +258,19 @@ class Pipeline:
                 stats.observe(perf_counter() - begun)
 
         return call
+
+    def welcome(self, method: Method) -> Welcome:
+        """Refuses by the caller alone, as the rpc would: for whoever has much to read before there is a request."""
+        admit = self._admission(method)
+        stats = self._telemetry.of(method.path)
+
+        async def ask(context: Context) -> None:
+            try:
+                admit(context)
+            except KapellError as error:
+                await self._refuse(method, stats, context, error)
+
+        return ask
 
     def _admission(self, method: Method) -> Callable[[Context], _Guest]:
         """The steps before a request is looked at: who calls, and whether they may."""
