@@ -490,7 +490,7 @@ def test_what_a_dying_process_was_offered_counts_as_an_attempt() -> None:
     agent_id = world.spawn()
     world.do(RegisterWorkerRequest(instance_key="the-host"), caller=as_ticket(agent_id))
     task_id = world.create(retry_policy=NEVER)
-    world.lease(agent_id)
+    world.lease(agent_id, caller=as_agent(world.agent(agent_id)))
 
     world.do(AgentProcessExited(agent_id, ProcessExit(signal=11)))
 

@@ -354,9 +354,9 @@ class World:
         found: Poll = self.do(LeaseTasksRequest(agent_id=agent_id, max_tasks=max_tasks, poll_id=poll_id), caller=caller)
         return found
 
-    def lease(self, agent_id: str) -> str:
+    def lease(self, agent_id: str, caller: Caller = USER) -> str:
         """The task that the agent is given now, which must be one."""
-        [lease] = self.poll(agent_id).taken
+        [lease] = self.poll(agent_id, caller=caller).taken
         return str(lease.task_id)
 
     def token(self, task_id: str) -> str:

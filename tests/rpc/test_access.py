@@ -95,7 +95,8 @@ def tokens(scene: Scene) -> Tokens:
     with pytest.raises(grpc.RpcError):
         list(stream)
     return Tokens(
-        of_scope={scope: token(scene, scope).secret for scope in SCOPES},
+        # Of the user whose scene it is: agents, locks and approvals are their user's.
+        of_scope={scope: token(scene, scope, principal="admin").secret for scope in SCOPES},
         expired=short.secret,
         revoked=gone.secret,
         agent=scene.worker(),

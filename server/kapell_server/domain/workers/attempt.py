@@ -9,7 +9,6 @@ from __future__ import annotations
 from google.protobuf.struct_pb2 import Struct
 from kapell.v1.error_pb2 import (
     ERROR_REASON_LEASE_LOST,
-    ERROR_REASON_NOT_OWNER,
     ERROR_REASON_REQUEST_INVALID,
 )
 from kapell.v1.task_pb2 import (
@@ -63,7 +62,7 @@ from kapell_server.domain.secrets import use
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks import deadlines, retry
 from kapell_server.domain.times import SECOND, duration_ns, set_duration, stamp, timestamp_ns
-from kapell_server.domain.workers import liveness
+from kapell_server.domain.workers import liveness, speaking
 from kapell_server.domain.workers.leases import Lease
 
 TOTAL_IS_OVER = "it was not done within its total timeout"
@@ -116,12 +115,8 @@ def check_token(state: State, token: str, caller: Caller) -> Lease:
     lease = state.leases.by_task.get(lease_id.task_id)
     if lease is None or not lease.is_meant_by(lease_id):
         raise lease_lost(lease_id.task_id, lease_id.attempt, "the attempt has ended or was given to another agent")
-    if caller.kind is CallerKind.AGENT and caller.agent_id != lease.agent_id:
-        raise KapellError(
-            ERROR_REASON_NOT_OWNER,
-            f"The lease belongs to agent {lease.agent_id}, not to {caller.agent_id}. Use the token of its holder.",
-            metadata={"agent_id": lease.agent_id},
-        )
+    if caller.kind is not CallerKind.AGENT or caller.agent_id != lease.agent_id:
+        speaking.check(state.find_agent(lease.agent_id), lease.agent_id, caller)
     return lease
 
 
