@@ -130,7 +130,7 @@ class App:
         undo.push_async_callback(self.supervisor.stop)
         calls = OpenCalls()
         authenticator = self._authenticator(keyring)
-        pipeline = self._pipeline(authenticator, calls)
+        pipeline = self._pipeline(keyring, authenticator, calls)
         self.rpc = rpc = RpcServer(pipeline, calls, calls_of_connection=config.max_calls_of_connection)
         undo.push_async_callback(rpc.stop, STOP_GRACE)
         self._bind(rpc)
@@ -219,16 +219,17 @@ class App:
             required=not self.config.no_auth,
             find=lambda token_id: self.engine.find_token(token_id),
             version=lambda: self.engine.tokens_version if self._serves else 0,
+            holder=lambda lease_id: self.engine.holder(lease_id),
         )
 
-    def _pipeline(self, authenticator: Authenticator, calls: OpenCalls) -> Pipeline:
+    def _pipeline(self, keyring: Keyring, authenticator: Authenticator, calls: OpenCalls) -> Pipeline:
         config = self.config
         return Pipeline(
             authenticator,
             calls,
             self.telemetry,
-            lives=lambda agent_id, instance: self.engine.agent_lives(agent_id, instance),
-            agents_fence=Fence(lambda: self.engine, lambda: self.artifacts),
+            lives=lambda caller: self.engine.lives(caller),
+            agents_fence=Fence(lambda: self.engine, lambda: self.artifacts, keyring),
             logins=FailedLogins(burst=config.max_failed_logins),
             limits=CallLimits(
                 at_once=config.max_calls_at_once,

@@ -17,13 +17,14 @@ from google.protobuf.duration_pb2 import Duration
 from kapell.v1 import agent_pb2
 from kapell.v1.agent_pb2 import AgentProfile, AgentSpec, CommandRuntime
 
-_PROFILE_KEYS = ("description", "agent_types", "slots", "command")
+_PROFILE_KEYS = ("description", "agent_types", "slots", "api_access", "command")
 _COMMAND_KEYS = ("argv", "stdin", "env", "env_from_secret", "working_directory", "result_format", "kill_grace")
 _FORMATS = {
     "text": agent_pb2.RESULT_FORMAT_TEXT,
     "json": agent_pb2.RESULT_FORMAT_JSON,
     "file": agent_pb2.RESULT_FORMAT_FILE,
 }
+_API_ACCESS = {"attempt": agent_pb2.API_ACCESS_ATTEMPT, "none": agent_pb2.API_ACCESS_NONE}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -68,10 +69,14 @@ def _profile(name: str, table: Any, where: str) -> AgentProfile:
     refuse_unknown(table, _PROFILE_KEYS, where)
     if "command" not in table:
         raise ConfigError(f"{where} has no command; give it command = {{ argv = [...] }}.")
+    api_access = expect(table.get("api_access", "attempt"), str, f"{where}.api_access", "text")
+    if api_access not in _API_ACCESS:
+        raise ConfigError(f"{where}.api_access must be one of {', '.join(_API_ACCESS)}, not {api_access!r}.")
     spec = AgentSpec(
         agent_types=_strings(table.get("agent_types", [name]), f"{where}.agent_types"),
         slots=expect(table.get("slots", 1), int, f"{where}.slots", "a whole number"),
         command=_command(table["command"], f"{where}.command"),
+        api_access=_API_ACCESS[api_access] if "api_access" in table else agent_pb2.API_ACCESS_UNSPECIFIED,
     )
     description = expect(table.get("description", ""), str, f"{where}.description", "text")
     return AgentProfile(profile=name, description=description, spec=_checked(spec, where))

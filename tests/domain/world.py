@@ -412,6 +412,14 @@ def as_agent(found: Agent) -> Caller:
     return caller
 
 
+def as_program(world: World, task_id: str) -> Caller:
+    """A program that works on the task's latest attempt, as the server knows it."""
+    lease = world.state.leases.by_task[task_id]
+    caller = world.keyring.authenticate(world.keyring.attempt_token(lease.lease_id))
+    assert caller is not None
+    return dataclasses.replace(caller, agent_id=lease.agent_id)
+
+
 def as_ticket(agent_id: str) -> Caller:
     """The host that was started as this agent, before it has registered."""
     keyring = World().keyring

@@ -34,6 +34,7 @@ class RecordedAttempt:
     locks: list[KnownLock] = field(default_factory=list)
     used: list[dict[str, object]] = field(default_factory=list)
     secrets: dict[str, str] = field(default_factory=dict)
+    token: str = ""
     has_ended: bool = False
     logged: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -44,7 +45,10 @@ class RecordedAttempt:
 
     @property
     def redactor(self) -> Redactor:
-        return Redactor(self.secrets.values())
+        return Redactor((*self.secrets.values(), self.token))
+
+    def program_token(self) -> str:
+        return self.token
 
     @property
     def log_full(self) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from kapell.v1 import agent_pb2, audit_pb2, event_pb2, task_pb2, token_pb2, worker_pb2
+from kapell.v1 import agent_pb2, audit_pb2, event_pb2, task_pb2, token_pb2, usage_pb2, worker_pb2
 from kapell.v1.common_pb2 import (
     AGENT_ACCESS_ANY,
     AGENT_ACCESS_OWN,
@@ -44,6 +44,7 @@ OF_WHOEVER_ASKS = {
     "RegisterWorker": {"TOKEN_INVALID"},
     "GetApproval": {"NOT_OWNER"},
     "WaitApproval": {"NOT_OWNER"},
+    "CheckFence": {"FENCING_TOKEN_STALE"},
     "BatchCompleteTasks": set(),  # every attempt has an outcome of its own: LEASE_LOST
     **{
         name: {"NOT_OWNER"}
@@ -177,6 +178,37 @@ def test_a_bad_token_opens_nothing(scene: Scene, tokens: Tokens, name: str) -> N
         assert found.reasons == (reason,)
         assert not secret or secret not in found.text
     assert changes(scene, before) == []
+
+
+@every_rpc
+def test_a_program_is_kept_to_its_attempt(scene: Scene, name: str) -> None:
+    method = METHODS[name]
+    ask = CASES[name].works(scene)
+    mine = scene.running()
+    before = revision(scene)
+
+    if method.program_access == AGENT_ACCESS_ANY:
+        scene.call(name, ask, token=mine.offer.attempt_token)
+    elif name == "ListLocks":
+        assert not scene.call(name, ask, token=mine.offer.attempt_token).locks
+    elif name == "RecordUsage":
+        answer = scene.call(name, Ask(_of_another(scene)), token=mine.offer.attempt_token)
+        assert [outcome.reason for outcome in answer.outcomes] == ["NOT_OWNER"], answer
+    else:
+        found = scene.refusal(name, ask, token=mine.offer.attempt_token)
+        assert found.code.name in ("PERMISSION_DENIED", "ABORTED"), found
+        if method.program_access != AGENT_ACCESS_OWN:
+            assert found.reasons == ("NOT_FOR_AGENTS",)
+        else:
+            assert found.reasons == ("FENCING_TOKEN_STALE" if name == "CheckFence" else "NOT_OWNER",)
+    assert changes(scene, before) == []
+
+
+def _of_another(scene: Scene) -> usage_pb2.RecordUsageRequest:
+    tokens = usage_pb2.TokenCounts(uncached_input_tokens=1)
+    named = {"provider": "p", "model": "m", "task_id": "task_another"}
+    record = usage_pb2.UsageRecord(record_id=scene.name("r"), tokens=tokens, **named)
+    return usage_pb2.RecordUsageRequest(records=[record])
 
 
 @every_rpc

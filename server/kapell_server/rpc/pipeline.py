@@ -34,6 +34,7 @@ from kapell.v1.error_pb2 import (
 from kapell_server.domain.access import Caller, CallerKind
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.tokens.audit import audited_method
+from kapell_server.domain.workers.speaking import attempt_of_the_past
 from kapell_server.domain.workers.worker import token_of_the_past
 from kapell_server.rpc import auth, fence, validation, well_formed
 from kapell_server.rpc.auth import Authenticator
@@ -92,7 +93,7 @@ class _Guest:
 class Pipeline:
     """Wraps servicer methods. `draining` refuses new calls except those of agents.
 
-    `lives` tells whether an instance of an agent has not ended: its token is good for no longer.
+    `lives` tells whether an instance of an agent, or an attempt, has not ended: its token is good for no longer.
     `agents_fence` is what agents are checked by; without one they are checked by the rules alone.
     """
 
@@ -102,7 +103,7 @@ class Pipeline:
         calls: OpenCalls,
         telemetry: Telemetry,
         *,
-        lives: Callable[[str, int], bool] = lambda agent_id, instance: True,
+        lives: Callable[[Caller], bool] = lambda caller: True,
         max_streams: int = MAX_STREAMS,
         agents_fence: Fence | None = None,
         limits: CallLimits | None = None,
@@ -145,7 +146,7 @@ class Pipeline:
                 share = guest.share
                 request = take(data)
                 caller = guest.caller
-                if check is not None and caller.instance:
+                if check is not None and caller.is_fenced:
                     await check(request, caller)
                 if recorded:
                     caller = replace(caller, peer=context.peer())
@@ -187,7 +188,7 @@ class Pipeline:
                 guest.share.open_poll()
                 share, caller = guest.share, guest.caller
                 request = take(data)
-                if check is not None and caller.instance:
+                if check is not None and caller.is_fenced:
                     await check(request, caller)
                 poll.guest = guest
                 poll.header = _header_of(context)
@@ -225,14 +226,14 @@ class Pipeline:
                 if len(streams) > self._max_streams:
                     raise _too_many_streams(self._max_streams)
                 guest = admit(context)
-                if guest.caller.instance and len(streams) > self._max_streams - self._max_streams // 4:
+                if guest.caller.is_fenced and len(streams) > self._max_streams - self._max_streams // 4:
                     raise _too_many_streams(self._max_streams - self._max_streams // 4)  # the rest is for users
                 if (delay := guest.share.delay(begun)) > 0:
                     await asyncio.sleep(delay)
                 guest.share.open_watch()
                 share, caller = guest.share, guest.caller
                 request = take(data)
-                if check is not None and caller.instance:
+                if check is not None and caller.is_fenced:
                     await check(request, caller)
                 stream.guest = guest
                 stream.header = _header_of(context)
@@ -294,8 +295,8 @@ class Pipeline:
             caller = guest.caller
             if caller.token_id:
                 check_time(caller)
-            if caller.instance and not for_agents and not self._lives(caller.agent_id, caller.instance):
-                raise token_of_the_past(caller.agent_id)
+            if caller.is_fenced and not (for_agents and caller.instance) and not self._lives(caller):
+                raise _of_the_past(caller)
             return guest
 
         return admit
@@ -314,7 +315,7 @@ class Pipeline:
             raise self._logins.judge(error, context.peer(), method.name, perf_counter()) from None
         if not auth.allowed(method, caller):
             raise auth.refusal(method, caller)
-        if caller.kind is CallerKind.AGENT and fence.closed_to_agents(method):
+        if caller.is_fenced and fence.is_closed(method, caller):
             raise fence.not_for_agents(method, caller)
         if len(let_in) >= REMEMBERED_CALLERS:
             let_in.clear()
@@ -331,9 +332,9 @@ class Pipeline:
             return None
         caller = guest.caller
         if caller.kind is not CallerKind.USER:
-            gone = caller.instance and not self._lives(caller.agent_id, caller.instance)
+            gone = caller.is_fenced and not self._lives(caller)
             # What an agent that ends has to be told comes over its own streams.
-            return token_of_the_past(caller.agent_id) if gone and not call.for_agents else None
+            return _of_the_past(caller) if gone and not (call.for_agents and caller.instance) else None
         version = self._authenticator.version()
         if call.version == version and not caller.expire_ns:
             return None
@@ -390,6 +391,10 @@ def _taking(method: Method) -> Callable[[bytes], Any]:
         return request
 
     return take
+
+
+def _of_the_past(caller: Caller) -> KapellError:
+    return token_of_the_past(caller.agent_id) if caller.lease is None else attempt_of_the_past(caller.lease)
 
 
 def _header_of(context: Context) -> str | bytes | None:

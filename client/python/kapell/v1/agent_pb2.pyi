@@ -163,6 +163,30 @@ RESULT_FORMAT_FILE: ResultFormat.ValueType  # 3
 """Only the result file counts; without it the result is null."""
 Global___ResultFormat: _TypeAlias = ResultFormat  # noqa: Y015
 
+class _ApiAccess:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ApiAccessEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ApiAccess.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    API_ACCESS_UNSPECIFIED: _ApiAccess.ValueType  # 0
+    """Not set; ATTEMPT."""
+    API_ACCESS_ATTEMPT: _ApiAccess.ValueType  # 1
+    """What concerns their own attempt: they find KAPELL_ADDRESS and, in KAPELL_TOKEN, Offer.attempt_token."""
+    API_ACCESS_NONE: _ApiAccess.ValueType  # 2
+    """Nothing: there is no token for them."""
+
+class ApiAccess(_ApiAccess, metaclass=_ApiAccessEnumTypeWrapper):
+    """What programs of an agent may ask of the server."""
+
+API_ACCESS_UNSPECIFIED: ApiAccess.ValueType  # 0
+"""Not set; ATTEMPT."""
+API_ACCESS_ATTEMPT: ApiAccess.ValueType  # 1
+"""What concerns their own attempt: they find KAPELL_ADDRESS and, in KAPELL_TOKEN, Offer.attempt_token."""
+API_ACCESS_NONE: ApiAccess.ValueType  # 2
+"""Nothing: there is no token for them."""
+Global___ApiAccess: _TypeAlias = ApiAccess  # noqa: Y015
+
 class _TerminateMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -302,8 +326,11 @@ class AgentSpec(_message.Message):
     AGENT_TYPES_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
     COMMAND_FIELD_NUMBER: _builtins.int
+    API_ACCESS_FIELD_NUMBER: _builtins.int
     slots: _builtins.int
     """Tasks at a time, 1 to 256. Unset: 1."""
+    api_access: Global___ApiAccess.ValueType
+    """What its programs may ask of the server. Unset: ATTEMPT."""
     @_builtins.property
     def agent_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Which tasks it serves, 1 to 32 types."""
@@ -318,10 +345,11 @@ class AgentSpec(_message.Message):
         agent_types: _abc.Iterable[_builtins.str] | None = ...,
         slots: _builtins.int = ...,
         command: Global___CommandRuntime | None = ...,
+        api_access: Global___ApiAccess.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "runtime", b"runtime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_types", b"agent_types", "command", b"command", "runtime", b"runtime", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_types", b"agent_types", "api_access", b"api_access", "command", b"command", "runtime", b"runtime", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_runtime: _TypeAlias = _typing.Literal["command"]  # noqa: Y015
     _WhichOneofArgType_runtime: _TypeAlias = _typing.Literal["runtime", b"runtime"]  # noqa: Y015

@@ -195,7 +195,7 @@ def _park(state: State, request: RequestApprovalRequest, current: Approval, leas
 
 def cancel_approval(state: State, request: CancelApprovalRequest) -> Approval:
     """Withdraws a request; the agent that has asked goes on without an answer."""
-    if state.caller.kind is CallerKind.AGENT:
+    if state.caller.is_fenced:
         _check_own(state, request)
     current = state.approvals.get(request.approval_id)
     if state.caller.kind is CallerKind.USER and current.agent_id:

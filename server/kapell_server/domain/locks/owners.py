@@ -56,6 +56,13 @@ def live_session(state: State, session_id: str) -> tuple[LockSession, Owner]:
     return session, owner
 
 
+def is_own(owner: LockOwner, caller: Caller) -> bool:
+    """Whether locks of this owner are those of an agent, or of the attempt that a program works on."""
+    if caller.lease is not None:
+        return (owner.task_id, owner.attempt) == (caller.lease.task_id, caller.lease.attempt)
+    return caller.agent_id == owner.agent_id or caller.actor() == owner.actor
+
+
 def check_may_use(state: State, owner: LockOwner) -> None:
     """Refuses callers what is not theirs, with NOT_OWNER."""
     caller = state.caller

@@ -103,7 +103,8 @@ def grant(state: State, current: Task, agent_id: str, poll_id: str) -> Lease:
 def held(state: State, token: str) -> tuple[Lease, Task]:
     """The lease and task a genuine, current token speaks of, confirmed by being spoken of. The fence."""
     lease = check_token(state, token, state.caller)
-    renew(state, lease, state.now_ns)
+    if state.caller.kind is not CallerKind.PROGRAM:  # whose agent may be gone
+        renew(state, lease, state.now_ns)
     return lease, state.task(lease.task_id)
 
 
@@ -112,9 +113,11 @@ def check_token(state: State, token: str, caller: Caller) -> Lease:
     lease_id = state.keyring.parse_lease_token(token)
     if lease_id is None:
         raise lease_lost("", 0, "its token is damaged or was not minted by this server")
-    lease = state.leases.by_task.get(lease_id.task_id)
-    if lease is None or not lease.is_meant_by(lease_id):
+    lease = state.leases.meant_by(lease_id)
+    if lease is None:
         raise lease_lost(lease_id.task_id, lease_id.attempt, "the attempt has ended or was given to another agent")
+    if caller.lease is not None and caller.lease == lease_id:
+        return lease
     if caller.kind is not CallerKind.AGENT or caller.agent_id != lease.agent_id:
         speaking.check(state.find_agent(lease.agent_id), lease.agent_id, caller)
     return lease

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from kapell.v1.agent_pb2 import Agent
 from kapell.v1.common_pb2 import SCOPE_ADMIN
-from kapell.v1.error_pb2 import ERROR_REASON_NOT_OWNER
+from kapell.v1.error_pb2 import ERROR_REASON_NOT_OWNER, ERROR_REASON_TOKEN_INVALID
 
-from kapell_server.domain.access import Caller, CallerKind
+from kapell_server.domain.access import Caller, CallerKind, LeaseId
 from kapell_server.domain.errors import KapellError
 
 EXTERNAL = "external"
@@ -39,7 +39,9 @@ def check(agent: Agent | None, agent_id: str, caller: Caller) -> None:
 
 def not_spoken_for(agent: Agent | None, agent_id: str, caller: Caller) -> KapellError:
     """NOT_OWNER, with what to do."""
-    if caller.kind is not CallerKind.USER:
+    if caller.kind is CallerKind.PROGRAM:
+        text = f"The token of {caller.name} speaks for its own attempt alone, not for {agent_id}."
+    elif caller.kind is not CallerKind.USER:
         text = f"This token speaks for agent {caller.agent_id}, not for {agent_id}. Use that agent's own token."
     elif agent is not None and agent.runtime == EXTERNAL:
         text = (
@@ -52,3 +54,13 @@ def not_spoken_for(agent: Agent | None, agent_id: str, caller: Caller) -> Kapell
             " Use its own token, or register an agent of your own."
         )
     return KapellError(ERROR_REASON_NOT_OWNER, text, metadata={"agent_id": agent_id})
+
+
+def attempt_of_the_past(lease_id: LeaseId) -> KapellError:
+    """The refusal of a program whose attempt is no more."""
+    return KapellError(
+        ERROR_REASON_TOKEN_INVALID,
+        f"The token is of attempt {lease_id.attempt} of {lease_id.task_id}, which has ended. Stop the work on it:"
+        " what is left to do is another attempt's.",
+        metadata={"task_id": lease_id.task_id, "attempt": str(lease_id.attempt)},
+    )
