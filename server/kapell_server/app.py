@@ -10,6 +10,7 @@ would keep its callers waiting.
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ from kapell_server.rpc.locks import LockServicer
 from kapell_server.rpc.logins import FailedLogins
 from kapell_server.rpc.pipeline import Pipeline
 from kapell_server.rpc.queues import QueueServicer
+from kapell_server.rpc.refusals import Refusals
 from kapell_server.rpc.schedules import ScheduleServicer
 from kapell_server.rpc.secrets import SecretServicer
 from kapell_server.rpc.server import AddressUnusableError, RpcServer, is_loopback
@@ -91,6 +93,7 @@ class App:
         self.admin_token = ""
         self.directory = DataDirectory(config.data_dir)
         self.supervisor = Supervisor(on_crash=self._crashed)
+        self.refusals = Refusals(time.time_ns)
         self._undo = AsyncExitStack()
         self._terminate_agents = False
         self._serves = False
@@ -230,6 +233,7 @@ class App:
             self.telemetry,
             lives=lambda caller: self.engine.lives(caller),
             agents_fence=Fence(lambda: self.engine, lambda: self.artifacts, keyring),
+            note_refusal=self.refusals.note,
             logins=FailedLogins(burst=config.max_failed_logins),
             limits=CallLimits(
                 at_once=config.max_calls_at_once,
@@ -243,6 +247,8 @@ class App:
         """From now on the owner's token may change, and is written down when others were used."""
         self.supervisor.spawn(self._watch_admin_token(keyring), name="owner's token")
         self.supervisor.spawn(keep_uses(authenticator, engine.reads), name="uses of tokens")
+        self.supervisor.spawn(self.refusals.keep(engine), name="refused attempts")
+        self._undo.push_async_callback(self.refusals.write, engine)
         self._undo.push_async_callback(write_uses, authenticator, engine.reads)
 
     def _bind(self, rpc: RpcServer) -> None:

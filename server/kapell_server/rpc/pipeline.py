@@ -68,6 +68,8 @@ Stream = Callable[[Any, Caller], AsyncGenerator[Response, None]]
 UnaryCall = Callable[[bytes, Context], Awaitable[bytes]]
 StreamCall = Callable[[bytes, Context], Awaitable[None]]
 Welcome = Callable[[Context], Awaitable[None]]
+NoteRefusal = Callable[[Method, Caller, str, KapellError], None]
+"""A caller was refused a method, from a peer."""
 
 W = TypeVar("W", bound=Callable[..., Any])
 
@@ -108,6 +110,7 @@ class Pipeline:
         agents_fence: Fence | None = None,
         limits: CallLimits | None = None,
         logins: FailedLogins | None = None,
+        note_refusal: NoteRefusal = lambda method, caller, peer, error: None,
     ) -> None:
         self.draining = False
         self._authenticator = authenticator
@@ -118,6 +121,7 @@ class Pipeline:
         self._fence = agents_fence
         self._shares = Shares(limits or CallLimits())
         self._logins = logins or FailedLogins()
+        self._note_refusal = note_refusal
         self._held = 0
         calls.check = self._refusal_by_now
 
@@ -313,10 +317,14 @@ class Pipeline:
             caller = self._authenticator.caller(header)
         except KapellError as error:
             raise self._logins.judge(error, context.peer(), method.name, perf_counter()) from None
+        refusal = None
         if not auth.allowed(method, caller):
-            raise auth.refusal(method, caller)
-        if caller.is_fenced and fence.is_closed(method, caller):
-            raise fence.not_for_agents(method, caller)
+            refusal = auth.refusal(method, caller)
+        elif caller.is_fenced and fence.is_closed(method, caller):
+            refusal = fence.not_for_agents(method, caller)
+        if refusal is not None:
+            self._note_refusal(method, caller, context.peer(), refusal)
+            raise refusal
         if len(let_in) >= REMEMBERED_CALLERS:
             let_in.clear()
         guest = let_in[header] = _Guest(caller, self._shares.of(caller))
