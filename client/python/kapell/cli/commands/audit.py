@@ -8,9 +8,9 @@ import click
 
 from kapell.cli import options
 from kapell.cli.app import App
-from kapell.cli.commands.usage import MomentOrAge
 from kapell.cli.output import as_data, write_line, write_list
 from kapell.cli.shape import command
+from kapell.cli.times import MOMENT_OR_AGE
 from kapell.cli.token_views import AUDIT
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from kapell import Client
     from kapell.v1.audit_pb2 import AuditEntry
-
-_MOMENT = MomentOrAge()
 
 
 def _filter(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,8 +27,12 @@ def _filter(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--method", "methods", multiple=True, metavar="METHOD", help="This method: TokenService.RevokeToken."
         ),
-        click.option("--since", "start", type=_MOMENT, metavar="TIME|AGE", help="From when on. [default: from ever]"),
-        click.option("--until", "end", type=_MOMENT, metavar="TIME|AGE", help="Until when. [default: without end]"),
+        click.option(
+            "--since", "start", type=MOMENT_OR_AGE, metavar="TIME|AGE", help="From when on. [default: from ever]"
+        ),
+        click.option(
+            "--until", "end", type=MOMENT_OR_AGE, metavar="TIME|AGE", help="Until when. [default: without end]"
+        ),
     ):
         function = option(function)
     return function
