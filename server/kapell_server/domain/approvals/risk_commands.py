@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import posixpath
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -292,7 +293,9 @@ _PERSISTENT = re2.compile(
     r"(authorized_keys|/etc/cron|/etc/systemd|/etc/profile|\.(bash|zsh)(rc|_profile|env)|\.profile|\.git/hooks/"
     r"|/etc/ld\.so|LaunchAgents)"
 )
-_DEEPEST = 3
+_DEEPEST = 2
+_MOST_WITHIN = 12
+"""Texts within a part that are looked at as commands of their own: so a look at a hostile one ends soon."""
 _TELLING = frozenset({"destructive-command", "runs-downloaded-code", "encoded-payload", "remote-control", "secrets"})
 _WRITERS = frozenset(
     {"cp", "mv", "tee", "install", "ln", "touch", "mkdir", "rsync", "rm", "rmdir", "truncate", "tar", "unzip"}
@@ -329,8 +332,8 @@ def of_command(command: str, directory: str, workspace: str, *, depth: int = 0) 
 def _of_whole(part: Part, directory: str, workspace: str, depth: int) -> Iterator[Finding]:
     """What is said of a part, and of what it runs that is not spelt as a command."""
     yield from _of_part(part, directory, workspace)
-    within = [echoed_into_shell(part), *commands_in_code(part)] if depth < _DEEPEST else []
-    for text in filter(None, within):
+    within = itertools.chain([echoed_into_shell(part)], commands_in_code(part)) if depth < _DEEPEST else ()
+    for text in itertools.islice(filter(None, within), _MOST_WITHIN):
         # Of what may not be a command at all only what would be grave is told.
         found = of_command(text, directory, workspace, depth=depth + 1)
         yield from (one for one in found if one.level >= HIGH and one.code in _TELLING)
@@ -369,7 +372,7 @@ def _of_part(part: Part, directory: str, workspace: str) -> Iterator[Finding]:
         yield from _of_interpreter(words, shown, part)
     elif program in SHELLS and not only_looks(program, words):
         yield Finding("runs-code", MEDIUM, f"runs a script that is not shown: {shown}")
-    elif program and not told and not only_looks(program, words):
+    elif words and not told and not only_looks(program, words):
         yield Finding("unknown-command", MEDIUM, f"what it does is not known: {shown}")
     named = words[1:] if program in ("export", "declare", "typeset", "readonly", "local") else []
     for assignment in (*part.assignments, *named):

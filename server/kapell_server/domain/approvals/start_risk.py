@@ -29,11 +29,12 @@ _SHELL_TYPES = SHELLS | {"shell"}
 _PLACE = re2.compile(r"\{\{|\}\}|\{(prompt|task_id|attempt|agent_type|input|input\.[^{}]+)\}")
 _MARK = "kapell-what-is-given"
 _MOST_AGENTS = 50
+_MOST_SCRIPTS = 5
 
 
 def scripts_of(state: State, task: Task, shown: ApprovalContent) -> list[Script]:
     """What the agents that serve the type of a task would run, as far as that is known; none where nobody serves it."""
-    return list(dict.fromkeys(_scripts(state, task, shown)))
+    return list(dict.fromkeys(_scripts(state, task, shown)))[:_MOST_SCRIPTS]
 
 
 def assess_start(shown: ApprovalContent, scripts: list[Script]) -> Risk:
