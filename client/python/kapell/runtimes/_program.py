@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -44,6 +44,8 @@ class Launch:
     directory: Path
     stdin: Path | None = None
     """A file to read from; nothing where it is None."""
+    open_files: int = 0
+    """Files that each of its processes may have open; 0 where that is not limited."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +68,8 @@ class Program:
         self._families = families
         self._pidfd = pidfd
         self._exited = asyncio.Event()
+        self.written: Callable[[], int] = lambda: 0
+        """How many bytes it has written so far, as far as whoever reads them tells."""
         self._watch_exit()
 
     @classmethod
@@ -107,6 +111,15 @@ class Program:
     def stderr(self) -> IO[bytes]:
         assert self._process.stderr is not None
         return self._process.stderr
+
+    @property
+    def has_exited(self) -> bool:
+        """Whether the program itself has ended."""
+        return self._exited.is_set()
+
+    def members(self) -> list[int]:
+        """Ids of its processes: itself and all that it has started. Looks at the whole machine's, so in a thread."""
+        return self._families.members(self.pid)
 
     async def exited(self) -> None:
         """Waits until the program itself has ended; what it started may still run."""
@@ -180,7 +193,8 @@ class Program:
 
 
 def _spawn(launch: Launch, mark: str, status: int) -> subprocess.Popen[bytes]:
-    shim = [sys.executable, "-I", "-S", _SHIM, str(status), str(os.getpid()), launch.path, *launch.argv]
+    told = (str(status), str(os.getpid()), str(launch.open_files))
+    shim = [sys.executable, "-I", "-S", _SHIM, *told, launch.path, *launch.argv]
     with contextlib.ExitStack() as opened:
         stdin: int | IO[bytes] = subprocess.DEVNULL
         if launch.stdin is not None:
