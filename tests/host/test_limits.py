@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from kapell._worker.outcome import TaskFailed
+from kapell.runtimes._output import Kept
+from kapell.runtimes._program import Ending
+from kapell.runtimes._running import died
 from kapell.runtimes.command import build
 from kapell.v1.agent_pb2 import AgentLimits, AgentSpec, CommandRuntime
 
@@ -71,3 +75,12 @@ async def test_within_its_limits_a_program_runs_on(tmp_path: Path) -> None:
     )
 
     assert await run(tmp_path, limits, "sh", "-c", "sleep 0.6; echo done") == "done"
+
+
+def test_a_program_that_the_system_killed_for_want_of_memory_says_so() -> None:
+    ending = Ending(code=0, signal=signal.SIGKILL, leftovers=0, immortal=(), out_of_memory=True)
+
+    failure = died("hungry", ending, Kept(100))
+
+    assert str(failure).startswith("SIGNAL: hungry was ended by SIGKILL: the system had no memory left")
+    assert failure.details == {"signal": "SIGKILL", "number": 9, "out_of_memory": True}

@@ -91,6 +91,15 @@ def own_bytes_of(pid: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
 
 
+def oom_kills() -> int:
+    """How many processes the system has killed because it had no memory left; 0 where it does not tell."""
+    try:
+        lines = (_PROC / "vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
 def everyone() -> Iterator[Process]:
     """All processes of the machine."""
     if LINUX:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from kapell.runtimes import _processes
 from kapell.runtimes._family import MARK, Families
 
 _SHIM = str(Path(__file__).with_name("_shim.py"))
@@ -58,6 +59,8 @@ class Ending:
     """How many processes it left behind; they were killed."""
     immortal: tuple[int, ...]
     """Ids of processes that would not die."""
+    out_of_memory: bool = False
+    """It was ended by SIGKILL, and the system has killed something for want of memory since it began."""
 
 
 class Program:
@@ -70,6 +73,7 @@ class Program:
         self._exited = asyncio.Event()
         self.written: Callable[[], int] = lambda: 0
         """How many bytes it has written so far, as far as whoever reads them tells."""
+        self._oom_kills = _processes.oom_kills()
         self._watch_exit()
 
     @classmethod
@@ -151,6 +155,7 @@ class Program:
 
     async def end(self) -> Ending:
         """Kills group and family, verifies that nobody is left, and says how the program ended."""
+        ended_by_itself = self.has_exited
         self.signal_group(signal.SIGKILL)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_KILL_TIMEOUT):
@@ -162,7 +167,8 @@ class Program:
         code = self._process.poll()
         if code is None or code >= 0:
             return Ending(code=code or 0, signal=0, leftovers=leftovers, immortal=tuple(immortal))
-        return Ending(code=0, signal=-code, leftovers=leftovers, immortal=tuple(immortal))
+        starved = ended_by_itself and -code == signal.SIGKILL and _processes.oom_kills() > self._oom_kills
+        return Ending(code=0, signal=-code, leftovers=leftovers, immortal=tuple(immortal), out_of_memory=starved)
 
     def abandon(self) -> None:
         """Stops watching the program and reaps it where it has ended."""

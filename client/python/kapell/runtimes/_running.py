@@ -180,7 +180,11 @@ def died(program: str, ending: Ending, stderr: Kept) -> TaskFailed:
     if ending.signal:
         name = _signal_name(ending.signal)
         details: dict[str, object] = {"signal": name, "number": ending.signal}
-        return TaskFailed("SIGNAL", with_tail(f"{program} was ended by {name}", stderr), details=details)
+        text = f"{program} was ended by {name}"
+        if ending.out_of_memory:
+            details["out_of_memory"] = True
+            text += ": the system had no memory left (limits.memory of a profile bounds what its attempts use)"
+        return TaskFailed("SIGNAL", with_tail(text, stderr), details=details)
     text = with_tail(f"{program} exited with code {ending.code}", stderr)
     return TaskFailed("EXIT_CODE", text, details={"exit_code": ending.code})
 

@@ -16,10 +16,11 @@ it cannot be measured) becomes the task's progress and is not logged.
 The program runs in a session of its own, with an environment made from an allow-list, the spec and
 KAPELL_TASK_ID, KAPELL_ATTEMPT, KAPELL_AGENT_ID, KAPELL_PROMPT, KAPELL_INPUT_FILE,
 KAPELL_RESULT_FILE, KAPELL_ARTIFACTS_DIR and KAPELL_LOCKS; it never sees a token that opens the API.
-What it leaves in that directory becomes artifacts of the task, also where it failed, but not where it was cancelled. Whichever way the attempt
-ends, the program and all that it started are ended with it: SIGTERM and a grace when it is cancelled,
-SIGKILL otherwise. While a budget pauses the attempt, its process group is stopped (SIGSTOP), and goes on
-(SIGCONT) when there is room; a process that has left the group is not reached.
+What it leaves in that directory becomes artifacts of the task, also where it failed, but not where
+it was cancelled. Whichever way the attempt ends, the program and all that it started are ended with
+it: SIGTERM and a grace when it is cancelled, SIGKILL otherwise. While a budget pauses the attempt, its
+process group is stopped (SIGSTOP), and goes on (SIGCONT) when there is room; a process that has left
+the group is not reached.
 """
 
 from __future__ import annotations
