@@ -13,7 +13,7 @@ import shutil
 import signal
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class ProgramRuntime(ABC):
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             abandoned.set()
-            await _settle(work)
+            await settle(work)
             raise
 
     async def close(self) -> None:
@@ -105,32 +105,6 @@ class ProgramRuntime(ABC):
         return await guard if guard is not None else None
 
 
-@contextlib.asynccontextmanager
-async def stopped_while_paused(program: Program, attempt: Attempt) -> AsyncIterator[None]:
-    """Stops the program's group whenever a budget pauses the attempt, for as long as it does.
-
-    After the block nothing is stopped, so that a SIGTERM is heard.
-    """
-    pausing = asyncio.create_task(_pause(program, attempt), name=f"pauses of {attempt.task_id}")
-    try:
-        yield
-    finally:
-        pausing.cancel()
-        await _settle(pausing)
-
-
-async def _pause(program: Program, attempt: Attempt) -> None:
-    while True:
-        await attempt.paused.wait()
-        program.signal_group(signal.SIGSTOP)
-        attempt.log("paused: a budget has no room for more, so the program is stopped (SIGSTOP)", LOG_STREAM_SYSTEM)
-        try:
-            await attempt.budget_room()
-        finally:
-            program.signal_group(signal.SIGCONT)
-        attempt.log("there is room in the budget: the program goes on (SIGCONT)", LOG_STREAM_SYSTEM)
-
-
 async def keep_artifacts(directory: Path, attempt: Attempt, abandoned: asyncio.Event) -> None:
     """Uploads what the program has left, for as long as the attempt goes on."""
     names = await asyncio.to_thread(_artifacts.find, directory)
@@ -141,6 +115,19 @@ async def keep_artifacts(directory: Path, attempt: Attempt, abandoned: asyncio.E
         await first(sending, attempt.cancelled.wait(), attempt.lease_lost.wait(), abandoned.wait())
     if attempt.cancelled.is_set() and not attempt.lease_lost.is_set():
         attempt.log("not all files were kept as artifacts: the task was cancelled", LOG_STREAM_SYSTEM)
+
+
+async def keep_pauses(program: Program, attempt: Attempt) -> None:
+    """Stops the program while a budget pauses the attempt; when this ends, it is stopped no more."""
+    while True:
+        await attempt.paused.wait()
+        program.signal_group(signal.SIGSTOP)
+        attempt.log("paused: a budget has no room for more, so the program is stopped (SIGSTOP)", LOG_STREAM_SYSTEM)
+        try:
+            await attempt.budget_room()
+        finally:
+            program.signal_group(signal.SIGCONT)
+        attempt.log("there is room in the budget: the program goes on (SIGCONT)", LOG_STREAM_SYSTEM)
 
 
 def _not_started(launch: Launch, error: ProgramNotStarted) -> TaskFailed:
@@ -215,7 +202,7 @@ async def first(*events: Coroutine[Any, Any, object]) -> None:
             task.cancel()
 
 
-async def _settle(task: asyncio.Task[Any]) -> None:
+async def settle(task: asyncio.Task[Any]) -> None:
     """Waits until a task has ended, however often the waiting is cancelled."""
     while not task.done():
         with contextlib.suppress(asyncio.CancelledError):
