@@ -94,6 +94,40 @@ def test_what_is_shown_is_the_sum_of_what_is_exported(ledger: Shell) -> None:
     assert rows[-1]["record_id"] == "'=r5", "no spreadsheet takes it for a formula"
 
 
+@pytest.mark.parametrize(("until", "records"), [("2026-04-26T23:29:59Z", 5), ("2026-04-27T12:00:00Z", 4)])
+def test_without_a_beginning_the_same_thirty_days_are_shown_and_exported(
+    ledger: Shell, until: str, records: int
+) -> None:
+    shown = json.loads(ledger.pipe("usage", "show", "-o", "json", "--until", until).out)
+    exported = ledger.pipe("usage", "export", "--until", until).lines
+    of_task = ledger.pipe("usage", "export", "--task", "task_used", "--until", until).lines
+
+    assert int(shown["total"]["records"]) == len(exported) - 1 == records
+    assert [line.split(",")[0] for line in of_task[1:]] == ["r1"]
+
+
+def test_what_is_typed_wrong_is_answered_with_the_help_that_has_it(ledger: Shell) -> None:
+    nameless = ledger.pipe("usage", "show", "--by", "label:")
+    cached = ledger.pipe("usage", "estimate", "--model", "gpt-5", "--cache-read", "10")
+    dollars = ledger.pipe("price", "set", "acme", "m", "--input-price", "much", "--output-price", "1")
+
+    assert [one.code for one in (nameless, cached, dollars)] == [2, 2, 2]
+    assert "a label needs its name" in nameless.err
+    assert "--input-tokens" in cached.err
+    assert dollars.err.splitlines()[-1] == "  next: kapell price set --help"
+
+
+def test_ids_are_whole_where_other_columns_can_be_left_out(ledger: Shell, cli_server: ServerProcess) -> None:
+    task_id = "task_01m83cr33sakq3pb37xtw1dcxm"
+    assert ledger.pipe("task", "create", "-t", "nobody", "--id", task_id, "look").code == 0
+    with SyncClient(Endpoint(address=cli_server.address, token=cli_server.admin_token)) as client:
+        client.usage.record([usage_record(record_id="narrow", task_id=task_id, model="gpt-5", output_tokens=1)])
+
+    shown = ledger.terminal("usage", "show", "--by", "task,model,day", "--task", task_id)
+
+    assert task_id in shown.out
+
+
 def test_a_price_is_set_and_what_was_unpriced_is_costed_anew(ledger: Shell) -> None:
     dry = ledger.pipe("price", "set", "acme", "wonder-2", "--input-price", "1", "--output-price", "2", "--dry-run")
     put = ledger.pipe("price", "set", "acme", "wonder-2", "--input-price", "1", "--output-price", "2.5", "-o", "id")
@@ -107,6 +141,36 @@ def test_a_price_is_set_and_what_was_unpriced_is_costed_anew(ledger: Shell) -> N
     assert "Every cost is as the prices say" in nothing.err
     assert (gone.code, gone.out) == (0, f"{price_id}\tdeleted\n")
     assert ledger.pipe("price", "get", "wonder-2").code == 3
+
+
+def test_a_price_is_deleted_by_its_model_where_one_is_meant(ledger: Shell) -> None:
+    prices = ("--input-price", "1", "--output-price", "2")
+    ledger.pipe("price", "set", "acme", "wonder-3", *prices)
+    for since in ("2026-01-01", "2026-02-01"):
+        assert ledger.pipe("price", "set", "acme", "org/wonder-4", *prices, "--from", since).code == 0
+
+    gone = ledger.pipe("price", "delete", "acme/wonder-3")
+    unknown = ledger.pipe("price", "delete", "acme/wonder-3")
+    several = ledger.pipe("price", "delete", "acme/org/wonder-4")
+    shipped = ledger.pipe("price", "delete", "shipped/openai/gpt-5@2026-10-16")
+    listed = ledger.pipe(*shlex.split(several.err.rpartition("next: kapell ")[2]))
+
+    assert (gone.code, gone.out) == (0, "acme/wonder-3\tdeleted\n")
+    assert (unknown.code, unknown.out) == (3, "")
+    assert "No price was set for acme/wonder-3" in unknown.err
+    assert several.code == 5
+    ids = several.err.partition("name one of ")[2].partition("\n")[0].split(", ")
+    assert [line.count(one) for one, line in zip(ids, listed.lines, strict=True)] == [1, 1]
+    assert shipped.code == 3
+    assert "next: kapell price list" in shipped.err
+    assert ledger.pipe("price", "delete", "--yes", *ids).code == 0
+
+
+def test_what_the_server_finds_wrong_is_looked_up_in_the_help_of_the_command(ledger: Shell) -> None:
+    wrong = ledger.pipe("price", "set", "acme", "wonder 5", "--input-price", "1", "--output-price", "2")
+
+    assert wrong.code == 2
+    assert wrong.err.splitlines()[-1] == "  next: kapell price set --help"
 
 
 def test_money_is_never_rounded_to_nothing() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Unpack
@@ -12,8 +12,10 @@ from typing import Unpack
 from kapell._locks.environment import KnownLock
 from kapell.records import UsageFields
 from kapell.rules.redaction import Redactor
+from kapell.runtimes.contract import Workspace
 from kapell.v1.artifact_pb2 import Artifact
 from kapell.v1.common_pb2 import LOG_STREAM_STDERR, LOG_STREAM_STDOUT, LOG_STREAM_SYSTEM, LogStream
+from kapell.v1.workspace_pb2 import TaskWorkspace
 
 
 @dataclass
@@ -27,6 +29,8 @@ class RecordedAttempt:
     progress_seen: list[tuple[float | None, str, str]] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     lease_lost: asyncio.Event = field(default_factory=asyncio.Event)
+    paused: asyncio.Event = field(default_factory=asyncio.Event)
+    continued: asyncio.Event = field(default_factory=asyncio.Event)
     room: asyncio.Event = field(default_factory=asyncio.Event)
     artifacts: dict[str, bytes] = field(default_factory=dict)
     refused: dict[str, Exception] = field(default_factory=dict)
@@ -34,6 +38,9 @@ class RecordedAttempt:
     locks: list[KnownLock] = field(default_factory=list)
     used: list[dict[str, object]] = field(default_factory=list)
     secrets: dict[str, str] = field(default_factory=dict)
+    workspace: Workspace | None = None
+    workspaces: list[TaskWorkspace] = field(default_factory=list)
+    token: str = ""
     has_ended: bool = False
     logged: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -44,7 +51,10 @@ class RecordedAttempt:
 
     @property
     def redactor(self) -> Redactor:
-        return Redactor(self.secrets.values())
+        return Redactor((*self.secrets.values(), self.token))
+
+    def program_token(self) -> str:
+        return self.token
 
     @property
     def log_full(self) -> bool:
@@ -59,6 +69,18 @@ class RecordedAttempt:
 
     def usage_from(self, response: Mapping[str, object], *, record_id: str = "", series: str = "") -> None:
         self.used.append(dict(response))
+
+    async def budget_room(self) -> None:
+        waits = [asyncio.create_task(event.wait()) for event in (self.continued, self.cancelled)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if self.cancelled.is_set():
+            raise asyncio.CancelledError
+        self.paused.clear()
+        self.continued.clear()
 
     def program_ended(self) -> None:
         self.has_ended = True
@@ -81,6 +103,9 @@ class RecordedAttempt:
         self.artifacts[name] = path.read_bytes()
         return Artifact(artifact_id=f"artifact_{len(self.artifacts)}", name=name)
 
+    async def report_workspaces(self, workspaces: Iterable[TaskWorkspace]) -> None:
+        self.workspaces = list(workspaces)
+
     def cancel(self) -> None:
         """What the worker does when the task is cancelled."""
         self.cancelled.set()
@@ -101,6 +126,13 @@ class RecordedAttempt:
     @property
     def remarks(self) -> list[str]:
         return [text for stream, text in self.lines if stream == LOG_STREAM_SYSTEM]
+
+    async def until_remark(self, text: str) -> None:
+        """Waits until the runtime has remarked something with this text."""
+        async with asyncio.timeout(20):
+            while not any(text in remark for remark in self.remarks):
+                self._changed.clear()
+                await self._changed.wait()
 
     async def until_stdout(self, count: int) -> list[str]:
         """Waits until the program has written `count` lines."""

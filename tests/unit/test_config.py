@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kapell.v1.agent_pb2 import RESULT_FORMAT_JSON
+from google.protobuf.duration_pb2 import Duration
+from kapell.v1.agent_pb2 import (
+    RESTART_MODE_ALWAYS,
+    RESTART_MODE_ON_FAILURE,
+    RESULT_FORMAT_JSON,
+    AgentLimits,
+    AgentPool,
+    RestartPolicy,
+)
 from kapell_server.config import SETTINGS, Config, ConfigError, load
 
 
@@ -135,6 +144,14 @@ def test_a_misspelt_key_is_refused_with_the_close_spelling(tmp_path: Path) -> No
             '[profiles.x]\ncommand = { argv = ["true"], working_directory = "here" }',
             "profiles.x.command.working_directory",
         ),
+        (
+            '[profiles.x]\nworkspace = "here"\ncommand = { argv = ["true"] }',
+            'profiles.x.workspace must be "none" or a table such as { directory = "/srv/shop" }',
+        ),
+        (
+            '[profiles.x]\nworkspace = { directory = "here" }\ncommand = { argv = ["true"] }',
+            "profiles.x.workspace.directory: ",
+        ),
         ('[profiles."a b"]\ncommand = { argv = ["true"] }', "a profile's name has 1 to 64"),
     ],
 )
@@ -189,6 +206,141 @@ def test_a_profile_becomes_a_spec(tmp_path: Path) -> None:
     assert dict(profile.spec.command.env) == {"A": "b"}
     assert profile.spec.command.result_format == RESULT_FORMAT_JSON
     assert profile.spec.command.kill_grace.seconds == 2
+
+
+def test_a_profile_names_a_workspace(tmp_path: Path) -> None:
+    command = 'command = { argv = ["true"] }'
+    text = f'[profiles.a]\nworkspace = "none"\n{command}\n[profiles.b]\nworkspace = {{ directory = "/srv" }}\n{command}'
+
+    profiles = loaded(tmp_path, text).profiles
+
+    assert not profiles["a"].spec.HasField("workspace")
+    assert profiles["b"].spec.workspace.directory == "/srv"
+
+
+def test_a_profile_asks_for_worktrees(tmp_path: Path) -> None:
+    config = loaded(
+        tmp_path,
+        """
+        [profiles.coder]
+        command = { argv = ["true"] }
+        [profiles.coder.workspace.git_worktree]
+        repositories = [{ path = "/srv/shop.git", base_ref = "main" }, { name = "d", path = "/srv/docs" }]
+        branch = "work/{task_id}"
+        setup = { argv = ["npm", "ci"], inputs = ["package-lock.json"], timeout = "5m" }
+        restart_on_retry = true
+        merge = { check = ["make", "test"], check_timeout = "20m", rebase = true }
+        """,
+    )
+
+    spec = config.profiles["coder"].spec.workspace.git_worktree
+    assert [(r.name, r.path, r.base_ref) for r in spec.repositories] == [
+        ("shop", "/srv/shop.git", "main"),
+        ("d", "/srv/docs", ""),
+    ]
+    assert (spec.branch, spec.setup.timeout.seconds, list(spec.setup.inputs)) == (
+        "work/{task_id}",
+        300,
+        ["package-lock.json"],
+    )
+    assert (list(spec.merge.check), spec.merge.check_timeout.seconds, spec.merge.rebase) == (
+        ["make", "test"],
+        1200,
+        True,
+    )
+    assert (spec.restart_on_retry, spec.keep_uncommitted) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("inside", "said"),
+    [
+        ("repositorys = []", "there is no key `repositorys`; did you mean `repositories`?"),
+        ("repositories = []", "workspace.git_worktree.repositories: must contain at least 1"),
+        ('repositories = [{ path = "shop" }]', "repositories[0].path"),
+        ('repositories = [{ path = "/a/x" }, { path = "/b/x" }]', "each repository must have a name of its own"),
+        ('repositories = [{ path = "/x", base_ref = "-f" }]', "repositories[0].base_ref"),
+        ('repositories = [{ path = "/x" }]\nbranch = "mine"', "branch must have {task_id} in it"),
+        ('repositories = [{ path = "/x" }]\nbranch = "{task_id}/{who}"', "branch must have {task_id} in it"),
+        ('repositories = [{ path = "/x" }]\nsetup = { argv = ["true"], inputs = ["/etc/x"] }', "setup.inputs[0]"),
+    ],
+)
+def test_a_worktree_that_cannot_be_is_named(tmp_path: Path, inside: str, said: str) -> None:
+    table = f'[profiles.x]\ncommand = {{ argv = ["true"] }}\n[profiles.x.workspace.git_worktree]\n{inside}'
+
+    assert said in refusal(tmp_path, table)
+
+
+def test_a_profile_says_when_its_agents_are_started_again(tmp_path: Path) -> None:
+    config = loaded(
+        tmp_path,
+        """
+        [profiles.short]
+        command = { argv = ["true"] }
+        restart = "always"
+
+        [profiles.long.command]
+        argv = ["true"]
+
+        [profiles.long.restart]
+        first_pause = "500ms"
+        max_restarts = 3
+        """,
+    )
+
+    assert config.profiles["short"].spec.restart == RestartPolicy(mode=RESTART_MODE_ALWAYS)
+    long = config.profiles["long"].spec.restart
+    assert (long.mode, long.first_pause.nanos, long.max_restarts) == (RESTART_MODE_ON_FAILURE, 500_000_000, 3)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('restart = "sometimes"', "must be one of never, on-failure, always"),
+        ("restart = { max_restart = 3 }", "did you mean `max_restarts`"),
+        ('restart = { first_pause = "1ms" }', "first_pause"),
+    ],
+)
+def test_a_restart_that_cannot_be_is_refused(tmp_path: Path, line: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        loaded(tmp_path, f'[profiles.bad]\ncommand = {{ argv = ["true"] }}\n{line}')
+
+
+def test_a_profile_may_limit_what_its_attempts_use(tmp_path: Path) -> None:
+    table = (
+        '{ memory = "512MiB", cpu_time = "10m", wall_time = 3600, open_files = 256, processes = 64, output = "1GB" }'
+    )
+    config = loaded(tmp_path, f'[profiles.small]\ncommand = {{ argv = ["true"] }}\nlimits = {table}')
+
+    assert config.profiles["small"].spec.limits == AgentLimits(
+        memory_bytes=512 << 20,
+        cpu_time=Duration(seconds=600),
+        wall_time=Duration(seconds=3600),
+        open_files=256,
+        processes=64,
+        output_bytes=10**9,
+    )
+    with pytest.raises(ConfigError, match="memory must be a number of bytes or a text like"):
+        loaded(tmp_path, '[profiles.bad]\ncommand = { argv = ["true"] }\nlimits = { memory = "much" }')
+
+
+def test_a_profile_may_be_a_pool(tmp_path: Path) -> None:
+    config = loaded(
+        tmp_path,
+        """
+        [profiles.short]
+        command = { argv = ["true"] }
+        pool = 4
+
+        [profiles.long]
+        command = { argv = ["true"] }
+        pool = { min = 1, max = 2, idle_stop = "30s" }
+        """,
+    )
+
+    assert config.profiles["short"].pool == AgentPool(max_agents=4)
+    assert config.profiles["long"].pool == AgentPool(min_agents=1, max_agents=2, idle_stop=Duration(seconds=30))
+    with pytest.raises(ConfigError, match="min_agents must not be greater than max_agents"):
+        loaded(tmp_path, '[profiles.bad]\ncommand = { argv = ["true"] }\npool = { min = 2, max = 1 }')
 
 
 def test_the_shell_profile_is_built_in_and_may_be_replaced(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ from kapell_server.domain.templates.template_shelf import TemplateShelf
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL, TASK_LEASED
 from kapell_server.domain.usage.shelf import UsageShelf
 from kapell_server.domain.workers.leases import Lease, LeaseTable
+from kapell_server.domain.workers.pool import Pools
 
 _TASK_CACHE = 20_000
 _CONTENT_CACHE_BYTES = 32 * 1024 * 1024
@@ -109,6 +110,7 @@ class State:
         self.agent_secrets: dict[str, dict[str, str]] = {}
         """What spawned agents are given besides the secrets of their tasks: the variable, and the secret."""
         self.turns: dict[str, int] = {}
+        self.pools = Pools(self)
 
     # -- the batch ---------------------------------------------------------------------------
 
@@ -351,6 +353,13 @@ class State:
         if new:
             self.pending.new_attempts.add(key)
 
+    def find_attempt(self, task_id: str, number: int) -> TaskAttempt | None:
+        """The attempt, which may have ended; None where there is none."""
+        put = self.pending.attempts.get((task_id, number))
+        if self.find_task(task_id) is None:
+            return None
+        return put[0] if put is not None else self.loader.load_attempt(task_id, number)
+
     # -- agents ------------------------------------------------------------------------------
 
     def find_agent(self, agent_id: str) -> Agent | None:
@@ -394,6 +403,7 @@ class State:
         else:
             self.assign(self.agents, agent.agent_id, agent)
         self.alerts.agent_changed(agent, deleted=deleted)
+        self.pools.note(agent)
         return agent
 
     def set_instance_key(self, agent_id: str, instance_key: str) -> None:

@@ -34,6 +34,7 @@ from kapell.v1.error_pb2 import (
 from kapell_server.domain.access import Caller, CallerKind
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.tokens.audit import audited_method
+from kapell_server.domain.workers.speaking import attempt_of_the_past
 from kapell_server.domain.workers.worker import token_of_the_past
 from kapell_server.rpc import auth, fence, validation, well_formed
 from kapell_server.rpc.auth import Authenticator
@@ -52,8 +53,8 @@ MAX_STREAMS = 10_000
 REMEMBERED_CALLERS = 1024  # by each method
 # While draining, agents may still finish and say goodbye.
 WORKER_SERVICE = "kapell.v1.WorkerService"
-# Who calls these is audited with the address the call came from; so is whoever may approve.
-APPROVAL_SERVICE = "kapell.v1.ApprovalService"
+# Services and methods whose calls are audited with the address they came from; so is whoever may approve.
+_ASKING = frozenset({"kapell.v1.ApprovalService", "kapell.v1.TaskService", "CreateChildTasks"})
 # A long poll answers this much before its client's deadline, seconds, so that the answer arrives.
 ANSWER_MARGIN = 0.25
 # How long a refusal for asking too much is held back, seconds: longer the more of them wait already, so that those
@@ -69,6 +70,9 @@ Waiting = Callable[[Any, Caller, float], Awaitable[Response]]
 Stream = Callable[[Any, Caller], AsyncGenerator[Response, None]]
 UnaryCall = Callable[[bytes, Context], Awaitable[bytes]]
 StreamCall = Callable[[bytes, Context], Awaitable[None]]
+Welcome = Callable[[Context], Awaitable[None]]
+NoteRefusal = Callable[[Method, Caller, str, KapellError], None]
+"""A caller was refused a method, from a peer."""
 
 W = TypeVar("W", bound=Callable[..., Any])
 
@@ -94,7 +98,7 @@ class _Guest:
 class Pipeline:
     """Wraps servicer methods. `draining` refuses new calls except those of agents.
 
-    `lives` tells whether an instance of an agent has not ended: its token is good for no longer.
+    `lives` tells whether an instance of an agent, or an attempt, has not ended: its token is good for no longer.
     `agents_fence` is what agents are checked by; without one they are checked by the rules alone.
     """
 
@@ -104,11 +108,12 @@ class Pipeline:
         calls: OpenCalls,
         telemetry: Telemetry,
         *,
-        lives: Callable[[str, int], bool] = lambda agent_id, instance: True,
+        lives: Callable[[Caller], bool] = lambda caller: True,
         max_streams: int = MAX_STREAMS,
         agents_fence: Fence | None = None,
         limits: CallLimits | None = None,
         logins: FailedLogins | None = None,
+        note_refusal: NoteRefusal = lambda method, caller, peer, error: None,
     ) -> None:
         self.draining = False
         self._authenticator = authenticator
@@ -119,14 +124,16 @@ class Pipeline:
         self._fence = agents_fence
         self._shares = Shares(limits or CallLimits())
         self._logins = logins or FailedLogins()
+        self._note_refusal = note_refusal
         self._held = 0
         calls.check = self._refusal_by_now
 
     def unary(self, method: Method, handle: Unary) -> UnaryCall:
         """The rpc that answers with `handle`, within 30 s unless the client says otherwise."""
         admit, take, check = self._admission(method), _taking(method), self._fence_of(method)
-        recorded = bool(audited_method(method.request)) or method.service == APPROVAL_SERVICE
-        recorded = recorded or method.scope == SCOPE_APPROVE
+        # What asks for approvals, decides them or makes them needless is kept with where it came from.
+        recorded = bool(audited_method(method.request)) or method.scope == SCOPE_APPROVE
+        recorded = recorded or method.service in _ASKING or method.name in _ASKING
         stats = self._telemetry.of(method.path)
         observe = stats.observe
         open_calls = self._calls.unary
@@ -147,7 +154,7 @@ class Pipeline:
                 share = guest.share
                 request = take(data)
                 caller = guest.caller
-                if check is not None and caller.instance:
+                if check is not None and caller.is_fenced:
                     await check(request, caller)
                 if recorded:
                     caller = replace(caller, peer=context.peer())
@@ -189,7 +196,7 @@ class Pipeline:
                 guest.share.open_poll()
                 share, caller = guest.share, guest.caller
                 request = take(data)
-                if check is not None and caller.instance:
+                if check is not None and caller.is_fenced:
                     await check(request, caller)
                 poll.guest = guest
                 poll.header = _header_of(context)
@@ -227,14 +234,14 @@ class Pipeline:
                 if len(streams) > self._max_streams:
                     raise _too_many_streams(self._max_streams)
                 guest = admit(context)
-                if guest.caller.instance and len(streams) > self._max_streams - self._max_streams // 4:
+                if guest.caller.is_fenced and len(streams) > self._max_streams - self._max_streams // 4:
                     raise _too_many_streams(self._max_streams - self._max_streams // 4)  # the rest is for users
                 if (delay := guest.share.delay(begun)) > 0:
                     await asyncio.sleep(delay)
                 guest.share.open_watch()
                 share, caller = guest.share, guest.caller
                 request = take(data)
-                if check is not None and caller.instance:
+                if check is not None and caller.is_fenced:
                     await check(request, caller)
                 stream.guest = guest
                 stream.header = _header_of(context)
@@ -261,6 +268,19 @@ class Pipeline:
 
         return call
 
+    def welcome(self, method: Method) -> Welcome:
+        """Refuses by the caller alone, as the rpc would: for whoever has much to read before there is a request."""
+        admit = self._admission(method)
+        stats = self._telemetry.of(method.path)
+
+        async def ask(context: Context) -> None:
+            try:
+                admit(context)
+            except KapellError as error:
+                await self._refuse(method, stats, context, error)
+
+        return ask
+
     def _admission(self, method: Method) -> Callable[[Context], _Guest]:
         """The steps before a request is looked at: who calls, and whether they may."""
         for_agents = method.service == WORKER_SERVICE
@@ -283,8 +303,8 @@ class Pipeline:
             caller = guest.caller
             if caller.token_id:
                 check_time(caller)
-            if caller.instance and not for_agents and not self._lives(caller.agent_id, caller.instance):
-                raise token_of_the_past(caller.agent_id)
+            if caller.is_fenced and not (for_agents and caller.instance) and not self._lives(caller):
+                raise _of_the_past(caller)
             return guest
 
         return admit
@@ -301,10 +321,14 @@ class Pipeline:
             caller = self._authenticator.caller(header)
         except KapellError as error:
             raise self._logins.judge(error, context.peer(), method.name, perf_counter()) from None
+        refusal = None
         if not auth.allowed(method, caller):
-            raise auth.refusal(method, caller)
-        if caller.kind is CallerKind.AGENT and fence.closed_to_agents(method):
-            raise fence.not_for_agents(method, caller)
+            refusal = auth.refusal(method, caller)
+        elif caller.is_fenced and fence.is_closed(method, caller):
+            refusal = fence.not_for_agents(method, caller)
+        if refusal is not None:
+            self._note_refusal(method, caller, context.peer(), refusal)
+            raise refusal
         if len(let_in) >= REMEMBERED_CALLERS:
             let_in.clear()
         guest = let_in[header] = _Guest(caller, self._shares.of(caller))
@@ -320,9 +344,9 @@ class Pipeline:
             return None
         caller = guest.caller
         if caller.kind is not CallerKind.USER:
-            gone = caller.instance and not self._lives(caller.agent_id, caller.instance)
+            gone = caller.is_fenced and not self._lives(caller)
             # What an agent that ends has to be told comes over its own streams.
-            return token_of_the_past(caller.agent_id) if gone and not call.for_agents else None
+            return _of_the_past(caller) if gone and not (call.for_agents and caller.instance) else None
         version = self._authenticator.version()
         if call.version == version and not caller.expire_ns:
             return None
@@ -384,6 +408,10 @@ def _taking(method: Method) -> Callable[[bytes], Any]:
         return request
 
     return take
+
+
+def _of_the_past(caller: Caller) -> KapellError:
+    return token_of_the_past(caller.agent_id) if caller.lease is None else attempt_of_the_past(caller.lease)
 
 
 def _header_of(context: Context) -> str | bytes | None:

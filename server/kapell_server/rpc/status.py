@@ -123,6 +123,7 @@ TABLE: dict[reasons.ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_PRICE_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
     reasons.ERROR_REASON_USAGE_QUERY_TOO_LARGE: Row(StatusCode.RESOURCE_EXHAUSTED),
     reasons.ERROR_REASON_USAGE_CONFLICT: Row(StatusCode.ALREADY_EXISTS),
+    reasons.ERROR_REASON_USAGE_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
     reasons.ERROR_REASON_SECRET_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Secret", "name")),
     reasons.ERROR_REASON_SECRET_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
     reasons.ERROR_REASON_SCHEDULE_NOT_FOUND: Row(StatusCode.NOT_FOUND, ("kapell.v1.Schedule", "schedule_id")),
@@ -148,6 +149,8 @@ TABLE: dict[reasons.ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_RATE_LIMITED: Row(StatusCode.RESOURCE_EXHAUSTED, retry_after=1.0),
     reasons.ERROR_REASON_NOT_FOR_AGENTS: Row(StatusCode.PERMISSION_DENIED, _AGENT),
     reasons.ERROR_REASON_TOKEN_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
+    reasons.ERROR_REASON_WORKSPACE_NOT_FOUND: Row(StatusCode.NOT_FOUND, _TASK),
+    reasons.ERROR_REASON_WORKSPACE_CHANGED: Row(StatusCode.ABORTED, _TASK),
     reasons.ERROR_REASON_INTERNAL: Row(StatusCode.INTERNAL),
 }
 

@@ -45,6 +45,7 @@ TREE = Node(
                 "approve": Node(
                     "Decide about the start of a task, perhaps with other parameters.", "approval_decide:approve_task"
                 ),
+                "merge": Node("Merge what a task has done into its base.", "task_merge:merge"),
                 "edits": Node("List what a task was before it was edited.", "task_steer:edits"),
                 "delete": Node("Delete ended tasks with their logs.", "task_end:delete"),
             },
@@ -171,6 +172,9 @@ TREE = Node(
                 "deny": Node("Refuse what is asked for.", "approval_decide:deny"),
                 "watch": Node("Show what waits for a decision, and what comes, as it happens.", "approval_read:watch"),
                 "audit": Node("List who decided what, when and from where, the newest first.", "approval_read:audit"),
+                "export": Node(
+                    "Print all that was done to approvals and rules, the oldest first.", "approval_export:export"
+                ),
                 "rules": Node("List the rules that decide by themselves, the newest first.", "approval_rules:rules"),
                 "remember": Node("Create a rule that decides what matches from now on.", "approval_rules:remember"),
                 "forget": Node("Revoke rules.", "approval_rules:forget"),
@@ -237,6 +241,26 @@ TREE = Node(
                 "resume": Node("Let draining agents take tasks again.", "agent_write:resume"),
                 "terminate": Node("End agents and everything they started.", "agent_end:terminate"),
                 "delete": Node("Remove ended agents from the lists.", "agent_end:delete"),
+            },
+        ),
+        "workspace": Node(
+            "Worktrees that tasks have on this machine.",
+            examples="""
+                kapell workspace list
+                kapell task merge task_01kabc
+                kapell workspace prune --dry-run
+            """,
+            children={
+                "list": Node("List the worktrees of tasks on this machine.", "workspace:list_"),
+                "show": Node("Show the worktrees of a task, and why they are kept.", "workspace:show"),
+                "release": Node(
+                    "Remove the worktrees of ended tasks; their branches stay until their base has them.",
+                    "workspace:release",
+                ),
+                "prune": Node(
+                    "Remove worktrees of ended tasks that are clean, and whose branches are merged, pushed or empty.",
+                    "workspace:prune",
+                ),
             },
         ),
         "artifact": Node(
@@ -335,7 +359,8 @@ TREE = Node(
             children={
                 "list": Node("List what administrators did, the newest first.", "audit:list_"),
                 "export": Node(
-                    "Print the whole audit log, the oldest entry first, one line of JSON each.", "audit:export"
+                    "Print the audit log, the oldest entry first, one line of JSON each; however long it is.",
+                    "audit:export",
                 ),
             },
         ),

@@ -14,6 +14,7 @@ from kapell.cli.output import View, as_data
 from kapell.cli.queue_views import limit_max, limit_text, queue_event, queue_state
 from kapell.cli.states import Look
 from kapell.cli.table import Cell, Column, Line
+from kapell.cli.workspace_views import place_text, workspace_text
 
 if TYPE_CHECKING:
     from kapell.v1.agent_pb2 import Agent, AgentEvent, AgentProfile, AgentSpec
@@ -92,6 +93,8 @@ def _why(task: Task) -> str:
         waits.insert(0, "for other tasks")
     if task.HasField("waiting"):
         waits.append(_waiting_text(task.waiting))
+    elif task.HasField("pause"):
+        waits.append(f"told to pause: {task.pause.reason}")
     return ", ".join([*said, *waits])
 
 
@@ -157,6 +160,7 @@ def task_card(task: Task) -> list[Line]:
         Line("Fairness", task.fairness_key),
         Line("Concurrency", ", ".join(task.concurrency_keys)),
         Line("Locks", "\n".join(map(lock_text, task.locks))),
+        Line("Workspace", "\n".join(map(workspace_text, task.workspaces))),
         Line("Skipped", "yes, it was not needed" if task.skipped else ""),
         Line("Created", times.local(task.create_time)),
         Line("Started", times.local(task.start_time)),
@@ -247,13 +251,23 @@ def agent_card(agent: Agent) -> list[Line]:
         Line("Runtime", agent.runtime),
         Line("Command", command_text(agent.spec) if agent.HasField("spec") else ""),
         Line("Directory", agent.spec.command.working_directory),
+        Line("Workspace", place_text(agent.spec.workspace)),
         Line("Labels", labels_text(agent.labels)),
         Line("Process", str(agent.pid) if agent.pid else ""),
         Line("Exit", agent.exit.message or (f"exit code {agent.exit.code}" if agent.HasField("exit") else "")),
+        Line("Restarts", _restarts(agent)),
         Line("Last heard", _ago(times.age(agent.last_heartbeat_time))),
         Line("Created", times.local(agent.create_time)),
         Line("Ended", times.local(agent.end_time)),
     ]
+
+
+def _restarts(agent: Agent) -> str:
+    """How often it was started again, and when it will be; empty where it never was."""
+    if not agent.restart_count:
+        return ""
+    text = f"{agent.restart_count}, {agent.restarts_in_a_row} in a row"
+    return f"{text}; next at {times.local(agent.next_start_time)}" if agent.HasField("next_start_time") else text
 
 
 def _ago(age: str) -> str:
@@ -286,13 +300,23 @@ AGENTS = View(
 )
 
 
+def _pool(profile: AgentProfile) -> str:
+    """How many agents there are by themselves; empty where they are spawned by hand."""
+    if not profile.HasField("pool"):
+        return ""
+    idle = times.short(profile.pool.idle_stop.ToSeconds() or 300)
+    return f"{profile.pool.min_agents} to {profile.pool.max_agents} agents, ended after {idle} without a task"
+
+
 def _profile_card(profile: AgentProfile) -> list[Line]:
     return [
         Line("Profile", profile.profile),
         Line("For", profile.description),
         Line("Serves", ", ".join(profile.spec.agent_types)),
         Line("Slots", str(profile.spec.slots or 1)),
+        Line("Pool", _pool(profile)),
         Line("Command", command_text(profile.spec)),
+        Line("Workspace", place_text(profile.spec.workspace)),
     ]
 
 

@@ -155,6 +155,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ALREADY_EXISTS: the record_id is known with other figures, which are not larger. Metadata: record_id.
     In outcomes of records only.
     """
+    ERROR_REASON_USAGE_LIMIT: _ErrorReason.ValueType  # 113
+    """RESOURCE_EXHAUSTED: the ledger's sums would have more nano-dollars or tokens than a whole number of 64 bits holds.
+    Metadata: limit. In outcomes of records, and of RepriceUsage.
+    """
     ERROR_REASON_APPROVAL_NOT_FOUND: _ErrorReason.ValueType  # 95
     """NOT_FOUND: no approval, or no rule, has this id. Metadata: approval_id or rule_id."""
     ERROR_REASON_APPROVAL_ALREADY_DECIDED: _ErrorReason.ValueType  # 96
@@ -203,6 +207,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """PERMISSION_DENIED: the method is closed to agents, whatever they name. Metadata: agent_id."""
     ERROR_REASON_TOKEN_LIMIT: _ErrorReason.ValueType  # 104
     """RESOURCE_EXHAUSTED: there are as many tokens as there may be. Metadata: limit."""
+    ERROR_REASON_WORKSPACE_NOT_FOUND: _ErrorReason.ValueType  # 130
+    """NOT_FOUND: the task has no workspace of this name. Metadata: task_id, name."""
+    ERROR_REASON_WORKSPACE_CHANGED: _ErrorReason.ValueType  # 131
+    """ABORTED: the task's branch is not at that commit any more. Metadata: task_id, name, head_commit (where it is)."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. The comment of each value names its gRPC code and the
@@ -339,6 +347,10 @@ ERROR_REASON_USAGE_CONFLICT: ErrorReason.ValueType  # 88
 """ALREADY_EXISTS: the record_id is known with other figures, which are not larger. Metadata: record_id.
 In outcomes of records only.
 """
+ERROR_REASON_USAGE_LIMIT: ErrorReason.ValueType  # 113
+"""RESOURCE_EXHAUSTED: the ledger's sums would have more nano-dollars or tokens than a whole number of 64 bits holds.
+Metadata: limit. In outcomes of records, and of RepriceUsage.
+"""
 ERROR_REASON_APPROVAL_NOT_FOUND: ErrorReason.ValueType  # 95
 """NOT_FOUND: no approval, or no rule, has this id. Metadata: approval_id or rule_id."""
 ERROR_REASON_APPROVAL_ALREADY_DECIDED: ErrorReason.ValueType  # 96
@@ -387,4 +399,8 @@ ERROR_REASON_NOT_FOR_AGENTS: ErrorReason.ValueType  # 103
 """PERMISSION_DENIED: the method is closed to agents, whatever they name. Metadata: agent_id."""
 ERROR_REASON_TOKEN_LIMIT: ErrorReason.ValueType  # 104
 """RESOURCE_EXHAUSTED: there are as many tokens as there may be. Metadata: limit."""
+ERROR_REASON_WORKSPACE_NOT_FOUND: ErrorReason.ValueType  # 130
+"""NOT_FOUND: the task has no workspace of this name. Metadata: task_id, name."""
+ERROR_REASON_WORKSPACE_CHANGED: ErrorReason.ValueType  # 131
+"""ABORTED: the task's branch is not at that commit any more. Metadata: task_id, name, head_commit (where it is)."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

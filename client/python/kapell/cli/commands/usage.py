@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,10 +11,10 @@ import click
 from kapell.cli import options
 from kapell.cli.app import App
 from kapell.cli.money import UNPRICED, cost_of, exact, shown
-from kapell.cli.output import View, as_data, note, write, write_line, write_list, write_one
+from kapell.cli.output import View, as_data, csv_safe, note, write, write_line, write_list, write_one
 from kapell.cli.shape import command
 from kapell.cli.table import Line, card
-from kapell.cli.times import iso
+from kapell.cli.times import MOMENT_OR_AGE, iso
 from kapell.cli.usage_views import sums_view
 
 if TYPE_CHECKING:
@@ -28,36 +28,13 @@ _BUCKETS = ("minute", "hour", "day", "week", "month")
 _GROUPS = ("agent", "agent_type", "task", "root_task", "template", "model", "provider")
 
 
-class MomentOrAge(click.ParamType[datetime]):
-    """A time, or how long ago. The command gets a datetime."""
-
-    name = "time"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        from kapell.cli.times import parse_duration
-
-        if isinstance(value, datetime):
-            return value
-        text = str(value)
-        try:
-            return datetime.fromtimestamp(datetime.now(UTC).timestamp() - parse_duration(text), UTC)
-        except ValueError:
-            pass
-        try:
-            moment = datetime.fromisoformat(text)
-        except ValueError:
-            self.fail(f"{value!r} is no time; write for example 7d, 2030-01-31 or 2030-01-31T08:00:00Z", param, ctx)
-        return moment if moment.tzinfo else moment.astimezone()
-
-
-_MOMENT = MomentOrAge()
-
-
 def _filter(function: Callable[..., Any]) -> Callable[..., Any]:
     """Which usage: --since, --until, --model, --provider, --task, --tree, --agent, --type, --template, --label."""
     for option in (
-        click.option("--since", "start", type=_MOMENT, metavar="TIME|AGE", help="From when on. [default: 30d ago]"),
-        click.option("--until", "end", type=_MOMENT, metavar="TIME|AGE", help="Until when. [default: now]"),
+        click.option(
+            "--since", "start", type=MOMENT_OR_AGE, metavar="TIME|AGE", help="From when on. [default: 30d ago]"
+        ),
+        click.option("--until", "end", type=MOMENT_OR_AGE, metavar="TIME|AGE", help="Until when. [default: now]"),
         click.option("--model", "models", multiple=True, metavar="MODEL", help="Of this model; may be repeated."),
         click.option("--provider", "providers", multiple=True, metavar="NAME", help="Paid to this provider."),
         click.option("--task", "task_ids", multiple=True, metavar="TASK_ID", help="For this task."),
@@ -74,6 +51,8 @@ def _filter(function: Callable[..., Any]) -> Callable[..., Any]:
 def _groups(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in value.split(",") if name.strip())
     for name in names:
+        if name == "label:":
+            raise click.BadParameter("a label needs its name, for example label:team", param_hint="--by")
         if name not in (*_GROUPS, *_BUCKETS) and not name.startswith("label:"):
             known = ", ".join((*_GROUPS, "label:NAME", *_BUCKETS))
             raise click.BadParameter(f"{name!r} is none of: {known}", param_hint="--by")
@@ -118,9 +97,11 @@ def show(app: App, /, by: tuple[str, ...], zone: str, labels: dict[str, str], **
         write_one(answer, sums_view(groups, bucket, zone, exact=True), app.terminal, app.output)
         return
     view = sums_view(groups, bucket, zone, exact=not app.terminal.is_tty)
-    write_list(answer.rows, view, app.terminal, app.output, empty="Nothing was used in this time.")
+    in_all = query["start"] is None and not (query["task_ids"] or query["root_task_ids"])
+    time = "the last 30 days" if in_all and query["end"] is None else "this time"
+    write_list(answer.rows, view, app.terminal, app.output, empty=f"Nothing was used in {time}.")
     if app.is_table and app.terminal.is_tty and answer.rows:
-        write(f"Total: {cost_of(answer.total)}")
+        write(f"Total{' of the last 30 days' if time != 'this time' else ''}: {cost_of(answer.total)}")
     for model in answer.unpriced_models:
         name = f"{model.provider}/{model.model}" if model.provider else model.model or "calls without a model"
         hint = f"No price is known for {name} (records: {model.records}). Set one with: kapell price set --help"
@@ -160,6 +141,10 @@ def export(app: App, /, format_: str, superseded: bool, labels: dict[str, str], 
 
     from kapell.v1.common_pb2 import LIST_ORDER_OLDEST_FIRST
 
+    if query["start"] is None and not (query["task_ids"] or query["root_task_ids"]):
+        # What `usage show` sums.
+        query["start"] = (query["end"] or datetime.now(UTC)) - timedelta(days=30)
+
     async def work(client: Client) -> None:
         table = csv.writer(sys.stdout, lineterminator="\n")
         if format_ == "csv":
@@ -193,14 +178,9 @@ def _csv_row(record: UsageRecord) -> list[object]:
             case _ if name.endswith("_tokens"):
                 return getattr(record.tokens, name)
             case _:
-                return _safe(getattr(record, name))
+                return csv_safe(getattr(record, name))
 
     return [value(name) for name in _COLUMNS]
-
-
-def _safe(value: object) -> object:
-    """Text that a spreadsheet would take for a formula is quoted, as OWASP advises."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 @command(
@@ -228,6 +208,8 @@ def _safe(value: object) -> object:
 def estimate(app: App, /, **said: Any) -> None:
     if bool(said["model"]) is bool(said["template_id"]):
         raise click.UsageError("Name a model with --model, or a template with --template; one of the two.")
+    if said["cache_read"] + said["cache_write"] > said["input_"]:
+        raise click.UsageError("--cache-read and --cache-write are parts of --input-tokens, which is less.")
     from kapell.records import usage_record
 
     record = usage_record(
@@ -257,6 +239,8 @@ def _write_estimate(app: App, answer: EstimateCostResponse, runs: int) -> None:
         write(line)
     if answer.note:
         note(app.terminal.err(answer.note, "yellow"))
+    if not answer.HasField("cost") and not answer.HasField("history"):
+        note(app.terminal.err("See which models have a price with: kapell price list", "dim"))
 
 
 def _estimate_lines(answer: EstimateCostResponse, runs: int, *, is_tty: bool) -> list[Line]:
