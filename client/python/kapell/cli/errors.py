@@ -196,7 +196,7 @@ def _explain(error: KapellError, name: Callable[[str], str], path: str) -> Refus
     """A failed call: its message tells what failed, mostly why, and what to do, in this order."""
     exit, command = _REASONS.get(error.reason, (_CODES.get(error.code, Exit.FAILURE), ""))
     what, why, do = _parts(error.message)
-    if path and do == _CORRECT_IT:
+    if path and (do == _CORRECT_IT or (not do and exit == Exit.USAGE and not command)):
         do = f"{path} --help"
     command = next((_NAMED[error.reason, key] for key in error.metadata if (error.reason, key) in _NAMED), command)
     command = _filled(command, error.metadata)

@@ -102,11 +102,13 @@ class _AgentActivityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AgentAc
     """It sends heartbeats and has a slot free, but for 2 minutes it has not asked for a task."""
     AGENT_ACTIVITY_FINISHED_NOT_REPORTED: _AgentActivity.ValueType  # 9
     """Its programs have ended, but it has not said how. After 60 s such an attempt is LOST with NOT_REPORTED."""
+    AGENT_ACTIVITY_WAITING_FOR_BUDGET: _AgentActivity.ValueType  # 10
+    """Its tasks wait, one for room in a budget."""
 
 class AgentActivity(_AgentActivity, metaclass=_AgentActivityEnumTypeWrapper):
     """What an agent is doing. With several tasks: WORKING while work goes on at one of
     them, else the first that is true of one: FINISHED_NOT_REPORTED, STALLED,
-    WAITING_FOR_APPROVAL, WAITING_FOR_LOCK, RATE_LIMITED.
+    WAITING_FOR_APPROVAL, WAITING_FOR_BUDGET, WAITING_FOR_LOCK, RATE_LIMITED.
     """
 
 AGENT_ACTIVITY_UNSPECIFIED: AgentActivity.ValueType  # 0
@@ -131,6 +133,8 @@ AGENT_ACTIVITY_NOT_POLLING: AgentActivity.ValueType  # 8
 """It sends heartbeats and has a slot free, but for 2 minutes it has not asked for a task."""
 AGENT_ACTIVITY_FINISHED_NOT_REPORTED: AgentActivity.ValueType  # 9
 """Its programs have ended, but it has not said how. After 60 s such an attempt is LOST with NOT_REPORTED."""
+AGENT_ACTIVITY_WAITING_FOR_BUDGET: AgentActivity.ValueType  # 10
+"""Its tasks wait, one for room in a budget."""
 Global___AgentActivity: _TypeAlias = AgentActivity  # noqa: Y015
 
 class _ResultFormat:

@@ -63,7 +63,9 @@ class WorkerServiceStub:
     """
     ReportUsage: _grpc.UnaryUnaryMultiCallable[_worker_pb2.ReportUsageRequest, _worker_pb2.ReportUsageResponse]
     """Reports what the attempt has used: each response of a model once, known by its record_id, so that it may be
-    sent again. Errors: LEASE_LOST, NOT_OWNER.
+    sent again. Usage of an attempt that has ended or was superseded is taken as well, since it was paid for: it is
+    recorded as that attempt's, changes nothing else, and is answered with LOST.
+    Errors: LEASE_LOST (no such attempt: the token is damaged, or its task was deleted), NOT_OWNER.
     """
     ReportWorkspaces: _grpc.UnaryUnaryMultiCallable[_worker_pb2.ReportWorkspacesRequest, _worker_pb2.ReportWorkspacesResponse]
     """Says what the attempt has left in its workspace, and how it has merged that, in the place of what was said before.
@@ -142,7 +144,9 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """
     ReportUsage: _aio.UnaryUnaryMultiCallable[_worker_pb2.ReportUsageRequest, _worker_pb2.ReportUsageResponse]  # type: ignore[assignment]
     """Reports what the attempt has used: each response of a model once, known by its record_id, so that it may be
-    sent again. Errors: LEASE_LOST, NOT_OWNER.
+    sent again. Usage of an attempt that has ended or was superseded is taken as well, since it was paid for: it is
+    recorded as that attempt's, changes nothing else, and is answered with LOST.
+    Errors: LEASE_LOST (no such attempt: the token is damaged, or its task was deleted), NOT_OWNER.
     """
     ReportWorkspaces: _aio.UnaryUnaryMultiCallable[_worker_pb2.ReportWorkspacesRequest, _worker_pb2.ReportWorkspacesResponse]  # type: ignore[assignment]
     """Says what the attempt has left in its workspace, and how it has merged that, in the place of what was said before.
@@ -248,7 +252,9 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_worker_pb2.ReportUsageResponse, _abc.Awaitable[_worker_pb2.ReportUsageResponse]]:
         """Reports what the attempt has used: each response of a model once, known by its record_id, so that it may be
-        sent again. Errors: LEASE_LOST, NOT_OWNER.
+        sent again. Usage of an attempt that has ended or was superseded is taken as well, since it was paid for: it is
+        recorded as that attempt's, changes nothing else, and is answered with LOST.
+        Errors: LEASE_LOST (no such attempt: the token is damaged, or its task was deleted), NOT_OWNER.
         """
 
     @_abc_1.abstractmethod
