@@ -237,9 +237,7 @@ def report_workspaces(state: State, request: ReportWorkspacesRequest) -> ReportW
     lease, current = attempt.held(state, request.lease_token)
     told = use.redactor(state, current, lease.agent_id).message(request).workspaces
     task = workspace.note(state, current, lease.attempt, told)
-    cancelling = task.state == TASK_STATE_CANCELLING
-    directive = LEASE_DIRECTIVE_CANCEL if cancelling else LEASE_DIRECTIVE_CONTINUE
-    return ReportWorkspacesResponse(directive=directive, revision=task.revision)
+    return ReportWorkspacesResponse(directive=attempt.directive(task), revision=task.revision)
 
 
 def report_usage(state: State, request: ReportUsageRequest) -> ReportUsageResponse:
