@@ -25,7 +25,10 @@ from kapell.v1.workspace_pb2 import (
     WorkspaceSpec,
 )
 
-_PROFILE_KEYS = ("description", "agent_types", "slots", "command", "limits", "restart", "pool", "workspace")
+_PROFILE_KEYS = (
+    *("description", "agent_types", "slots", "command", "api_access"),
+    *("limits", "restart", "pool", "workspace"),
+)
 _RESTART_KEYS = ("mode", "first_pause", "longest_pause", "max_restarts", "stable_after")
 _COMMAND_KEYS = ("argv", "stdin", "env", "env_from_secret", "working_directory", "result_format", "kill_grace")
 _WORKSPACE_KEYS = ("directory", "git_worktree")
@@ -38,6 +41,7 @@ _FORMATS = {
     "json": agent_pb2.RESULT_FORMAT_JSON,
     "file": agent_pb2.RESULT_FORMAT_FILE,
 }
+_API_ACCESS = {"attempt": agent_pb2.API_ACCESS_ATTEMPT, "none": agent_pb2.API_ACCESS_NONE}
 _RESTARTS = {
     "never": agent_pb2.RESTART_MODE_NEVER,
     "on-failure": agent_pb2.RESTART_MODE_ON_FAILURE,
@@ -94,11 +98,15 @@ def _profile(name: str, table: Any, where: str) -> AgentProfile:
     refuse_unknown(table, _PROFILE_KEYS, where)
     if "command" not in table:
         raise ConfigError(f"{where} has no command; give it command = {{ argv = [...] }}.")
+    api_access = expect(table.get("api_access", "attempt"), str, f"{where}.api_access", "text")
+    if api_access not in _API_ACCESS:
+        raise ConfigError(f"{where}.api_access must be one of {', '.join(_API_ACCESS)}, not {api_access!r}.")
     spec = AgentSpec(
         agent_types=_strings(table.get("agent_types", [name]), f"{where}.agent_types"),
         slots=expect(table.get("slots", 1), int, f"{where}.slots", "a whole number"),
         command=_command(table["command"], f"{where}.command"),
         workspace=_workspace(table.get("workspace", "none"), f"{where}.workspace"),
+        api_access=_API_ACCESS[api_access] if "api_access" in table else agent_pb2.API_ACCESS_UNSPECIFIED,
     )
     if "limits" in table:
         spec.limits.CopyFrom(_limits(table["limits"], f"{where}.limits"))

@@ -40,6 +40,7 @@ class RecordedAttempt:
     secrets: dict[str, str] = field(default_factory=dict)
     workspace: Workspace | None = None
     workspaces: list[TaskWorkspace] = field(default_factory=list)
+    token: str = ""
     has_ended: bool = False
     logged: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -50,7 +51,10 @@ class RecordedAttempt:
 
     @property
     def redactor(self) -> Redactor:
-        return Redactor(self.secrets.values())
+        return Redactor((*self.secrets.values(), self.token))
+
+    def program_token(self) -> str:
+        return self.token
 
     @property
     def log_full(self) -> bool:

@@ -37,7 +37,7 @@ from kapell_server.domain.state import State
 from kapell_server.domain.tasks import bulk, child, retention, task, workspace
 from kapell_server.domain.tasks.bulk_job import BulkCommand, BulkStep
 from kapell_server.domain.templates import template
-from kapell_server.domain.tokens import token
+from kapell_server.domain.tokens import audit, token
 from kapell_server.domain.usage import estimate, ledger, price, reprice
 from kapell_server.domain.usage.shelf import SUBJECT as USAGE
 from kapell_server.domain.webhooks import webhook
@@ -49,6 +49,7 @@ from kapell_server.engine.facts import (
     ChildrenAwaited,
     EventsOutlived,
     InboxQuestion,
+    RefusalsNoted,
     SpawnCommand,
     TasksOutlived,
     TemplatesShipped,
@@ -144,6 +145,7 @@ DECIDERS: dict[type, Decide] = {
     admin_pb2.CompactEventsRequest: retention.compact_events,
     EventsOutlived: lambda state, fact: retention.compact_to(state, fact.revision),
     TasksOutlived: lambda state, fact: retention.delete_ended(state, fact.task_ids, fact.ended_by_ns),
+    RefusalsNoted: lambda state, fact: audit.note_refusals(state, fact.entries),
     AgentStartFailed: lambda state, fact: agent.process_exited(state, fact.agent_id, fact.exit, fact.reason),
 }
 

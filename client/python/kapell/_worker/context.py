@@ -120,6 +120,13 @@ class TaskContext:
         """Values of the task's secrets, by what they were to be found under. Masked in what the attempt says."""
         return self._lease.secrets
 
+    def program_token(self) -> str:
+        """A token for programs that work on this attempt, for their KAPELL_TOKEN; empty where they get none.
+
+        It opens little and ends with the attempt. It is masked in what the attempt says from now on.
+        """
+        return self._lease.program_token()
+
     @property
     def redactor(self) -> Redactor:
         """Masks the values of the secrets."""

@@ -359,7 +359,8 @@ TREE = Node(
             children={
                 "list": Node("List what administrators did, the newest first.", "audit:list_"),
                 "export": Node(
-                    "Print the whole audit log, the oldest entry first, one line of JSON each.", "audit:export"
+                    "Print the audit log, the oldest entry first, one line of JSON each; however long it is.",
+                    "audit:export",
                 ),
             },
         ),

@@ -43,7 +43,7 @@ def prepare(spec: CommandRuntime, task: Task, attempt: Attempt, *, agent_id: str
     input_file, result_file, artifacts = directory / "input.json", directory / "result", directory / "artifacts"
     environment = {
         **inherited(os.environ),
-        **_guarded(attempt),
+        **_api(attempt),
         **(attempt.workspace.environment if attempt.workspace else {}),
         **extra,
         **{name: text for name, text in attempt.secrets.items() if _is_variable(name, spec)},
@@ -117,10 +117,15 @@ def _check_arguments(entries: list[str]) -> None:
             )
 
 
-def _guarded(attempt: Attempt) -> dict[str, str]:
-    """Where `kapell lock guard` asks whether locks are in force, for a program that has some. Never a token."""
-    address = os.environ.get("KAPELL_ADDRESS")
-    return {"KAPELL_ADDRESS": address} if attempt.locks and address else {}
+def _api(attempt: Attempt) -> dict[str, str]:
+    """Where the server is, and the token of the attempt, which opens nothing but what is the attempt's.
+
+    Without a token the address alone, for `kapell lock guard` where there are locks to guard.
+    """
+    address, token = os.environ.get("KAPELL_ADDRESS", ""), attempt.program_token()
+    if address and token:
+        return {"KAPELL_ADDRESS": address, "KAPELL_TOKEN": token}
+    return {"KAPELL_ADDRESS": address} if address and attempt.locks else {}
 
 
 def _check_secrets(values: Mapping[str, str], spec: CommandRuntime) -> None:

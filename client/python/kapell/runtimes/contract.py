@@ -53,6 +53,10 @@ class Attempt(Protocol):
         """Values of the task's secrets, by what the program finds them under."""
         ...
 
+    def program_token(self) -> str:
+        """The token for the program's KAPELL_TOKEN; empty where it gets none. Masked from now on."""
+        ...
+
     @property
     def redactor(self) -> Redactor:
         """Masks the values of the secrets."""

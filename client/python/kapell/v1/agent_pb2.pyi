@@ -168,6 +168,30 @@ RESULT_FORMAT_FILE: ResultFormat.ValueType  # 3
 """Only the result file counts; without it the result is null."""
 Global___ResultFormat: _TypeAlias = ResultFormat  # noqa: Y015
 
+class _ApiAccess:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ApiAccessEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ApiAccess.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    API_ACCESS_UNSPECIFIED: _ApiAccess.ValueType  # 0
+    """Not set; ATTEMPT."""
+    API_ACCESS_ATTEMPT: _ApiAccess.ValueType  # 1
+    """What concerns their own attempt: they find KAPELL_ADDRESS and, in KAPELL_TOKEN, Offer.attempt_token."""
+    API_ACCESS_NONE: _ApiAccess.ValueType  # 2
+    """Nothing: there is no token for them."""
+
+class ApiAccess(_ApiAccess, metaclass=_ApiAccessEnumTypeWrapper):
+    """What programs of an agent may ask of the server."""
+
+API_ACCESS_UNSPECIFIED: ApiAccess.ValueType  # 0
+"""Not set; ATTEMPT."""
+API_ACCESS_ATTEMPT: ApiAccess.ValueType  # 1
+"""What concerns their own attempt: they find KAPELL_ADDRESS and, in KAPELL_TOKEN, Offer.attempt_token."""
+API_ACCESS_NONE: ApiAccess.ValueType  # 2
+"""Nothing: there is no token for them."""
+Global___ApiAccess: _TypeAlias = ApiAccess  # noqa: Y015
+
 class _RestartMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -433,10 +457,13 @@ class AgentSpec(_message.Message):
     SLOTS_FIELD_NUMBER: _builtins.int
     COMMAND_FIELD_NUMBER: _builtins.int
     WORKSPACE_FIELD_NUMBER: _builtins.int
+    API_ACCESS_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     RESTART_FIELD_NUMBER: _builtins.int
     slots: _builtins.int
     """Tasks at a time, 1 to 256. Unset: 1."""
+    api_access: Global___ApiAccess.ValueType
+    """What its programs may ask of the server. Unset: ATTEMPT."""
     @_builtins.property
     def agent_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Which tasks it serves, 1 to 32 types."""
@@ -464,12 +491,13 @@ class AgentSpec(_message.Message):
         slots: _builtins.int = ...,
         command: Global___CommandRuntime | None = ...,
         workspace: _workspace_pb2.WorkspaceSpec | None = ...,
+        api_access: Global___ApiAccess.ValueType = ...,
         limits: Global___AgentLimits | None = ...,
         restart: Global___RestartPolicy | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "limits", b"limits", "restart", b"restart", "runtime", b"runtime", "workspace", b"workspace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_types", b"agent_types", "command", b"command", "limits", b"limits", "restart", b"restart", "runtime", b"runtime", "slots", b"slots", "workspace", b"workspace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_types", b"agent_types", "api_access", b"api_access", "command", b"command", "limits", b"limits", "restart", b"restart", "runtime", b"runtime", "slots", b"slots", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_runtime: _TypeAlias = _typing.Literal["command"]  # noqa: Y015
     _WhichOneofArgType_runtime: _TypeAlias = _typing.Literal["runtime", b"runtime"]  # noqa: Y015

@@ -282,10 +282,16 @@ class Offer(_message.Message):
     TTL_REMAINING_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
     MISSING_SECRETS_FIELD_NUMBER: _builtins.int
+    ATTEMPT_TOKEN_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     """The attempt that begins with it."""
     lease_token: _builtins.str
     """Proves the attempt in every later call. A secret of the agent."""
+    attempt_token: _builtins.str
+    """A token for the programs that do the work of this attempt: it opens little, as AgentAccess tells, and ends with the
+    attempt. What asks for a lease_token takes this one from them. Here only. Empty where the agent's spec says
+    API_ACCESS_NONE.
+    """
     @_builtins.property
     def task(self) -> _task_pb2.Task:
         """The task, with prompt and input."""
@@ -316,10 +322,11 @@ class Offer(_message.Message):
         ttl_remaining: _duration_pb2.Duration | None = ...,
         secrets: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         missing_secrets: _abc.Iterable[_builtins.str] | None = ...,
+        attempt_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "task", b"task", "ttl_remaining", b"ttl_remaining"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "expire_time", b"expire_time", "lease_token", b"lease_token", "missing_secrets", b"missing_secrets", "secrets", b"secrets", "task", b"task", "ttl_remaining", b"ttl_remaining"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempt_token", b"attempt_token", "expire_time", b"expire_time", "lease_token", b"lease_token", "missing_secrets", b"missing_secrets", "secrets", b"secrets", "task", b"task", "ttl_remaining", b"ttl_remaining"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
