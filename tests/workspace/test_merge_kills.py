@@ -9,9 +9,9 @@ import sys
 import pytest
 from kapell.v1.workspace_pb2 import MERGE_OUTCOME_MERGED
 
+from tests.workspace.desk import Desk, writes
 from tests.workspace.repositories import git, show
 from tests.workspace.test_merging import desk, merged
-from tests.workspace.test_task_worktrees import Desk, writes
 
 __all__ = ["desk"]
 
