@@ -27,7 +27,7 @@ from kapell_server.domain.times import SECOND, timestamp_ns
 from kapell_server.domain.workers.restart import pause_ns
 from kapell_server.engine.facts import AgentProcessExited, AgentProcessStarted, AgentStartFailed
 
-from tests.domain.world import World, as_ticket
+from tests.domain.world import World, as_agent, as_ticket
 
 DIED = ProcessExit(signal=9, message="killed by SIGKILL")
 
@@ -140,7 +140,7 @@ def test_a_goodbye_is_no_failure(mode: RestartMode.ValueType, state: int) -> Non
     world = World()
     agent_id = restarting(world, mode)
     begin(world, agent_id, "first")
-    world.do(DeregisterRequest(agent_id=agent_id, reason="enough"))
+    world.do(DeregisterRequest(agent_id=agent_id, reason="enough"), caller=as_agent(world.agent(agent_id)))
 
     world.do(AgentProcessExited(agent_id, ProcessExit(message="exited with code 0"), ""))
 

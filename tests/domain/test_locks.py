@@ -227,13 +227,13 @@ def test_what_is_taken_away_leaves_a_stale_fence(world: LockWorld) -> None:
     call = world.acquire("", "repo/src")
     token = call.locks[0].fencing_token
     check = CheckFenceRequest(path="repo/src/a.py", fencing_token=token)
-    assert lock.check_fence(world.state, check, world.now_ns).lock.path == "repo/src"
+    assert lock.check_fence(world.state, check, USER, world.now_ns).lock.path == "repo/src"
 
     answer = world.do(ForceReleaseLocksRequest(path="repo", reason="stuck"))
 
     assert answer.fencing_token >= token
     with pytest.raises(KapellError, match="no good"):
-        lock.check_fence(world.state, check, world.now_ns)
+        lock.check_fence(world.state, check, USER, world.now_ns)
     assert world.acquire("", "repo/src").locks[0].fencing_token > answer.fencing_token
 
 

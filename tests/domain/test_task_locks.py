@@ -31,7 +31,7 @@ from kapell_server.engine.facts import AgentProcessExited
 from tests.domain.asking import ask_whole
 from tests.domain.lock_tasks import TaskWorld
 from tests.domain.test_concurrency import seconds
-from tests.domain.world import World
+from tests.domain.world import USER, World
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_a_task_starts_with_all_its_locks_and_their_tokens(world: TaskWorld) -> 
     assert {(held.owner.task_id, held.owner.attempt) for held in by_path.values()} == {(task.task_id, 1)}
     token = by_path["repo/src"].fencing_token
     guarded = CheckFenceRequest(path="repo/src/a.py", fencing_token=token)
-    assert lock.check_fence(world.state, guarded, world.now_ns).lock.path == "repo/src"
+    assert lock.check_fence(world.state, guarded, USER, world.now_ns).lock.path == "repo/src"
 
 
 def test_two_that_overlap_run_one_after_the_other(world: TaskWorld) -> None:
@@ -281,7 +281,7 @@ def test_another_attempt_has_newer_tokens_and_the_old_ones_are_stale(world: Task
 
     assert world.task(task_id).locks[0].fencing_token > old
     with world.refuses("FENCING_TOKEN_STALE"):
-        lock.check_fence(world.state, CheckFenceRequest(path="repo", fencing_token=old), world.now_ns)
+        lock.check_fence(world.state, CheckFenceRequest(path="repo", fencing_token=old), USER, world.now_ns)
 
 
 def test_what_an_attempt_acquired_besides_ends_with_it_too(world: TaskWorld) -> None:
