@@ -1,8 +1,7 @@
 """Agent profiles: the [profiles.NAME] tables of kapell.toml as AgentProfile messages.
 
 The rules are those of the proto, so a profile that is accepted here can be spawned; whether its
-program exists is looked at when it is spawned. One profile is built in: `shell`, which runs a
-task's prompt as a shell command. A table of the same name takes its place.
+program exists is looked at when it is spawned. See `built_in_profiles` for those that are always there.
 """
 
 from __future__ import annotations
@@ -18,11 +17,24 @@ from kapell.v1 import agent_pb2
 from kapell.v1.agent_pb2 import AgentProfile, AgentSpec, CommandRuntime
 
 _PROFILE_KEYS = ("description", "agent_types", "slots", "command")
-_COMMAND_KEYS = ("argv", "stdin", "env", "env_from_secret", "working_directory", "result_format", "kill_grace")
+_COMMAND_KEYS = (
+    "argv",
+    "stdin",
+    "env",
+    "env_from_secret",
+    "working_directory",
+    "result_format",
+    "kill_grace",
+    "output",
+    "resume_argv",
+)
 _FORMATS = {
     "text": agent_pb2.RESULT_FORMAT_TEXT,
     "json": agent_pb2.RESULT_FORMAT_JSON,
     "file": agent_pb2.RESULT_FORMAT_FILE,
+}
+_OUTPUTS = {
+    name.removeprefix("PROGRAM_OUTPUT_").lower(): value for name, value in agent_pb2.ProgramOutput.items() if value
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
@@ -31,13 +43,6 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 class ConfigError(Exception):
     """The configuration cannot be used; the text names the key, what is wrong and what to do."""
-
-
-def built_in() -> dict[str, AgentProfile]:
-    """The profiles that are there without any configuration."""
-    shell = AgentSpec(agent_types=["shell"], slots=4, command=CommandRuntime(argv=["sh", "-c", "{prompt}"]))
-    description = "Runs the prompt of each task as a shell command."
-    return {"shell": AgentProfile(profile="shell", description=description, spec=shell)}
 
 
 def read_profiles(tables: Mapping[str, Any], source: str) -> dict[str, AgentProfile]:
@@ -84,6 +89,9 @@ def _command(table: Any, where: str) -> CommandRuntime:
     result_format = expect(table.get("result_format", "text"), str, f"{where}.result_format", "text")
     if result_format not in _FORMATS:
         raise ConfigError(f"{where}.result_format must be one of {', '.join(_FORMATS)}, not {result_format!r}.")
+    output = expect(table.get("output", "plain"), str, f"{where}.output", "text")
+    if output not in _OUTPUTS:
+        raise ConfigError(f"{where}.output must be one of {', '.join(_OUTPUTS)}, not {output!r}.")
     directory = expect(table.get("working_directory", ""), str, f"{where}.working_directory", "text")
     command = CommandRuntime(
         argv=_strings(table.get("argv", []), f"{where}.argv"),
@@ -92,6 +100,8 @@ def _command(table: Any, where: str) -> CommandRuntime:
         env_from_secret=_texts(table.get("env_from_secret", {}), f"{where}.env_from_secret"),
         working_directory=str(Path(directory).expanduser()) if directory else "",
         result_format=_FORMATS[result_format],
+        output=_OUTPUTS[output],
+        resume_argv=_strings(table.get("resume_argv", []), f"{where}.resume_argv"),
     )
     if "kill_grace" in table:
         command.kill_grace.CopyFrom(_duration(table["kill_grace"], f"{where}.kill_grace"))

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kapell.v1.agent_pb2 import RESULT_FORMAT_JSON
+from kapell.rules.programs import install_command
+from kapell.v1.agent_pb2 import PROGRAM_OUTPUT_CLAUDE, RESULT_FORMAT_JSON
 from kapell_server.config import SETTINGS, Config, ConfigError, load
+from kapell_server.rpc.validation import invalid
 
 
 def loaded(directory: Path, toml: str = "", env: dict[str, str] | None = None, **flags: Any) -> Config:
@@ -198,6 +200,31 @@ def test_the_shell_profile_is_built_in_and_may_be_replaced(tmp_path: Path) -> No
     assert (list(built_in.agent_types), built_in.slots) == (["shell"], 4)
     assert list(built_in.command.argv) == ["sh", "-c", "{prompt}"]
     assert list(replaced.command.argv) == ["bash"]
+
+
+@pytest.mark.parametrize("name", ["claude", "codex", "gemini", "opencode"])
+def test_profiles_of_coding_agents_lift_no_bound_and_take_the_prompt_by_standard_input(
+    tmp_path: Path, name: str
+) -> None:
+    spec = loaded(tmp_path).profiles[name].spec
+
+    assert not invalid(spec)
+    assert (list(spec.agent_types), spec.command.argv[0], spec.command.stdin) == ([name], name, "{prompt}")
+    assert install_command(name)
+    words = " ".join([*spec.command.argv, *spec.command.resume_argv])
+    assert not [bound for bound in ("dangerous", "bypass", "yolo", "full-access", "--auto ") if bound in words]
+
+
+def test_a_profile_says_how_output_is_read_and_sessions_are_continued(tmp_path: Path) -> None:
+    table = '[profiles.c.command]\nargv = ["claude"]\noutput = "claude"\nresume_argv = ["claude", "{session}"]'
+
+    command = loaded(tmp_path, table).profiles["c"].spec.command
+
+    assert command.output == PROGRAM_OUTPUT_CLAUDE
+    assert list(command.resume_argv) == ["claude", "{session}"]
+    assert "plain, claude, codex" in refusal(tmp_path, table.replace('output = "claude"', 'output = "cloud"'))
+    assert "{session}" in refusal(tmp_path, table.replace("{session}", "{seance}"))
+    assert "argv" in refusal(tmp_path, table.replace('argv = ["claude"]', 'argv = ["{session}"]', 1))
 
 
 def test_an_age_may_be_given_in_days(tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ class Launch:
     directory: Path
     stdin: Path | None = None
     """A file to read from; nothing where it is None."""
+    session: str = ""
+    """The session of an earlier attempt that it continues."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

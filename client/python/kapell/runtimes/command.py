@@ -38,7 +38,11 @@ from kapell.runtimes._family import Families
 from kapell.runtimes._output import Capture
 from kapell.runtimes._processes import become_subreaper
 from kapell.runtimes._program import Ending, Launch, Program, ProgramNotStarted
+from kapell.runtimes._sessions import KnownSession, Sessions
 from kapell.runtimes._setup import prepare
+from kapell.runtimes._transcript import Transcript
+from kapell.runtimes.adapters import adapter_for
+from kapell.runtimes.adapters.contract import Verdict
 from kapell.runtimes.contract import Attempt
 from kapell.v1.agent_pb2 import RESULT_FORMAT_JSON, AgentSpec, CommandRuntime
 from kapell.v1.common_pb2 import LOG_STREAM_SYSTEM
@@ -53,16 +57,23 @@ def build(spec: AgentSpec, *, agent_id: str, directory: Path) -> Command:
     return Command(spec.command, agent_id=agent_id, directory=directory, is_subreaper=become_subreaper())
 
 
+class _SessionRefused(Exception):
+    """The program does not know the session it was to continue."""
+
+
 class Command:
     """Runs the program of `spec` for each task. Each attempt has its own directory below `directory`."""
 
     def __init__(self, spec: CommandRuntime, *, agent_id: str, directory: Path, is_subreaper: bool = False) -> None:
         for template in (*spec.argv, spec.stdin, *spec.env.values()):
             placeholders.check(template)
+        for template in spec.resume_argv:
+            placeholders.check(template, placeholders.WITH_SESSION)
         self._spec = spec
         self._agent_id = agent_id
         self._directory = directory / "attempts"
         self._families = Families(is_subreaper=is_subreaper)
+        self._sessions = Sessions(directory / "sessions")
         shutil.rmtree(self._directory, ignore_errors=True)
         self._directory.mkdir(parents=True, mode=0o700)
         self._reaps = is_subreaper
@@ -86,19 +97,52 @@ class Command:
         await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
 
     async def _run(self, attempt: Attempt, task: Task, abandoned: asyncio.Event) -> object:
+        """Goes on with the session of an earlier attempt where there is one, and else begins anew."""
+        session = self._sessions.find(task) if self._spec.resume_argv and attempt.attempt > 1 else None
+        if session is not None:
+            try:
+                return await self._once(attempt, task, abandoned, session)
+            except _SessionRefused:
+                self._sessions.forget(task)
+                attempt.log(f"session {session.session_id} is not known any more: beginning anew", LOG_STREAM_SYSTEM)
+        return await self._once(attempt, task, abandoned)
+
+    async def _once(
+        self, attempt: Attempt, task: Task, abandoned: asyncio.Event, session: KnownSession | None = None
+    ) -> object:
         try:
             directory = Path(tempfile.mkdtemp(prefix=f"{attempt.attempt}-", dir=self._directory))
         except OSError as error:
             raise TaskFailed("SETUP_FAILED", f"no directory for the attempt in {self._directory}: {error}") from error
         try:
-            launch = prepare(self._spec, task, attempt, agent_id=self._agent_id, directory=directory)
+            launch = prepare(self._spec, task, attempt, agent_id=self._agent_id, directory=directory, session=session)
+            transcript = self._transcript(launch, task, attempt)
             program = await self._start(launch)
-            attempt.log(f"started {self._spec.argv[0]}, process {program.pid}", LOG_STREAM_SYSTEM)
-            ending, capture = await self._watch(program, attempt, abandoned)
+            attempt.log(f"started {launch.argv[0]}, process {program.pid}", LOG_STREAM_SYSTEM)
+            if launch.session:
+                attempt.log(f"continues session {launch.session} of an earlier attempt", LOG_STREAM_SYSTEM)
+            ending, capture, verdict = await self._watch(program, attempt, abandoned, transcript)
+            if launch.session and verdict.session_refused:
+                raise _SessionRefused
+            attempt.program_ended()
             await _keep_artifacts(Path(launch.environment["KAPELL_ARTIFACTS_DIR"]), attempt, abandoned)
-            return self._outcome(launch, ending, capture, attempt)
+            result = self._outcome(launch, ending, capture, verdict, attempt)
+            self._sessions.forget(task)
+            return result
         finally:
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+
+    def _transcript(self, launch: Launch, task: Task, attempt: Attempt) -> Transcript | None:
+        adapter = adapter_for(self._spec.output, launch.argv)
+        if adapter is None:
+            return None
+        directory = self._spec.working_directory
+
+        def keep(session_id: str) -> None:
+            if self._spec.resume_argv and directory:
+                self._sessions.keep(task, KnownSession(session_id, directory))
+
+        return Transcript(adapter, attempt, keep)
 
     async def _start(self, launch: Launch) -> Program:
         try:
@@ -108,10 +152,13 @@ class Command:
         except OSError as error:
             raise TaskFailed("SETUP_FAILED", f"{launch.argv[0]} could not be started: {error}") from error
 
-    async def _watch(self, program: Program, attempt: Attempt, abandoned: asyncio.Event) -> tuple[Ending, Capture]:
-        """From the start of the program until nothing of it is left."""
+    async def _watch(
+        self, program: Program, attempt: Attempt, abandoned: asyncio.Event, transcript: Transcript | None
+    ) -> tuple[Ending, Capture, Verdict]:
+        """From the start of the program until nothing of it is left and all that it has said is told."""
         as_json = self._spec.result_format == RESULT_FORMAT_JSON
-        capture = Capture(attempt, keep=_result.MAX_JSON_BYTES if as_json else _result.TEXT_BYTES)
+        keep = _result.MAX_JSON_BYTES if as_json else _result.TEXT_BYTES
+        capture = Capture(attempt, keep=keep, transcript=transcript)
         try:
             await capture.open(program.stdout, program.stderr)
             await _first(program.exited(), attempt.cancelled.wait(), attempt.lease_lost.wait(), abandoned.wait())
@@ -119,10 +166,13 @@ class Command:
                 await self._stop(program, attempt, abandoned)
         finally:
             ending = await program.end()
-            attempt.program_ended()
             await capture.drain()
         _remark(attempt, ending)
-        return ending, capture
+        if transcript is None:
+            return ending, capture, Verdict()
+        verdict = transcript.end(code=ending.code, stderr=capture.stderr.kept.text())
+        capture.stdout.kept.add(verdict.message.encode(errors="replace"))
+        return ending, capture, verdict
 
     async def _stop(self, program: Program, attempt: Attempt, abandoned: asyncio.Event) -> None:
         grace = DEFAULT_KILL_GRACE
@@ -131,7 +181,7 @@ class Command:
         attempt.log(f"cancelled: SIGTERM to the program, SIGKILL after {grace:g} s", LOG_STREAM_SYSTEM)
         await _first(program.stop(grace), attempt.lease_lost.wait(), abandoned.wait())
 
-    def _outcome(self, launch: Launch, ending: Ending, capture: Capture, attempt: Attempt) -> object:
+    def _outcome(self, launch: Launch, ending: Ending, capture: Capture, verdict: Verdict, attempt: Attempt) -> object:
         if attempt.cancelled.is_set():
             raise TaskFailed("CANCELLED", "the program was ended because the task was cancelled")
         program = self._spec.argv[0]
@@ -142,6 +192,8 @@ class Command:
                 _with_tail(f"{program} was ended by {name}", capture),
                 details={"signal": name, "number": ending.signal},
             )
+        if verdict.failure is not None:
+            raise verdict.failure
         if ending.code:
             raise TaskFailed(
                 "EXIT_CODE",

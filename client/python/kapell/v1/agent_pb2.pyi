@@ -163,6 +163,45 @@ RESULT_FORMAT_FILE: ResultFormat.ValueType  # 3
 """Only the result file counts; without it the result is null."""
 Global___ResultFormat: _TypeAlias = ResultFormat  # noqa: Y015
 
+class _ProgramOutput:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ProgramOutputEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProgramOutput.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PROGRAM_OUTPUT_UNSPECIFIED: _ProgramOutput.ValueType  # 0
+    """As PROGRAM_OUTPUT_PLAIN."""
+    PROGRAM_OUTPUT_PLAIN: _ProgramOutput.ValueType  # 1
+    """Lines of text."""
+    PROGRAM_OUTPUT_CLAUDE: _ProgramOutput.ValueType  # 2
+    """`claude -p --output-format stream-json --verbose`."""
+    PROGRAM_OUTPUT_CODEX: _ProgramOutput.ValueType  # 3
+    """`codex exec --json`."""
+    PROGRAM_OUTPUT_GEMINI: _ProgramOutput.ValueType  # 4
+    """`gemini -o stream-json`."""
+    PROGRAM_OUTPUT_OPENCODE: _ProgramOutput.ValueType  # 5
+    """`opencode run --format json`."""
+
+class ProgramOutput(_ProgramOutput, metaclass=_ProgramOutputEnumTypeWrapper):
+    """How what a program prints is read. Beside PLAIN, for the programs of that name with the options named here: their
+    events become lines of the log, progress, usage and the result, and their errors reasons in words. Lines
+    that are none of their events are kept in the log as they are.
+    """
+
+PROGRAM_OUTPUT_UNSPECIFIED: ProgramOutput.ValueType  # 0
+"""As PROGRAM_OUTPUT_PLAIN."""
+PROGRAM_OUTPUT_PLAIN: ProgramOutput.ValueType  # 1
+"""Lines of text."""
+PROGRAM_OUTPUT_CLAUDE: ProgramOutput.ValueType  # 2
+"""`claude -p --output-format stream-json --verbose`."""
+PROGRAM_OUTPUT_CODEX: ProgramOutput.ValueType  # 3
+"""`codex exec --json`."""
+PROGRAM_OUTPUT_GEMINI: ProgramOutput.ValueType  # 4
+"""`gemini -o stream-json`."""
+PROGRAM_OUTPUT_OPENCODE: ProgramOutput.ValueType  # 5
+"""`opencode run --format json`."""
+Global___ProgramOutput: _TypeAlias = ProgramOutput  # noqa: Y015
+
 class _TerminateMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -250,12 +289,16 @@ class CommandRuntime(_message.Message):
     WORKING_DIRECTORY_FIELD_NUMBER: _builtins.int
     RESULT_FORMAT_FIELD_NUMBER: _builtins.int
     KILL_GRACE_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    RESUME_ARGV_FIELD_NUMBER: _builtins.int
     stdin: _builtins.str
     """What the program reads on standard input. Empty: nothing."""
     working_directory: _builtins.str
     """Where the program runs; an absolute path. Empty: a fresh directory for each attempt, removed afterwards."""
     result_format: Global___ResultFormat.ValueType
     """How the result is read."""
+    output: Global___ProgramOutput.ValueType
+    """How its output is read. Where that is not PLAIN, its last message stands for stdout in `result_format`."""
     @_builtins.property
     def argv(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Program and arguments, 1 to 256; no shell is involved."""
@@ -274,6 +317,13 @@ class CommandRuntime(_message.Message):
     def kill_grace(self) -> _duration_pb2.Duration:
         """Time between SIGTERM and SIGKILL when a task is cancelled. Unset: 5 s; at most 60 s."""
 
+    @_builtins.property
+    def resume_argv(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is run in the place of argv where an earlier attempt at the task has left a session of the program's, on
+        this agent and in the same directory: {session} is its id. Where the program does not know it any more, argv is run.
+        Empty: each attempt begins anew.
+        """
+
     def __init__(
         self,
         *,
@@ -284,10 +334,12 @@ class CommandRuntime(_message.Message):
         working_directory: _builtins.str = ...,
         result_format: Global___ResultFormat.ValueType = ...,
         kill_grace: _duration_pb2.Duration | None = ...,
+        output: Global___ProgramOutput.ValueType = ...,
+        resume_argv: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["kill_grace", b"kill_grace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "env", b"env", "env_from_secret", b"env_from_secret", "kill_grace", b"kill_grace", "result_format", b"result_format", "stdin", b"stdin", "working_directory", b"working_directory"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "env", b"env", "env_from_secret", b"env_from_secret", "kill_grace", b"kill_grace", "output", b"output", "result_format", b"result_format", "resume_argv", b"resume_argv", "stdin", b"stdin", "working_directory", b"working_directory"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
