@@ -10,13 +10,15 @@ import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from kapell.v1 import agent_pb2
-from kapell.v1.agent_pb2 import AgentProfile, AgentSpec, CommandRuntime
+from kapell.v1.agent_pb2 import AgentPool, AgentProfile, AgentSpec, CommandRuntime, RestartPolicy
 
-_PROFILE_KEYS = ("description", "agent_types", "slots", "command")
+_PROFILE_KEYS = ("description", "agent_types", "slots", "command", "restart", "pool")
+_RESTART_KEYS = ("mode", "first_pause", "longest_pause", "max_restarts", "stable_after")
 _COMMAND_KEYS = (
     "argv",
     "stdin",
@@ -36,9 +38,18 @@ _FORMATS = {
 _OUTPUTS = {
     name.removeprefix("PROGRAM_OUTPUT_").lower(): value for name, value in agent_pb2.ProgramOutput.items() if value
 }
+_RESTARTS = {
+    "never": agent_pb2.RESTART_MODE_NEVER,
+    "on-failure": agent_pb2.RESTART_MODE_ON_FAILURE,
+    "always": agent_pb2.RESTART_MODE_ALWAYS,
+}
+_POOL_KEYS = ("min", "max", "idle_stop")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+_M = TypeVar("_M", bound=Message)
 
 
 class ConfigError(Exception):
@@ -78,8 +89,13 @@ def _profile(name: str, table: Any, where: str) -> AgentProfile:
         slots=expect(table.get("slots", 1), int, f"{where}.slots", "a whole number"),
         command=_command(table["command"], f"{where}.command"),
     )
+    if "restart" in table:
+        spec.restart.CopyFrom(_restart(table["restart"], f"{where}.restart"))
     description = expect(table.get("description", ""), str, f"{where}.description", "text")
-    return AgentProfile(profile=name, description=description, spec=_checked(spec, where))
+    profile = AgentProfile(profile=name, description=description, spec=_checked(spec, where))
+    if "pool" in table:
+        profile.pool.CopyFrom(_pool(table["pool"], f"{where}.pool"))
+    return profile
 
 
 def _command(table: Any, where: str) -> CommandRuntime:
@@ -108,12 +124,40 @@ def _command(table: Any, where: str) -> CommandRuntime:
     return command
 
 
-def _checked(spec: AgentSpec, where: str) -> AgentSpec:
+def _restart(value: Any, where: str) -> RestartPolicy:
+    """A mode by itself, or a table with a mode and how patient to be."""
+    table = {"mode": value} if isinstance(value, str) else expect(value, dict, where, "a mode or a table")
+    refuse_unknown(table, _RESTART_KEYS, where)
+    mode = expect(table.get("mode", "on-failure"), str, f"{where}.mode", "text")
+    if mode not in _RESTARTS:
+        raise ConfigError(f"{where}.mode must be one of {', '.join(_RESTARTS)}, not {mode!r}.")
+    most = expect(table.get("max_restarts", 0), int, f"{where}.max_restarts", "a whole number")
+    policy = RestartPolicy(mode=_RESTARTS[mode], max_restarts=most)
+    for key in ("first_pause", "longest_pause", "stable_after"):
+        if key in table:
+            getattr(policy, key).CopyFrom(_duration(table[key], f"{where}.{key}"))
+    return policy
+
+
+def _pool(value: Any, where: str) -> AgentPool:
+    """The most agents by itself, or a table."""
+    table = value if isinstance(value, dict) else {"max": value}
+    refuse_unknown(table, _POOL_KEYS, where)
+    pool = AgentPool(
+        min_agents=expect(table.get("min", 0), int, f"{where}.min", "a whole number"),
+        max_agents=expect(table.get("max", 1), int, f"{where}.max", "a whole number"),
+    )
+    if "idle_stop" in table:
+        pool.idle_stop.CopyFrom(_duration(table["idle_stop"], f"{where}.idle_stop"))
+    return _checked(pool, where)
+
+
+def _checked(message: _M, where: str) -> _M:
     from kapell_server.rpc.validation import invalid
 
-    for field, description in invalid(spec):
-        raise ConfigError(f"{where}.{field}: {description}.")
-    return spec
+    for field, description in invalid(message):
+        raise ConfigError(f"{where}.{field}: {description}." if field else f"{where}: {description}.")
+    return message
 
 
 def _texts(table: Any, where: str) -> dict[str, str]:

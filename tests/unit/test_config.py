@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kapell.rules.programs import install_command
-from kapell.v1.agent_pb2 import PROGRAM_OUTPUT_CLAUDE, RESULT_FORMAT_JSON
+from google.protobuf.duration_pb2 import Duration
+from kapell.rules.programs import install_hint
+from kapell.v1.agent_pb2 import (
+    PROGRAM_OUTPUT_CLAUDE,
+    RESTART_MODE_ALWAYS,
+    RESTART_MODE_ON_FAILURE,
+    RESULT_FORMAT_JSON,
+    AgentPool,
+    RestartPolicy,
+)
 from kapell_server.config import SETTINGS, Config, ConfigError, load
 from kapell_server.rpc.validation import invalid
 
@@ -193,6 +202,61 @@ def test_a_profile_becomes_a_spec(tmp_path: Path) -> None:
     assert profile.spec.command.kill_grace.seconds == 2
 
 
+def test_a_profile_says_when_its_agents_are_started_again(tmp_path: Path) -> None:
+    config = loaded(
+        tmp_path,
+        """
+        [profiles.short]
+        command = { argv = ["true"] }
+        restart = "always"
+
+        [profiles.long.command]
+        argv = ["true"]
+
+        [profiles.long.restart]
+        first_pause = "500ms"
+        max_restarts = 3
+        """,
+    )
+
+    assert config.profiles["short"].spec.restart == RestartPolicy(mode=RESTART_MODE_ALWAYS)
+    long = config.profiles["long"].spec.restart
+    assert (long.mode, long.first_pause.nanos, long.max_restarts) == (RESTART_MODE_ON_FAILURE, 500_000_000, 3)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('restart = "sometimes"', "must be one of never, on-failure, always"),
+        ("restart = { max_restart = 3 }", "did you mean `max_restarts`"),
+        ('restart = { first_pause = "1ms" }', "first_pause"),
+    ],
+)
+def test_a_restart_that_cannot_be_is_refused(tmp_path: Path, line: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        loaded(tmp_path, f'[profiles.bad]\ncommand = {{ argv = ["true"] }}\n{line}')
+
+
+def test_a_profile_may_be_a_pool(tmp_path: Path) -> None:
+    config = loaded(
+        tmp_path,
+        """
+        [profiles.short]
+        command = { argv = ["true"] }
+        pool = 4
+
+        [profiles.long]
+        command = { argv = ["true"] }
+        pool = { min = 1, max = 2, idle_stop = "30s" }
+        """,
+    )
+
+    assert config.profiles["short"].pool == AgentPool(max_agents=4)
+    assert config.profiles["long"].pool == AgentPool(min_agents=1, max_agents=2, idle_stop=Duration(seconds=30))
+    with pytest.raises(ConfigError, match="min_agents must not be greater than max_agents"):
+        loaded(tmp_path, '[profiles.bad]\ncommand = { argv = ["true"] }\npool = { min = 2, max = 1 }')
+
+
 def test_the_shell_profile_is_built_in_and_may_be_replaced(tmp_path: Path) -> None:
     built_in = loaded(tmp_path).profiles["shell"].spec
     replaced = loaded(tmp_path, '[profiles.shell]\ncommand = { argv = ["bash"] }').profiles["shell"].spec
@@ -210,7 +274,7 @@ def test_profiles_of_coding_agents_lift_no_bound_and_take_the_prompt_by_standard
 
     assert not invalid(spec)
     assert (list(spec.agent_types), spec.command.argv[0], spec.command.stdin) == ([name], name, "{prompt}")
-    assert install_command(name)
+    assert install_hint(name)
     words = " ".join([*spec.command.argv, *spec.command.resume_argv])
     assert not [bound for bound in ("dangerous", "bypass", "yolo", "full-access", "--auto ") if bound in words]
 

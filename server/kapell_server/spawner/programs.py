@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from kapell.rules.programs import install_command
+from kapell.rules.programs import install_hint
 from kapell.v1.agent_pb2 import AgentSpec
 from kapell.v1.error_pb2 import ERROR_REASON_PROGRAM_NOT_FOUND
 
@@ -45,11 +45,11 @@ def find_program(spec: AgentSpec, environ: Mapping[str, str]) -> str:
 def _in_path(name: str, path: str) -> str:
     found = shutil.which(name, path=path)
     if found is None:
-        command = install_command(name)
+        hint = install_hint(name) or "install it"
         raise _not_found(
             name,
             f"is in no directory of PATH ({path[:400]})",
-            f"Install it{f': {command}' if command else ''}, give its absolute path, "
+            f"{hint[0].upper()}{hint[1:]}, give its absolute path, "
             "or start the server with a PATH that has it",
         )
     return str(Path(found).absolute())

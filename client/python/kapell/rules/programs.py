@@ -1,4 +1,4 @@
-"""How programs that people give their agents are installed, for who says that one is missing."""
+"""What is known of programs that agents are made of: how to install one that is missing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ _INSTALL = {
 }
 
 
-def install_command(program: str) -> str:
-    """The command that installs a program that is known here; empty for others."""
-    return _INSTALL.get(program, "")
+def install_hint(program: str) -> str:
+    """How to install a program that is known; empty where it is not."""
+    command = _INSTALL.get(program.rsplit("/", 1)[-1])
+    return f"install it: {command}" if command else ""

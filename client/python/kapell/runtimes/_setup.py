@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kapell._locks.environment import VARIABLE, dump
 from kapell._worker.outcome import TaskFailed
-from kapell.rules.programs import install_command
+from kapell.rules.programs import install_hint
 from kapell.runtimes import placeholders
 from kapell.runtimes._program import Launch
 from kapell.runtimes._sessions import KnownSession
@@ -199,7 +199,6 @@ def _find(program: str, environment: Mapping[str, str], directory: Path) -> str:
         if found is not None:
             return str(directory / found)
         where = f"it is in no directory of PATH ({path})"
-        command = install_command(program)
-        install = f"install it: {command}" if command else "install it"
+        install = install_hint(program) or "install it"
         hint = f"{install}, correct argv, or set PATH in the profile's env"
     raise TaskFailed("PROGRAM_NOT_FOUND", f"the program {program!r} cannot run - {where} - {hint}", retryable=False)
