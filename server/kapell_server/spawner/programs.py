@@ -49,8 +49,7 @@ def _in_path(name: str, path: str) -> str:
         raise _not_found(
             name,
             f"is in no directory of PATH ({path[:400]})",
-            f"{hint[0].upper()}{hint[1:]}, give its absolute path, "
-            "or start the server with a PATH that has it",
+            f"{hint[0].upper()}{hint[1:]}, give its absolute path, or start the server with a PATH that has it",
         )
     return str(Path(found).absolute())
 
