@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from kapell.v1 import agent_pb2
-from kapell.v1.agent_pb2 import AgentPool, AgentProfile, AgentSpec, CommandRuntime, RestartPolicy
+from kapell.v1.agent_pb2 import (
+    AgentPool,
+    AgentProfile,
+    AgentSpec,
+    CommandRuntime,
+    LlmRuntime,
+    PythonRuntime,
+    RestartPolicy,
+)
 
-_PROFILE_KEYS = ("description", "agent_types", "slots", "command", "restart", "pool")
+_PROFILE_KEYS = ("description", "agent_types", "slots", "command", "llm", "python", "restart", "pool")
 _RESTART_KEYS = ("mode", "first_pause", "longest_pause", "max_restarts", "stable_after")
 _COMMAND_KEYS = (
     "argv",
@@ -30,6 +38,18 @@ _COMMAND_KEYS = (
     "output",
     "resume_argv",
 )
+_LLM_KEYS = (
+    "base_url",
+    "model",
+    "api_key_secret",
+    "system_prompt",
+    "max_tokens",
+    "temperature",
+    "output_schema",
+    "schema_retries",
+    "timeout",
+)
+_PYTHON_KEYS = ("app", "path", "secrets")
 _FORMATS = {
     "text": agent_pb2.RESULT_FORMAT_TEXT,
     "json": agent_pb2.RESULT_FORMAT_JSON,
@@ -82,12 +102,14 @@ def _profile(name: str, table: Any, where: str) -> AgentProfile:
         raise ConfigError(f"{where}: a profile's name has 1 to 64 letters, digits, '.', '_' or '-'.")
     expect(table, dict, where, "a table")
     refuse_unknown(table, _PROFILE_KEYS, where)
-    if "command" not in table:
-        raise ConfigError(f"{where} has no command; give it command = {{ argv = [...] }}.")
+    runtimes = [key for key in _RUNTIMES if key in table]
+    if len(runtimes) != 1:
+        has = f"has {' and '.join(runtimes)}" if runtimes else f"has no {', '.join(_RUNTIMES)}"
+        raise ConfigError(f"{where} {has}; it needs one of them, such as command = {{ argv = [...] }}.")
     spec = AgentSpec(
         agent_types=_strings(table.get("agent_types", [name]), f"{where}.agent_types"),
         slots=expect(table.get("slots", 1), int, f"{where}.slots", "a whole number"),
-        command=_command(table["command"], f"{where}.command"),
+        **{key: _RUNTIMES[key](table[key], f"{where}.{key}") for key in runtimes},
     )
     if "restart" in table:
         spec.restart.CopyFrom(_restart(table["restart"], f"{where}.restart"))
@@ -122,6 +144,45 @@ def _command(table: Any, where: str) -> CommandRuntime:
     if "kill_grace" in table:
         command.kill_grace.CopyFrom(_duration(table["kill_grace"], f"{where}.kill_grace"))
     return command
+
+
+def _llm(table: Any, where: str) -> LlmRuntime:
+    expect(table, dict, where, "a table")
+    refuse_unknown(table, _LLM_KEYS, where)
+    texts = {
+        key: expect(table.get(key, ""), str, f"{where}.{key}", "text")
+        for key in ("base_url", "model", "api_key_secret", "system_prompt")
+    }
+    llm = LlmRuntime(
+        **texts, max_tokens=expect(table.get("max_tokens", 0), int, f"{where}.max_tokens", "a whole number")
+    )
+    if "temperature" in table:
+        llm.temperature = expect(table["temperature"], (int, float), f"{where}.temperature", "a number")
+    if "schema_retries" in table:
+        llm.schema_retries = expect(table["schema_retries"], int, f"{where}.schema_retries", "a whole number")
+    if "output_schema" in table:
+        schema = expect(table["output_schema"], dict, f"{where}.output_schema", "a table")
+        try:
+            llm.output_schema.update(schema)
+        except ValueError as error:
+            raise ConfigError(f"{where}.output_schema holds what is not JSON: {error}.") from error
+    if "timeout" in table:
+        llm.timeout.CopyFrom(_duration(table["timeout"], f"{where}.timeout"))
+    return llm
+
+
+def _python(table: Any, where: str) -> PythonRuntime:
+    expect(table, dict, where, "a table")
+    refuse_unknown(table, _PYTHON_KEYS, where)
+    path = expect(table.get("path", ""), str, f"{where}.path", "text")
+    return PythonRuntime(
+        app=expect(table.get("app", ""), str, f"{where}.app", "text"),
+        path=str(Path(path).expanduser()) if path else "",
+        secrets=_texts(table.get("secrets", {}), f"{where}.secrets"),
+    )
+
+
+_RUNTIMES: dict[str, Callable[[Any, str], Any]] = {"command": _command, "llm": _llm, "python": _python}
 
 
 def _restart(value: Any, where: str) -> RestartPolicy:

@@ -33,6 +33,7 @@ class RecordedAttempt:
     uploads_may_end: asyncio.Event = field(default_factory=asyncio.Event)
     locks: list[KnownLock] = field(default_factory=list)
     used: list[dict[str, object]] = field(default_factory=list)
+    record_ids: list[str] = field(default_factory=list)
     secrets: dict[str, str] = field(default_factory=dict)
     has_ended: bool = False
     logged: int = 0
@@ -59,6 +60,7 @@ class RecordedAttempt:
 
     def usage_from(self, response: Mapping[str, object], *, record_id: str = "", series: str = "") -> None:
         self.used.append(dict(response))
+        self.record_ids.append(record_id)
 
     def program_ended(self) -> None:
         self.has_ended = True

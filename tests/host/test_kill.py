@@ -25,9 +25,10 @@ RUN_AWAY = """
 import os, sys, time
 if os.fork() == 0:
     os.setsid()
-    if os.fork() == 0:
-        print(os.getpid(), flush=True)
+    orphan = os.fork()
+    if orphan == 0:
         os.execve("/bin/sleep", ["sleep", "300"], dict() if "bare" in sys.argv else dict(os.environ))
+    print(orphan, flush=True)
     os._exit(0)
 os.wait()
 """

@@ -34,7 +34,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """One answer. `pieces` is how many parts its text is streamed in; with `hangs` it is never ended."""
+    """One answer. `pieces` is how many parts its text is streamed in; with `hangs` it is never ended.
+
+    `finish` is why it has ended, as chat has it, where that is not told by the calls.
+    """
 
     text: str = ""
     calls: tuple[Call, ...] = ()
@@ -42,6 +45,7 @@ class Reply:
     output_tokens: int = 10
     pieces: int = 2
     hangs: bool = False
+    finish: str = ""
 
     def parts(self) -> list[str]:
         size = max(1, -(-len(self.text) // self.pieces))
@@ -160,7 +164,7 @@ class _Chat:
         message: dict[str, Any] = {"role": "assistant", "content": reply.text or None}
         if reply.calls:
             message["tool_calls"] = cls._calls(number, reply)
-        choice = {"index": 0, "message": message, "finish_reason": "tool_calls" if reply.calls else "stop"}
+        choice = {"index": 0, "message": message, "finish_reason": cls._finish(reply)}
         head = {"id": f"chatcmpl-{number}", "object": "chat.completion", "created": 1, "model": body.get("model", "m")}
         return {**head, "choices": [choice], "usage": cls._usage(reply)}
 
@@ -177,9 +181,13 @@ class _Chat:
             yield chunk({"content": part})
         for index, call in enumerate(cls._calls(number, reply)):
             yield chunk({"tool_calls": [{"index": index, **call}]})
-        yield chunk({}, "tool_calls" if reply.calls else "stop")
+        yield chunk({}, cls._finish(reply))
         if body.get("stream_options", {}).get("include_usage"):
             yield "", {**head, "choices": [], "usage": cls._usage(reply)}
+
+    @staticmethod
+    def _finish(reply: Reply) -> str:
+        return reply.finish or ("tool_calls" if reply.calls else "stop")
 
     @staticmethod
     def _calls(number: int, reply: Reply) -> list[dict[str, Any]]:

@@ -19,8 +19,11 @@ def find_program(spec: AgentSpec, environ: Mapping[str, str]) -> str:
 
     A name without a slash is looked up in the PATH of the spec or else of `environ`; a relative
     path counts from the spec's working directory. A name with a placeholder is known only when
-    there is a task: it is given back as it stands. Raises KapellError PROGRAM_NOT_FOUND.
+    there is a task: it is given back as it stands. Empty for a spec without a program.
+    Raises KapellError PROGRAM_NOT_FOUND.
     """
+    if not spec.HasField("command"):
+        return ""
     command = spec.command
     name = command.argv[0].replace("{{", "\0").replace("}}", "\1")
     if "{" in name:
