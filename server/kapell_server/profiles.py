@@ -16,6 +16,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from kapell.v1 import agent_pb2
 from kapell.v1.agent_pb2 import (
+    AgentLimits,
     AgentPool,
     AgentProfile,
     AgentSpec,
@@ -25,7 +26,7 @@ from kapell.v1.agent_pb2 import (
     RestartPolicy,
 )
 
-_PROFILE_KEYS = ("description", "agent_types", "slots", "command", "llm", "python", "restart", "pool")
+_PROFILE_KEYS = ("description", "agent_types", "slots", "command", "llm", "python", "limits", "restart", "pool")
 _RESTART_KEYS = ("mode", "first_pause", "longest_pause", "max_restarts", "stable_after")
 _COMMAND_KEYS = (
     "argv",
@@ -63,9 +64,12 @@ _RESTARTS = {
     "on-failure": agent_pb2.RESTART_MODE_ON_FAILURE,
     "always": agent_pb2.RESTART_MODE_ALWAYS,
 }
+_LIMIT_KEYS = ("memory", "cpu_time", "wall_time", "open_files", "processes", "output")
 _POOL_KEYS = ("min", "max", "idle_stop")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]i?B|B)", re.IGNORECASE)
+_SIZES = {"B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
@@ -111,6 +115,8 @@ def _profile(name: str, table: Any, where: str) -> AgentProfile:
         slots=expect(table.get("slots", 1), int, f"{where}.slots", "a whole number"),
         **{key: _RUNTIMES[key](table[key], f"{where}.{key}") for key in runtimes},
     )
+    if "limits" in table:
+        spec.limits.CopyFrom(_limits(table["limits"], f"{where}.limits"))
     if "restart" in table:
         spec.restart.CopyFrom(_restart(table["restart"], f"{where}.restart"))
     description = expect(table.get("description", ""), str, f"{where}.description", "text")
@@ -185,6 +191,21 @@ def _python(table: Any, where: str) -> PythonRuntime:
 _RUNTIMES: dict[str, Callable[[Any, str], Any]] = {"command": _command, "llm": _llm, "python": _python}
 
 
+def _limits(value: Any, where: str) -> AgentLimits:
+    table = expect(value, dict, where, "a table")
+    refuse_unknown(table, _LIMIT_KEYS, where)
+    limits = AgentLimits(
+        memory_bytes=_bytes(table.get("memory", 0), f"{where}.memory"),
+        open_files=expect(table.get("open_files", 0), int, f"{where}.open_files", "a whole number"),
+        processes=expect(table.get("processes", 0), int, f"{where}.processes", "a whole number"),
+        output_bytes=_bytes(table.get("output", 0), f"{where}.output"),
+    )
+    for key in ("cpu_time", "wall_time"):
+        if key in table:
+            getattr(limits, key).CopyFrom(_duration(table[key], f"{where}.{key}"))
+    return limits
+
+
 def _restart(value: Any, where: str) -> RestartPolicy:
     """A mode by itself, or a table with a mode and how patient to be."""
     table = {"mode": value} if isinstance(value, str) else expect(value, dict, where, "a mode or a table")
@@ -246,6 +267,13 @@ def read_seconds(value: Any, name: str) -> float:
     if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
         return float(match[1]) * _UNITS[match[2]]
     return float(expect(value, (int, float), name, 'a number of seconds or a text like "5s"'))
+
+
+def _bytes(value: Any, name: str) -> int:
+    """Bytes from a number, or from a text such as "512 MiB" or "2GB"."""
+    if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+        return int(float(match[1]) * _SIZES[match[2].upper()])
+    return int(expect(value, int, name, 'a number of bytes or a text like "512MiB"'))
 
 
 def _kind(value: Any) -> str:

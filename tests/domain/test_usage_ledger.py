@@ -21,14 +21,21 @@ from kapell.v1.usage_pb2 import (
     UsageOutcomeKind,
     UsageRecord,
 )
-from kapell.v1.worker_pb2 import CompleteTaskRequest, FailTaskRequest, HeartbeatRequest, LeaseBeat, ReportUsageRequest
+from kapell.v1.worker_pb2 import (
+    LEASE_DIRECTIVE_LOST,
+    CompleteTaskRequest,
+    FailTaskRequest,
+    HeartbeatRequest,
+    LeaseBeat,
+    ReportUsageRequest,
+)
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.usage.entry import usage_id_of_agent, usage_id_of_task
 from kapell_server.domain.usage.figures import Figures, Sums, nanos
 from kapell_server.domain.usage.reprice import RepriceCommand
 
 from tests.domain.usage_corpus import CORPUS
-from tests.domain.world import World
+from tests.domain.world import World, as_agent
 
 
 def record(record_id: str = "msg_1", **fields: Any) -> UsageRecord:
@@ -96,6 +103,12 @@ def test_the_corpus_in_one_call_and_in_any_order_is_the_same(name: str) -> None:
     send(world, *[raw(payload) for payload in reversed(case.payloads)])
 
     assert counting(world) == case.expected
+
+
+@pytest.mark.parametrize("provider", ["anthropic", "openai", "gemini"])
+@pytest.mark.parametrize("way", ["stream", "resumed", "forked", "sub-agent", "retried"])
+def test_the_corpus_has_every_way_to_count_twice_of_every_provider(provider: str, way: str) -> None:
+    assert any(name.startswith(provider) and way in name for name in CORPUS)
 
 
 def test_a_payload_that_is_no_record_yet_says_so_and_changes_nothing() -> None:
@@ -278,14 +291,71 @@ def test_usage_comes_with_heartbeats_and_with_the_end_of_an_attempt_and_once() -
     assert own(world, task).records == 3
 
 
-def test_a_superseded_attempt_records_nothing() -> None:
+def test_what_a_superseded_attempt_has_used_is_recorded_as_its_own_and_changes_nothing_else() -> None:
     world = World()
     worker = world.register()
     task = world.create()
     world.lease(worker)
     token = world.token(task)
-    world.do(CompleteTaskRequest(lease_token=token))
+    world.fail(task)
+    world.advance(60)
+    world.beat(worker)
+    world.lease(worker)
+    before = world.task(task)
 
+    for _ in range(2):
+        late = world.do(ReportUsageRequest(lease_token=token, records=[record("a")]))
+        assert late.directive == LEASE_DIRECTIVE_LOST
+
+    assert kinds(late.outcomes) == ["DUPLICATE"]
+    [version] = world.rows.usage.versions(["a"])
+    assert (version.record.task_id, version.record.attempt, version.record.agent_id) == (task, 1, worker)
+    assert own(world, task).records == 1
+    assert world.task(task) == before
+    assert world.state.leases.by_task[task].attempt == 2
+    for request in (
+        CompleteTaskRequest(lease_token=token, usage=[record("b")]),
+        FailTaskRequest(lease_token=token, usage=[record("b")]),
+    ):
+        with world.refuses("LEASE_LOST"):
+            world.do(request)
+    assert own(world, task).records == 1
+
+
+def test_a_heartbeat_brings_the_usage_of_lost_leases() -> None:
+    world = World()
+    worker = world.register()
+    task = world.create()
+    world.lease(worker)
+    token = world.token(task)
+    world.fail(task)
+
+    beat = LeaseBeat(lease_token=token, usage=[record("a")])
+    [status] = world.do(HeartbeatRequest(agent_id=worker, leases=[beat])).leases
+
+    assert status.directive == LEASE_DIRECTIVE_LOST
+    assert own(world, task).records == 1
+
+
+def test_usage_of_an_attempt_that_is_nobodys_is_refused() -> None:
+    world = World()
+    other = world.register()
+    worker = world.register()
+    task = world.create()
+    world.lease(worker)
+    token = world.token(task)
+    world.complete(task)
+
+    with world.refuses("NOT_OWNER"):
+        world.do(ReportUsageRequest(lease_token=token, records=[record("a")]), caller=as_agent(world.agent(other)))
+    with world.refuses("LEASE_LOST"):
+        world.do(ReportUsageRequest(lease_token=token + "x", records=[record("a")]))
+    world.delete(task)
+    world.advance(1)
+    again = world.create(task_id=task)
+    world.beat(worker)
+    world.lease(worker)
+    world.complete(again)
     with world.refuses("LEASE_LOST"):
         world.do(ReportUsageRequest(lease_token=token, records=[record("a")]))
 
@@ -326,6 +396,21 @@ def test_costing_anew_changes_what_differs_and_only_that() -> None:
     assert (line.model, line.unpriced_before, nanos(line.cost_after)) == ("wonder-1", 1, 1_200_000)
     assert own(world, task) == Sums(3, 3000, 0, 0, 0, 300, 0, 4_500_000 + 1_200_000 + 1_000_000_000)
     assert kinds(send(world, record("b", provider="acme", model="wonder-1", task_id=task))) == ["DUPLICATE"]
+
+
+def test_what_was_costed_anew_is_costed_anew_when_its_price_changes_again() -> None:
+    world = World()
+    send(world, record("a", provider="acme", model="wonder-1"))
+    costs = []
+
+    for dollars in (1, 2, 3):
+        rates = {"input": Money(units=dollars), "output": Money(units=dollars)}
+        world.do(SetPriceRequest(price=Price(provider="acme", model="wonder-1", rates=rates)))
+        world.do(RepriceCommand(RepriceUsageRequest(), ("a",), False))
+        [current] = world.rows.usage.counting()
+        costs.append((nanos(current.record.cost), current.record.cost_basis))
+
+    assert costs == [(dollars * 1_100_000, USAGE_BASIS_DERIVED) for dollars in (1, 2, 3)]
 
 
 def test_a_refused_price_leaves_no_trace() -> None:

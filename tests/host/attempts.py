@@ -27,6 +27,8 @@ class RecordedAttempt:
     progress_seen: list[tuple[float | None, str, str]] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     lease_lost: asyncio.Event = field(default_factory=asyncio.Event)
+    paused: asyncio.Event = field(default_factory=asyncio.Event)
+    continued: asyncio.Event = field(default_factory=asyncio.Event)
     room: asyncio.Event = field(default_factory=asyncio.Event)
     artifacts: dict[str, bytes] = field(default_factory=dict)
     refused: dict[str, Exception] = field(default_factory=dict)
@@ -61,6 +63,18 @@ class RecordedAttempt:
     def usage_from(self, response: Mapping[str, object], *, record_id: str = "", series: str = "") -> None:
         self.used.append(dict(response))
         self.record_ids.append(record_id)
+
+    async def budget_room(self) -> None:
+        waits = [asyncio.create_task(event.wait()) for event in (self.continued, self.cancelled)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if self.cancelled.is_set():
+            raise asyncio.CancelledError
+        self.paused.clear()
+        self.continued.clear()
 
     def program_ended(self) -> None:
         self.has_ended = True
@@ -103,6 +117,13 @@ class RecordedAttempt:
     @property
     def remarks(self) -> list[str]:
         return [text for stream, text in self.lines if stream == LOG_STREAM_SYSTEM]
+
+    async def until_remark(self, text: str) -> None:
+        """Waits until the runtime has remarked something with this text."""
+        async with asyncio.timeout(20):
+            while not any(text in remark for remark in self.remarks):
+                self._changed.clear()
+                await self._changed.wait()
 
     async def until_stdout(self, count: int) -> list[str]:
         """Waits until the program has written `count` lines."""

@@ -14,6 +14,7 @@ from kapell.v1.agent_pb2 import (
     RESTART_MODE_ALWAYS,
     RESTART_MODE_ON_FAILURE,
     RESULT_FORMAT_JSON,
+    AgentLimits,
     AgentPool,
     RestartPolicy,
 )
@@ -235,6 +236,24 @@ def test_a_profile_says_when_its_agents_are_started_again(tmp_path: Path) -> Non
 def test_a_restart_that_cannot_be_is_refused(tmp_path: Path, line: str, words: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)):
         loaded(tmp_path, f'[profiles.bad]\ncommand = {{ argv = ["true"] }}\n{line}')
+
+
+def test_a_profile_may_limit_what_its_attempts_use(tmp_path: Path) -> None:
+    table = (
+        '{ memory = "512MiB", cpu_time = "10m", wall_time = 3600, open_files = 256, processes = 64, output = "1GB" }'
+    )
+    config = loaded(tmp_path, f'[profiles.small]\ncommand = {{ argv = ["true"] }}\nlimits = {table}')
+
+    assert config.profiles["small"].spec.limits == AgentLimits(
+        memory_bytes=512 << 20,
+        cpu_time=Duration(seconds=600),
+        wall_time=Duration(seconds=3600),
+        open_files=256,
+        processes=64,
+        output_bytes=10**9,
+    )
+    with pytest.raises(ConfigError, match="memory must be a number of bytes or a text like"):
+        loaded(tmp_path, '[profiles.bad]\ncommand = { argv = ["true"] }\nlimits = { memory = "much" }')
 
 
 def test_a_profile_may_be_a_pool(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from kapell.v1 import (
 from kapell_server.domain.alerts import alerts
 from kapell_server.domain.approvals import decision, expiry, inbox, request, rules
 from kapell_server.domain.budgets import budget, reservation
-from kapell_server.domain.budgets.budgets import HOLD_SUBJECT
+from kapell_server.domain.budgets.edges import HOLD_SUBJECT, look_at_hold
 from kapell_server.domain.locks import deadlock, grants, lock, resumption, session, ticket, views
 from kapell_server.domain.queueing import explain, queue, start_blockers
 from kapell_server.domain.schedules import schedule, schedule_run
@@ -248,7 +248,7 @@ _LOOKS: dict[str, Callable[[State, str], object]] = {
     "budget": lambda state, subject_id: state.budgets.look(subject_id),
     "reservation": reservation.look_at_reservation,
     "pool": pooling.look_at_pool,
-    "hold": lambda state, subject_id: state.budgets.look_at_hold(subject_id.removeprefix(HOLD_SUBJECT)),
+    "hold": lambda state, subject_id: look_at_hold(state, subject_id.removeprefix(HOLD_SUBJECT)),
     "alert": lambda state, subject_id: state.alerts.look(subject_id),
     USAGE: lambda state, _: state.usage.tell(),
 }

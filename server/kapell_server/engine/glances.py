@@ -14,10 +14,10 @@ from typing import Any
 from kapell.rules.redaction import Redactor
 from kapell.v1.budget_pb2 import Budget
 from kapell.v1.lock_pb2 import CheckFenceRequest, CheckFenceResponse
-from kapell.v1.task_pb2 import TASK_STATE_CANCELLING, Task
+from kapell.v1.task_pb2 import Task
 from kapell.v1.token_pb2 import Token
 from kapell.v1.usage_pb2 import RepriceUsageRequest, UsageRecord
-from kapell.v1.worker_pb2 import LEASE_DIRECTIVE_CANCEL, LEASE_DIRECTIVE_CONTINUE
+from kapell.v1.worker_pb2 import LEASE_DIRECTIVE_CONTINUE
 
 from kapell_server.clock import Clock
 from kapell_server.domain.access import Caller
@@ -53,8 +53,8 @@ class Glances:
             attempt.renew(self._state, lease, self._clock.now_ns())
             lease.news_ns = self._clock.now_ns()
         task = self._state.cached_task(lease.task_id)
-        cancelling = task is not None and task.state == TASK_STATE_CANCELLING
-        return lease.task_id, lease.attempt, LEASE_DIRECTIVE_CANCEL if cancelling else LEASE_DIRECTIVE_CONTINUE
+        directive = attempt.directive(task) if task is not None else LEASE_DIRECTIVE_CONTINUE
+        return lease.task_id, lease.attempt, directive
 
     def check_fence(self, request: CheckFenceRequest) -> CheckFenceResponse:
         """The lock that covers the path with this token. Raises FENCING_TOKEN_STALE. Does not pass the writer."""

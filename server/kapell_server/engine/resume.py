@@ -21,7 +21,7 @@ from kapell_server.store.database import Connection
 from kapell_server.store.loads import RowLoader, load_resumption
 from kapell_server.store.remembered import request_key
 from kapell_server.store.token_rows import load_audit_number, load_token_digests
-from kapell_server.store.usage_rows import load_last_numbers, load_untold
+from kapell_server.store.usage_rows import load_last_numbers, load_untold, load_whole
 
 
 def resume(connection: Connection, state: State, now_ns: int) -> None:
@@ -61,5 +61,5 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
     state.token_digests.update(load_token_digests(connection))
     state.audit_number = load_audit_number(connection)
     load_deadlines(connection, state, 0)
-    state.usage.resume(*load_last_numbers(connection), load_untold(connection))
+    state.usage.resume(load_last_numbers(connection), load_whole(connection), load_untold(connection))
     state.bulk_jobs.update((job.key, job) for job in load_bulk_jobs(connection))

@@ -43,6 +43,7 @@ from kapell_server.domain.access import system
 from kapell_server.domain.errors import KapellError
 from kapell_server.engine.facts import AgentProcessExited, AgentProcessStarted, AgentStartFailed
 from kapell_server.spawner.gate import StartGate
+from kapell_server.spawner.host_log import last_words
 from kapell_server.spawner.host_process import HostLauncher, HostProcess, adopt
 from kapell_server.spawner.ports import Engine, Reads
 from kapell_server.spawner.process_tree import Process
@@ -224,6 +225,9 @@ class Keeper:
         reason = self._verdict or f"its host {exit.message}"
         if not self._verdict and self._agent.state in (AGENT_STATE_PENDING, AGENT_STATE_STARTING):
             reason += " before it registered"
+        if exit.code:
+            words = await asyncio.to_thread(last_words, self._site.launcher.log_path(self.agent_id))
+            reason += f", saying: {words}" if words else ""
         reason += f"; see: kapell agent logs {self.agent_id}"
         await self._report(AgentProcessExited(self.agent_id, exit, reason))
 

@@ -13,7 +13,7 @@ from typing import Literal, Unpack
 from kapell._locks.environment import KnownLock, known
 from kapell._locks.holding import HeldLocks, wanted_locks
 from kapell._upload import creation, upload
-from kapell._worker import approvals, children
+from kapell._worker import approvals, budgets, children
 from kapell._worker.approvals import Verdict
 from kapell._worker.leases import Lease
 from kapell._worker.session import Session
@@ -35,6 +35,7 @@ from kapell.v1.common_pb2 import LOG_STREAM_STDOUT, LogStream
 from kapell.v1.lock_pb2 import LockItem
 from kapell.v1.task_pb2 import (
     ATTEMPT_WAIT_KIND_APPROVAL,
+    ATTEMPT_WAIT_KIND_BUDGET,
     ATTEMPT_WAIT_KIND_LOCK,
     ATTEMPT_WAIT_KIND_PROVIDER,
     AttemptWait,
@@ -43,10 +44,11 @@ from kapell.v1.task_pb2 import (
     TaskSpec,
 )
 
-WaitsFor = Literal["approval", "lock", "provider"]
+WaitsFor = Literal["approval", "budget", "lock", "provider"]
 
 _WAIT_KINDS: dict[WaitsFor, AttemptWaitKind.ValueType] = {
     "approval": ATTEMPT_WAIT_KIND_APPROVAL,
+    "budget": ATTEMPT_WAIT_KIND_BUDGET,
     "lock": ATTEMPT_WAIT_KIND_LOCK,
     "provider": ATTEMPT_WAIT_KIND_PROVIDER,
 }
@@ -157,6 +159,20 @@ class TaskContext:
         `kapell.records.raw_usage_record`. Texts in it are not sent.
         """
         self._lease.usage.put(raw_usage_record(response, record_id=record_id, series=series))
+
+    @property
+    def paused(self) -> asyncio.Event:
+        """Set while a budget has no room for what the work would use: it should use nothing until there is some."""
+        return self._lease.paused
+
+    async def budget_room(self) -> None:
+        """Waits until the work may use more; to be called before each call of a model, the usage of the last one said.
+
+        Returns at once where no budget has paused it, and goes on waiting through restarts of the server; who reads
+        the task sees what it waits for. What was said by `usage` counts, so it waits until that has arrived. Raises
+        CancelledError when the task is cancelled, as where somebody has refused to let it use more.
+        """
+        await budgets.room(self._lease, self.waiting)
 
     @contextmanager
     def waiting(self, kind: WaitsFor, detail: str = "", *, until: Instant | None = None) -> Iterator[None]:

@@ -92,6 +92,8 @@ def _why(task: Task) -> str:
         waits.insert(0, "for other tasks")
     if task.HasField("waiting"):
         waits.append(_waiting_text(task.waiting))
+    elif task.HasField("pause"):
+        waits.append(f"told to pause: {task.pause.reason}")
     return ", ".join([*said, *waits])
 
 

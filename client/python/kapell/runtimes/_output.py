@@ -154,6 +154,8 @@ class Pump:
         transcript: Transcript | None = None,
     ) -> None:
         self.kept = Kept(keep)
+        self.read = 0
+        """Bytes that have come."""
         self._attempt = attempt
         self._stream = stream
         self._progress = progress
@@ -165,6 +167,7 @@ class Pump:
     async def run(self, reader: asyncio.StreamReader) -> None:
         """Reads until the stream ends."""
         while chunk := await reader.read(_SKIM_BYTES if self._attempt.log_full else _READ_BYTES):
+            self.read += len(chunk)
             chunk = self._masked.feed(chunk)
             if self._transcript is not None or not self._attempt.log_full:
                 self._take(self._lines.feed(chunk))

@@ -8,6 +8,7 @@ The program's output is the task's log, line by line; its exit is the outcome:
     not on this machine    PROGRAM_NOT_FOUND
     could not be started   SETUP_FAILED
     result not as agreed   RESULT_INVALID
+    beyond its limits      LIMIT_EXCEEDED
 
 A line on standard output of the form `::progress 40% linking` (or `::progress - linking`, where
 it cannot be measured) becomes the task's progress and is not logged.
@@ -15,6 +16,10 @@ it cannot be measured) becomes the task's progress and is not logged.
 The program runs in a session of its own, with an environment made from an allow-list, the spec and
 KAPELL_TASK_ID, KAPELL_ATTEMPT, KAPELL_AGENT_ID, KAPELL_PROMPT, KAPELL_INPUT_FILE,
 KAPELL_RESULT_FILE, KAPELL_ARTIFACTS_DIR and KAPELL_LOCKS; it never sees a token that opens the API.
+
+While a budget has no room for what the attempt would use, its process group is stopped (SIGSTOP), and goes on
+(SIGCONT) when there is; its leases are kept meanwhile, and so are its slot and its locks. A process that has left the
+group is not reached, and a call that is under way at the provider goes on there: it is paid for.
 What it leaves in that directory becomes artifacts of the task, also where it failed, but not where
 it was cancelled. Whichever way the attempt ends, the program and all that it started are ended with
 it: SIGTERM and a grace when it is cancelled, SIGKILL otherwise.
@@ -30,21 +35,31 @@ from kapell.runtimes import _result, _usage, placeholders
 from kapell.runtimes._output import Capture
 from kapell.runtimes._processes import become_subreaper
 from kapell.runtimes._program import Ending, Launch, Program
-from kapell.runtimes._running import DEFAULT_KILL_GRACE, ProgramRuntime, died, first, keep_artifacts, remark
+from kapell.runtimes._running import (
+    DEFAULT_KILL_GRACE,
+    ProgramRuntime,
+    died,
+    first,
+    keep_artifacts,
+    keep_pauses,
+    remark,
+    settle,
+)
 from kapell.runtimes._sessions import KnownSession, Sessions
 from kapell.runtimes._setup import prepare
 from kapell.runtimes._transcript import Transcript
 from kapell.runtimes.adapters import adapter_for
 from kapell.runtimes.adapters.contract import Verdict
 from kapell.runtimes.contract import Attempt
-from kapell.v1.agent_pb2 import RESULT_FORMAT_JSON, AgentSpec, CommandRuntime
+from kapell.v1.agent_pb2 import RESULT_FORMAT_JSON, AgentLimits, AgentSpec, CommandRuntime
 from kapell.v1.common_pb2 import LOG_STREAM_SYSTEM
 from kapell.v1.task_pb2 import Task
 
 
 def build(spec: AgentSpec, *, agent_id: str, directory: Path) -> Command:
     """The runtime of a spec. Raises ValueError for a template that can never be filled in."""
-    return Command(spec.command, agent_id=agent_id, directory=directory, is_subreaper=become_subreaper())
+    subreaper = become_subreaper()
+    return Command(spec.command, agent_id=agent_id, directory=directory, is_subreaper=subreaper, limits=spec.limits)
 
 
 class _SessionRefused(Exception):
@@ -54,12 +69,20 @@ class _SessionRefused(Exception):
 class Command(ProgramRuntime):
     """Runs the program of `spec` for each task. Each attempt has its own directory below `directory`."""
 
-    def __init__(self, spec: CommandRuntime, *, agent_id: str, directory: Path, is_subreaper: bool = False) -> None:
+    def __init__(
+        self,
+        spec: CommandRuntime,
+        *,
+        agent_id: str,
+        directory: Path,
+        is_subreaper: bool = False,
+        limits: AgentLimits | None = None,
+    ) -> None:
         for template in (*spec.argv, spec.stdin, *spec.env.values()):
             placeholders.check(template)
         for template in spec.resume_argv:
             placeholders.check(template, placeholders.WITH_SESSION)
-        super().__init__(directory=directory, is_subreaper=is_subreaper)
+        super().__init__(directory=directory, is_subreaper=is_subreaper, limits=limits)
         self._sessions = Sessions(directory / "sessions")
         self._spec = spec
         self._agent_id = agent_id
@@ -119,12 +142,17 @@ class Command(ProgramRuntime):
         as_json = self._spec.result_format == RESULT_FORMAT_JSON
         keep = _result.MAX_JSON_BYTES if as_json else _result.TEXT_BYTES
         capture = Capture(attempt, keep=keep, transcript=transcript)
+        program.written = lambda: capture.stdout.read + capture.stderr.read
+        pausing = asyncio.create_task(keep_pauses(program, attempt), name=f"pauses of {attempt.task_id}")
         try:
             await capture.open(program.stdout, program.stderr)
             await first(program.exited(), attempt.cancelled.wait(), attempt.lease_lost.wait(), abandoned.wait())
+            pausing.cancel()  # It lets a program that is stopped go on, so that it hears a SIGTERM.
+            await settle(pausing)
             if attempt.cancelled.is_set() and not attempt.lease_lost.is_set() and not abandoned.is_set():
                 await self._stop(program, attempt, abandoned)
         finally:
+            pausing.cancel()
             ending = await program.end()
             await capture.drain()
         remark(attempt, ending)

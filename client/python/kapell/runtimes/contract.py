@@ -68,6 +68,15 @@ class Attempt(Protocol):
         """Says what the work has used, in a provider's own words. Never waits."""
         ...
 
+    @property
+    def paused(self) -> asyncio.Event:
+        """Set while a budget has no room for what the work would use: it is to use nothing."""
+        ...
+
+    async def budget_room(self) -> None:
+        """Waits until the work may use more, and says so meanwhile. Raises CancelledError where it is to stop."""
+        ...
+
     def program_ended(self) -> None:
         """Says that the program which does the work has ended; its outcome is expected within 60 s."""
         ...

@@ -102,11 +102,13 @@ class _AgentActivityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AgentAc
     """It sends heartbeats and has a slot free, but for 2 minutes it has not asked for a task."""
     AGENT_ACTIVITY_FINISHED_NOT_REPORTED: _AgentActivity.ValueType  # 9
     """Its programs have ended, but it has not said how. After 60 s such an attempt is LOST with NOT_REPORTED."""
+    AGENT_ACTIVITY_WAITING_FOR_BUDGET: _AgentActivity.ValueType  # 10
+    """Its tasks wait, one for room in a budget."""
 
 class AgentActivity(_AgentActivity, metaclass=_AgentActivityEnumTypeWrapper):
     """What an agent is doing. With several tasks: WORKING while work goes on at one of
     them, else the first that is true of one: FINISHED_NOT_REPORTED, STALLED,
-    WAITING_FOR_APPROVAL, WAITING_FOR_LOCK, RATE_LIMITED.
+    WAITING_FOR_APPROVAL, WAITING_FOR_BUDGET, WAITING_FOR_LOCK, RATE_LIMITED.
     """
 
 AGENT_ACTIVITY_UNSPECIFIED: AgentActivity.ValueType  # 0
@@ -131,6 +133,8 @@ AGENT_ACTIVITY_NOT_POLLING: AgentActivity.ValueType  # 8
 """It sends heartbeats and has a slot free, but for 2 minutes it has not asked for a task."""
 AGENT_ACTIVITY_FINISHED_NOT_REPORTED: AgentActivity.ValueType  # 9
 """Its programs have ended, but it has not said how. After 60 s such an attempt is LOST with NOT_REPORTED."""
+AGENT_ACTIVITY_WAITING_FOR_BUDGET: AgentActivity.ValueType  # 10
+"""Its tasks wait, one for room in a budget."""
 Global___AgentActivity: _TypeAlias = AgentActivity  # noqa: Y015
 
 class _ResultFormat:
@@ -547,6 +551,54 @@ class RestartPolicy(_message.Message):
 Global___RestartPolicy: _TypeAlias = RestartPolicy  # noqa: Y015
 
 @_typing.final
+class AgentLimits(_message.Message):
+    """What one attempt may use of the agent's machine: its program and all that it starts, together. More ends the
+    attempt with LIMIT_EXCEEDED, which is not retried by itself. Looked at several times a second.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    CPU_TIME_FIELD_NUMBER: _builtins.int
+    WALL_TIME_FIELD_NUMBER: _builtins.int
+    OPEN_FILES_FIELD_NUMBER: _builtins.int
+    PROCESSES_FIELD_NUMBER: _builtins.int
+    OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
+    memory_bytes: _builtins.int
+    """Resident memory in bytes; what processes share counts once. 0: no limit; else at least 1 MiB."""
+    open_files: _builtins.int
+    """Files that each of its processes may have open; the system keeps this one. 0: the host's own limit."""
+    processes: _builtins.int
+    """Processes at a time. 0: no limit."""
+    output_bytes: _builtins.int
+    """Bytes written to stdout and stderr. 0: no limit; what the log keeps has its own."""
+    @_builtins.property
+    def cpu_time(self) -> _duration_pb2.Duration:
+        """Processor time. Unset: no limit."""
+
+    @_builtins.property
+    def wall_time(self) -> _duration_pb2.Duration:
+        """Time from its start. Unset: no limit but the task's run timeout."""
+
+    def __init__(
+        self,
+        *,
+        memory_bytes: _builtins.int = ...,
+        cpu_time: _duration_pb2.Duration | None = ...,
+        wall_time: _duration_pb2.Duration | None = ...,
+        open_files: _builtins.int = ...,
+        processes: _builtins.int = ...,
+        output_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cpu_time", b"cpu_time", "wall_time", b"wall_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_time", b"cpu_time", "memory_bytes", b"memory_bytes", "open_files", b"open_files", "output_bytes", b"output_bytes", "processes", b"processes", "wall_time", b"wall_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentLimits: _TypeAlias = AgentLimits  # noqa: Y015
+
+@_typing.final
 class AgentSpec(_message.Message):
     """What an agent is made of."""
 
@@ -557,6 +609,7 @@ class AgentSpec(_message.Message):
     COMMAND_FIELD_NUMBER: _builtins.int
     LLM_FIELD_NUMBER: _builtins.int
     PYTHON_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     RESTART_FIELD_NUMBER: _builtins.int
     slots: _builtins.int
     """Tasks at a time, 1 to 256. Unset: 1."""
@@ -577,6 +630,10 @@ class AgentSpec(_message.Message):
         """Functions in Python."""
 
     @_builtins.property
+    def limits(self) -> Global___AgentLimits:
+        """What one attempt may use of the machine. Unset: no limits."""
+
+    @_builtins.property
     def restart(self) -> Global___RestartPolicy:
         """Whether its process is started again when it has ended. Unset: never."""
 
@@ -588,11 +645,12 @@ class AgentSpec(_message.Message):
         command: Global___CommandRuntime | None = ...,
         llm: Global___LlmRuntime | None = ...,
         python: Global___PythonRuntime | None = ...,
+        limits: Global___AgentLimits | None = ...,
         restart: Global___RestartPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "llm", b"llm", "python", b"python", "restart", b"restart", "runtime", b"runtime"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "limits", b"limits", "llm", b"llm", "python", b"python", "restart", b"restart", "runtime", b"runtime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_types", b"agent_types", "command", b"command", "llm", b"llm", "python", b"python", "restart", b"restart", "runtime", b"runtime", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_types", b"agent_types", "command", b"command", "limits", b"limits", "llm", b"llm", "python", b"python", "restart", b"restart", "runtime", b"runtime", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_runtime: _TypeAlias = _typing.Literal["command", "llm", "python"]  # noqa: Y015
     _WhichOneofArgType_runtime: _TypeAlias = _typing.Literal["runtime", b"runtime"]  # noqa: Y015

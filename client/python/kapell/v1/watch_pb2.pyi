@@ -56,6 +56,10 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """The task was cancelled."""
     EVENT_KIND_TASK_DELETED: _EventKind.ValueType  # 20
     """The task was deleted; the event carries its last form."""
+    EVENT_KIND_TASK_PAUSED: _EventKind.ValueType  # 180
+    """The running attempt is told to use no more: see Task.pause. Also where that changes."""
+    EVENT_KIND_TASK_CONTINUED: _EventKind.ValueType  # 181
+    """The attempt that was paused may go on."""
     EVENT_KIND_AGENT_SPAWNED: _EventKind.ValueType  # 40
     """An agent was asked for, or registered itself."""
     EVENT_KIND_AGENT_STATUS: _EventKind.ValueType  # 41
@@ -215,6 +219,10 @@ EVENT_KIND_TASK_CANCELLED: EventKind.ValueType  # 19
 """The task was cancelled."""
 EVENT_KIND_TASK_DELETED: EventKind.ValueType  # 20
 """The task was deleted; the event carries its last form."""
+EVENT_KIND_TASK_PAUSED: EventKind.ValueType  # 180
+"""The running attempt is told to use no more: see Task.pause. Also where that changes."""
+EVENT_KIND_TASK_CONTINUED: EventKind.ValueType  # 181
+"""The attempt that was paused may go on."""
 EVENT_KIND_AGENT_SPAWNED: EventKind.ValueType  # 40
 """An agent was asked for, or registered itself."""
 EVENT_KIND_AGENT_STATUS: EventKind.ValueType  # 41

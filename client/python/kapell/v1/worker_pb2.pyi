@@ -19,6 +19,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from kapell.v1 import agent_pb2 as _agent_pb2
+from kapell.v1 import budget_pb2 as _budget_pb2
 from kapell.v1 import common_pb2 as _common_pb2
 from kapell.v1 import task_pb2 as _task_pb2
 from kapell.v1 import usage_pb2 as _usage_pb2
@@ -46,7 +47,11 @@ class _LeaseDirectiveEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LeaseD
     LEASE_DIRECTIVE_CANCEL: _LeaseDirective.ValueType  # 2
     """Stop the work, then call FailTask."""
     LEASE_DIRECTIVE_LOST: _LeaseDirective.ValueType  # 3
-    """The attempt is no longer this agent's: stop the work and forget it."""
+    """The attempt is no longer this agent's: stop the work and forget it. Its usage may still be reported."""
+    LEASE_DIRECTIVE_PAUSE: _LeaseDirective.ValueType  # 4
+    """Use no more for now, and keep the lease: a budget has no room for more. Say by LeaseBeat.waiting that it waits;
+    CONTINUE or CANCEL follows. What is used all the same is recorded as overrun. Ending the attempt is always right.
+    """
 
 class LeaseDirective(_LeaseDirective, metaclass=_LeaseDirectiveEnumTypeWrapper):
     """What to do about a lease."""
@@ -58,7 +63,11 @@ LEASE_DIRECTIVE_CONTINUE: LeaseDirective.ValueType  # 1
 LEASE_DIRECTIVE_CANCEL: LeaseDirective.ValueType  # 2
 """Stop the work, then call FailTask."""
 LEASE_DIRECTIVE_LOST: LeaseDirective.ValueType  # 3
-"""The attempt is no longer this agent's: stop the work and forget it."""
+"""The attempt is no longer this agent's: stop the work and forget it. Its usage may still be reported."""
+LEASE_DIRECTIVE_PAUSE: LeaseDirective.ValueType  # 4
+"""Use no more for now, and keep the lease: a budget has no room for more. Say by LeaseBeat.waiting that it waits;
+CONTINUE or CANCEL follows. What is used all the same is recorded as overrun. Ending the attempt is always right.
+"""
 Global___LeaseDirective: _TypeAlias = LeaseDirective  # noqa: Y015
 
 class _AgentDirective:
@@ -370,7 +379,9 @@ class LeaseBeat(_message.Message):
 
     @_builtins.property
     def usage(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageRecord]:
-        """What the attempt has used since, at most 20 records; as in ReportUsage; see LeaseStatus.refused_usage."""
+        """What the attempt has used since, at most 20 records; as in ReportUsage, also where the lease is lost; see
+        LeaseStatus.refused_usage.
+        """
 
     def __init__(
         self,
@@ -426,6 +437,7 @@ class LeaseStatus(_message.Message):
     LEASE_TOKEN_FIELD_NUMBER: _builtins.int
     DIRECTIVE_FIELD_NUMBER: _builtins.int
     REFUSED_USAGE_FIELD_NUMBER: _builtins.int
+    PAUSE_FIELD_NUMBER: _builtins.int
     lease_token: _builtins.str
     """The lease."""
     directive: Global___LeaseDirective.ValueType
@@ -434,16 +446,21 @@ class LeaseStatus(_message.Message):
     def refused_usage(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageOutcome]:
         """Those of LeaseBeat.usage that could not be taken, and why."""
 
+    @_builtins.property
+    def pause(self) -> _budget_pb2.BudgetPause:
+        """Why, where it is PAUSE."""
+
     def __init__(
         self,
         *,
         lease_token: _builtins.str = ...,
         directive: Global___LeaseDirective.ValueType = ...,
         refused_usage: _abc.Iterable[_usage_pb2.UsageOutcome] | None = ...,
+        pause: _budget_pb2.BudgetPause | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pause", b"pause"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["directive", b"directive", "lease_token", b"lease_token", "refused_usage", b"refused_usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directive", b"directive", "lease_token", b"lease_token", "pause", b"pause", "refused_usage", b"refused_usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -530,7 +547,7 @@ class ReportProgressResponse(_message.Message):
     DIRECTIVE_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     directive: Global___LeaseDirective.ValueType
-    """CONTINUE or CANCEL."""
+    """CONTINUE, CANCEL or PAUSE."""
     revision: _builtins.int
     """Revision of the change."""
     def __init__(
@@ -584,13 +601,18 @@ class ReportUsageResponse(_message.Message):
     DIRECTIVE_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     OUTCOMES_FIELD_NUMBER: _builtins.int
+    PAUSE_FIELD_NUMBER: _builtins.int
     directive: Global___LeaseDirective.ValueType
-    """CONTINUE or CANCEL."""
+    """CONTINUE, CANCEL or PAUSE; LOST where the attempt has ended."""
     revision: _builtins.int
     """The newest revision."""
     @_builtins.property
     def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageOutcome]:
         """One entry a record, in the order of the request."""
+
+    @_builtins.property
+    def pause(self) -> _budget_pb2.BudgetPause:
+        """Why, where it is PAUSE."""
 
     def __init__(
         self,
@@ -598,10 +620,11 @@ class ReportUsageResponse(_message.Message):
         directive: Global___LeaseDirective.ValueType = ...,
         revision: _builtins.int = ...,
         outcomes: _abc.Iterable[_usage_pb2.UsageOutcome] | None = ...,
+        pause: _budget_pb2.BudgetPause | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pause", b"pause"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["directive", b"directive", "outcomes", b"outcomes", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directive", b"directive", "outcomes", b"outcomes", "pause", b"pause", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -651,7 +674,7 @@ class AppendTaskLogsResponse(_message.Message):
     next_offset: _builtins.int
     """Where the next append goes on."""
     directive: Global___LeaseDirective.ValueType
-    """CONTINUE or CANCEL."""
+    """CONTINUE, CANCEL or PAUSE."""
     revision: _builtins.int
     """The newest revision."""
     def __init__(
@@ -686,7 +709,9 @@ class CompleteTaskRequest(_message.Message):
 
     @_builtins.property
     def usage(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageRecord]:
-        """What the attempt has used and not reported yet, at most 100 records; as in ReportUsage."""
+        """What the attempt has used and not reported yet, at most 100 records; as in ReportUsage, but for a lease that is
+        lost: the whole call is refused then, so report it by ReportUsage.
+        """
 
     def __init__(
         self,
@@ -851,7 +876,9 @@ class FailTaskRequest(_message.Message):
 
     @_builtins.property
     def usage(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageRecord]:
-        """What the attempt has used and not reported yet, at most 100 records; as in ReportUsage."""
+        """What the attempt has used and not reported yet, at most 100 records; as in ReportUsage, but for a lease that is
+        lost: the whole call is refused then, so report it by ReportUsage.
+        """
 
     def __init__(
         self,
@@ -1086,7 +1113,7 @@ class WaitChildTasksResponse(_message.Message):
     ended: _builtins.bool
     """True when all have ended."""
     directive: Global___LeaseDirective.ValueType
-    """CONTINUE or CANCEL."""
+    """CONTINUE, CANCEL or PAUSE."""
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.Task]:
         """All children of the task, whichever attempt made them, the eldest first, without prompt and input.
@@ -1147,6 +1174,8 @@ class WatchDirectivesResponse(_message.Message):
     DIRECTIVE_FIELD_NUMBER: _builtins.int
     CANCEL_TASK_IDS_FIELD_NUMBER: _builtins.int
     DECIDED_APPROVAL_IDS_FIELD_NUMBER: _builtins.int
+    PAUSED_TASK_IDS_FIELD_NUMBER: _builtins.int
+    CONTINUED_TASK_IDS_FIELD_NUMBER: _builtins.int
     directive: Global___AgentDirective.ValueType
     """What the agent is to do."""
     @_builtins.property
@@ -1157,16 +1186,26 @@ class WatchDirectivesResponse(_message.Message):
     def decided_approval_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Approvals the agent has asked for that are not PENDING any more: read them with GetApproval."""
 
+    @_builtins.property
+    def paused_task_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tasks of the agent whose attempts are to use no more for now; Heartbeat says why."""
+
+    @_builtins.property
+    def continued_task_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tasks of the agent whose attempts were paused and may go on."""
+
     def __init__(
         self,
         *,
         directive: Global___AgentDirective.ValueType = ...,
         cancel_task_ids: _abc.Iterable[_builtins.str] | None = ...,
         decided_approval_ids: _abc.Iterable[_builtins.str] | None = ...,
+        paused_task_ids: _abc.Iterable[_builtins.str] | None = ...,
+        continued_task_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_task_ids", b"cancel_task_ids", "decided_approval_ids", b"decided_approval_ids", "directive", b"directive"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_task_ids", b"cancel_task_ids", "continued_task_ids", b"continued_task_ids", "decided_approval_ids", b"decided_approval_ids", "directive", b"directive", "paused_task_ids", b"paused_task_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -150,7 +150,9 @@ class WorkerServiceServicer:
 
     def ReportUsage(self, request, context):
         """Reports what the attempt has used: each response of a model once, known by its record_id, so that it may be
-        sent again. Errors: LEASE_LOST, NOT_OWNER.
+        sent again. Usage of an attempt that has ended or was superseded is taken as well, since it was paid for: it is
+        recorded as that attempt's, changes nothing else, and is answered with LOST.
+        Errors: LEASE_LOST (no such attempt: the token is damaged, or its task was deleted), NOT_OWNER.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

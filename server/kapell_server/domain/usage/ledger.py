@@ -18,6 +18,7 @@ from kapell.v1.error_pb2 import (
     ERROR_REASON_TASK_NOT_FOUND,
     ERROR_REASON_USAGE_CONFLICT,
 )
+from kapell.v1.task_pb2 import TaskAttempt
 from kapell.v1.usage_pb2 import (
     USAGE_BASIS_DERIVED,
     USAGE_BASIS_ESTIMATED,
@@ -38,12 +39,12 @@ from kapell_server.domain.copied import copied
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.state import State
 from kapell_server.domain.times import SECOND, stamp, timestamp_ns
-from kapell_server.domain.usage.entry import Entry, Measure, Series, dims_of, sums_of
-from kapell_server.domain.usage.figures import FIELDS, Figures, money, nanos
+from kapell_server.domain.usage.entry import Entry, Measure, dims_of, sums_of
+from kapell_server.domain.usage.figures import Figures, money
 from kapell_server.domain.usage.growth import Growth
 from kapell_server.domain.usage.raw import read_raw
 from kapell_server.domain.usage.reading import RawUsage, RawUsageError, plain
-from kapell_server.domain.workers.leases import Lease
+from kapell_server.domain.usage.series import Step, step_of
 
 _MOST_RAW = 16_384
 _DAY = 86_400 * SECOND
@@ -67,13 +68,13 @@ def record_usage(state: State, request: RecordUsageRequest) -> RecordUsageRespon
     return RecordUsageResponse(outcomes=outcomes, revision=state.revision)
 
 
-def take(state: State, records: Sequence[UsageRecord], lease: Lease | None = None) -> list[UsageOutcome]:
-    """Takes records, as those of the lease's attempt where there is one; an outcome for each."""
+def take(state: State, records: Sequence[UsageRecord], attempt: TaskAttempt | None = None) -> list[UsageOutcome]:
+    """Takes records, as those of one attempt where it is said, which may have ended; an outcome for each."""
     read = [_read(record) for record in records]
     uses = [use for one in read if not isinstance(one, UsageOutcome) for use in one]
-    _prefetch(state, (use.record for use in uses), lease)
+    _prefetch(state, (use.record for use in uses), attempt)
     growth = Growth(state)
-    outcomes = [one if isinstance(one, UsageOutcome) else _take_all(state, one, lease, growth) for one in read]
+    outcomes = [one if isinstance(one, UsageOutcome) else _take_all(state, one, attempt, growth) for one in read]
     growth.apply()
     return outcomes
 
@@ -83,12 +84,12 @@ def refused(outcomes: Iterable[UsageOutcome]) -> list[UsageOutcome]:
     return [outcome for outcome in outcomes if outcome.kind == USAGE_OUTCOME_KIND_REFUSED]
 
 
-def _prefetch(state: State, records: Iterable[UsageRecord], lease: Lease | None) -> None:
+def _prefetch(state: State, records: Iterable[UsageRecord], attempt: TaskAttempt | None) -> None:
     found = list(records)
     state.usage.prefetch((record.record_id for record in found), (record.series for record in found))
     task_ids = {record.task_id for record in found if record.task_id}
-    if lease is not None:
-        task_ids.add(lease.task_id)
+    if attempt is not None:
+        task_ids.add(attempt.task_id)
     # A task, its parent, the parent's parent: a query for each generation, not for each task.
     while task_ids:
         state.prefetch_tasks(task_ids)
@@ -176,7 +177,7 @@ def _check(record: UsageRecord) -> None:
 # -- taking ----------------------------------------------------------------------------------
 
 
-def _take_all(state: State, uses: Sequence[_Use], lease: Lease | None, growth: Growth) -> UsageOutcome:
+def _take_all(state: State, uses: Sequence[_Use], attempt: TaskAttempt | None, growth: Growth) -> UsageOutcome:
     """All uses that one sent record tells of, together or not at all; the outcome is that of the first."""
     mark = state.mark()
     kept = growth.mark()
@@ -184,7 +185,7 @@ def _take_all(state: State, uses: Sequence[_Use], lease: Lease | None, growth: G
     for use in uses:
         record_id = use.record.record_id
         try:
-            outcomes.append(_take(state, use, lease, growth))
+            outcomes.append(_take(state, use, attempt, growth))
         except KapellError as error:
             state.rollback(mark)
             growth.rollback(kept)
@@ -193,13 +194,15 @@ def _take_all(state: State, uses: Sequence[_Use], lease: Lease | None, growth: G
     return (news or outcomes)[0]
 
 
-def _take(state: State, use: _Use, lease: Lease | None, growth: Growth) -> UsageOutcome:
+def _take(state: State, use: _Use, attempt: TaskAttempt | None, growth: Growth) -> UsageOutcome:
     record = use.record
-    if lease is not None:
-        _own(record, lease)
-    series = _difference(state, record) if record.series else None
-    if record.series and series is None:
+    if attempt is not None:
+        _own(record, attempt)
+    step = step_of(state, record, own=attempt is not None) if record.series else None
+    if record.series and step is None:
         return UsageOutcome(record_id=record.series, kind=USAGE_OUTCOME_KIND_DUPLICATE)
+    if step is not None and not step.is_record:
+        return _outcome(_go_on(state, record.series, step, growth)[0].record, USAGE_OUTCOME_KIND_CORRECTED)
     versions = state.usage.versions(record.record_id)
     current = versions[-1] if versions else None
     kind = USAGE_OUTCOME_KIND_RECORDED
@@ -211,18 +214,24 @@ def _take(state: State, use: _Use, lease: Lease | None, growth: Growth) -> Usage
             # Whose it is was said before; by now the task may be gone.
             record.ClearField("task_id")
             record.ClearField("agent_id")
-    _place(state, record, lease)
+    _place(state, record, attempt)
     if current is not None:
         record = _next_version(record, current.record)
-    entry = keep(state, record, current, growth, use.raw)
-    if series is not None:
-        state.usage.keep_series(record.series, series)
-    return _outcome(entry.record, kind)
+    if step is not None:
+        _go_on(state, record.series, step, growth)
+    put_cost(state, record)
+    return _outcome(keep(state, record, current, growth, use.raw).record, kind)
 
 
-def _own(record: UsageRecord, lease: Lease) -> None:
-    """Makes the use that of the lease's attempt. NOT_OWNER where it claims to be another's."""
-    for name, own in (("task_id", lease.task_id), ("agent_id", lease.agent_id)):
+def _go_on(state: State, series: str, step: Step, growth: Growth) -> list[Entry]:
+    """The series is at its next totals; the records that this amends, the last one first."""
+    state.usage.keep_series(series, step.series)
+    return [keep(state, fresh, entry, growth) for entry, fresh in step.amended]
+
+
+def _own(record: UsageRecord, attempt: TaskAttempt) -> None:
+    """Makes the use that of the attempt. NOT_OWNER where it claims to be another's."""
+    for name, own in (("task_id", attempt.task_id), ("agent_id", attempt.agent_id)):
         said = getattr(record, name)
         if said and said != own:
             raise KapellError(
@@ -231,7 +240,7 @@ def _own(record: UsageRecord, lease: Lease) -> None:
                 metadata={name: said},
             )
         setattr(record, name, own)
-    record.attempt = lease.attempt
+    record.attempt = attempt.attempt
 
 
 def _is_news(record: UsageRecord, versions: Sequence[Entry]) -> bool:
@@ -277,9 +286,9 @@ def _next_version(record: UsageRecord, current: UsageRecord) -> UsageRecord:
     return record
 
 
-def _place(state: State, record: UsageRecord, lease: Lease | None) -> None:
+def _place(state: State, record: UsageRecord, attempt: TaskAttempt | None) -> None:
     """Whose use it is: of which task and agent. TASK_NOT_FOUND or AGENT_NOT_FOUND."""
-    if lease is None and record.agent_id and state.find_agent(record.agent_id) is None:
+    if attempt is None and record.agent_id and state.find_agent(record.agent_id) is None:
         raise KapellError(
             ERROR_REASON_AGENT_NOT_FOUND,
             f"Agent {record.agent_id} was not found. Leave agent_id out to record the usage all the same.",
@@ -307,50 +316,14 @@ def _place(state: State, record: UsageRecord, lease: Lease | None) -> None:
             record.labels[name] = value
 
 
-def _difference(state: State, record: UsageRecord) -> Series | None:
-    """Makes running totals into what was added to them, and gives the new ones; None where nothing was."""
-    known = state.usage.series(record.series)
-    total = Figures.of(record.tokens)
-    added = total.beyond(known.figures)
-    units = {name: count - known.units.get(name, 0) for name, count in record.units.items()}
-    units = {name: count for name, count in units.items() if count > 0}
-    cost = max(0, nanos(record.cost) - known.cost) if record.HasField("cost") else None
-    if not any(added) and not units and not cost:
-        return None
-    if added.reasoning > added.output:
-        # Reasoning that is told of later than its output is known already as output.
-        added = added._replace(output=added.reasoning)
-    grown = Series(
-        known.count + 1,
-        known.figures.joined(total),
-        {name: max(known.units.get(name, 0), record.units.get(name, 0)) for name in {*known.units, *record.units}},
-        max(known.cost, nanos(record.cost)),
-    )
-    record.record_id = f"{record.series}#{grown.count}"
-    added.write_to(record.tokens)
-    record.units.clear()
-    record.units.update(units)
-    if cost is not None:
-        record.cost.CopyFrom(money(cost))
-    if known.count:
-        names = [name for name, count in zip(FIELDS, added, strict=True) if count and name not in record.derived_fields]
-        record.derived_fields.extend(names)
-        if record.basis == USAGE_BASIS_REPORTED:
-            record.basis = USAGE_BASIS_DERIVED
-    return grown
-
-
 # -- keeping ---------------------------------------------------------------------------------
 
 
 def keep(state: State, record: UsageRecord, previous: Entry | None, growth: Growth, raw: bytes = b"") -> Entry:
-    """Costs a record and makes it the version that counts. Takes ownership of the message."""
+    """Makes a record, which has its cost, the version that counts. Takes ownership of the message."""
     record.version = previous.record.version + 1 if previous is not None else 1
-    if not record.HasField("event_time"):
-        stamp(record.event_time, state.now_ns)
     stamp(record.record_time, state.now_ns)
     record.recorder.CopyFrom(state.caller.actor())
-    put_cost(state, record)
     entry = Entry(state.usage.next_number(), state.usage.key_of(dims_of(record)), record, sums_of(record), raw)
     state.usage.keep(entry, previous)
     growth.add(record, entry.sums)
@@ -361,6 +334,8 @@ def keep(state: State, record: UsageRecord, previous: Entry | None, growth: Grow
 
 def put_cost(state: State, record: UsageRecord) -> None:
     """Sets what a record costs: as reported, else by the price that counts when it was used, else unpriced."""
+    if not record.HasField("event_time"):
+        stamp(record.event_time, state.now_ns)
     prices = state.usage.prices
     record.provider = record.provider or prices.provider_of(record.model)
     if record.HasField("cost"):

@@ -48,8 +48,12 @@ from kapell.v1.watch_pb2 import (
     EventKind,
 )
 from kapell.v1.worker_pb2 import (
+    LEASE_DIRECTIVE_CANCEL,
+    LEASE_DIRECTIVE_CONTINUE,
+    LEASE_DIRECTIVE_PAUSE,
     CompleteTaskRequest,
     FailTaskRequest,
+    LeaseDirective,
     ProviderRateLimit,
     ReleaseTaskRequest,
     ReportProgressRequest,
@@ -116,13 +120,36 @@ def check_token(state: State, token: str, caller: Caller) -> Lease:
     lease = state.leases.by_task.get(lease_id.task_id)
     if lease is None or not lease.is_meant_by(lease_id):
         raise lease_lost(lease_id.task_id, lease_id.attempt, "the attempt has ended or was given to another agent")
-    if caller.kind is CallerKind.AGENT and caller.agent_id != lease.agent_id:
+    _check_holder(caller, lease.agent_id)
+    return lease
+
+
+def _check_holder(caller: Caller, agent_id: str) -> None:
+    if caller.kind is CallerKind.AGENT and caller.agent_id != agent_id:
         raise KapellError(
             ERROR_REASON_NOT_OWNER,
-            f"The lease belongs to agent {lease.agent_id}, not to {caller.agent_id}. Use the token of its holder.",
-            metadata={"agent_id": lease.agent_id},
+            f"The lease belongs to agent {agent_id}, not to {caller.agent_id}. Use the token of its holder.",
+            metadata={"agent_id": agent_id},
         )
-    return lease
+
+
+def told_of(state: State, token: str) -> TaskAttempt:
+    """The attempt that a genuine token is of, also where it has ended; LEASE_LOST or NOT_OWNER otherwise.
+
+    For what is true of an attempt whatever became of it. It is never a leave to change its task: that is `held`.
+    """
+    lease_id = state.keyring.parse_lease_token(token)
+    if lease_id is None:
+        raise lease_lost("", 0, "its token is damaged or was not minted by this server")
+    lease = state.leases.by_task.get(lease_id.task_id)
+    record = lease.record if lease is not None else None
+    if record is None or record.attempt != lease_id.attempt:
+        record = state.find_attempt(lease_id.task_id, lease_id.attempt)
+    # A task that was deleted and made again under its id counts its attempts from 1 again.
+    if record is None or timestamp_ns(record.start_time) != lease_id.start_ns:
+        raise lease_lost(lease_id.task_id, lease_id.attempt, "its task was deleted")
+    _check_holder(state.caller, record.agent_id)
+    return record
 
 
 def renew(state: State, lease: Lease, now_ns: int) -> None:
@@ -138,6 +165,13 @@ def lease_lost(task_id: str, attempt: int, why: str) -> KapellError:
         f"The lease is lost: {why}. Stop working on the task and discard its result.",
         metadata={"task_id": task_id, "attempt": str(attempt)} if task_id else None,
     )
+
+
+def directive(task: Task) -> LeaseDirective.ValueType:
+    """What the agent of a leased task is to do about it."""
+    if task.state == TASK_STATE_CANCELLING:
+        return LEASE_DIRECTIVE_CANCEL
+    return LEASE_DIRECTIVE_PAUSE if task.HasField("pause") else LEASE_DIRECTIVE_CONTINUE
 
 
 def report_progress(state: State, request: ReportProgressRequest) -> Task:
@@ -331,6 +365,7 @@ def _let_go(current: Task) -> Task:
     task = copied(current)
     task.ClearField("lease")
     task.ClearField("waiting")
+    task.ClearField("pause")
     task_locks.given_back(task)
     if task.concurrency_keys and not task.HasField("first_queue_time"):
         task.first_queue_time.CopyFrom(task.queue_time)

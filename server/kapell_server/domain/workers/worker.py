@@ -19,16 +19,15 @@ from kapell.v1.error_pb2 import (
     ERROR_REASON_REQUEST_INVALID,
     ERROR_REASON_TOKEN_INVALID,
 )
-from kapell.v1.task_pb2 import ATTEMPT_WAIT_KIND_APPROVAL, TASK_STATE_CANCELLING, AttemptWait, Task
+from kapell.v1.task_pb2 import ATTEMPT_WAIT_KIND_APPROVAL, ATTEMPT_WAIT_KIND_BUDGET, AttemptWait, Task
 from kapell.v1.usage_pb2 import UsageOutcome, UsageRecord
 from kapell.v1.watch_pb2 import EVENT_KIND_AGENT_SPAWNED
 from kapell.v1.worker_pb2 import (
     AGENT_DIRECTIVE_DRAIN,
     AGENT_DIRECTIVE_NONE,
     AGENT_DIRECTIVE_STOP,
-    LEASE_DIRECTIVE_CANCEL,
-    LEASE_DIRECTIVE_CONTINUE,
     LEASE_DIRECTIVE_LOST,
+    LEASE_DIRECTIVE_PAUSE,
     AgentDirective,
     BatchCompleteTasksRequest,
     BatchCompleteTasksResponse,
@@ -41,7 +40,6 @@ from kapell.v1.worker_pb2 import (
     HeartbeatRequest,
     HeartbeatResponse,
     LeaseBeat,
-    LeaseDirective,
     RegisterWorkerRequest,
     RegisterWorkerResponse,
     ReleaseTaskRequest,
@@ -53,6 +51,7 @@ from kapell.v1.worker_pb2 import (
 )
 
 from kapell_server.domain.access import CallerKind
+from kapell_server.domain.budgets import edges
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.state import State
 from kapell_server.domain.times import SECOND, set_duration, stamp
@@ -164,10 +163,13 @@ def heartbeat(state: State, request: HeartbeatRequest) -> HeartbeatResponse:
         return response
     current = hear(state, current)
     for beat in request.leases:
-        directive = _beat(state, current.agent_id, beat)
-        status = response.leases.add(lease_token=beat.lease_token, directive=directive)
-        if beat.usage and directive != LEASE_DIRECTIVE_LOST:
-            status.refused_usage.extend(_take_usage(state, beat.lease_token, beat.usage))
+        status = response.leases.add(lease_token=beat.lease_token)
+        if beat.usage:
+            status.refused_usage.extend(_take_usage(state, beat.lease_token, beat.usage, late=True))
+        task = _beat(state, current.agent_id, beat)
+        status.directive = LEASE_DIRECTIVE_LOST if task is None else attempt.directive(task)
+        if task is not None and status.directive == LEASE_DIRECTIVE_PAUSE:
+            status.pause.CopyFrom(task.pause)
     response.revision = state.revision
     return response
 
@@ -182,11 +184,12 @@ def hear(state: State, current: Agent) -> Agent:
     return current
 
 
-def _beat(state: State, agent_id: str, beat: LeaseBeat) -> LeaseDirective.ValueType:
+def _beat(state: State, agent_id: str, beat: LeaseBeat) -> Task | None:
+    """What is said of one lease; its task as it is by then, None where the lease is lost."""
     lease_id = state.keyring.parse_lease_token(beat.lease_token)
     lease = state.leases.by_task.get(lease_id.task_id) if lease_id is not None else None
     if lease is None or lease.agent_id != agent_id or lease_id is None or not lease.is_meant_by(lease_id):
-        return LEASE_DIRECTIVE_LOST
+        return None
     attempt.renew(state, lease, state.now_ns)
     task = state.task(lease.task_id)
     if beat.HasField("progress"):
@@ -195,7 +198,10 @@ def _beat(state: State, agent_id: str, beat: LeaseBeat) -> LeaseDirective.ValueT
         task = attempt.note_waiting(state, lease, task, _waiting(state, lease, task, beat))
     if beat.program_ended:
         liveness.note_ended(state, lease)
-    return LEASE_DIRECTIVE_CANCEL if task.state == TASK_STATE_CANCELLING else LEASE_DIRECTIVE_CONTINUE
+    if lease.task_id in state.budgets.at_edge or lease.waiting == ATTEMPT_WAIT_KIND_BUDGET:
+        edges.meet(state, lease.task_id)
+        task = state.task(lease.task_id)
+    return task
 
 
 def _waiting(state: State, lease: Lease, task: Task, beat: LeaseBeat) -> AttemptWait:
@@ -219,32 +225,41 @@ def agent_directive(current: Agent) -> AgentDirective.ValueType:
 def report_progress(state: State, request: ReportProgressRequest) -> ReportProgressResponse:
     """Records the progress of one attempt."""
     task = attempt.report_progress(state, request)
-    cancelling = task.state == TASK_STATE_CANCELLING
-    directive = LEASE_DIRECTIVE_CANCEL if cancelling else LEASE_DIRECTIVE_CONTINUE
-    return ReportProgressResponse(directive=directive, revision=task.revision)
+    return ReportProgressResponse(directive=attempt.directive(task), revision=task.revision)
 
 
 def report_usage(state: State, request: ReportUsageRequest) -> ReportUsageResponse:
-    """Records what one attempt has used."""
-    lease, task = attempt.held(state, request.lease_token)
-    outcomes = ledger.take(state, request.records, lease)
-    cancelling = task.state == TASK_STATE_CANCELLING
-    directive = LEASE_DIRECTIVE_CANCEL if cancelling else LEASE_DIRECTIVE_CONTINUE
-    return ReportUsageResponse(directive=directive, revision=state.revision, outcomes=outcomes)
+    """Records what one attempt has used, also where it has ended: it was paid for. All else stays behind the fence."""
+    record = attempt.told_of(state, request.lease_token)
+    lease = state.leases.by_task.get(record.task_id)
+    response = ReportUsageResponse(directive=LEASE_DIRECTIVE_LOST)
+    if lease is not None and lease.attempt == record.attempt:
+        attempt.renew(state, lease, state.now_ns)
+        response.outcomes.extend(ledger.take(state, request.records, record))
+        edges.meet(state, record.task_id)
+        task = state.task(record.task_id)
+        response.directive = attempt.directive(task)
+        if response.directive == LEASE_DIRECTIVE_PAUSE:
+            response.pause.CopyFrom(task.pause)
+    else:
+        response.outcomes.extend(ledger.take(state, request.records, record))
+    response.revision = state.revision
+    return response
 
 
-def _take_usage(state: State, token: str, records: Sequence[UsageRecord]) -> list[UsageOutcome]:
+def _take_usage(state: State, token: str, records: Sequence[UsageRecord], *, late: bool = False) -> list[UsageOutcome]:
     """Records what came along with another report; those that were refused.
 
-    Nothing where the attempt has ended: a report that is repeated had its usage taken the first time.
+    Nothing where the attempt has ended, unless it may be `late`: a report that is repeated had its usage taken the
+    first time, and one that is refused takes nothing.
     """
     if not records:
         return []
     try:
-        lease = attempt.check_token(state, token, state.caller)
+        record = attempt.told_of(state, token) if late else attempt.check_token(state, token, state.caller).record
     except KapellError:
         return []  # What is wrong with the token is for the report itself to say.
-    return ledger.refused(ledger.take(state, records, lease))
+    return ledger.refused(ledger.take(state, records, record))
 
 
 def complete_task(state: State, request: CompleteTaskRequest) -> CompleteTaskResponse:
