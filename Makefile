@@ -33,7 +33,7 @@ test-slow: $(VENV)/.dev ## The tests that take minutes, crash tests among them
 
 .PHONY: agents
 agents: $(VENV)/.python ## Coding agents for tests/agents into .venv/agents, about 1.5 GB
-	npm install --prefix $(VENV)/agents --no-audit --no-fund --no-save --ignore-scripts \
+	npm install --prefix $(VENV)/agents --no-audit --no-fund --no-save \
 	  @openai/codex@0.169.0 @anthropic-ai/claude-code@2.1.197 @google/gemini-cli@0.61.0 opencode-ai@1.18.33
 
 .PHONY: coverage
