@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Unpack
@@ -12,8 +12,10 @@ from typing import Unpack
 from kapell._locks.environment import KnownLock
 from kapell.records import UsageFields
 from kapell.rules.redaction import Redactor
+from kapell.runtimes.contract import Workspace
 from kapell.v1.artifact_pb2 import Artifact
 from kapell.v1.common_pb2 import LOG_STREAM_STDERR, LOG_STREAM_STDOUT, LOG_STREAM_SYSTEM, LogStream
+from kapell.v1.workspace_pb2 import TaskWorkspace
 
 
 @dataclass
@@ -37,6 +39,9 @@ class RecordedAttempt:
     used: list[dict[str, object]] = field(default_factory=list)
     record_ids: list[str] = field(default_factory=list)
     secrets: dict[str, str] = field(default_factory=dict)
+    workspace: Workspace | None = None
+    workspaces: list[TaskWorkspace] = field(default_factory=list)
+    token: str = ""
     has_ended: bool = False
     logged: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -47,7 +52,10 @@ class RecordedAttempt:
 
     @property
     def redactor(self) -> Redactor:
-        return Redactor(self.secrets.values())
+        return Redactor((*self.secrets.values(), self.token))
+
+    def program_token(self) -> str:
+        return self.token
 
     @property
     def log_full(self) -> bool:
@@ -96,6 +104,9 @@ class RecordedAttempt:
             raise self.refused[name]
         self.artifacts[name] = path.read_bytes()
         return Artifact(artifact_id=f"artifact_{len(self.artifacts)}", name=name)
+
+    async def report_workspaces(self, workspaces: Iterable[TaskWorkspace]) -> None:
+        self.workspaces = list(workspaces)
 
     def cancel(self) -> None:
         """What the worker does when the task is cancelled."""

@@ -134,6 +134,23 @@ async def test_a_program_is_told_the_locks_of_its_attempt_and_where_to_have_them
     assert (told, without) == (f"{known} 127.0.0.1:1", "[] ")
 
 
+async def test_a_program_finds_the_token_of_its_attempt_unless_its_profile_has_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KAPELL_ADDRESS", "127.0.0.1:1")
+    spec = sh('echo "$KAPELL_ADDRESS $KAPELL_TOKEN" | tr a-z A-Z')
+    attempt = RecordedAttempt(token="kapell_attempt_t.1.0.ff")
+
+    found = await run(tmp_path, spec, attempt=attempt)
+    await run(tmp_path, sh('echo "$KAPELL_TOKEN"'), attempt=attempt)
+    spec.env["KAPELL_TOKEN"] = "of the profile"
+    its_own = await run(tmp_path, spec, attempt=attempt)
+
+    assert found == "127.0.0.1:1 KAPELL_ATTEMPT_T.1.0.FF"
+    assert "kapell_attempt_" not in repr(attempt.lines)
+    assert its_own == "127.0.0.1:1 OF THE PROFILE"
+
+
 async def test_program_inherits_only_the_allow_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAPELL_TICKET", TOKEN)
     monkeypatch.setenv("KAPELL_ADDRESS", "127.0.0.1:1")

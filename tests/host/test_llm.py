@@ -12,6 +12,7 @@ import pytest
 from kapell import runtimes
 from kapell._worker.outcome import RateLimited, TaskFailed
 from kapell.rules.secrets import LLM_KEY
+from kapell.runtimes._chat import provider_name
 from kapell.v1.agent_pb2 import AgentSpec, LlmRuntime
 from kapell.v1.task_pb2 import Task
 
@@ -20,6 +21,7 @@ from tests.support.model_endpoint import ModelEndpoint, Refusal, Reply, model_en
 
 KEY = "sk-very-secret-0123456789"
 TASK = Task(task_id="task_one", prompt="How many?")
+SSE = {"content-type": "text/event-stream"}
 NUMBER = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 
 
@@ -109,6 +111,7 @@ async def test_a_key_that_the_profile_does_not_name_is_not_sent() -> None:
         (503, {"Retry-After": "0.5"}, 0.5),
         (529, {}, 30),
         (429, {"Retry-After": "soon"}, 30),
+        (429, {"Retry-After": "nan"}, 30),
         (
             429,
             {"Date": "Mon, 23 Nov 2026 04:00:00 GMT", "Retry-After": "Mon, 23 Nov 2026 04:01:30 GMT"},
@@ -133,10 +136,10 @@ async def test_a_limit_gives_the_attempt_back_for_as_long_as_it_says(
         (Refusal(status=404, message="no such model"), "REQUEST_REFUSED", "no such model", False),
         (Refusal(status=500, body="<h1>oops</h1>"), "PROVIDER_ERROR", "answered 500: <h1>oops</h1>", None),
         (Refusal(status=302, headers={"Location": "http://elsewhere"}), "REQUEST_REFUSED", "not followed", False),
-        (Refusal(status=200, body="data: {nonsense\n\n"), "PROVIDER_ERROR", "no JSON", None),
+        (Refusal(status=200, body="data: {nonsense\n\n", headers=SSE), "PROVIDER_ERROR", "no JSON", None),
         (Refusal(status=200, body="\n"), "PROVIDER_ERROR", "broke off", None),
         (
-            Refusal(status=200, body='data: {"error":{"message":"overloaded"}}\n\n'),
+            Refusal(status=200, body='data: {"error":{"message":"overloaded"}}\n\n', headers=SSE),
             "PROVIDER_ERROR",
             "overloaded",
             None,
@@ -160,10 +163,17 @@ async def test_an_endpoint_that_does_not_stream_is_understood() -> None:
     attempt = RecordedAttempt()
     said = {"choices": [{"message": {"content": "3"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1}}
 
-    async with model_endpoint(Refusal(status=200, body=json.dumps(said))) as model:
+    async with model_endpoint(Refusal(status=200, body=json.dumps(said, indent=2))) as model:
         result = await ask(model, attempt)
 
     assert (result, len(attempt.used)) == ("3", 1)
+
+
+def test_a_host_becomes_the_name_of_a_provider() -> None:
+    names = [provider_name(host) for host in ("example.com", "::1", "ü", "x" * 80)]
+
+    assert names == ["example.com", "1", "llm", "x" * 63]
+    assert all(RateLimited(name, 1) for name in names)
 
 
 async def test_nobody_there_is_told_in_words() -> None:

@@ -86,13 +86,19 @@ def test_hints_that_json_has_nothing_for_are_refused_at_once() -> None:
 
     async def odd(ctx: Any, task: Any, data: bytes) -> object: ...
 
-    async def many(ctx: Any, task: Any, *rest: int) -> object: ...
+    async def bare(ctx: Any, task: Any, city) -> object: ...  # type: ignore[no-untyped-def]
 
     async def keys(ctx: Any, task: Any, data: dict[int, str]) -> object: ...
 
-    for function, says in ((odd, "bytes"), (many, "cannot be filled by name"), (keys, "no type of JSON")):
+    for function, says in ((odd, "bytes"), (bare, "needs a type hint"), (keys, "no type of JSON")):
         with pytest.raises(InvalidRequest, match=says):
             worker.task("x")(function)
+
+
+def test_what_a_function_keeps_for_itself_is_not_replaced() -> None:
+    async def kept(ctx: Any, task: Any, number=7, *rest: int, **more: int) -> object: ...  # type: ignore[no-untyped-def]
+
+    assert wanted_by(kept) == []
 
 
 def test_a_handler_without_a_task_is_still_refused() -> None:

@@ -17,7 +17,6 @@ from kapell.v1 import agent_pb2, approval_pb2, task_pb2, worker_pb2
 from kapell.v1.approval_policy_pb2 import APPROVAL_STATE_PENDING
 from kapell.v1.error_pb2 import (
     ERROR_REASON_AGENT_NOT_FOUND,
-    ERROR_REASON_NOT_OWNER,
     ERROR_REASON_SERVER_DRAINING,
     ERROR_REASON_TASK_NOT_FOUND,
     ERROR_REASON_TOKEN_INVALID,
@@ -27,6 +26,7 @@ from kapell.v1.watch_pb2 import EVENT_KIND_TASK_CANCELLING, EVENT_KIND_TASK_CONT
 from kapell_server.domain.access import Caller, CallerKind
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.transitions import AGENT_FINAL
+from kapell_server.domain.workers import speaking
 from kapell_server.store.record import Record
 from kapell_server.supervise import Supervisor
 from kapell_server.watch.ring import Ring
@@ -90,9 +90,11 @@ class Directives:
 
         Raises KapellError AGENT_NOT_FOUND, NOT_OWNER, TOKEN_INVALID for a superseded instance.
         """
-        _check_owner(agent_id, caller)
+        if caller.kind is CallerKind.AGENT and caller.agent_id != agent_id:
+            raise speaking.not_spoken_for(None, agent_id, caller)
         with self._board(agent_id) as board:
             agent = await self._agent(agent_id, caller)
+            speaking.check(agent, agent_id, caller)
             sent = _directive(agent)
             yield await self._first(agent)
             while agent.state not in AGENT_FINAL:
@@ -204,15 +206,6 @@ def _directive(agent: agent_pb2.Agent) -> worker_pb2.AgentDirective.ValueType:
     if agent.state in AGENT_FINAL:
         return worker_pb2.AGENT_DIRECTIVE_STOP
     return _DIRECTIVES.get(agent.state, worker_pb2.AGENT_DIRECTIVE_NONE)
-
-
-def _check_owner(agent_id: str, caller: Caller) -> None:
-    if caller.kind is CallerKind.AGENT and caller.agent_id != agent_id:
-        raise KapellError(
-            ERROR_REASON_NOT_OWNER,
-            f"The token belongs to {caller.agent_id}, not to {agent_id}. An agent may follow its own directives only.",
-            metadata={"agent_id": agent_id},
-        )
 
 
 def _superseded(agent_id: str, caller: Caller) -> KapellError:

@@ -53,9 +53,14 @@ def wanted_by(function: Callable[..., Any]) -> list[Wanted]:
         raise UnusableHints(f"its type hints cannot be read: {error}") from error
     wanted = []
     for parameter in parameters:
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
-            raise UnusableHints(f"its parameter {parameter} cannot be filled by name")
-        hint = hints.get(parameter.name, Any)
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if parameter.name not in hints and parameter.default is not parameter.empty:
+            # A value that the function keeps for itself, as in `def f(ctx, task, n=n)`, is nobody's to replace.
+            continue
+        if parameter.name not in hints or parameter.kind is parameter.POSITIONAL_ONLY:
+            raise UnusableHints(f"its parameter {parameter} needs a type hint, and to be filled by name")
+        hint = hints[parameter.name]
         _named(hint)
         wanted.append(Wanted(parameter.name, hint, parameter.default is parameter.empty))
     return wanted

@@ -22,6 +22,7 @@ from kapell.errors import LeaseLost
 from kapell.messages import Instant, Seconds, new_request_id, struct, timestamp
 from kapell.records import UsageFields, raw_usage_record, usage_record
 from kapell.rules.redaction import Redactor
+from kapell.runtimes.contract import Workspace
 from kapell.v1.approval_pb2 import (
     APPROVAL_KIND_QUESTION,
     APPROVAL_KIND_TOOL_PERMISSION,
@@ -43,6 +44,8 @@ from kapell.v1.task_pb2 import (
     Task,
     TaskSpec,
 )
+from kapell.v1.worker_pb2 import ReportWorkspacesRequest
+from kapell.v1.workspace_pb2 import TaskWorkspace
 
 WaitsFor = Literal["approval", "budget", "lock", "provider"]
 
@@ -64,6 +67,8 @@ class TaskContext:
         self._lease = lease
         self._session = session
         self.agent_id = session.agent_id
+        self.workspace: Workspace | None = None
+        """Where the work is to be done, as the profile of a spawned agent says; workers choose by themselves."""
         # What the task declares stays with the attempt, also where the same path is asked for once more.
         self._lock_uses = Counter(lock.lock_id for lock in lease.task.locks if lock.lock_id)
 
@@ -114,6 +119,13 @@ class TaskContext:
     def secrets(self) -> Mapping[str, str]:
         """Values of the task's secrets, by what they were to be found under. Masked in what the attempt says."""
         return self._lease.secrets
+
+    def program_token(self) -> str:
+        """A token for programs that work on this attempt, for their KAPELL_TOKEN; empty where they get none.
+
+        It opens little and ends with the attempt. It is masked in what the attempt says from now on.
+        """
+        return self._lease.program_token()
 
     @property
     def redactor(self) -> Redactor:
@@ -193,7 +205,8 @@ class TaskContext:
 
     def program_ended(self) -> None:
         """Says that the program which does the work has ended; its outcome is expected within 60 s."""
-        self._lease.program_ended = True
+        # What is left in a worktree is taken in after that, and may take longer than an outcome may.
+        self._lease.program_ended = self.workspace is None or not self.workspace.is_taken_in
 
     def log(self, text: str, stream: LogStream.ValueType = LOG_STREAM_STDOUT, *, time_ns: int = 0) -> None:
         """Adds lines to the attempt's log; never waits. Lines over 16 KiB are split.
@@ -340,3 +353,18 @@ class TaskContext:
         except LeaseLost:
             self._lease.lose()
             raise
+
+    async def report_workspaces(self, workspaces: Iterable[TaskWorkspace]) -> None:
+        """Says what the attempt has left in its workspace, in the place of what it has said before.
+
+        Nothing of an interrupted attempt is told. Raises LeaseLost, and what else the server refuses.
+        """
+        if self._lease.interrupted:
+            return
+        request = ReportWorkspacesRequest(lease_token=self._lease.token, workspaces=workspaces)
+        try:
+            answer = await self._session.insist(self._session.stub.ReportWorkspaces, lambda: request)
+        except LeaseLost:
+            self._lease.lose()
+            raise
+        self._lease.follow(answer.directive)

@@ -67,6 +67,7 @@ class Lease:
         """Values by what the work finds them under. They leave the attempt masked only."""
         self.missing_secrets = list(offer.missing_secrets)
         self.redactor = Redactor(self.secrets.values())
+        self._program_token = offer.attempt_token
         self.log = LogBuffer(log_room_bytes, self.redactor)
         self.progress = ProgressSlot(self.redactor)
         self.usage = UsageBuffer()
@@ -75,6 +76,12 @@ class Lease:
     @property
     def task_id(self) -> str:
         return self.task.task_id
+
+    def program_token(self) -> str:
+        """The token of programs that work on the attempt; empty where they get none. Masked from now on."""
+        if self._program_token:
+            self.redactor.add(self._program_token)
+        return self._program_token
 
     def on_stop(self, listener: Callable[[], None]) -> None:
         """Calls `listener`, and no other any more, whenever there is a new reason to stop; now, if there was one."""

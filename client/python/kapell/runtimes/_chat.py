@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ MAX_ANSWER_CHARACTERS = 1_000_000
 DEFAULT_PAUSE = 30.0
 """Seconds until a limited endpoint is asked again where it does not say when."""
 _MAX_LINE_BYTES = 1024 * 1024
+_MAX_WHOLE_BYTES = 8 * 1024 * 1024
 _MAX_ERROR_BYTES = 64 * 1024
 _SHOWN = 500
 _BUSY = frozenset({429, 503, 529})
@@ -104,7 +106,7 @@ class ChatEndpoint:
         said = attempt.redactor.text(_message(await _beginning(response)))
         answered = f"{self._host} answered {status}" + (f": {said}" if said else "")
         if status in _BUSY:
-            return RateLimited(self._host[:63], _pause(headers), answered)
+            return RateLimited(provider_name(self._host), _pause(headers), answered)
         if 300 <= status < 400:
             text = f"{answered} - it redirects, which is not followed with a key; correct base_url"
             return TaskFailed("REQUEST_REFUSED", text, retryable=False)
@@ -119,7 +121,8 @@ class ChatEndpoint:
 async def _read(response: httpcore2.Response, attempt: Attempt) -> Answer:
     answer = Answer()
     log = _LogLines(attempt)
-    async for line in _lines(response):
+    streams = any(b"event-stream" in value for name, value in response.headers if name.lower() == b"content-type")
+    async for line in _lines(response) if streams else _whole(response):
         data = line.removeprefix(b"data:").strip() if line.startswith((b"data:", b"{")) else b""
         if not data or data == b"[DONE]":
             continue
@@ -193,6 +196,16 @@ async def _lines(response: httpcore2.Response) -> AsyncIterator[bytes]:
     yield rest
 
 
+async def _whole(response: httpcore2.Response) -> AsyncIterator[bytes]:
+    """All of an answer of an endpoint that does not stream."""
+    data = b""
+    async for chunk in response.aiter_stream():
+        data += chunk
+        if len(data) > _MAX_WHOLE_BYTES:
+            raise TaskFailed("PROVIDER_ERROR", f"the endpoint answered with more than {_MAX_WHOLE_BYTES} bytes")
+    yield data.strip()
+
+
 async def _beginning(response: httpcore2.Response) -> bytes:
     data = b""
     async for chunk in response.aiter_stream():
@@ -214,13 +227,16 @@ def _message(body: bytes) -> str:
     return str(said if isinstance(said, str) and said else text)[:_SHOWN]
 
 
+def provider_name(host: str) -> str:
+    """A host as the name of a provider."""
+    return re.sub(r"[^a-zA-Z0-9._/-]", "-", host)[:63].lstrip("._/-") or "llm"
+
+
 def _pause(headers: Mapping[bytes, str]) -> float:
     """Seconds that Retry-After asks for: a number, or a time, read against the answer's own clock."""
     told = headers.get(b"retry-after", "").strip()
-    try:
-        return max(float(told), 0.0)
-    except ValueError:
-        pass
+    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", told):
+        return float(told)
     try:
         until = parsedate_to_datetime(told)
         return max((until - parsedate_to_datetime(headers.get(b"date", ""))).total_seconds(), 0.0)

@@ -15,11 +15,14 @@ it cannot be measured) becomes the task's progress and is not logged.
 
 The program runs in a session of its own, with an environment made from an allow-list, the spec and
 KAPELL_TASK_ID, KAPELL_ATTEMPT, KAPELL_AGENT_ID, KAPELL_PROMPT, KAPELL_INPUT_FILE,
-KAPELL_RESULT_FILE, KAPELL_ARTIFACTS_DIR and KAPELL_LOCKS; it never sees a token that opens the API.
+KAPELL_RESULT_FILE, KAPELL_ARTIFACTS_DIR and KAPELL_LOCKS. KAPELL_ADDRESS and KAPELL_TOKEN open what concerns its own
+attempt and nothing else, for as long as that lasts, unless the profile says `api_access = "none"`; the agent's own
+token it never sees.
 
 While a budget has no room for what the attempt would use, its process group is stopped (SIGSTOP), and goes on
 (SIGCONT) when there is; its leases are kept meanwhile, and so are its slot and its locks. A process that has left the
 group is not reached, and a call that is under way at the provider goes on there: it is paid for.
+
 What it leaves in that directory becomes artifacts of the task, also where it failed, but not where
 it was cancelled. Whichever way the attempt ends, the program and all that it started are ended with
 it: SIGTERM and a grace when it is cancelled, SIGKILL otherwise.
@@ -46,7 +49,7 @@ from kapell.runtimes._running import (
     settle,
 )
 from kapell.runtimes._sessions import KnownSession, Sessions
-from kapell.runtimes._setup import prepare
+from kapell.runtimes._setup import lasting_directory, prepare
 from kapell.runtimes._transcript import Transcript
 from kapell.runtimes.adapters import adapter_for
 from kapell.runtimes.adapters.contract import Verdict
@@ -127,7 +130,7 @@ class Command(ProgramRuntime):
         adapter = adapter_for(self._spec.output, launch.argv)
         if adapter is None:
             return None
-        directory = self._spec.working_directory
+        directory = lasting_directory(self._spec, attempt)
 
         def keep(session_id: str) -> None:
             if self._spec.resume_argv and directory:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Unpack
 
@@ -13,10 +14,24 @@ from kapell.rules.redaction import Redactor
 from kapell.v1.artifact_pb2 import Artifact
 from kapell.v1.common_pb2 import LOG_STREAM_STDOUT, LogStream
 from kapell.v1.task_pb2 import Task
+from kapell.v1.workspace_pb2 import TaskWorkspace
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workspace:
+    """Where an attempt works, and what programs are told of it."""
+
+    directory: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    is_taken_in: bool = False
+    """Whether what is left in it is committed and kept after the program's end, before the outcome."""
 
 
 class Attempt(Protocol):
     """One try at one task, as seen by the code that does the work."""
+
+    workspace: Workspace | None
+    """Where the work is to be done; None: in a directory of the runtime's own, removed afterwards."""
 
     @property
     def task_id(self) -> str: ...
@@ -34,6 +49,10 @@ class Attempt(Protocol):
     @property
     def secrets(self) -> Mapping[str, str]:
         """Values of the task's secrets, by what the program finds them under."""
+        ...
+
+    def program_token(self) -> str:
+        """The token for the program's KAPELL_TOKEN; empty where it gets none. Masked from now on."""
         ...
 
     @property
@@ -95,6 +114,10 @@ class Attempt(Protocol):
         Raises KapellError where the server does not take it, LeaseLost where the attempt is no
         longer ours, OSError for a file that cannot be read and ValueError for a name that is no text.
         """
+        ...
+
+    async def report_workspaces(self, workspaces: Iterable[TaskWorkspace]) -> None:
+        """Says what the attempt has left in its workspace. Raises KapellError, of which LeaseLost is one."""
         ...
 
 

@@ -15,6 +15,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from kapell.v1 import common_pb2 as _common_pb2
 from kapell.v1 import usage_pb2 as _usage_pb2
 from kapell.v1 import watch_pb2 as _watch_pb2
+from kapell.v1 import workspace_pb2 as _workspace_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -207,6 +208,30 @@ PROGRAM_OUTPUT_OPENCODE: ProgramOutput.ValueType  # 5
 """`opencode run --format json`."""
 Global___ProgramOutput: _TypeAlias = ProgramOutput  # noqa: Y015
 
+class _ApiAccess:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ApiAccessEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ApiAccess.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    API_ACCESS_UNSPECIFIED: _ApiAccess.ValueType  # 0
+    """Not set; ATTEMPT."""
+    API_ACCESS_ATTEMPT: _ApiAccess.ValueType  # 1
+    """What concerns their own attempt: they find KAPELL_ADDRESS and, in KAPELL_TOKEN, Offer.attempt_token."""
+    API_ACCESS_NONE: _ApiAccess.ValueType  # 2
+    """Nothing: there is no token for them."""
+
+class ApiAccess(_ApiAccess, metaclass=_ApiAccessEnumTypeWrapper):
+    """What programs of an agent may ask of the server."""
+
+API_ACCESS_UNSPECIFIED: ApiAccess.ValueType  # 0
+"""Not set; ATTEMPT."""
+API_ACCESS_ATTEMPT: ApiAccess.ValueType  # 1
+"""What concerns their own attempt: they find KAPELL_ADDRESS and, in KAPELL_TOKEN, Offer.attempt_token."""
+API_ACCESS_NONE: ApiAccess.ValueType  # 2
+"""Nothing: there is no token for them."""
+Global___ApiAccess: _TypeAlias = ApiAccess  # noqa: Y015
+
 class _RestartMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -270,7 +295,8 @@ class CommandRuntime(_message.Message):
     {input.name} (one entry; strings bare, everything else as JSON). A brace that is
     meant as one is doubled. The program also finds KAPELL_TASK_ID, KAPELL_ATTEMPT,
     KAPELL_AGENT_ID, KAPELL_PROMPT, KAPELL_INPUT_FILE, KAPELL_RESULT_FILE and KAPELL_ARTIFACTS_DIR
-    in its environment; the files it leaves in that directory become artifacts of the task.
+    in its environment; the files it leaves in that directory become artifacts of the task. Where the agent
+    has a workspace, KAPELL_WORKSPACE is its directory.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -327,7 +353,9 @@ class CommandRuntime(_message.Message):
     stdin: _builtins.str
     """What the program reads on standard input. Empty: nothing."""
     working_directory: _builtins.str
-    """Where the program runs; an absolute path. Empty: a fresh directory for each attempt, removed afterwards."""
+    """Where the program runs; an absolute path. Empty: the workspace of AgentSpec, else a fresh
+    directory for each attempt, removed afterwards.
+    """
     result_format: Global___ResultFormat.ValueType
     """How the result is read."""
     output: Global___ProgramOutput.ValueType
@@ -609,10 +637,14 @@ class AgentSpec(_message.Message):
     COMMAND_FIELD_NUMBER: _builtins.int
     LLM_FIELD_NUMBER: _builtins.int
     PYTHON_FIELD_NUMBER: _builtins.int
+    WORKSPACE_FIELD_NUMBER: _builtins.int
+    API_ACCESS_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     RESTART_FIELD_NUMBER: _builtins.int
     slots: _builtins.int
     """Tasks at a time, 1 to 256. Unset: 1."""
+    api_access: Global___ApiAccess.ValueType
+    """What its programs may ask of the server. Unset: ATTEMPT."""
     @_builtins.property
     def agent_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Which tasks it serves, 1 to 32 types."""
@@ -630,6 +662,10 @@ class AgentSpec(_message.Message):
         """Functions in Python."""
 
     @_builtins.property
+    def workspace(self) -> _workspace_pb2.WorkspaceSpec:
+        """Where it does it. Unset: a fresh directory for each attempt, removed afterwards."""
+
+    @_builtins.property
     def limits(self) -> Global___AgentLimits:
         """What one attempt may use of the machine. Unset: no limits."""
 
@@ -645,12 +681,14 @@ class AgentSpec(_message.Message):
         command: Global___CommandRuntime | None = ...,
         llm: Global___LlmRuntime | None = ...,
         python: Global___PythonRuntime | None = ...,
+        workspace: _workspace_pb2.WorkspaceSpec | None = ...,
+        api_access: Global___ApiAccess.ValueType = ...,
         limits: Global___AgentLimits | None = ...,
         restart: Global___RestartPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "limits", b"limits", "llm", b"llm", "python", b"python", "restart", b"restart", "runtime", b"runtime"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "limits", b"limits", "llm", b"llm", "python", b"python", "restart", b"restart", "runtime", b"runtime", "workspace", b"workspace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_types", b"agent_types", "command", b"command", "limits", b"limits", "llm", b"llm", "python", b"python", "restart", b"restart", "runtime", b"runtime", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_types", b"agent_types", "api_access", b"api_access", "command", b"command", "limits", b"limits", "llm", b"llm", "python", b"python", "restart", b"restart", "runtime", b"runtime", "slots", b"slots", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_runtime: _TypeAlias = _typing.Literal["command", "llm", "python"]  # noqa: Y015
     _WhichOneofArgType_runtime: _TypeAlias = _typing.Literal["runtime", b"runtime"]  # noqa: Y015

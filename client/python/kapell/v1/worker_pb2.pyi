@@ -23,6 +23,7 @@ from kapell.v1 import budget_pb2 as _budget_pb2
 from kapell.v1 import common_pb2 as _common_pb2
 from kapell.v1 import task_pb2 as _task_pb2
 from kapell.v1 import usage_pb2 as _usage_pb2
+from kapell.v1 import workspace_pb2 as _workspace_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -281,10 +282,16 @@ class Offer(_message.Message):
     TTL_REMAINING_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
     MISSING_SECRETS_FIELD_NUMBER: _builtins.int
+    ATTEMPT_TOKEN_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     """The attempt that begins with it."""
     lease_token: _builtins.str
     """Proves the attempt in every later call. A secret of the agent."""
+    attempt_token: _builtins.str
+    """A token for the programs that do the work of this attempt: it opens little, as AgentAccess tells, and ends with the
+    attempt. What asks for a lease_token takes this one from them. Here only. Empty where the agent's spec says
+    API_ACCESS_NONE.
+    """
     @_builtins.property
     def task(self) -> _task_pb2.Task:
         """The task, with prompt and input."""
@@ -315,10 +322,11 @@ class Offer(_message.Message):
         ttl_remaining: _duration_pb2.Duration | None = ...,
         secrets: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         missing_secrets: _abc.Iterable[_builtins.str] | None = ...,
+        attempt_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "task", b"task", "ttl_remaining", b"ttl_remaining"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "expire_time", b"expire_time", "lease_token", b"lease_token", "missing_secrets", b"missing_secrets", "secrets", b"secrets", "task", b"task", "ttl_remaining", b"ttl_remaining"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempt_token", b"attempt_token", "expire_time", b"expire_time", "lease_token", b"lease_token", "missing_secrets", b"missing_secrets", "secrets", b"secrets", "task", b"task", "ttl_remaining", b"ttl_remaining"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -629,6 +637,60 @@ class ReportUsageResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportUsageResponse: _TypeAlias = ReportUsageResponse  # noqa: Y015
+
+@_typing.final
+class ReportWorkspacesRequest(_message.Message):
+    """Request of ReportWorkspaces."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_TOKEN_FIELD_NUMBER: _builtins.int
+    WORKSPACES_FIELD_NUMBER: _builtins.int
+    lease_token: _builtins.str
+    """The lease. Required."""
+    @_builtins.property
+    def workspaces(self) -> _containers.RepeatedCompositeFieldContainer[_workspace_pb2.TaskWorkspace]:
+        """What it has left in each repository, 1 to 8, each name once."""
+
+    def __init__(
+        self,
+        *,
+        lease_token: _builtins.str = ...,
+        workspaces: _abc.Iterable[_workspace_pb2.TaskWorkspace] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_token", b"lease_token", "workspaces", b"workspaces"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportWorkspacesRequest: _TypeAlias = ReportWorkspacesRequest  # noqa: Y015
+
+@_typing.final
+class ReportWorkspacesResponse(_message.Message):
+    """Response of ReportWorkspaces."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIRECTIVE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    directive: Global___LeaseDirective.ValueType
+    """CONTINUE or CANCEL."""
+    revision: _builtins.int
+    """Revision of the change."""
+    def __init__(
+        self,
+        *,
+        directive: Global___LeaseDirective.ValueType = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directive", b"directive", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportWorkspacesResponse: _TypeAlias = ReportWorkspacesResponse  # noqa: Y015
 
 @_typing.final
 class AppendTaskLogsRequest(_message.Message):

@@ -67,6 +67,11 @@ class WorkerServiceStub:
     recorded as that attempt's, changes nothing else, and is answered with LOST.
     Errors: LEASE_LOST (no such attempt: the token is damaged, or its task was deleted), NOT_OWNER.
     """
+    ReportWorkspaces: _grpc.UnaryUnaryMultiCallable[_worker_pb2.ReportWorkspacesRequest, _worker_pb2.ReportWorkspacesResponse]
+    """Says what the attempt has left in its workspace, in the place of what was said before. A merge that was recorded
+    stays where its commit is still the head.
+    Errors: LEASE_LOST, NOT_OWNER.
+    """
     AppendTaskLogs: _grpc.UnaryUnaryMultiCallable[_worker_pb2.AppendTaskLogsRequest, _worker_pb2.AppendTaskLogsResponse]
     """Appends to the log of the attempt. Entries below the log's end are taken as
     repeats and dropped, so the call may be retried.
@@ -142,6 +147,11 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     sent again. Usage of an attempt that has ended or was superseded is taken as well, since it was paid for: it is
     recorded as that attempt's, changes nothing else, and is answered with LOST.
     Errors: LEASE_LOST (no such attempt: the token is damaged, or its task was deleted), NOT_OWNER.
+    """
+    ReportWorkspaces: _aio.UnaryUnaryMultiCallable[_worker_pb2.ReportWorkspacesRequest, _worker_pb2.ReportWorkspacesResponse]  # type: ignore[assignment]
+    """Says what the attempt has left in its workspace, in the place of what was said before. A merge that was recorded
+    stays where its commit is still the head.
+    Errors: LEASE_LOST, NOT_OWNER.
     """
     AppendTaskLogs: _aio.UnaryUnaryMultiCallable[_worker_pb2.AppendTaskLogsRequest, _worker_pb2.AppendTaskLogsResponse]  # type: ignore[assignment]
     """Appends to the log of the attempt. Entries below the log's end are taken as
@@ -245,6 +255,17 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         sent again. Usage of an attempt that has ended or was superseded is taken as well, since it was paid for: it is
         recorded as that attempt's, changes nothing else, and is answered with LOST.
         Errors: LEASE_LOST (no such attempt: the token is damaged, or its task was deleted), NOT_OWNER.
+        """
+
+    @_abc_1.abstractmethod
+    def ReportWorkspaces(
+        self,
+        request: _worker_pb2.ReportWorkspacesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.ReportWorkspacesResponse, _abc.Awaitable[_worker_pb2.ReportWorkspacesResponse]]:
+        """Says what the attempt has left in its workspace, in the place of what was said before. A merge that was recorded
+        stays where its commit is still the head.
+        Errors: LEASE_LOST, NOT_OWNER.
         """
 
     @_abc_1.abstractmethod

@@ -45,6 +45,7 @@ from kapell_server.domain.usage.growth import Growth
 from kapell_server.domain.usage.raw import read_raw
 from kapell_server.domain.usage.reading import RawUsage, RawUsageError, plain
 from kapell_server.domain.usage.series import Step, step_of
+from kapell_server.domain.workers.speaking import attempt_of_the_past
 
 _MOST_RAW = 16_384
 _DAY = 86_400 * SECOND
@@ -63,8 +64,12 @@ class _Use:
 
 
 def record_usage(state: State, request: RecordUsageRequest) -> RecordUsageResponse:
-    """Takes the records of a client, each for itself."""
-    outcomes = take(state, request.records)
+    """Takes the records of a client, each for itself; those of a program are its attempt's."""
+    lease_id = state.caller.lease
+    lease = state.leases.meant_by(lease_id) if lease_id is not None else None
+    if lease_id is not None and lease is None:
+        raise attempt_of_the_past(lease_id)
+    outcomes = take(state, request.records, lease.record if lease is not None else None)
     return RecordUsageResponse(outcomes=outcomes, revision=state.revision)
 
 

@@ -15,7 +15,6 @@ from kapell.v1.agent_pb2 import (
     Agent,
 )
 from kapell.v1.error_pb2 import (
-    ERROR_REASON_NOT_OWNER,
     ERROR_REASON_REQUEST_INVALID,
     ERROR_REASON_TOKEN_INVALID,
 )
@@ -48,17 +47,22 @@ from kapell.v1.worker_pb2 import (
     ReportProgressResponse,
     ReportUsageRequest,
     ReportUsageResponse,
+    ReportWorkspacesRequest,
+    ReportWorkspacesResponse,
 )
 
 from kapell_server.domain.access import CallerKind
 from kapell_server.domain.budgets import edges
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.secrets import use
 from kapell_server.domain.state import State
+from kapell_server.domain.tasks import workspace
 from kapell_server.domain.times import SECOND, set_duration, stamp
 from kapell_server.domain.transitions import AGENT_FINAL, agent_state_conflict
 from kapell_server.domain.usage import ledger
 from kapell_server.domain.workers import agent as agents
 from kapell_server.domain.workers import attempt, liveness
+from kapell_server.domain.workers import speaking as speaking_for
 from kapell_server.domain.workers.leases import Lease
 
 
@@ -97,9 +101,12 @@ def _register_spawned(state: State, agent_id: str, instance_key: str) -> Agent:
 
 
 def _register_external(state: State, request: RegisterWorkerRequest) -> Agent:
+    """A key finds the agents again that its own user has registered: whoever else knows it gets another agent."""
     for agent_id, key in state.instance_keys.items():
         known = state.agents.get(agent_id)
-        if key == request.instance_key and known is not None and known.state not in AGENT_FINAL:
+        if key != request.instance_key or known is None or known.state in AGENT_FINAL:
+            continue
+        if known.runtime == speaking_for.EXTERNAL and known.creator == state.caller.actor():
             state.see_agent(agent_id)
             return agents.revive(state, known) if known.state == AGENT_STATE_LOST else known
     if not request.agent_types:
@@ -113,7 +120,7 @@ def _register_external(state: State, request: RegisterWorkerRequest) -> Agent:
         agent_id=state.new_id("agent"),
         display_name=request.display_name or request.agent_types[0],
         agent_types=request.agent_types,
-        runtime="external",
+        runtime=speaking_for.EXTERNAL,
         state=AGENT_STATE_PENDING,
         slots_total=request.slots or 1,
         labels=request.labels,
@@ -129,16 +136,14 @@ def speaking(state: State, agent_id: str) -> Agent:
     caller = state.caller
     if caller.kind is CallerKind.AGENT:
         if caller.agent_id != agent_id:
-            raise KapellError(
-                ERROR_REASON_NOT_OWNER,
-                f"This token speaks for agent {caller.agent_id}, not for {agent_id}. Use that agent's own token.",
-                metadata={"agent_id": agent_id},
-            )
+            raise speaking_for.not_spoken_for(None, agent_id, caller)
         current = state.find_agent(agent_id)
         if current is None or current.instance != caller.instance:
             raise token_of_the_past(agent_id)
         return current
-    return state.agent(agent_id)
+    found = state.agent(agent_id)
+    speaking_for.check(found, agent_id, caller)
+    return found
 
 
 def token_of_the_past(agent_id: str) -> KapellError:
@@ -226,6 +231,14 @@ def report_progress(state: State, request: ReportProgressRequest) -> ReportProgr
     """Records the progress of one attempt."""
     task = attempt.report_progress(state, request)
     return ReportProgressResponse(directive=attempt.directive(task), revision=task.revision)
+
+
+def report_workspaces(state: State, request: ReportWorkspacesRequest) -> ReportWorkspacesResponse:
+    """Records what one attempt has left in its workspace."""
+    lease, current = attempt.held(state, request.lease_token)
+    told = use.redactor(state, current, lease.agent_id).message(request).workspaces
+    task = workspace.note(state, current, lease.attempt, told)
+    return ReportWorkspacesResponse(directive=attempt.directive(task), revision=task.revision)
 
 
 def report_usage(state: State, request: ReportUsageRequest) -> ReportUsageResponse:

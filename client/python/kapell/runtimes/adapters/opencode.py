@@ -68,7 +68,7 @@ class Opencode:
 
     def end(self, *, code: int, stderr: str, now: float) -> Verdict:
         if self._error:
-            return Verdict(failure=failure("opencode", self._provider or "opencode", self._error, _HINT))
+            return Verdict(failure=failure("opencode", "opencode", self._error, _HINT))
         if not code:
             return Verdict(message=self._message, failure=None if self._ended else unfinished("opencode"))
         return Verdict(session_refused=not self._session and "session not found" in stderr.lower())
