@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from kapell._worker.outcome import TaskFailed
 from kapell.runtimes._transcript import MAX_EVENT_BYTES
+from kapell.runtimes.contract import Workspace
 from kapell.v1 import agent_pb2
 from kapell.v1.agent_pb2 import CommandRuntime
 from kapell.v1.task_pb2 import Task
@@ -113,6 +114,28 @@ async def test_a_retry_goes_on_with_the_session_of_the_attempt_that_broke_off(tm
 
     assert (result, second.stdout[0]) == ("All done", SESSION)
     assert f"continues session {SESSION} of an earlier attempt" in second.remarks
+
+
+async def test_a_session_goes_on_in_the_tasks_workspace_and_in_no_other(tmp_path: Path) -> None:
+    spec = resumable(
+        tmp_path,
+        fresh=printing(transcript("codex")[:2], then="exit 1"),
+        resumed=printing(transcript("codex")),
+    )
+    spec.working_directory = ""
+    (tmp_path / "tree").mkdir()
+    workspace, other = Workspace(directory=tmp_path / "tree"), Workspace(directory=tmp_path)
+    with pytest.raises(TaskFailed):
+        await run(tmp_path, spec, TASK, RecordedAttempt(attempt=1, workspace=workspace))
+
+    for elsewhere in (RecordedAttempt(attempt=2), RecordedAttempt(attempt=2, workspace=other)):
+        with pytest.raises(TaskFailed):
+            await run(tmp_path, spec, TASK, elsewhere)
+        with pytest.raises(TaskFailed):
+            await run(tmp_path, spec, TASK, RecordedAttempt(attempt=1, workspace=workspace))
+    result = await run(tmp_path, spec, TASK, RecordedAttempt(attempt=3, workspace=workspace))
+
+    assert result == "All done"
 
 
 async def test_a_session_that_is_gone_lets_the_retry_begin_anew(tmp_path: Path) -> None:
