@@ -135,7 +135,7 @@ async def test_a_limit_gives_the_attempt_back_for_as_long_as_it_says(
     [
         (Refusal(status=404, message="no such model"), "REQUEST_REFUSED", "no such model", False),
         (Refusal(status=500, body="<h1>oops</h1>"), "PROVIDER_ERROR", "answered 500: <h1>oops</h1>", None),
-        (Refusal(status=302, headers={"Location": "http://elsewhere"}), "REQUEST_REFUSED", "not followed", False),
+        (Refusal(status=302, headers={"Location": "http://example.com"}), "REQUEST_REFUSED", "not followed", False),
         (Refusal(status=200, body="data: {nonsense\n\n", headers=SSE), "PROVIDER_ERROR", "no JSON", None),
         (Refusal(status=200, body="\n"), "PROVIDER_ERROR", "broke off", None),
         (
