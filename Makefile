@@ -31,6 +31,11 @@ test: $(VENV)/.dev ## Style, then every test that is not slow
 test-slow: $(VENV)/.dev ## The tests that take minutes, crash tests among them
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+.PHONY: agents
+agents: $(VENV)/.python ## Coding agents for tests/agents into .venv/agents, about 1.5 GB
+	npm install --prefix $(VENV)/agents --no-audit --no-fund --no-save \
+	  @openai/codex@0.169.0 @anthropic-ai/claude-code@2.1.197 @google/gemini-cli@0.61.0 opencode-ai@1.18.33
+
 .PHONY: coverage
 coverage: $(VENV)/.dev ## Branch coverage of the core, which must not fall below 90 %
 	$(BIN)/python -m pytest -q -n $(JOBS) tests/domain tests/engine tests/store tests/watch \

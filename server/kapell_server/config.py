@@ -18,9 +18,9 @@ from typing import Any
 
 from kapell.v1.agent_pb2 import AgentProfile
 
+from kapell_server.built_in_profiles import built_in
 from kapell_server.profiles import (
     ConfigError,
-    built_in,
     expect,
     read_profiles,
     read_seconds,

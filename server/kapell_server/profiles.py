@@ -1,22 +1,30 @@
 """Agent profiles: the [profiles.NAME] tables of kapell.toml as AgentProfile messages.
 
 The rules are those of the proto, so a profile that is accepted here can be spawned; whether its
-program exists is looked at when it is spawned. One profile is built in: `shell`, which runs a
-task's prompt as a shell command. A table of the same name takes its place.
+program exists is looked at when it is spawned. See `built_in_profiles` for those that are always there.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from kapell.v1 import agent_pb2
-from kapell.v1.agent_pb2 import AgentLimits, AgentPool, AgentProfile, AgentSpec, CommandRuntime, RestartPolicy
+from kapell.v1.agent_pb2 import (
+    AgentLimits,
+    AgentPool,
+    AgentProfile,
+    AgentSpec,
+    CommandRuntime,
+    LlmRuntime,
+    PythonRuntime,
+    RestartPolicy,
+)
 from kapell.v1.workspace_pb2 import (
     GitWorktree,
     WorkspaceMergePolicy,
@@ -26,11 +34,33 @@ from kapell.v1.workspace_pb2 import (
 )
 
 _PROFILE_KEYS = (
-    *("description", "agent_types", "slots", "command", "api_access"),
+    *("description", "agent_types", "slots", "command", "llm", "python", "api_access"),
     *("limits", "restart", "pool", "workspace"),
 )
 _RESTART_KEYS = ("mode", "first_pause", "longest_pause", "max_restarts", "stable_after")
-_COMMAND_KEYS = ("argv", "stdin", "env", "env_from_secret", "working_directory", "result_format", "kill_grace")
+_COMMAND_KEYS = (
+    "argv",
+    "stdin",
+    "env",
+    "env_from_secret",
+    "working_directory",
+    "result_format",
+    "kill_grace",
+    "output",
+    "resume_argv",
+)
+_LLM_KEYS = (
+    "base_url",
+    "model",
+    "api_key_secret",
+    "system_prompt",
+    "max_tokens",
+    "temperature",
+    "output_schema",
+    "schema_retries",
+    "timeout",
+)
+_PYTHON_KEYS = ("app", "path", "secrets")
 _WORKSPACE_KEYS = ("directory", "git_worktree")
 _WORKTREE_KEYS = ("repositories", "branch", "directory", "setup", "restart_on_retry", "keep_uncommitted", "merge")
 _REPOSITORY_KEYS = ("name", "path", "base_ref")
@@ -40,6 +70,9 @@ _FORMATS = {
     "text": agent_pb2.RESULT_FORMAT_TEXT,
     "json": agent_pb2.RESULT_FORMAT_JSON,
     "file": agent_pb2.RESULT_FORMAT_FILE,
+}
+_OUTPUTS = {
+    name.removeprefix("PROGRAM_OUTPUT_").lower(): value for name, value in agent_pb2.ProgramOutput.items() if value
 }
 _API_ACCESS = {"attempt": agent_pb2.API_ACCESS_ATTEMPT, "none": agent_pb2.API_ACCESS_NONE}
 _RESTARTS = {
@@ -61,13 +94,6 @@ _M = TypeVar("_M", bound=Message)
 
 class ConfigError(Exception):
     """The configuration cannot be used; the text names the key, what is wrong and what to do."""
-
-
-def built_in() -> dict[str, AgentProfile]:
-    """The profiles that are there without any configuration."""
-    shell = AgentSpec(agent_types=["shell"], slots=4, command=CommandRuntime(argv=["sh", "-c", "{prompt}"]))
-    description = "Runs the prompt of each task as a shell command."
-    return {"shell": AgentProfile(profile="shell", description=description, spec=shell)}
 
 
 def read_profiles(tables: Mapping[str, Any], source: str) -> dict[str, AgentProfile]:
@@ -96,15 +122,17 @@ def _profile(name: str, table: Any, where: str) -> AgentProfile:
         raise ConfigError(f"{where}: a profile's name has 1 to 64 letters, digits, '.', '_' or '-'.")
     expect(table, dict, where, "a table")
     refuse_unknown(table, _PROFILE_KEYS, where)
-    if "command" not in table:
-        raise ConfigError(f"{where} has no command; give it command = {{ argv = [...] }}.")
+    runtimes = [key for key in _RUNTIMES if key in table]
+    if len(runtimes) != 1:
+        has = f"has {' and '.join(runtimes)}" if runtimes else f"has no {', '.join(_RUNTIMES)}"
+        raise ConfigError(f"{where} {has}; it needs one of them, such as command = {{ argv = [...] }}.")
     api_access = expect(table.get("api_access", "attempt"), str, f"{where}.api_access", "text")
     if api_access not in _API_ACCESS:
         raise ConfigError(f"{where}.api_access must be one of {', '.join(_API_ACCESS)}, not {api_access!r}.")
     spec = AgentSpec(
         agent_types=_strings(table.get("agent_types", [name]), f"{where}.agent_types"),
         slots=expect(table.get("slots", 1), int, f"{where}.slots", "a whole number"),
-        command=_command(table["command"], f"{where}.command"),
+        **{key: _RUNTIMES[key](table[key], f"{where}.{key}") for key in runtimes},
         workspace=_workspace(table.get("workspace", "none"), f"{where}.workspace"),
         api_access=_API_ACCESS[api_access] if "api_access" in table else agent_pb2.API_ACCESS_UNSPECIFIED,
     )
@@ -126,6 +154,9 @@ def _command(table: Any, where: str) -> CommandRuntime:
     result_format = expect(table.get("result_format", "text"), str, f"{where}.result_format", "text")
     if result_format not in _FORMATS:
         raise ConfigError(f"{where}.result_format must be one of {', '.join(_FORMATS)}, not {result_format!r}.")
+    output = expect(table.get("output", "plain"), str, f"{where}.output", "text")
+    if output not in _OUTPUTS:
+        raise ConfigError(f"{where}.output must be one of {', '.join(_OUTPUTS)}, not {output!r}.")
     command = CommandRuntime(
         argv=_strings(table.get("argv", []), f"{where}.argv"),
         stdin=expect(table.get("stdin", ""), str, f"{where}.stdin", "text"),
@@ -133,10 +164,51 @@ def _command(table: Any, where: str) -> CommandRuntime:
         env_from_secret=_texts(table.get("env_from_secret", {}), f"{where}.env_from_secret"),
         working_directory=_path(table.get("working_directory", ""), f"{where}.working_directory"),
         result_format=_FORMATS[result_format],
+        output=_OUTPUTS[output],
+        resume_argv=_strings(table.get("resume_argv", []), f"{where}.resume_argv"),
     )
     if "kill_grace" in table:
         command.kill_grace.CopyFrom(_duration(table["kill_grace"], f"{where}.kill_grace"))
     return command
+
+
+def _llm(table: Any, where: str) -> LlmRuntime:
+    expect(table, dict, where, "a table")
+    refuse_unknown(table, _LLM_KEYS, where)
+    texts = {
+        key: expect(table.get(key, ""), str, f"{where}.{key}", "text")
+        for key in ("base_url", "model", "api_key_secret", "system_prompt")
+    }
+    llm = LlmRuntime(
+        **texts, max_tokens=expect(table.get("max_tokens", 0), int, f"{where}.max_tokens", "a whole number")
+    )
+    if "temperature" in table:
+        llm.temperature = expect(table["temperature"], (int, float), f"{where}.temperature", "a number")
+    if "schema_retries" in table:
+        llm.schema_retries = expect(table["schema_retries"], int, f"{where}.schema_retries", "a whole number")
+    if "output_schema" in table:
+        schema = expect(table["output_schema"], dict, f"{where}.output_schema", "a table")
+        try:
+            llm.output_schema.update(schema)
+        except ValueError as error:
+            raise ConfigError(f"{where}.output_schema holds what is not JSON: {error}.") from error
+    if "timeout" in table:
+        llm.timeout.CopyFrom(_duration(table["timeout"], f"{where}.timeout"))
+    return llm
+
+
+def _python(table: Any, where: str) -> PythonRuntime:
+    expect(table, dict, where, "a table")
+    refuse_unknown(table, _PYTHON_KEYS, where)
+    path = expect(table.get("path", ""), str, f"{where}.path", "text")
+    return PythonRuntime(
+        app=expect(table.get("app", ""), str, f"{where}.app", "text"),
+        path=str(Path(path).expanduser()) if path else "",
+        secrets=_texts(table.get("secrets", {}), f"{where}.secrets"),
+    )
+
+
+_RUNTIMES: dict[str, Callable[[Any, str], Any]] = {"command": _command, "llm": _llm, "python": _python}
 
 
 def _workspace(value: Any, where: str) -> WorkspaceSpec | None:

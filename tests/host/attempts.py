@@ -37,6 +37,7 @@ class RecordedAttempt:
     uploads_may_end: asyncio.Event = field(default_factory=asyncio.Event)
     locks: list[KnownLock] = field(default_factory=list)
     used: list[dict[str, object]] = field(default_factory=list)
+    record_ids: list[str] = field(default_factory=list)
     secrets: dict[str, str] = field(default_factory=dict)
     workspace: Workspace | None = None
     workspaces: list[TaskWorkspace] = field(default_factory=list)
@@ -69,6 +70,7 @@ class RecordedAttempt:
 
     def usage_from(self, response: Mapping[str, object], *, record_id: str = "", series: str = "") -> None:
         self.used.append(dict(response))
+        self.record_ids.append(record_id)
 
     async def budget_room(self) -> None:
         waits = [asyncio.create_task(event.wait()) for event in (self.continued, self.cancelled)]

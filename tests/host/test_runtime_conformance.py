@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,28 +12,46 @@ from kapell import runtimes
 from kapell._worker.outcome import TaskFailed
 from kapell._worker.values import to_value
 from kapell.runtimes import Runtime
-from kapell.v1.agent_pb2 import AgentSpec, CommandRuntime
+from kapell.v1.agent_pb2 import AgentSpec, CommandRuntime, LlmRuntime, PythonRuntime
 from kapell.v1.task_pb2 import Task
 
 from tests.host.attempts import RecordedAttempt
+from tests.support.model_endpoint import Refusal, Reply, model_endpoint
+
+HERE = Path(__file__).parent
+MODELS: dict[str, tuple[Reply | Refusal, ...]] = {
+    "answers": (Reply(text="hello"),),
+    "fails": (Refusal(status=500),),
+    "hangs": (Reply(text="up\nup\n", hangs=True),) * 2,
+}
 
 # For each runtime: one that answers "hello", one that fails, one that logs a line and goes on for ever.
-SPECS = {
+SPECS: dict[str, tuple[AgentSpec, ...]] = {
     "command": (
         AgentSpec(command=CommandRuntime(argv=["printf", "hello"])),
         AgentSpec(command=CommandRuntime(argv=["false"])),
         AgentSpec(command=CommandRuntime(argv=["sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.05; done"])),
     ),
+    "llm": tuple(AgentSpec(llm=LlmRuntime(model=name)) for name in ("answers", "fails", "hangs")),
+    "python": tuple(
+        AgentSpec(agent_types=["played"], python=PythonRuntime(app=f"python_app:{name}", path=str(HERE)))
+        for name in ("answers", "fails", "hangs")
+    ),
 }
 SPECS["command"][2].command.kill_grace.FromMilliseconds(100)
 
-TASK = Task(task_id="task_one", prompt="hello")
+TASK = Task(task_id="task_one", agent_type="played", prompt="hello")
 
 
 @pytest.fixture(params=SPECS)
-def specs(request: pytest.FixtureRequest) -> tuple[AgentSpec, AgentSpec, AgentSpec]:
-    found: tuple[AgentSpec, AgentSpec, AgentSpec] = SPECS[request.param]
-    return found
+async def specs(request: pytest.FixtureRequest) -> AsyncIterator[tuple[AgentSpec, ...]]:
+    """The specs of a runtime; models are scripted and on loopback."""
+    async with contextlib.AsyncExitStack() as models:
+        for spec in SPECS[request.param]:
+            if spec.HasField("llm"):
+                model = await models.enter_async_context(model_endpoint(*MODELS[spec.llm.model]))
+                spec.llm.base_url = f"{model.url}/v1"
+        yield SPECS[request.param]
 
 
 @pytest.fixture
@@ -53,7 +72,7 @@ def test_every_runtime_of_the_api_is_there_and_tested() -> None:
 
 
 def test_runtime_this_version_lacks_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="it has: command"):
+    with pytest.raises(ValueError, match="it has: command, llm, python"):
         build(AgentSpec(), tmp_path)
 
 

@@ -49,6 +49,13 @@ def test_relative_path_counts_from_the_working_directory(tmp_path: Path) -> None
     assert find_program(spec("./run.sh", directory=str(tmp_path)), PATH) == str(tmp_path / "run.sh")
 
 
+def test_a_known_program_that_is_missing_is_told_with_the_command_that_installs_it() -> None:
+    with pytest.raises(KapellError) as error:
+        find_program(spec("codex"), {"PATH": "/nowhere"})
+
+    assert "Install it: npm install -g @openai/codex" in error.value.message
+
+
 def test_program_that_depends_on_the_task_is_taken_as_it_stands() -> None:
     assert find_program(spec("{input.program}"), PATH) == "{input.program}"
 

@@ -32,6 +32,8 @@ HOSTS = {
     # Where the forms of their hooks are told.
     "code.claude.com",
     "developers.openai.com",
+    # Where models are asked, as documents and profiles say.
+    "api.openai.com",
     # Where prices of models were read.
     "platform.claude.com",
     "ai.google.dev",

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from kapell.rules.programs import install_hint
 from kapell.v1.agent_pb2 import (
+    PROGRAM_OUTPUT_CLAUDE,
     RESTART_MODE_ALWAYS,
     RESTART_MODE_ON_FAILURE,
     RESULT_FORMAT_JSON,
@@ -17,6 +19,7 @@ from kapell.v1.agent_pb2 import (
     RestartPolicy,
 )
 from kapell_server.config import SETTINGS, Config, ConfigError, load
+from kapell_server.rpc.validation import invalid
 
 
 def loaded(directory: Path, toml: str = "", env: dict[str, str] | None = None, **flags: Any) -> Config:
@@ -350,6 +353,87 @@ def test_the_shell_profile_is_built_in_and_may_be_replaced(tmp_path: Path) -> No
     assert (list(built_in.agent_types), built_in.slots) == (["shell"], 4)
     assert list(built_in.command.argv) == ["sh", "-c", "{prompt}"]
     assert list(replaced.command.argv) == ["bash"]
+
+
+@pytest.mark.parametrize("name", ["claude", "codex", "gemini", "opencode"])
+def test_profiles_of_coding_agents_lift_no_bound_and_take_the_prompt_by_standard_input(
+    tmp_path: Path, name: str
+) -> None:
+    spec = loaded(tmp_path).profiles[name].spec
+
+    assert not invalid(spec)
+    assert (list(spec.agent_types), spec.command.argv[0], spec.command.stdin) == ([name], name, "{prompt}")
+    assert install_hint(name)
+    words = " ".join([*spec.command.argv, *spec.command.resume_argv])
+    assert not [bound for bound in ("dangerous", "bypass", "yolo", "full-access", "--auto ") if bound in words]
+
+
+def test_a_profile_says_how_output_is_read_and_sessions_are_continued(tmp_path: Path) -> None:
+    table = '[profiles.c.command]\nargv = ["claude"]\noutput = "claude"\nresume_argv = ["claude", "{session}"]'
+
+    command = loaded(tmp_path, table).profiles["c"].spec.command
+
+    assert command.output == PROGRAM_OUTPUT_CLAUDE
+    assert list(command.resume_argv) == ["claude", "{session}"]
+    assert "plain, claude, codex" in refusal(tmp_path, table.replace('output = "claude"', 'output = "cloud"'))
+    assert "{session}" in refusal(tmp_path, table.replace("{session}", "{seance}"))
+    assert "argv" in refusal(tmp_path, table.replace('argv = ["claude"]', 'argv = ["{session}"]', 1))
+
+
+LLM = """
+[profiles.triage]
+slots = 8
+[profiles.triage.llm]
+base_url = "https://example.com/v1"
+model = "small"
+api_key_secret = "model-key"
+system_prompt = "Sort."
+max_tokens = 200
+temperature = 0.5
+timeout = "2m"
+schema_retries = 0
+output_schema = { type = "object", required = ["n"] }
+"""
+
+
+def test_a_profile_asks_a_model(tmp_path: Path) -> None:
+    llm = loaded(tmp_path, LLM).profiles["triage"].spec.llm
+
+    assert (llm.base_url, llm.model, llm.api_key_secret) == ("https://example.com/v1", "small", "model-key")
+    assert (llm.system_prompt, llm.max_tokens, llm.temperature, llm.timeout.seconds) == ("Sort.", 200, 0.5, 120)
+    assert (llm.HasField("schema_retries"), llm.schema_retries) == (True, 0)
+    assert llm.output_schema["required"][0] == "n"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.com/v1",
+        "http://" + "localhost.example.com/v1",
+        "http://127.0.0.1@example.com/v1",
+        "https://" + "user:password@example.com/v1",
+        "https://example.com/v1?key=1",
+        "ftp://example.com",
+        "",
+    ],
+)
+def test_a_key_goes_to_https_or_loopback_only(tmp_path: Path, url: str) -> None:
+    assert "base_url must be https" in refusal(tmp_path, LLM.replace("https://example.com/v1", url))
+
+
+def test_a_profile_runs_handlers_in_python(tmp_path: Path) -> None:
+    table = '[profiles.w.python]\napp = "a.b:worker"\npath = "/srv"\nsecrets = { key = "s" }'
+
+    python = loaded(tmp_path, table).profiles["w"].spec.python
+
+    assert (python.app, python.path, dict(python.secrets)) == ("a.b:worker", "/srv", {"key": "s"})
+    assert "app" in refusal(tmp_path, table.replace("a.b:worker", "a.b"))
+
+
+def test_a_profile_has_one_runtime(tmp_path: Path) -> None:
+    assert "has no command, llm, python" in refusal(tmp_path, "[profiles.x]\nslots = 1")
+    both = LLM + '[profiles.triage.python]\napp = "a:b"'
+    assert "has llm and python" in refusal(tmp_path, both)
 
 
 def test_an_age_may_be_given_in_days(tmp_path: Path) -> None:

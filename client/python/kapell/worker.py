@@ -25,7 +25,8 @@ import signal
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
-from kapell._worker.attempts import Handler
+from kapell._worker.arguments import UnusableHints, Wanted, filled, wanted_by
+from kapell._worker.attempts import Handler, Run
 from kapell._worker.context import TaskContext
 from kapell._worker.crew import Crew
 from kapell._worker.outcome import RateLimited, TaskFailed
@@ -40,7 +41,7 @@ __all__ = ["RateLimited", "TaskContext", "TaskFailed", "Worker"]
 DEFAULT_SHUTDOWN_GRACE = 30.0
 MAX_SLOTS = 256
 
-TaskFunction = Callable[[TaskContext, Task], Awaitable[object]]
+TaskFunction = Callable[..., Awaitable[object]]
 _F = TypeVar("_F", bound=TaskFunction)
 
 
@@ -79,6 +80,11 @@ class Worker:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
+    def handlers(self) -> dict[str, Handler]:
+        """The handlers by the type of task they are for."""
+        return dict(self._handlers)
+
+    @property
     def agent_id(self) -> str:
         """The agent this worker is; empty before it is registered."""
         return self._crew.session.agent_id if self._crew is not None else ""
@@ -87,7 +93,8 @@ class Worker:
         """Makes a coroutine function the handler of one type of task; a decorator.
 
         When its task is cancelled, `ctx.cancelled` is set, and `cancel_grace` seconds later the
-        handler is cancelled as any coroutine is. A lost lease cancels at once.
+        handler is cancelled as any coroutine is. A lost lease cancels at once. Parameters after context
+        and task, with type hints, are filled from the task's input; see `kapell._worker.arguments`.
         """
 
         def decorate(function: _F) -> _F:
@@ -99,14 +106,17 @@ class Worker:
                     "into asyncio.to_thread"
                 )
             try:
-                inspect.signature(function).bind(None, None)
+                wanted = wanted_by(function)
+                inspect.signature(function).bind(None, None, **{one.name: None for one in wanted})
+            except UnusableHints as error:
+                raise _unusable(f"{name} cannot be a handler: {error}") from None
             except TypeError:
                 raise _unusable(
                     f"{name} cannot be called with a context and a task - write `async def {name}(ctx, task)`"
                 ) from None
             if agent_type in self._handlers:
                 raise _unusable(f"{agent_type!r} has a handler already - one worker has one for each type")
-            self._handlers[agent_type] = Handler(function, cancel_grace)
+            self._handlers[agent_type] = Handler(_with_arguments(function, name, wanted), cancel_grace)
             return function
 
         return decorate
@@ -164,6 +174,16 @@ class Worker:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop, number.name)
         await self.run()
+
+
+def _with_arguments(function: TaskFunction, name: str, wanted: list[Wanted]) -> Run:
+    if not wanted:
+        return function
+
+    async def run(context: TaskContext, task: Task) -> object:
+        return await function(context, task, **filled(wanted, context.input, name))
+
+    return run
 
 
 def _unusable(text: str) -> InvalidRequest:

@@ -50,6 +50,7 @@ from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL, TASK_LEASE
 from kapell_server.domain.usage.shelf import UsageShelf
 from kapell_server.domain.workers.leases import Lease, LeaseTable
 from kapell_server.domain.workers.pool import Pools
+from kapell_server.domain.workers.specs import secrets_of
 
 _TASK_CACHE = 20_000
 _CONTENT_CACHE_BYTES = 32 * 1024 * 1024
@@ -414,8 +415,8 @@ class State:
     def keep_spec(self, agent_id: str, spec: AgentSpec) -> None:
         """Stores what a new agent is made of, secrets included, beside its record."""
         self.assign(self.pending.specs, agent_id, spec.SerializeToString())
-        if spec.command.env_from_secret:
-            self.assign(self.agent_secrets, agent_id, dict(spec.command.env_from_secret))
+        if secrets := secrets_of(spec):
+            self.assign(self.agent_secrets, agent_id, secrets)
 
     def see_agent(self, agent_id: str) -> None:
         """Notes a sign of life: kept in memory and, with the next commit, in its narrow row."""

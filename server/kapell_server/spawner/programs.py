@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from kapell.rules.programs import install_hint
 from kapell.v1.agent_pb2 import AgentSpec
 from kapell.v1.error_pb2 import ERROR_REASON_PROGRAM_NOT_FOUND
 
@@ -18,8 +19,11 @@ def find_program(spec: AgentSpec, environ: Mapping[str, str]) -> str:
 
     A name without a slash is looked up in the PATH of the spec or else of `environ`; a relative
     path counts from the spec's working directory. A name with a placeholder is known only when
-    there is a task: it is given back as it stands. Raises KapellError PROGRAM_NOT_FOUND.
+    there is a task: it is given back as it stands. Empty for a spec without a program.
+    Raises KapellError PROGRAM_NOT_FOUND.
     """
+    if not spec.HasField("command"):
+        return ""
     command = spec.command
     name = command.argv[0].replace("{{", "\0").replace("}}", "\1")
     if "{" in name:
@@ -44,10 +48,11 @@ def find_program(spec: AgentSpec, environ: Mapping[str, str]) -> str:
 def _in_path(name: str, path: str) -> str:
     found = shutil.which(name, path=path)
     if found is None:
+        hint = install_hint(name) or "install it"
         raise _not_found(
             name,
             f"is in no directory of PATH ({path[:400]})",
-            "Install it, give its absolute path, or start the server with a PATH that has it",
+            f"{hint[0].upper()}{hint[1:]}, give its absolute path, or start the server with a PATH that has it",
         )
     return str(Path(found).absolute())
 

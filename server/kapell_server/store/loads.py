@@ -29,6 +29,7 @@ from kapell_server.domain.standing import Standing
 from kapell_server.domain.tasks.edges import KEPT, Edge
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL, TASK_RESTING
 from kapell_server.domain.usage.entry import Dims, Entry, Series, Total
+from kapell_server.domain.workers.specs import secrets_of
 from kapell_server.store import approval_rows, usage_rows
 from kapell_server.store.budget_rows import BudgetRows, load_budget_rows
 from kapell_server.store.bulk import Bulk, Lookup
@@ -271,7 +272,7 @@ def _load_live_agents(connection: Connection) -> list[tuple[Agent, str]]:
 
 def _load_agent_secrets(connection: Connection) -> dict[str, dict[str, str]]:
     rows = connection.execute(sa.select(agents.c.agent_id, agents.c.spec).where(agents.c.state.not_in(AGENT_FINAL)))
-    found = {agent_id: dict(AgentSpec.FromString(spec).command.env_from_secret) for agent_id, spec in rows if spec}
+    found = {agent_id: secrets_of(AgentSpec.FromString(spec)) for agent_id, spec in rows if spec}
     return {agent_id: named for agent_id, named in found.items() if named}
 
 

@@ -222,9 +222,14 @@ EDITS = View(
 
 
 def command_text(spec: AgentSpec) -> str:
-    """The program of a spec and its arguments, quoted for a shell."""
+    """What a spec runs: its program and arguments, quoted for a shell, the model it asks, or its app in Python."""
     import shlex
 
+    match spec.WhichOneof("runtime"):
+        case "llm":
+            return f"{spec.llm.model} at {spec.llm.base_url}"
+        case "python":
+            return spec.python.app
     return shlex.join(spec.command.argv)
 
 

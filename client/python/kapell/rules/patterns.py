@@ -14,6 +14,9 @@ _MANY = 1 << 30
 _NAMED = {"\\x00": "NUL", "\\x5c": "\\", "\\x7f": ""}
 _KNOWN = {
     "[0-9]{4}-[0-9]{2}-[0-9]{2}": "a date such as 2026-11-23",
+    "[A-Za-z_][A-Za-z0-9_]{0,62}([.][A-Za-z_][A-Za-z0-9_]{0,62}){0,7}:[A-Za-z_][A-Za-z0-9_]{0,62}": (
+        "a module and a name in it, such as shop.agents:worker"
+    ),
     "(user|agent):[A-Za-z0-9][A-Za-z0-9._@-]{0,63}": "a user or an agent, such as user:alice or agent:agent_42",
     r"[a-zA-Z0-9][a-zA-Z0-9._/-]{0,62}(=[^\x00]{0,256})?": "a label such as team, or with its value team=web",
     r"https?://[^\s\x00/?#@]+([/?][^\s\x00#]*)?": "an http or https URL without user and fragment",

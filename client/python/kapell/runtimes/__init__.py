@@ -16,6 +16,8 @@ __all__ = ["Attempt", "Runtime", "build"]
 
 _RUNTIMES = {
     "command": "kapell.runtimes.command",
+    "llm": "kapell.runtimes.llm",
+    "python": "kapell.runtimes.python",
 }
 
 

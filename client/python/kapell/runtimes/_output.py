@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from kapell.rules.redaction import StreamRedactor
+from kapell.runtimes._transcript import MAX_EVENT_BYTES, Transcript
 from kapell.runtimes.contract import Attempt
 from kapell.v1.common_pb2 import LOG_STREAM_STDERR, LOG_STREAM_STDOUT, LogStream
 
@@ -143,20 +144,32 @@ class Kept:
 class Pump:
     """Carries one stream of a program to the attempt's log, and keeps the end of it."""
 
-    def __init__(self, attempt: Attempt, stream: LogStream.ValueType, *, keep: int, progress: bool) -> None:
+    def __init__(
+        self,
+        attempt: Attempt,
+        stream: LogStream.ValueType,
+        *,
+        keep: int,
+        progress: bool,
+        transcript: Transcript | None = None,
+    ) -> None:
         self.kept = Kept(keep)
+        self.read = 0
+        """Bytes that have come."""
         self._attempt = attempt
         self._stream = stream
         self._progress = progress
-        self._lines = Lines()
+        self._transcript = transcript
+        self._lines = Lines() if transcript is None else Lines(MAX_EVENT_BYTES)
         self._masked = StreamRedactor(attempt.redactor)
         self._hurry = asyncio.Event()
 
     async def run(self, reader: asyncio.StreamReader) -> None:
         """Reads until the stream ends."""
         while chunk := await reader.read(_SKIM_BYTES if self._attempt.log_full else _READ_BYTES):
+            self.read += len(chunk)
             chunk = self._masked.feed(chunk)
-            if not self._attempt.log_full:
+            if self._transcript is not None or not self._attempt.log_full:
                 self._take(self._lines.feed(chunk))
                 await self._room()
             elif (skimmed := self._lines.skim(chunk, PROGRESS)) is not None:
@@ -173,6 +186,9 @@ class Pump:
     def _take(self, pieces: Iterator[Piece]) -> None:
         now = time.time_ns()
         for piece in pieces:
+            if self._transcript is not None:
+                self._transcript.take(piece.text, is_whole=piece.is_whole, time_ns=now)
+                continue
             if self._progress and piece.is_whole and self._report(piece.text):
                 continue
             self.kept.add(piece.data)
@@ -204,8 +220,8 @@ class Pump:
 class Capture:
     """Both streams of one program, from its start until they are read to the end."""
 
-    def __init__(self, attempt: Attempt, *, keep: int) -> None:
-        self.stdout = Pump(attempt, LOG_STREAM_STDOUT, keep=keep, progress=True)
+    def __init__(self, attempt: Attempt, *, keep: int, transcript: Transcript | None = None) -> None:
+        self.stdout = Pump(attempt, LOG_STREAM_STDOUT, keep=keep, progress=True, transcript=transcript)
         self.stderr = Pump(attempt, LOG_STREAM_STDERR, keep=_STDERR_BYTES, progress=False)
         self._pipes: list[asyncio.ReadTransport] = []
         self._running: list[asyncio.Task[None]] = []

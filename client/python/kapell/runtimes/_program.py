@@ -45,6 +45,8 @@ class Launch:
     directory: Path
     stdin: Path | None = None
     """A file to read from; nothing where it is None."""
+    session: str = ""
+    """The session of an earlier attempt that it continues."""
     open_files: int = 0
     """Files that each of its processes may have open; 0 where that is not limited."""
 

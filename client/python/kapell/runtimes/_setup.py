@@ -10,8 +10,10 @@ from pathlib import Path
 
 from kapell._locks.environment import VARIABLE, dump
 from kapell._worker.outcome import TaskFailed
+from kapell.rules.programs import install_hint
 from kapell.runtimes import placeholders
 from kapell.runtimes._program import Launch
+from kapell.runtimes._sessions import KnownSession
 from kapell.runtimes.contract import Attempt
 from kapell.v1.agent_pb2 import CommandRuntime
 from kapell.v1.common_pb2 import LOG_STREAM_SYSTEM
@@ -26,14 +28,28 @@ MAX_ARGUMENT_BYTES = 128 * 1024 - 1
 _DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
-def prepare(spec: CommandRuntime, task: Task, attempt: Attempt, *, agent_id: str, directory: Path) -> Launch:
+def prepare(
+    spec: CommandRuntime,
+    task: Task,
+    attempt: Attempt,
+    *,
+    agent_id: str,
+    directory: Path,
+    session: KnownSession | None = None,
+) -> Launch:
     """Fills in the templates and writes the files of one attempt below `directory`.
 
-    Raises TaskFailed with PROGRAM_NOT_FOUND or SETUP_FAILED, and what to do about it.
+    It continues `session` where it runs in the directory of that. Raises TaskFailed with PROGRAM_NOT_FOUND
+    or SETUP_FAILED, and what to do about it.
     """
     values = placeholders.values_of(task, attempt.attempt)
+    continued = (
+        session.session_id if session is not None and session.directory == lasting_directory(spec, attempt) else ""
+    )
     try:
         argv = [placeholders.fill(part, values) for part in spec.argv]
+        if continued:
+            argv = [placeholders.fill(part, {**values, "session": continued}) for part in spec.resume_argv]
         stdin = placeholders.fill(spec.stdin, values)
         extra = {name: placeholders.fill(text, values) for name, text in spec.env.items()}
     except placeholders.TemplateError as error:
@@ -73,6 +89,7 @@ def prepare(spec: CommandRuntime, task: Task, attempt: Attempt, *, agent_id: str
         environment=environment,
         directory=working_directory,
         stdin=stdin_file,
+        session=continued,
     )
 
 
@@ -155,6 +172,13 @@ def _written(file: Path, text: str) -> Path | None:
     return file
 
 
+def lasting_directory(spec: CommandRuntime, attempt: Attempt) -> str:
+    """Where the program runs if that is there for the next attempt too; empty for a fresh directory."""
+    if spec.working_directory or attempt.workspace is None:
+        return spec.working_directory
+    return str(attempt.workspace.directory)
+
+
 def _working_directory(spec: CommandRuntime, attempt: Attempt, directory: Path) -> Path:
     if not spec.working_directory and attempt.workspace is not None:
         return attempt.workspace.directory
@@ -192,5 +216,6 @@ def _find(program: str, environment: Mapping[str, str], directory: Path) -> str:
         if found is not None:
             return str(directory / found)
         where = f"it is in no directory of PATH ({path})"
-        hint = "install it, correct argv, or set PATH in the profile's env"
+        install = install_hint(program) or "install it"
+        hint = f"{install}, correct argv, or set PATH in the profile's env"
     raise TaskFailed("PROGRAM_NOT_FOUND", f"the program {program!r} cannot run - {where} - {hint}", retryable=False)

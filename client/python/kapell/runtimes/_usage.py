@@ -34,13 +34,18 @@ def report(result: object, attempt: Attempt) -> None:
         if not isinstance(payload, Mapping):
             attempt.log(f"kapell_usage[{number}] is not an object and was left out", LOG_STREAM_SYSTEM)
             continue
-        try:
-            if _COUNTS & payload.keys():
-                attempt.usage(**_fields(payload))
-            else:
-                attempt.usage_from(payload)
-        except (InvalidRequest, TypeError, ValueError) as error:
-            attempt.log(f"kapell_usage[{number}] was left out: {error}", LOG_STREAM_SYSTEM)
+        tell(payload, attempt, f"kapell_usage[{number}]")
+
+
+def tell(payload: Mapping[str, Any], attempt: Attempt, name: str, *, record_id: str = "", series: str = "") -> None:
+    """Reports one entry, in Kapell's own words or in a provider's. Where it cannot be read the log says so."""
+    try:
+        if _COUNTS & payload.keys():
+            attempt.usage(**_fields(payload))
+        else:
+            attempt.usage_from(payload, record_id=record_id, series=series)
+    except (InvalidRequest, TypeError, ValueError, OverflowError, RecursionError) as error:
+        attempt.log(f"{name} was left out: {error}", LOG_STREAM_SYSTEM)
 
 
 def _fields(payload: Mapping[str, Any]) -> UsageFields:

@@ -48,7 +48,11 @@ from kapell.runtimes._running import (
     remark,
     settle,
 )
-from kapell.runtimes._setup import prepare
+from kapell.runtimes._sessions import KnownSession, Sessions
+from kapell.runtimes._setup import lasting_directory, prepare
+from kapell.runtimes._transcript import Transcript
+from kapell.runtimes.adapters import adapter_for
+from kapell.runtimes.adapters.contract import Verdict
 from kapell.runtimes.contract import Attempt
 from kapell.v1.agent_pb2 import RESULT_FORMAT_JSON, AgentLimits, AgentSpec, CommandRuntime
 from kapell.v1.common_pb2 import LOG_STREAM_SYSTEM
@@ -59,6 +63,10 @@ def build(spec: AgentSpec, *, agent_id: str, directory: Path) -> Command:
     """The runtime of a spec. Raises ValueError for a template that can never be filled in."""
     subreaper = become_subreaper()
     return Command(spec.command, agent_id=agent_id, directory=directory, is_subreaper=subreaper, limits=spec.limits)
+
+
+class _SessionRefused(Exception):
+    """The program does not know the session it was to continue."""
 
 
 class Command(ProgramRuntime):
@@ -75,23 +83,69 @@ class Command(ProgramRuntime):
     ) -> None:
         for template in (*spec.argv, spec.stdin, *spec.env.values()):
             placeholders.check(template)
+        for template in spec.resume_argv:
+            placeholders.check(template, placeholders.WITH_SESSION)
         super().__init__(directory=directory, is_subreaper=is_subreaper, limits=limits)
+        self._sessions = Sessions(directory / "sessions")
         self._spec = spec
         self._agent_id = agent_id
 
     async def _work(self, attempt: Attempt, task: Task, directory: Path, abandoned: asyncio.Event) -> object:
-        launch = prepare(self._spec, task, attempt, agent_id=self._agent_id, directory=directory)
-        program = await self._start(launch)
-        attempt.log(f"started {self._spec.argv[0]}, process {program.pid}", LOG_STREAM_SYSTEM)
-        ending, capture = await self._watch(program, attempt, abandoned)
-        await keep_artifacts(Path(launch.environment["KAPELL_ARTIFACTS_DIR"]), attempt, abandoned)
-        return self._outcome(launch, ending, capture, attempt)
+        """Goes on with the session of an earlier attempt where there is one, and else begins anew."""
+        session = self._sessions.find(task) if self._spec.resume_argv and attempt.attempt > 1 else None
+        if session is not None:
+            tried = directory / "resumed"
+            tried.mkdir()
+            try:
+                return await self._once(attempt, task, tried, abandoned, session)
+            except _SessionRefused:
+                self._sessions.forget(task)
+                attempt.log(f"session {session.session_id} is not known any more: beginning anew", LOG_STREAM_SYSTEM)
+        return await self._once(attempt, task, directory, abandoned)
 
-    async def _watch(self, program: Program, attempt: Attempt, abandoned: asyncio.Event) -> tuple[Ending, Capture]:
-        """From the start of the program until nothing of it is left."""
+    async def _once(
+        self,
+        attempt: Attempt,
+        task: Task,
+        directory: Path,
+        abandoned: asyncio.Event,
+        session: KnownSession | None = None,
+    ) -> object:
+        launch = prepare(self._spec, task, attempt, agent_id=self._agent_id, directory=directory, session=session)
+        transcript = self._transcript(launch, task, attempt)
+        program = await self._start(launch)
+        attempt.log(f"started {launch.argv[0]}, process {program.pid}", LOG_STREAM_SYSTEM)
+        if launch.session:
+            attempt.log(f"continues session {launch.session} of an earlier attempt", LOG_STREAM_SYSTEM)
+        ending, capture, verdict = await self._watch(program, attempt, abandoned, transcript)
+        if launch.session and verdict.session_refused and not attempt.cancelled.is_set() and not abandoned.is_set():
+            raise _SessionRefused
+        attempt.program_ended()
+        await keep_artifacts(Path(launch.environment["KAPELL_ARTIFACTS_DIR"]), attempt, abandoned)
+        result = self._outcome(launch, ending, capture, verdict, attempt)
+        self._sessions.forget(task)
+        return result
+
+    def _transcript(self, launch: Launch, task: Task, attempt: Attempt) -> Transcript | None:
+        adapter = adapter_for(self._spec.output, launch.argv)
+        if adapter is None:
+            return None
+        directory = lasting_directory(self._spec, attempt)
+
+        def keep(session_id: str) -> None:
+            if self._spec.resume_argv and directory:
+                self._sessions.keep(task, KnownSession(session_id, directory))
+
+        return Transcript(adapter, attempt, keep)
+
+    async def _watch(
+        self, program: Program, attempt: Attempt, abandoned: asyncio.Event, transcript: Transcript | None
+    ) -> tuple[Ending, Capture, Verdict]:
+        """From the start of the program until nothing of it is left and all that it has said is told."""
         as_json = self._spec.result_format == RESULT_FORMAT_JSON
-        capture = Capture(attempt, keep=_result.MAX_JSON_BYTES if as_json else _result.TEXT_BYTES)
-        program.written = lambda: capture.stdout.kept.total + capture.stderr.kept.total
+        keep = _result.MAX_JSON_BYTES if as_json else _result.TEXT_BYTES
+        capture = Capture(attempt, keep=keep, transcript=transcript)
+        program.written = lambda: capture.stdout.read + capture.stderr.read
         pausing = asyncio.create_task(keep_pauses(program, attempt), name=f"pauses of {attempt.task_id}")
         try:
             await capture.open(program.stdout, program.stderr)
@@ -103,10 +157,13 @@ class Command(ProgramRuntime):
         finally:
             pausing.cancel()
             ending = await program.end()
-            attempt.program_ended()
             await capture.drain()
         remark(attempt, ending)
-        return ending, capture
+        if transcript is None:
+            return ending, capture, Verdict()
+        verdict = transcript.end(code=ending.code, stderr=capture.stderr.kept.text())
+        capture.stdout.kept.add(verdict.message.encode(errors="replace"))
+        return ending, capture, verdict
 
     async def _stop(self, program: Program, attempt: Attempt, abandoned: asyncio.Event) -> None:
         grace = DEFAULT_KILL_GRACE
@@ -115,10 +172,12 @@ class Command(ProgramRuntime):
         attempt.log(f"cancelled: SIGTERM to the program, SIGKILL after {grace:g} s", LOG_STREAM_SYSTEM)
         await first(program.stop(grace), attempt.lease_lost.wait(), abandoned.wait())
 
-    def _outcome(self, launch: Launch, ending: Ending, capture: Capture, attempt: Attempt) -> object:
+    def _outcome(self, launch: Launch, ending: Ending, capture: Capture, verdict: Verdict, attempt: Attempt) -> object:
         if attempt.cancelled.is_set():
             raise TaskFailed("CANCELLED", "the program was ended because the task was cancelled")
         program = self._spec.argv[0]
+        if verdict.failure is not None and not ending.signal:
+            raise verdict.failure
         if ending.signal or ending.code:
             raise died(program, ending, capture.stderr.kept)
         result_file = Path(launch.environment["KAPELL_RESULT_FILE"])

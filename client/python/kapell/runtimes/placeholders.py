@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from kapell._worker.values import from_struct
 from kapell.v1.task_pb2 import Task
 
 NAMES = ("prompt", "task_id", "attempt", "agent_type", "input")
+WITH_SESSION = (*NAMES, "session")
+"""What the command line that continues a session may name."""
 _PART = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
@@ -21,8 +23,8 @@ class TemplateError(ValueError):
     """A template that cannot be filled in; the text says which part and what to write instead."""
 
 
-def check(template: str) -> None:
-    """Raises TemplateError for an unknown placeholder or a single brace."""
+def check(template: str, names: Collection[str] = NAMES) -> None:
+    """Raises TemplateError for a placeholder that is none of `names` or a single brace."""
     for part in _PART.finditer(template):
         if part.group() in ("{{", "}}"):
             continue
@@ -31,8 +33,8 @@ def check(template: str) -> None:
             raise TemplateError(
                 f"a single {part.group()} in {_shown(template)}; a brace that is meant as one is doubled"
             )
-        if name not in NAMES and not (name.startswith("input.") and len(name) > len("input.")):
-            known = ", ".join(f"{{{known}}}" for known in (*NAMES, "input.name"))
+        if name not in names and not (name.startswith("input.") and len(name) > len("input.")):
+            known = ", ".join(f"{{{known}}}" for known in (*names, "input.name"))
             raise TemplateError(
                 f"{{{name}}} in {_shown(template)} is no placeholder; there are {known}, "
                 "and a brace that is meant as one is doubled"
@@ -43,7 +45,7 @@ def fill(template: str, values: Mapping[str, object]) -> str:
     """The template with `values` put in. Raises TemplateError as `check`, or for an entry the input lacks."""
     if "{" not in template and "}" not in template:
         return template
-    check(template)
+    check(template, values)
     return _PART.sub(lambda part: _replacement(part, values), template)
 
 

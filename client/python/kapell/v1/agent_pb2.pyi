@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -168,6 +169,45 @@ RESULT_FORMAT_FILE: ResultFormat.ValueType  # 3
 """Only the result file counts; without it the result is null."""
 Global___ResultFormat: _TypeAlias = ResultFormat  # noqa: Y015
 
+class _ProgramOutput:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ProgramOutputEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProgramOutput.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PROGRAM_OUTPUT_UNSPECIFIED: _ProgramOutput.ValueType  # 0
+    """As PROGRAM_OUTPUT_PLAIN."""
+    PROGRAM_OUTPUT_PLAIN: _ProgramOutput.ValueType  # 1
+    """Lines of text."""
+    PROGRAM_OUTPUT_CLAUDE: _ProgramOutput.ValueType  # 2
+    """`claude -p --output-format stream-json --verbose`."""
+    PROGRAM_OUTPUT_CODEX: _ProgramOutput.ValueType  # 3
+    """`codex exec --json`."""
+    PROGRAM_OUTPUT_GEMINI: _ProgramOutput.ValueType  # 4
+    """`gemini -o stream-json`."""
+    PROGRAM_OUTPUT_OPENCODE: _ProgramOutput.ValueType  # 5
+    """`opencode run --format json`."""
+
+class ProgramOutput(_ProgramOutput, metaclass=_ProgramOutputEnumTypeWrapper):
+    """How what a program prints is read. Beside PLAIN, for the programs of that name with the options named here: their
+    events become lines of the log, progress, usage and the result, and their errors reasons in words. Lines
+    that are none of their events are kept in the log as they are.
+    """
+
+PROGRAM_OUTPUT_UNSPECIFIED: ProgramOutput.ValueType  # 0
+"""As PROGRAM_OUTPUT_PLAIN."""
+PROGRAM_OUTPUT_PLAIN: ProgramOutput.ValueType  # 1
+"""Lines of text."""
+PROGRAM_OUTPUT_CLAUDE: ProgramOutput.ValueType  # 2
+"""`claude -p --output-format stream-json --verbose`."""
+PROGRAM_OUTPUT_CODEX: ProgramOutput.ValueType  # 3
+"""`codex exec --json`."""
+PROGRAM_OUTPUT_GEMINI: ProgramOutput.ValueType  # 4
+"""`gemini -o stream-json`."""
+PROGRAM_OUTPUT_OPENCODE: ProgramOutput.ValueType  # 5
+"""`opencode run --format json`."""
+Global___ProgramOutput: _TypeAlias = ProgramOutput  # noqa: Y015
+
 class _ApiAccess:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -308,6 +348,8 @@ class CommandRuntime(_message.Message):
     WORKING_DIRECTORY_FIELD_NUMBER: _builtins.int
     RESULT_FORMAT_FIELD_NUMBER: _builtins.int
     KILL_GRACE_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    RESUME_ARGV_FIELD_NUMBER: _builtins.int
     stdin: _builtins.str
     """What the program reads on standard input. Empty: nothing."""
     working_directory: _builtins.str
@@ -316,6 +358,8 @@ class CommandRuntime(_message.Message):
     """
     result_format: Global___ResultFormat.ValueType
     """How the result is read."""
+    output: Global___ProgramOutput.ValueType
+    """How its output is read. Where that is not PLAIN, its last message stands for stdout in `result_format`."""
     @_builtins.property
     def argv(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Program and arguments, 1 to 256; no shell is involved."""
@@ -334,6 +378,13 @@ class CommandRuntime(_message.Message):
     def kill_grace(self) -> _duration_pb2.Duration:
         """Time between SIGTERM and SIGKILL when a task is cancelled. Unset: 5 s; at most 60 s."""
 
+    @_builtins.property
+    def resume_argv(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is run in the place of argv where an earlier attempt at the task has left a session of the program's, on
+        this agent and in the same directory: {session} is its id. Where the program does not know it any more, argv is run.
+        Empty: each attempt begins anew.
+        """
+
     def __init__(
         self,
         *,
@@ -344,14 +395,142 @@ class CommandRuntime(_message.Message):
         working_directory: _builtins.str = ...,
         result_format: Global___ResultFormat.ValueType = ...,
         kill_grace: _duration_pb2.Duration | None = ...,
+        output: Global___ProgramOutput.ValueType = ...,
+        resume_argv: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["kill_grace", b"kill_grace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "env", b"env", "env_from_secret", b"env_from_secret", "kill_grace", b"kill_grace", "result_format", b"result_format", "stdin", b"stdin", "working_directory", b"working_directory"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "env", b"env", "env_from_secret", b"env_from_secret", "kill_grace", b"kill_grace", "output", b"output", "result_format", b"result_format", "resume_argv", b"resume_argv", "stdin", b"stdin", "working_directory", b"working_directory"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CommandRuntime: _TypeAlias = CommandRuntime  # noqa: Y015
+
+@_typing.final
+class LlmRuntime(_message.Message):
+    """Asks a model for each task, at any endpoint that speaks OpenAI's Chat Completions; the task's prompt is what it is
+    asked, its answer the result, which streams into the log. It has no tools. Answers 429, 503 and 529 give the
+    attempt back until the endpoint takes calls again, and cost none.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_URL_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    API_KEY_SECRET_FIELD_NUMBER: _builtins.int
+    SYSTEM_PROMPT_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    OUTPUT_SCHEMA_FIELD_NUMBER: _builtins.int
+    SCHEMA_RETRIES_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    base_url: _builtins.str
+    """Where the endpoint is, as in "https://api.openai.com/v1"; "/chat/completions" is added. Plain http is for
+    loopback addresses only. Redirects are not followed.
+    """
+    model: _builtins.str
+    """Name of the model, 1 to 200 characters."""
+    api_key_secret: _builtins.str
+    """Name of the secret that holds the key, which is sent as a bearer token. Empty: no key is sent."""
+    system_prompt: _builtins.str
+    """What the model is told before the prompt. Empty: nothing."""
+    max_tokens: _builtins.int
+    """Most tokens of one answer, up to 1,000,000; an answer that is cut off fails. 0: as many as the endpoint allows."""
+    temperature: _builtins.float
+    """0 to 2. Unset: the endpoint's default."""
+    schema_retries: _builtins.int
+    """How often an answer is asked for again, 0 to 5. Unset: 2."""
+    @_builtins.property
+    def output_schema(self) -> _struct_pb2.Struct:
+        """JSON Schema (2020-12) of the result, up to 100 entries at its top. An answer that does not fulfil it is asked for
+        again, with what is wrong. Unset: the result is the answer's text.
+        """
+
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """Time for one answer. Unset: 10 min; at most 1 h."""
+
+    def __init__(
+        self,
+        *,
+        base_url: _builtins.str = ...,
+        model: _builtins.str = ...,
+        api_key_secret: _builtins.str = ...,
+        system_prompt: _builtins.str = ...,
+        max_tokens: _builtins.int = ...,
+        temperature: _builtins.float | None = ...,
+        output_schema: _struct_pb2.Struct | None = ...,
+        schema_retries: _builtins.int | None = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_schema_retries", b"_schema_retries", "_temperature", b"_temperature", "output_schema", b"output_schema", "schema_retries", b"schema_retries", "temperature", b"temperature", "timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_schema_retries", b"_schema_retries", "_temperature", b"_temperature", "api_key_secret", b"api_key_secret", "base_url", b"base_url", "max_tokens", b"max_tokens", "model", b"model", "output_schema", b"output_schema", "schema_retries", b"schema_retries", "system_prompt", b"system_prompt", "temperature", b"temperature", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__schema_retries: _TypeAlias = _typing.Literal["schema_retries"]  # noqa: Y015
+    _WhichOneofArgType__schema_retries: _TypeAlias = _typing.Literal["_schema_retries", b"_schema_retries"]  # noqa: Y015
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__schema_retries) -> _WhichOneofReturnType__schema_retries | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+
+Global___LlmRuntime: _TypeAlias = LlmRuntime  # noqa: Y015
+
+@_typing.final
+class PythonRuntime(_message.Message):
+    """Runs the handlers of a `kapell.Worker` in Python, in the agent's own process. That process starts in the
+    server's environment of Python; what is printed goes to the agent's log.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class SecretsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    APP_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
+    app: _builtins.str
+    """Module and worker, as in "shop.agents:worker"."""
+    path: _builtins.str
+    """Directory that the module is looked for in first; an absolute path. Empty: where Python looks by itself."""
+    @_builtins.property
+    def secrets(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Secrets that handlers find in `ctx.secrets`: the name they find them under, and the secret's name."""
+
+    def __init__(
+        self,
+        *,
+        app: _builtins.str = ...,
+        path: _builtins.str = ...,
+        secrets: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "path", b"path", "secrets", b"secrets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PythonRuntime: _TypeAlias = PythonRuntime  # noqa: Y015
 
 @_typing.final
 class RestartPolicy(_message.Message):
@@ -456,6 +635,8 @@ class AgentSpec(_message.Message):
     AGENT_TYPES_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
     COMMAND_FIELD_NUMBER: _builtins.int
+    LLM_FIELD_NUMBER: _builtins.int
+    PYTHON_FIELD_NUMBER: _builtins.int
     WORKSPACE_FIELD_NUMBER: _builtins.int
     API_ACCESS_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
@@ -471,6 +652,14 @@ class AgentSpec(_message.Message):
     @_builtins.property
     def command(self) -> Global___CommandRuntime:
         """A program for each task."""
+
+    @_builtins.property
+    def llm(self) -> Global___LlmRuntime:
+        """A call of a model for each task."""
+
+    @_builtins.property
+    def python(self) -> Global___PythonRuntime:
+        """Functions in Python."""
 
     @_builtins.property
     def workspace(self) -> _workspace_pb2.WorkspaceSpec:
@@ -490,16 +679,18 @@ class AgentSpec(_message.Message):
         agent_types: _abc.Iterable[_builtins.str] | None = ...,
         slots: _builtins.int = ...,
         command: Global___CommandRuntime | None = ...,
+        llm: Global___LlmRuntime | None = ...,
+        python: Global___PythonRuntime | None = ...,
         workspace: _workspace_pb2.WorkspaceSpec | None = ...,
         api_access: Global___ApiAccess.ValueType = ...,
         limits: Global___AgentLimits | None = ...,
         restart: Global___RestartPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "limits", b"limits", "restart", b"restart", "runtime", b"runtime", "workspace", b"workspace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "limits", b"limits", "llm", b"llm", "python", b"python", "restart", b"restart", "runtime", b"runtime", "workspace", b"workspace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_types", b"agent_types", "api_access", b"api_access", "command", b"command", "limits", b"limits", "restart", b"restart", "runtime", b"runtime", "slots", b"slots", "workspace", b"workspace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_types", b"agent_types", "api_access", b"api_access", "command", b"command", "limits", b"limits", "llm", b"llm", "python", b"python", "restart", b"restart", "runtime", b"runtime", "slots", b"slots", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_runtime: _TypeAlias = _typing.Literal["command"]  # noqa: Y015
+    _WhichOneofReturnType_runtime: _TypeAlias = _typing.Literal["command", "llm", "python"]  # noqa: Y015
     _WhichOneofArgType_runtime: _TypeAlias = _typing.Literal["runtime", b"runtime"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_runtime) -> _WhichOneofReturnType_runtime | None: ...
 
@@ -639,7 +830,7 @@ class Agent(_message.Message):
     profile: _builtins.str
     """The profile it was spawned from; empty otherwise."""
     runtime: _builtins.str
-    """"command", or "external" for a worker that registered by itself."""
+    """"command", "llm", "python", or "external" for a worker that registered by itself."""
     state: Global___AgentState.ValueType
     """Where it stands."""
     state_reason: _builtins.str

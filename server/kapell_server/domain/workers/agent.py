@@ -46,6 +46,7 @@ from kapell_server.domain.transitions import (
     agent_state_conflict,
 )
 from kapell_server.domain.workers import attempt, liveness, restart
+from kapell_server.domain.workers.specs import title_of
 
 POLLING = frozenset({AGENT_STATE_ACTIVE, AGENT_STATE_DRAINING, AGENT_STATE_LOST})
 HIDDEN = "[hidden]"
@@ -67,10 +68,10 @@ def spawn(state: State, request: SpawnAgentRequest, profile: str, spec: AgentSpe
         agent_id = state.new_id("agent")
     agent = Agent(
         agent_id=agent_id,
-        display_name=request.display_name or profile or spec.command.argv[0].rsplit("/", 1)[-1][:200],
+        display_name=request.display_name or profile or title_of(spec),
         agent_types=spec.agent_types,
         profile=profile,
-        runtime="command",
+        runtime=spec.WhichOneof("runtime") or "",
         state=AGENT_STATE_PENDING,
         slots_total=spec.slots or 1,
         labels=request.labels,

@@ -143,6 +143,10 @@ def _spec(
 async def _moved(client: Client, profile: str, cwd: str) -> AgentSpec:
     """What the profile makes, at work in another directory."""
     spec = (await _profile(client, profile)).spec
+    if not spec.HasField("command"):
+        raise click.UsageError(
+            f"--cwd is for profiles that run a program; {profile} runs {spec.WhichOneof('runtime')}."
+        )
     spec.command.working_directory = _directory(cwd)
     return spec
 
