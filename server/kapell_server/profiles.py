@@ -15,10 +15,21 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from kapell.v1 import agent_pb2
-from kapell.v1.agent_pb2 import AgentProfile, AgentSpec, CommandRuntime
+from kapell.v1.agent_pb2 import AcpRuntime, AgentProfile, AgentSpec, CommandRuntime
 
-_PROFILE_KEYS = ("description", "agent_types", "slots", "command")
+_PROFILE_KEYS = ("description", "agent_types", "slots", "command", "acp")
+_RUNTIMES = ("command", "acp")
 _COMMAND_KEYS = ("argv", "stdin", "env", "env_from_secret", "working_directory", "result_format", "kill_grace")
+_ACP_KEYS = (
+    *("argv", "env", "env_from_secret", "working_directory", "kill_grace", "start_timeout", "session"),
+    *("permissions", "mode", "model", "auth_method", "hide_thoughts"),
+)
+_SESSIONS = {"task": agent_pb2.ACP_SESSION_PER_TASK, "agent": agent_pb2.ACP_SESSION_PER_AGENT}
+_PERMISSIONS = {
+    "ask": agent_pb2.ACP_PERMISSIONS_ASK,
+    "allow-reads": agent_pb2.ACP_PERMISSIONS_ALLOW_READS,
+    "deny": agent_pb2.ACP_PERMISSIONS_DENY,
+}
 _FORMATS = {
     "text": agent_pb2.RESULT_FORMAT_TEXT,
     "json": agent_pb2.RESULT_FORMAT_JSON,
@@ -66,12 +77,13 @@ def _profile(name: str, table: Any, where: str) -> AgentProfile:
         raise ConfigError(f"{where}: a profile's name has 1 to 64 letters, digits, '.', '_' or '-'.")
     expect(table, dict, where, "a table")
     refuse_unknown(table, _PROFILE_KEYS, where)
-    if "command" not in table:
-        raise ConfigError(f"{where} has no command; give it command = {{ argv = [...] }}.")
+    if [name for name in _RUNTIMES if name in table] not in (["command"], ["acp"]):
+        raise ConfigError(f"{where} needs one of command = {{ argv = [...] }} and acp = {{ argv = [...] }}.")
     spec = AgentSpec(
         agent_types=_strings(table.get("agent_types", [name]), f"{where}.agent_types"),
         slots=expect(table.get("slots", 1), int, f"{where}.slots", "a whole number"),
-        command=_command(table["command"], f"{where}.command"),
+        command=_command(table["command"], f"{where}.command") if "command" in table else None,
+        acp=_acp(table["acp"], f"{where}.acp") if "acp" in table else None,
     )
     description = expect(table.get("description", ""), str, f"{where}.description", "text")
     return AgentProfile(profile=name, description=description, spec=_checked(spec, where))
@@ -96,6 +108,41 @@ def _command(table: Any, where: str) -> CommandRuntime:
     if "kill_grace" in table:
         command.kill_grace.CopyFrom(_duration(table["kill_grace"], f"{where}.kill_grace"))
     return command
+
+
+def _acp(table: Any, where: str) -> AcpRuntime:
+    expect(table, dict, where, "a table")
+    refuse_unknown(table, _ACP_KEYS, where)
+    directory = _text(table, "working_directory", where)
+    acp = AcpRuntime(
+        argv=_strings(table.get("argv", []), f"{where}.argv"),
+        env=_texts(table.get("env", {}), f"{where}.env"),
+        env_from_secret=_texts(table.get("env_from_secret", {}), f"{where}.env_from_secret"),
+        working_directory=str(Path(directory).expanduser()) if directory else "",
+        session=_word(table, "session", _SESSIONS, where),
+        permissions=_word(table, "permissions", _PERMISSIONS, where),
+        mode=_text(table, "mode", where),
+        model=_text(table, "model", where),
+        auth_method=_text(table, "auth_method", where),
+        hide_thoughts=expect(table.get("hide_thoughts", False), bool, f"{where}.hide_thoughts", "true or false"),
+    )
+    for key in ("kill_grace", "start_timeout"):
+        if key in table:
+            getattr(acp, key).CopyFrom(_duration(table[key], f"{where}.{key}"))
+    return acp
+
+
+def _text(table: Mapping[str, Any], key: str, where: str) -> str:
+    text: str = expect(table.get(key, ""), str, f"{where}.{key}", "text")
+    return text
+
+
+def _word(table: Mapping[str, Any], key: str, words: Mapping[str, int], where: str) -> Any:
+    """One of some words as a value of its enum; the first is the default."""
+    word = expect(table.get(key, next(iter(words))), str, f"{where}.{key}", "text")
+    if word not in words:
+        raise ConfigError(f"{where}.{key} must be one of {', '.join(words)}, not {word!r}.")
+    return words[word]
 
 
 def _checked(spec: AgentSpec, where: str) -> AgentSpec:

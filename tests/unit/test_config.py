@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kapell.v1.agent_pb2 import RESULT_FORMAT_JSON
+from kapell.v1.agent_pb2 import ACP_PERMISSIONS_ALLOW_READS, ACP_SESSION_PER_AGENT, RESULT_FORMAT_JSON
 from kapell_server.config import SETTINGS, Config, ConfigError, load
 
 
@@ -119,7 +119,7 @@ def test_a_misspelt_key_is_refused_with_the_close_spelling(tmp_path: Path) -> No
         ("[retention]\nmax_agents = 5", "retention: there is no key `max_agents`"),
         ("server = 3", "server must be a table, not a whole number (3)"),
         ("[server", "is not valid TOML"),
-        ("[profiles.x]\nslots = 1", "profiles.x has no command"),
+        ("[profiles.x]\nslots = 1", "profiles.x needs one of command"),
         ('[profiles.x]\ncommand = "ls"', "profiles.x.command must be a table, not text ('ls')"),
         ("[profiles.x]\ncommand = { argv = [] }", "profiles.x.command.argv: must contain at least 1"),
         ("[profiles.x]\ncommand = { argv = [1] }", "profiles.x.command.argv[0] must be text"),
@@ -135,6 +135,16 @@ def test_a_misspelt_key_is_refused_with_the_close_spelling(tmp_path: Path) -> No
             '[profiles.x]\ncommand = { argv = ["true"], working_directory = "here" }',
             "profiles.x.command.working_directory",
         ),
+        (
+            '[profiles.x]\ncommand = { argv = ["true"] }\nacp = { argv = ["true"] }',
+            "profiles.x needs one of command",
+        ),
+        ('[profiles.x]\nacp = { argv = ["true"], stdin = "x" }', "there is no key `stdin`"),
+        ('[profiles.x]\nacp = { argv = ["true"], session = "day" }', "session must be one of task, agent, not 'day'"),
+        ('[profiles.x]\nacp = { argv = ["true"], permissions = "yes" }', "must be one of ask, allow-reads, deny"),
+        ('[profiles.x]\nacp = { argv = ["true"], kill_grace = "2m" }', "profiles.x.acp.kill_grace"),
+        ('[profiles.x]\nacp = { argv = ["{task}"] }', "take the placeholders"),
+        ('[profiles.x]\nslots = 2\nacp = { argv = ["true"], session = "agent" }', "needs slots = 1"),
         ('[profiles."a b"]\ncommand = { argv = ["true"] }', "a profile's name has 1 to 64"),
     ],
 )
@@ -189,6 +199,33 @@ def test_a_profile_becomes_a_spec(tmp_path: Path) -> None:
     assert dict(profile.spec.command.env) == {"A": "b"}
     assert profile.spec.command.result_format == RESULT_FORMAT_JSON
     assert profile.spec.command.kill_grace.seconds == 2
+
+
+def test_a_profile_may_be_of_an_acp_agent(tmp_path: Path) -> None:
+    config = loaded(
+        tmp_path,
+        """
+        [profiles.gemini.acp]
+        argv = ["gemini", "--acp"]
+        env_from_secret = { GEMINI_API_KEY = "gemini" }
+        working_directory = "/srv"
+        session = "agent"
+        permissions = "allow-reads"
+        mode = "plan"
+        model = "pro"
+        auth_method = "gemini-api-key"
+        kill_grace = "2s"
+        start_timeout = "3m"
+        hide_thoughts = true
+        """,
+    )
+
+    acp = config.profiles["gemini"].spec.acp
+    assert (list(acp.argv), acp.working_directory) == (["gemini", "--acp"], "/srv")
+    assert dict(acp.env_from_secret) == {"GEMINI_API_KEY": "gemini"}
+    assert (acp.session, acp.permissions) == (ACP_SESSION_PER_AGENT, ACP_PERMISSIONS_ALLOW_READS)
+    assert (acp.mode, acp.model, acp.auth_method) == ("plan", "pro", "gemini-api-key")
+    assert (acp.kill_grace.seconds, acp.start_timeout.seconds, acp.hide_thoughts) == (2, 180, True)
 
 
 def test_the_shell_profile_is_built_in_and_may_be_replaced(tmp_path: Path) -> None:

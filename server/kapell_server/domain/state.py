@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any
 
+from kapell.rules.programs import program_of
 from kapell.v1.agent_pb2 import Agent, AgentSpec
 from kapell.v1.task_pb2 import (
     TASK_STATE_QUEUED,
@@ -404,8 +405,9 @@ class State:
     def keep_spec(self, agent_id: str, spec: AgentSpec) -> None:
         """Stores what a new agent is made of, secrets included, beside its record."""
         self.assign(self.pending.specs, agent_id, spec.SerializeToString())
-        if spec.command.env_from_secret:
-            self.assign(self.agent_secrets, agent_id, dict(spec.command.env_from_secret))
+        program = program_of(spec)
+        if program is not None and program.env_from_secret:
+            self.assign(self.agent_secrets, agent_id, dict(program.env_from_secret))
 
     def see_agent(self, agent_id: str) -> None:
         """Notes a sign of life: kept in memory and, with the next commit, in its narrow row."""

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from kapell.rules.programs import install_hint, program_of
 from kapell.v1.agent_pb2 import AgentSpec
 from kapell.v1.error_pb2 import ERROR_REASON_PROGRAM_NOT_FOUND
 
@@ -20,7 +21,8 @@ def find_program(spec: AgentSpec, environ: Mapping[str, str]) -> str:
     path counts from the spec's working directory. A name with a placeholder is known only when
     there is a task: it is given back as it stands. Raises KapellError PROGRAM_NOT_FOUND.
     """
-    command = spec.command
+    command = program_of(spec)
+    assert command is not None, "every runtime runs a program"
     name = command.argv[0].replace("{{", "\0").replace("}}", "\1")
     if "{" in name:
         return command.argv[0]
@@ -44,10 +46,11 @@ def find_program(spec: AgentSpec, environ: Mapping[str, str]) -> str:
 def _in_path(name: str, path: str) -> str:
     found = shutil.which(name, path=path)
     if found is None:
+        hint = install_hint(name) or "install it, give its absolute path, or start the server with a PATH that has it"
         raise _not_found(
             name,
             f"is in no directory of PATH ({path[:400]})",
-            "Install it, give its absolute path, or start the server with a PATH that has it",
+            hint[:1].upper() + hint[1:],
         )
     return str(Path(found).absolute())
 

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import sqlalchemy as sa
+from kapell.rules.programs import program_of
 from kapell.v1.agent_pb2 import Agent, AgentSpec
 from kapell.v1.approval_pb2 import Approval, ApprovalContent
 from kapell.v1.dependency_pb2 import DEPENDENCY_CONDITION_STARTED
@@ -240,8 +241,12 @@ def _load_live_agents(connection: Connection) -> list[tuple[Agent, str]]:
 
 def _load_agent_secrets(connection: Connection) -> dict[str, dict[str, str]]:
     rows = connection.execute(sa.select(agents.c.agent_id, agents.c.spec).where(agents.c.state.not_in(AGENT_FINAL)))
-    found = {agent_id: dict(AgentSpec.FromString(spec).command.env_from_secret) for agent_id, spec in rows if spec}
-    return {agent_id: named for agent_id, named in found.items() if named}
+    programs = {agent_id: program_of(AgentSpec.FromString(spec)) for agent_id, spec in rows if spec}
+    return {
+        agent_id: dict(program.env_from_secret)
+        for agent_id, program in programs.items()
+        if program is not None and program.env_from_secret
+    }
 
 
 def _load_running(connection: Connection) -> list[tuple[TaskAttempt, str]]:

@@ -221,7 +221,10 @@ def command_text(spec: AgentSpec) -> str:
     """The program of a spec and its arguments, quoted for a shell."""
     import shlex
 
-    return shlex.join(spec.command.argv)
+    from kapell.rules.programs import program_of
+
+    program = program_of(spec)
+    return shlex.join(program.argv) if program is not None else ""
 
 
 def spawn_command(agent_type: str, profiles: Iterable[AgentProfile]) -> str:
@@ -246,7 +249,7 @@ def agent_card(agent: Agent) -> list[Line]:
         Line("Profile", agent.profile),
         Line("Runtime", agent.runtime),
         Line("Command", command_text(agent.spec) if agent.HasField("spec") else ""),
-        Line("Directory", agent.spec.command.working_directory),
+        Line("Directory", _directory(agent.spec)),
         Line("Labels", labels_text(agent.labels)),
         Line("Process", str(agent.pid) if agent.pid else ""),
         Line("Exit", agent.exit.message or (f"exit code {agent.exit.code}" if agent.HasField("exit") else "")),
@@ -254,6 +257,13 @@ def agent_card(agent: Agent) -> list[Line]:
         Line("Created", times.local(agent.create_time)),
         Line("Ended", times.local(agent.end_time)),
     ]
+
+
+def _directory(spec: AgentSpec) -> str:
+    from kapell.rules.programs import program_of
+
+    program = program_of(spec)
+    return program.working_directory if program is not None else ""
 
 
 def _ago(age: str) -> str:

@@ -44,6 +44,8 @@ class Launch:
     directory: Path
     stdin: Path | None = None
     """A file to read from; nothing where it is None."""
+    talks: bool = False
+    """Its standard input is a pipe, `Program.stdin`, in the place of a file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +101,12 @@ class Program:
         return self._process.pid
 
     @property
+    def stdin(self) -> IO[bytes]:
+        """For a launch that `talks`."""
+        assert self._process.stdin is not None
+        return self._process.stdin
+
+    @property
     def stdout(self) -> IO[bytes]:
         assert self._process.stdout is not None
         return self._process.stdout
@@ -107,6 +115,11 @@ class Program:
     def stderr(self) -> IO[bytes]:
         assert self._process.stderr is not None
         return self._process.stderr
+
+    @property
+    def has_exited(self) -> bool:
+        """Whether the program itself has ended."""
+        return self._exited.is_set()
 
     async def exited(self) -> None:
         """Waits until the program itself has ended; what it started may still run."""
@@ -164,6 +177,8 @@ class Program:
         """Closes our ends of its pipes, for those that nobody reads."""
         self.stdout.close()
         self.stderr.close()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
 
     def _watch_exit(self) -> None:
         loop = asyncio.get_running_loop()
@@ -182,7 +197,7 @@ class Program:
 def _spawn(launch: Launch, mark: str, status: int) -> subprocess.Popen[bytes]:
     shim = [sys.executable, "-I", "-S", _SHIM, str(status), str(os.getpid()), launch.path, *launch.argv]
     with contextlib.ExitStack() as opened:
-        stdin: int | IO[bytes] = subprocess.DEVNULL
+        stdin: int | IO[bytes] = subprocess.PIPE if launch.talks else subprocess.DEVNULL
         if launch.stdin is not None:
             stdin = opened.enter_context(launch.stdin.open("rb"))
         return subprocess.Popen(

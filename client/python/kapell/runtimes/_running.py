@@ -21,6 +21,7 @@ from kapell._worker.outcome import TaskFailed
 from kapell.runtimes import _artifacts
 from kapell.runtimes._family import Families
 from kapell.runtimes._output import Kept
+from kapell.runtimes._processes import signal_name
 from kapell.runtimes._program import Ending, Launch, Program, ProgramNotStarted
 from kapell.runtimes.contract import Attempt
 from kapell.v1.common_pb2 import LOG_STREAM_SYSTEM
@@ -35,12 +36,12 @@ class ProgramRuntime(ABC):
 
     def __init__(self, *, directory: Path, is_subreaper: bool) -> None:
         self._directory = directory / "attempts"
-        self._families = Families(is_subreaper=is_subreaper)
+        self.families = Families(is_subreaper=is_subreaper)
         shutil.rmtree(self._directory, ignore_errors=True)
         self._directory.mkdir(parents=True, mode=0o700)
         self._reaps = is_subreaper
         if is_subreaper:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._families.reap_orphans)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.families.reap_orphans)
 
     @abstractmethod
     async def _work(self, attempt: Attempt, task: Task, directory: Path, abandoned: asyncio.Event) -> object:
@@ -74,7 +75,7 @@ class ProgramRuntime(ABC):
 
     async def _start(self, launch: Launch) -> Program:
         try:
-            return await Program.start(launch, self._families)
+            return await Program.start(launch, self.families)
         except ProgramNotStarted as error:
             raise _not_started(launch, error) from error
         except OSError as error:
@@ -128,7 +129,7 @@ def remark(attempt: Attempt, ending: Ending) -> None:
 def died(program: str, ending: Ending, stderr: Kept) -> TaskFailed:
     """The failure of a program that ended by a signal or with a code other than 0, with its last words."""
     if ending.signal:
-        name = _signal_name(ending.signal)
+        name = signal_name(ending.signal)
         details: dict[str, object] = {"signal": name, "number": ending.signal}
         return TaskFailed("SIGNAL", with_tail(f"{program} was ended by {name}", stderr), details=details)
     text = with_tail(f"{program} exited with code {ending.code}", stderr)
@@ -140,13 +141,6 @@ def with_tail(text: str, stderr: Kept) -> str:
     lines = stderr.text().split("\n")[-_STDERR_LINES:]
     tail = "\n".join(lines).strip("\n")
     return f"{text}:\n{tail}" if tail.strip() else text
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 async def first(*events: Coroutine[Any, Any, object]) -> None:

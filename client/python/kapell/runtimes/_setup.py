@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kapell._locks.environment import VARIABLE, dump
 from kapell._worker.outcome import TaskFailed
+from kapell.rules.programs import install_hint
 from kapell.runtimes import placeholders
 from kapell.runtimes._program import Launch
 from kapell.runtimes.contract import Attempt
@@ -26,8 +27,12 @@ MAX_ARGUMENT_BYTES = 128 * 1024 - 1
 _DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
-def prepare(spec: CommandRuntime, task: Task, attempt: Attempt, *, agent_id: str, directory: Path) -> Launch:
+def prepare(
+    spec: CommandRuntime, task: Task, attempt: Attempt, *, agent_id: str, directory: Path, tells_prompt: bool = True
+) -> Launch:
     """Fills in the templates and writes the files of one attempt below `directory`.
+
+    Without `tells_prompt` the prompt is not in the environment: the program gets it in another way.
 
     Raises TaskFailed with PROGRAM_NOT_FOUND or SETUP_FAILED, and what to do about it.
     """
@@ -54,7 +59,7 @@ def prepare(spec: CommandRuntime, task: Task, attempt: Attempt, *, agent_id: str
         "KAPELL_RESULT_FILE": str(result_file),
         "KAPELL_ARTIFACTS_DIR": str(artifacts),
         VARIABLE: dump(attempt.locks),
-        **_prompt(task, attempt),
+        **(_prompt(task, attempt) if tells_prompt else {}),
     }
     try:
         artifacts.mkdir()
@@ -67,7 +72,7 @@ def prepare(spec: CommandRuntime, task: Task, attempt: Attempt, *, agent_id: str
             "SETUP_FAILED", f"the files of the attempt cannot be written in {directory}: {error}"
         ) from error
     return Launch(
-        path=_find(argv[0], environment, working_directory),
+        path=find_program(argv[0], environment, working_directory),
         argv=argv,
         environment=environment,
         directory=working_directory,
@@ -170,8 +175,11 @@ def _working_directory(spec: CommandRuntime, directory: Path) -> Path:
     return chosen
 
 
-def _find(program: str, environment: Mapping[str, str], directory: Path) -> str:
-    """The file to execute: as the shell finds it, with the program's own PATH and directory."""
+def find_program(program: str, environment: Mapping[str, str], directory: Path) -> str:
+    """The file to execute: as the shell finds it, with the program's own PATH and directory.
+
+    Raises TaskFailed PROGRAM_NOT_FOUND.
+    """
     if "/" in program:
         file = directory / program
         if file.is_file():
@@ -184,5 +192,5 @@ def _find(program: str, environment: Mapping[str, str], directory: Path) -> str:
         if found is not None:
             return str(directory / found)
         where = f"it is in no directory of PATH ({path})"
-        hint = "install it, correct argv, or set PATH in the profile's env"
+        hint = install_hint(program) or "install it, correct argv, or set PATH in the profile's env"
     raise TaskFailed("PROGRAM_NOT_FOUND", f"the program {program!r} cannot run - {where} - {hint}", retryable=False)

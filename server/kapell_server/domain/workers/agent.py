@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+from kapell.rules.programs import program_of
 from kapell.v1.agent_pb2 import (
     AGENT_STATE_ACTIVE,
     AGENT_STATE_DRAINING,
@@ -67,10 +68,10 @@ def spawn(state: State, request: SpawnAgentRequest, profile: str, spec: AgentSpe
         agent_id = state.new_id("agent")
     agent = Agent(
         agent_id=agent_id,
-        display_name=request.display_name or profile or spec.command.argv[0].rsplit("/", 1)[-1][:200],
+        display_name=request.display_name or profile or _program(spec),
         agent_types=spec.agent_types,
         profile=profile,
-        runtime="command",
+        runtime=spec.WhichOneof("runtime") or "",
         state=AGENT_STATE_PENDING,
         slots_total=spec.slots or 1,
         labels=request.labels,
@@ -86,9 +87,16 @@ def without_secrets(spec: AgentSpec) -> AgentSpec:
     """The spec as everybody may read it: the values of its environment may be keys and passwords (S3)."""
     shown = AgentSpec()
     shown.CopyFrom(spec)
-    for name in shown.command.env:
-        shown.command.env[name] = HIDDEN
+    program = program_of(shown)
+    if program is not None:
+        for name in program.env:
+            program.env[name] = HIDDEN
     return shown
+
+
+def _program(spec: AgentSpec) -> str:
+    program = program_of(spec)
+    return program.argv[0].rsplit("/", 1)[-1][:200] if program is not None else ""
 
 
 def check_room(state: State) -> None:

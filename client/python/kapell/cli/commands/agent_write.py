@@ -142,8 +142,13 @@ def _spec(
 
 async def _moved(client: Client, profile: str, cwd: str) -> AgentSpec:
     """What the profile makes, at work in another directory."""
+    from kapell.rules.programs import program_of
+
     spec = (await _profile(client, profile)).spec
-    spec.command.working_directory = _directory(cwd)
+    program = program_of(spec)
+    if program is None:
+        raise click.UsageError(f"--cwd is for programs, which {profile} has not.")
+    program.working_directory = _directory(cwd)
     return spec
 
 
