@@ -23,13 +23,17 @@ from tests.host.test_command import a_task, run, sh
 # Runs a grandchild in another session, with an empty environment, reparented to whoever reaps orphans.
 RUN_AWAY = """
 import os, sys, time
+begun, begins = os.pipe()
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
         print(os.getpid(), flush=True)
+        os.write(begins, b"x")
         os.execve("/bin/sleep", ["sleep", "300"], dict() if "bare" in sys.argv else dict(os.environ))
     os._exit(0)
 os.wait()
+# What is ended before it has said who it is proves nothing.
+os.read(begun, 1)
 """
 
 
