@@ -73,7 +73,7 @@ async def test_permission_is_an_approval_that_shows_command_paths_and_diff(make:
     assert shown["hosts"] == ["example.com"]
     assert str(shown["diff"]).splitlines()[-2:] == ["-two", "+2"]
     assert shown["workspace"] == str(shop)
-    assert shown["options"] == {"proceed-always": "Always allow"}
+    assert (shown["options"], shown["remember"]) == ({"proceed-always": "Always allow"}, ["proceed-always"])
     assert said(attempt)[0]["outcome"] == {"outcome": "selected", "optionId": "proceed_once"}
 
 

@@ -118,6 +118,7 @@ async def test_permission_is_decided_by_a_person_and_outlives_the_server(
     await client.approvals.decide(approval, "proceed-always", comment="well")
     ended = await client.tasks.wait(task.task_id)
     lines = await lines_of(client, task)
+    rules = (await client.approvals.list_rules()).rules
 
     assert approval.content.diff.splitlines()[-1] == "+one"
     assert list(approval.content.paths) == [f"{shop}/a.py"]
@@ -127,6 +128,7 @@ async def test_permission_is_decided_by_a_person_and_outlives_the_server(
     answer = json.loads(next(line for line in lines if "outcome" in line))
     assert answer["outcome"]["optionId"] == "Proceed Always"
     assert (shop / "a.py").read_text() == "one\n"
+    assert [(rule.spec.tool, list(rule.spec.paths)) for rule in rules] == [("edit", [f"{shop}/a.py"])]
 
 
 async def test_refused_permission_is_told_to_the_agent(client: Client, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Literal, Unpack
@@ -240,13 +240,15 @@ class TaskContext:
         reversible: bool | None = None,
         policy: ApprovalPolicy | None = None,
         options: Mapping[str, str] | None = None,
+        remember: Collection[str] = (),
         key: str = "",
         park: bool = False,
         resume: Mapping[str, object] | None = None,
     ) -> Verdict:
         """Asks a person whether it may go on, and waits for the answer, which is true where it may.
 
-        `options`, labels by ids, are further ways to say yes; `option` of the answer tells which it was.
+        `options`, labels by ids, are further ways to say yes; `option` of the answer tells which it was. Choosing one
+        of `remember` also makes a rule that approves the same for the task and all below it, for 24 h.
 
         It goes on waiting through restarts of the server; heartbeats say so, and it does not count as stalled.
         A refusal is an answer, with its `comment`, and no exception; so is an expiry. Under a `key` a later
@@ -270,7 +272,7 @@ class TaskContext:
         return await self._ask(
             title,
             content,
-            _choices(options),
+            _choices(options, remember),
             kind=APPROVAL_KIND_TOOL_PERMISSION,
             policy=policy,
             key=key,
@@ -358,5 +360,8 @@ class TaskContext:
             raise
 
 
-def _choices(options: Mapping[str, str] | None) -> list[ApprovalOption]:
-    return [ApprovalOption(option_id=name, label=label) for name, label in (options or {}).items()]
+def _choices(options: Mapping[str, str] | None, remember: Collection[str] = ()) -> list[ApprovalOption]:
+    return [
+        ApprovalOption(option_id=name, label=label, remember=name in remember)
+        for name, label in (options or {}).items()
+    ]

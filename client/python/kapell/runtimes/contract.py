@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol, Unpack
 
@@ -94,11 +94,12 @@ class Attempt(Protocol):
         working_directory: str = "",
         workspace: str = "",
         options: Mapping[str, str] | None = None,
+        remember: Collection[str] = (),
     ) -> Verdict:
         """Asks a person whether it may go on, and waits for the answer, however long.
 
-        `options` are further ways to say yes, labels by ids. Raises LeaseLost, and CancelledError when the task is
-        cancelled.
+        `options` are further ways to say yes, labels by ids; choosing one of `remember` also makes a rule.
+        Raises LeaseLost, and CancelledError when the task is cancelled.
         """
         ...
 

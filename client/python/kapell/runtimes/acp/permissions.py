@@ -83,6 +83,7 @@ class Permissions:
             working_directory=str(self._place.directory),
             workspace=str(self._place.directory),
             options={name: option.name[:200] for name, option in choices.items() if name != "approve"},
+            remember=[name for name, option in choices.items() if name != "approve" and option.kind == "allow_always"],
         )
         return self._outcome(verdict, choices, options)
 
