@@ -148,6 +148,7 @@ class App:
             supervisor=self.supervisor,
             prices=shipped_prices(),
             vault=self.vault,
+            profiles=config.profiles.values(),
         )
         await engine.start()
         undo.push_async_callback(engine.stop)

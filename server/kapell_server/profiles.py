@@ -11,14 +11,24 @@ import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from kapell.v1 import agent_pb2
-from kapell.v1.agent_pb2 import AcpRuntime, AgentProfile, AgentSpec, CommandRuntime
+from kapell.v1.agent_pb2 import (
+    AcpRuntime,
+    AgentLimits,
+    AgentPool,
+    AgentProfile,
+    AgentSpec,
+    CommandRuntime,
+    RestartPolicy,
+)
 
-_PROFILE_KEYS = ("description", "agent_types", "slots", "command", "acp")
+_PROFILE_KEYS = ("description", "agent_types", "slots", "command", "acp", "limits", "restart", "pool")
 _RUNTIMES = ("command", "acp")
+_RESTART_KEYS = ("mode", "first_pause", "longest_pause", "max_restarts", "stable_after")
 _COMMAND_KEYS = ("argv", "stdin", "env", "env_from_secret", "working_directory", "result_format", "kill_grace")
 _ACP_KEYS = (
     *("argv", "env", "env_from_secret", "working_directory", "kill_grace", "start_timeout", "session"),
@@ -35,9 +45,21 @@ _FORMATS = {
     "json": agent_pb2.RESULT_FORMAT_JSON,
     "file": agent_pb2.RESULT_FORMAT_FILE,
 }
+_RESTARTS = {
+    "never": agent_pb2.RESTART_MODE_NEVER,
+    "on-failure": agent_pb2.RESTART_MODE_ON_FAILURE,
+    "always": agent_pb2.RESTART_MODE_ALWAYS,
+}
+_LIMIT_KEYS = ("memory", "cpu_time", "wall_time", "open_files", "processes", "output")
+_POOL_KEYS = ("min", "max", "idle_stop")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]i?B|B)", re.IGNORECASE)
+_SIZES = {"B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+_M = TypeVar("_M", bound=Message)
 
 
 class ConfigError(Exception):
@@ -85,8 +107,15 @@ def _profile(name: str, table: Any, where: str) -> AgentProfile:
         command=_command(table["command"], f"{where}.command") if "command" in table else None,
         acp=_acp(table["acp"], f"{where}.acp") if "acp" in table else None,
     )
+    if "limits" in table:
+        spec.limits.CopyFrom(_limits(table["limits"], f"{where}.limits"))
+    if "restart" in table:
+        spec.restart.CopyFrom(_restart(table["restart"], f"{where}.restart"))
     description = expect(table.get("description", ""), str, f"{where}.description", "text")
-    return AgentProfile(profile=name, description=description, spec=_checked(spec, where))
+    profile = AgentProfile(profile=name, description=description, spec=_checked(spec, where))
+    if "pool" in table:
+        profile.pool.CopyFrom(_pool(table["pool"], f"{where}.pool"))
+    return profile
 
 
 def _command(table: Any, where: str) -> CommandRuntime:
@@ -145,12 +174,55 @@ def _word(table: Mapping[str, Any], key: str, words: Mapping[str, int], where: s
     return words[word]
 
 
-def _checked(spec: AgentSpec, where: str) -> AgentSpec:
+def _limits(value: Any, where: str) -> AgentLimits:
+    table = expect(value, dict, where, "a table")
+    refuse_unknown(table, _LIMIT_KEYS, where)
+    limits = AgentLimits(
+        memory_bytes=_bytes(table.get("memory", 0), f"{where}.memory"),
+        open_files=expect(table.get("open_files", 0), int, f"{where}.open_files", "a whole number"),
+        processes=expect(table.get("processes", 0), int, f"{where}.processes", "a whole number"),
+        output_bytes=_bytes(table.get("output", 0), f"{where}.output"),
+    )
+    for key in ("cpu_time", "wall_time"):
+        if key in table:
+            getattr(limits, key).CopyFrom(_duration(table[key], f"{where}.{key}"))
+    return limits
+
+
+def _restart(value: Any, where: str) -> RestartPolicy:
+    """A mode by itself, or a table with a mode and how patient to be."""
+    table = {"mode": value} if isinstance(value, str) else expect(value, dict, where, "a mode or a table")
+    refuse_unknown(table, _RESTART_KEYS, where)
+    mode = expect(table.get("mode", "on-failure"), str, f"{where}.mode", "text")
+    if mode not in _RESTARTS:
+        raise ConfigError(f"{where}.mode must be one of {', '.join(_RESTARTS)}, not {mode!r}.")
+    most = expect(table.get("max_restarts", 0), int, f"{where}.max_restarts", "a whole number")
+    policy = RestartPolicy(mode=_RESTARTS[mode], max_restarts=most)
+    for key in ("first_pause", "longest_pause", "stable_after"):
+        if key in table:
+            getattr(policy, key).CopyFrom(_duration(table[key], f"{where}.{key}"))
+    return policy
+
+
+def _pool(value: Any, where: str) -> AgentPool:
+    """The most agents by itself, or a table."""
+    table = value if isinstance(value, dict) else {"max": value}
+    refuse_unknown(table, _POOL_KEYS, where)
+    pool = AgentPool(
+        min_agents=expect(table.get("min", 0), int, f"{where}.min", "a whole number"),
+        max_agents=expect(table.get("max", 1), int, f"{where}.max", "a whole number"),
+    )
+    if "idle_stop" in table:
+        pool.idle_stop.CopyFrom(_duration(table["idle_stop"], f"{where}.idle_stop"))
+    return _checked(pool, where)
+
+
+def _checked(message: _M, where: str) -> _M:
     from kapell_server.rpc.validation import invalid
 
-    for field, description in invalid(spec):
-        raise ConfigError(f"{where}.{field}: {description}.")
-    return spec
+    for field, description in invalid(message):
+        raise ConfigError(f"{where}.{field}: {description}." if field else f"{where}: {description}.")
+    return message
 
 
 def _texts(table: Any, where: str) -> dict[str, str]:
@@ -178,6 +250,13 @@ def read_seconds(value: Any, name: str) -> float:
     if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
         return float(match[1]) * _UNITS[match[2]]
     return float(expect(value, (int, float), name, 'a number of seconds or a text like "5s"'))
+
+
+def _bytes(value: Any, name: str) -> int:
+    """Bytes from a number, or from a text such as "512 MiB" or "2GB"."""
+    if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+        return int(float(match[1]) * _SIZES[match[2].upper()])
+    return int(expect(value, int, name, 'a number of bytes or a text like "512MiB"'))
 
 
 def _kind(value: Any) -> str:

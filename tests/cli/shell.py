@@ -107,6 +107,14 @@ class TerminalRun:
         """Types; "\x03" is Ctrl-C."""
         self._screen.send(text)
 
+    def resize(self, lines: int, columns: int) -> None:
+        """Gives the terminal another size; the kernel tells whoever runs on it."""
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
+    def hang_up(self) -> None:
+        """Closes the terminal, as a window that is shut does."""
+        self._screen.close()
+
     def finish(self) -> Result:
         """Reads what is left and waits for the end."""
         self._wait_for(pexpect.EOF)

@@ -377,3 +377,56 @@ def test_a_rule_is_previewed_before_it_is_made(shell: Shell) -> None:
     assert run.finish().code == 1
     assert "previewed" not in shell.pipe("approval", "rules").out
     assert shell.pipe(*line, "--dry-run").code == 0
+
+
+CRITICAL = "rm -rf /"
+"""Never run: no agent serves these tests."""
+
+
+def test_yes_is_not_enough_for_what_is_critical(shell: Shell) -> None:
+    id = _waiting(shell, prompt=CRITICAL)
+
+    for line in (("approval", "approve", id), ("approval", "approve", id, "--yes")):
+        refused = shell.pipe(*line)
+        assert (refused.code, "--yes-critical" in refused.err, "deletes rm -rf /" in refused.err) == (2, True, True)
+    assert shell.pipe("approval", "approve", id, "--yes-critical").code == 0
+
+
+def test_one_that_is_critical_is_left_out_of_a_yes_for_many(shell: Shell) -> None:
+    ids = [_waiting(shell), _waiting(shell, prompt=CRITICAL)]
+
+    refused = shell.pipe("approval", "approve", "-", "--yes", stdin="\n".join(ids))
+
+    assert refused.code == 2
+    assert {*ids} <= {*shell.pipe("approval", "list", "-o", "id").lines}, "nothing was decided by halves"
+
+
+@pytest.mark.parametrize("prompt", [HIGH, CRITICAL])
+def test_task_approve_asks_as_approval_approve_does(shell: Shell, prompt: str) -> None:
+    made = shell.pipe("task", "create", "-t", "shell", "--needs-approval", prompt, "-o", "id")
+    id, said = made.out.strip(), "--yes-critical" if prompt == CRITICAL else "--yes"
+
+    refused = shell.pipe("task", "approve", id)
+    assert (refused.code, said in refused.err) == (2, True)
+    assert shell.pipe("task", "approve", id, said).code == 0
+
+
+def test_a_rule_that_keeps_nothing_out_is_told_of_and_refused(shell: Shell) -> None:
+    line = ("approval", "remember", "approve", "--tool", "*", "--command", "*")
+
+    shown = shell.pipe(*line, "--dry-run")
+    assert (shown.code, "needs --anything" in shown.err) == (0, True)
+    refused = shell.pipe(*line)
+    assert (refused.code, "would approve anything" in refused.err) == (2, True)
+    made = shell.pipe(*line, "--anything", "-o", "id")
+    assert made.code == 0
+    assert shell.pipe("approval", "forget", made.out.strip()).code == 0
+
+
+def test_what_a_start_takes_is_on_the_card(shell: Shell) -> None:
+    id = _waiting(shell, "--lock", "repo/src", "--read-lock", "repo/doc", "--estimate", "$2", agent_type="builder")
+
+    takes = dict(line.split("\t", 1) for line in shell.pipe("approval", "show", id).lines)
+
+    assert takes["Takes"] == "2 locks: repo/doc (shared), repo/src"
+    assert "this step ~$2.00" in takes["Money"]

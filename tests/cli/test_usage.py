@@ -109,6 +109,36 @@ def test_a_price_is_set_and_what_was_unpriced_is_costed_anew(ledger: Shell) -> N
     assert ledger.pipe("price", "get", "wonder-2").code == 3
 
 
+def test_a_price_is_deleted_by_its_model_where_one_is_meant(ledger: Shell) -> None:
+    prices = ("--input-price", "1", "--output-price", "2")
+    ledger.pipe("price", "set", "acme", "wonder-3", *prices)
+    for since in ("2026-01-01", "2026-02-01"):
+        assert ledger.pipe("price", "set", "acme", "org/wonder-4", *prices, "--from", since).code == 0
+
+    gone = ledger.pipe("price", "delete", "acme/wonder-3")
+    unknown = ledger.pipe("price", "delete", "acme/wonder-3")
+    several = ledger.pipe("price", "delete", "acme/org/wonder-4")
+    shipped = ledger.pipe("price", "delete", "shipped/openai/gpt-5@2026-10-16")
+    listed = ledger.pipe(*shlex.split(several.err.rpartition("next: kapell ")[2]))
+
+    assert (gone.code, gone.out) == (0, "acme/wonder-3\tdeleted\n")
+    assert (unknown.code, unknown.out) == (3, "")
+    assert "No price was set for acme/wonder-3" in unknown.err
+    assert several.code == 5
+    ids = several.err.partition("name one of ")[2].partition("\n")[0].split(", ")
+    assert [line.count(one) for one, line in zip(ids, listed.lines, strict=True)] == [1, 1]
+    assert shipped.code == 3
+    assert "next: kapell price list" in shipped.err
+    assert ledger.pipe("price", "delete", "--yes", *ids).code == 0
+
+
+def test_what_the_server_finds_wrong_is_looked_up_in_the_help_of_the_command(ledger: Shell) -> None:
+    wrong = ledger.pipe("price", "set", "acme", "wonder 5", "--input-price", "1", "--output-price", "2")
+
+    assert wrong.code == 2
+    assert wrong.err.splitlines()[-1] == "  next: kapell price set --help"
+
+
 def test_money_is_never_rounded_to_nothing() -> None:
     assert shown(Money()) == "$0.00"
     assert shown(Money(nanos=1)) == "<$0.000001"

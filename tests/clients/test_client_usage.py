@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
@@ -12,7 +13,7 @@ from kapell import Client
 from kapell.errors import InvalidRequest, KapellError
 from kapell.records import decimal, dollars, raw_usage_record, usage_record
 from kapell.v1.template_pb2 import TemplateSpec
-from kapell.v1.usage_pb2 import USAGE_OUTCOME_KIND_DUPLICATE, USAGE_OUTCOME_KIND_RECORDED, UsageRecord
+from kapell.v1.usage_pb2 import USAGE_OUTCOME_KIND_DUPLICATE, USAGE_OUTCOME_KIND_RECORDED, UsageEvent, UsageRecord
 from kapell.v1.watch_pb2 import EVENT_KIND_SNAPSHOT
 from kapell_server.testing import TestServer, serve
 
@@ -66,6 +67,49 @@ async def test_a_watch_has_every_total_and_then_what_changes(client: Client) -> 
     assert first.usage.usage.tokens.output_tokens == 1
     assert (known.kind, known.usage) == (EVENT_KIND_SNAPSHOT, first.usage)
     assert grown.usage.usage.tokens.output_tokens == grown.usage.tree_usage.tokens.output_tokens == 3
+
+
+async def test_the_last_event_of_each_total_under_load_is_what_the_ledger_has(client: Client) -> None:
+    root = await client.tasks.create("nobody")
+    tasks = [root, *[await client.tasks.create("nobody", parent_task_id=root.task_id) for _ in range(4)]]
+    latest: dict[str, UsageEvent] = {}
+    gaps: list[float] = []
+
+    async def record(writer: int) -> None:
+        for call in range(8):
+            await client.usage.record(
+                [
+                    usage_record(
+                        record_id=f"r{writer}-{call}-{number}",
+                        model="gpt-5",
+                        output_tokens=1 + number,
+                        task_id=tasks[(writer + number) % len(tasks)].task_id,
+                    )
+                    for number in range(150)
+                ]
+            )
+
+    async with client.usage.watch(root_task_ids=[root.task_id]) as events:
+        async with asyncio.TaskGroup() as group:
+            for writer in range(3):
+                group.create_task(record(writer))
+        current = [await client.tasks.get(task.task_id) for task in tasks]
+        expected = {task.task_id: (task.usage, task.tree_usage) for task in current}
+        summed = await client.usage.query(by=["task"], root_task_ids=[root.task_id])
+        while {task_id: (event.usage.usage, event.usage.tree_usage) for task_id, event in latest.items()} != expected:
+            event = await anext(events)
+            before = latest.get(event.usage.task_id)
+            if before is not None:
+                gaps.append(event.event_time.ToNanoseconds() - before.event_time.ToNanoseconds())
+            latest[event.usage.task_id] = event
+
+    assert {row.group[0]: row.usage for row in summed.rows} == {one: own for one, (own, _) in expected.items()}
+    assert summed.total == expected[root.task_id][1]
+    assert summed.total.records == 3 * 8 * 150
+    assert all(gap > 0.9 * 10**9 for gap in gaps), "about one event a second of each total"
+    logged = [event async for event in client.events.iterate(kinds=["usage.update"], page_size=100)]
+    newest = {event.usage.usage_id: event.usage for event in reversed(logged) if event.usage.task_id}
+    assert newest == {event.usage.usage_id: event.usage for event in latest.values()}, "and no later one says otherwise"
 
 
 async def test_a_template_is_estimated_by_what_its_tasks_did_cost(client: Client) -> None:

@@ -22,7 +22,9 @@ from kapell.v1.approval_pb2 import (
     DeleteApprovalRuleRequest,
 )
 from kapell.v1.approval_policy_pb2 import APPROVAL_STATE_APPROVED, APPROVAL_STATE_PENDING, ApprovalPolicy
+from kapell.v1.watch_pb2 import EVENT_KIND_APPROVAL_RULE_USED
 from kapell_server.domain.approvals.patterns import matches_command, matches_paths, touches_command
+from kapell_server.domain.copied import copied
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.times import SECOND, stamp
 
@@ -324,3 +326,83 @@ def test_answer_to_a_question_cannot_be_remembered() -> None:
 
     with pytest.raises(KapellError, match="cannot be remembered"):
         ask(world, world.running(), kind=APPROVAL_KIND_QUESTION, content=ApprovalContent(), options=ALWAYS)
+
+
+OPEN = [
+    {"tool": "*"},
+    {"tool": "**"},
+    {"tool": "?*"},
+    {"commands": ["*"]},
+    {"commands": ["git *", "*"]},
+    {"commands": ["* --version"]},
+    {"commands": ["?? *"]},
+    {"tool": "bash", "commands": ["*"]},
+    {"agent_type": "shell", "commands": ["*"]},
+    {"paths": ["/**"]},
+    {"paths": ["src/**", "**"]},
+    {"kinds": [APPROVAL_KIND_TASK_START], "agent_type": "*"},
+    {"kinds": [APPROVAL_KIND_TASK_START], "tool": "bash"},
+]
+"""Rules that keep nothing out, or no program."""
+
+
+@pytest.mark.parametrize("spec", OPEN, ids=str)
+def test_a_rule_that_approves_anything_says_so_or_is_refused(spec: dict[str, Any]) -> None:
+    world = World()
+    said = ApprovalRuleSpec(effect=RULE_EFFECT_APPROVE, **spec)
+
+    with world.refuses("REQUEST_INVALID"):
+        world.do(CreateApprovalRuleRequest(spec=said))
+    said.anything = True
+    said.max_risk = RISK_LEVEL_HIGH
+    with world.refuses("REQUEST_INVALID"):
+        world.do(CreateApprovalRuleRequest(spec=said))
+    said.ClearField("max_risk")
+    world.do(CreateApprovalRuleRequest(spec=said))
+
+
+@pytest.mark.parametrize("scope", [{"task_id": "task_a"}, {"root_task_id": "task_a"}, {"template_id": "greet"}])
+def test_a_rule_for_one_task_tree_or_template_may_approve_all_of_it(scope: dict[str, str]) -> None:
+    world = World()
+
+    world.do(CreateApprovalRuleRequest(spec=ApprovalRuleSpec(effect=RULE_EFFECT_APPROVE, commands=["*"], **scope)))
+
+
+def test_refusing_or_demanding_may_be_for_anything() -> None:
+    world = World()
+
+    for effect in (RULE_EFFECT_DENY, RULE_EFFECT_REQUIRE):
+        world.do(CreateApprovalRuleRequest(spec=ApprovalRuleSpec(effect=effect)))
+    with world.refuses("REQUEST_INVALID"):
+        world.do(CreateApprovalRuleRequest(spec=ApprovalRuleSpec(effect=RULE_EFFECT_DENY, anything=True)))
+
+
+@pytest.mark.parametrize(
+    ("command", "by_rule"), [("git status", True), ("frobnicate", True), ("rm -rf build", False), ("rm -rf /", False)]
+)
+def test_not_even_a_rule_for_anything_approves_what_is_of_high_risk(command: str, by_rule: bool) -> None:
+    world = World()
+    task_id = world.running()
+    approve(world, tool="*", commands=["*"], anything=True)
+
+    assert is_approved(world, task_id, command=command) == by_rule
+
+
+def test_what_is_critical_is_never_for_a_rule() -> None:
+    world = World()
+    task_id = world.running()
+    approve(world, commands=["rm *"], max_risk=RISK_LEVEL_HIGH)
+
+    assert is_approved(world, task_id, command="rm -rf build")
+    assert not is_approved(world, task_id, command="rm -rf /")
+
+
+def test_a_rule_of_an_older_version_that_matches_anything_decides_nothing() -> None:
+    world = World()
+    task_id = world.running()
+    made = approve(world, commands=["git *"])
+    older = copied(made)
+    older.spec.commands[:] = ["*"]
+    world.state.standing.put(older, EVENT_KIND_APPROVAL_RULE_USED, ("spec",))
+
+    assert not is_approved(world, task_id, command="git status")

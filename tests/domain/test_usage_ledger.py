@@ -98,6 +98,12 @@ def test_the_corpus_in_one_call_and_in_any_order_is_the_same(name: str) -> None:
     assert counting(world) == case.expected
 
 
+@pytest.mark.parametrize("provider", ["anthropic", "openai", "gemini"])
+@pytest.mark.parametrize("way", ["stream", "resumed", "forked", "sub-agent", "retried"])
+def test_the_corpus_has_every_way_to_count_twice_of_every_provider(provider: str, way: str) -> None:
+    assert any(name.startswith(provider) and way in name for name in CORPUS)
+
+
 def test_a_payload_that_is_no_record_yet_says_so_and_changes_nothing() -> None:
     world = World()
     start = {"type": "message_start", "message": {"id": "m", "type": "message"}}
@@ -326,6 +332,21 @@ def test_costing_anew_changes_what_differs_and_only_that() -> None:
     assert (line.model, line.unpriced_before, nanos(line.cost_after)) == ("wonder-1", 1, 1_200_000)
     assert own(world, task) == Sums(3, 3000, 0, 0, 0, 300, 0, 4_500_000 + 1_200_000 + 1_000_000_000)
     assert kinds(send(world, record("b", provider="acme", model="wonder-1", task_id=task))) == ["DUPLICATE"]
+
+
+def test_what_was_costed_anew_is_costed_anew_when_its_price_changes_again() -> None:
+    world = World()
+    send(world, record("a", provider="acme", model="wonder-1"))
+    costs = []
+
+    for dollars in (1, 2, 3):
+        rates = {"input": Money(units=dollars), "output": Money(units=dollars)}
+        world.do(SetPriceRequest(price=Price(provider="acme", model="wonder-1", rates=rates)))
+        world.do(RepriceCommand(RepriceUsageRequest(), ("a",), False))
+        [current] = world.rows.usage.counting()
+        costs.append((nanos(current.record.cost), current.record.cost_basis))
+
+    assert costs == [(dollars * 1_100_000, USAGE_BASIS_DERIVED) for dollars in (1, 2, 3)]
 
 
 def test_a_refused_price_leaves_no_trace() -> None:

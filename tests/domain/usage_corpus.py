@@ -106,6 +106,13 @@ def _chunk(candidates: int, thoughts: int) -> dict[str, Any]:
     }
 
 
+def _gemini(response_id: str, candidates: int, thoughts: int, model: str = "gemini-2.5-pro") -> dict[str, Any]:
+    """A response that Gemini gives at once, or a later chunk of it."""
+    counts = {"promptTokenCount": 1000, "cachedContentTokenCount": 400, "candidatesTokenCount": candidates}
+    counts |= {"thoughtsTokenCount": thoughts, "totalTokenCount": 1000 + candidates + thoughts}
+    return {"responseId": response_id, "modelVersion": model, "usageMetadata": counts}
+
+
 def _acp(amount: float) -> dict[str, Any]:
     cost = {"amount": amount, "currency": "USD"}
     update = {"sessionUpdate": "usage_update", "used": 5000, "size": 200000, "cost": cost}
@@ -113,7 +120,8 @@ def _acp(amount: float) -> dict[str, Any]:
 
 
 # Sonnet 4.5: 3 in, 15 out, 0.30 read, 3.75 and 6 written; GPT-5: 1.25, 10, 0.125; GPT-5 mini: 0.25, 2, 0.025;
-# Gemini 2.5 Pro: 1.25, 10, 0.125 (2.50, 15, 0.25 beyond 200,000). Dollars a million, so thousands of nanos a token.
+# Gemini 2.5 Pro: 1.25, 10, 0.125 (2.50, 15, 0.25 beyond 200,000), Flash 0.30, 2.50, 0.03. Dollars a million, so
+# thousands of nanos a token.
 CORPUS: dict[str, Case] = {
     "anthropic-stream": Case(
         [{"events": _STREAM}],
@@ -150,6 +158,20 @@ CORPUS: dict[str, Case] = {
             "msg_sub": ((200, 0, 0, 0, 20, 0), 200_000 + 100_000),
         },
     ),
+    "anthropic-retried": Case(
+        [
+            # The first try broke off in the stream; the second one's line was written twice.
+            {"events": [{"type": "message_start", "message": _message("msg_try1", stop=None, input_tokens=500)}]},
+            _line(_message("msg_try1", stop=None, input_tokens=500, output_tokens=12), "s1"),
+            _line(_message("msg_try2", input_tokens=500, output_tokens=80), "s1"),
+            _line(_message("msg_try2", input_tokens=500, output_tokens=80), "s1"),
+        ],
+        {
+            # Both were paid: 500*3000 + 12*15000; 500*3000 + 80*15000
+            "msg_try1": ((500, 0, 0, 0, 12, 0), 1_500_000 + 180_000),
+            "msg_try2": ((500, 0, 0, 0, 80, 0), 1_500_000 + 1_200_000),
+        },
+    ),
     "anthropic-batch-and-web-search": Case(
         [
             _message("msg_batch", input_tokens=1000, output_tokens=100, service_tier="batch"),
@@ -178,6 +200,40 @@ CORPUS: dict[str, Case] = {
             "chatcmpl-2": ((1200, 0, 0, 0, 500, 300), 1_500_000 + 5_000_000),
         },
     ),
+    "openai-chat-stream": Case(
+        [
+            # Some servers tell the counts so far with every chunk; the last chunk has no choices.
+            {**_chat("chatcmpl-s", 1200, 1000, 10, 0), "object": "chat.completion.chunk"},
+            {**_chat("chatcmpl-s", 1200, 1000, 450, 300), "object": "chat.completion.chunk"},
+            {**_chat("chatcmpl-s", 1200, 1000, 500, 300), "object": "chat.completion.chunk", "choices": []},
+        ],
+        # 200*1250 + 1000*125 + 500*10000
+        {"chatcmpl-s": ((200, 1000, 0, 0, 500, 300), 250_000 + 125_000 + 5_000_000)},
+    ),
+    "openai-responses-resumed-and-forked": Case(
+        [
+            _response("resp_a"),
+            {**_response("resp_b"), "previous_response_id": "resp_a"},
+            # The thread is resumed, and its log begins with what was; then it is forked after resp_a.
+            _response("resp_a"),
+            {**_response("resp_b"), "previous_response_id": "resp_a"},
+            {**_response("resp_f"), "previous_response_id": "resp_a"},
+        ],
+        # 400*250 + 600*25 + 300*2000, each once
+        dict.fromkeys(("resp_a", "resp_b", "resp_f"), ((400, 600, 0, 0, 300, 200), 715000)),
+    ),
+    "openai-responses-sub-agent": Case(
+        [
+            _response("resp_main", model="gpt-5"),
+            {"type": "response.completed", "response": _response("resp_sub")},
+            _response("resp_sub"),
+        ],
+        {
+            # 400*1250 + 600*125 + 300*10000; 715,000 as above
+            "resp_main": ((400, 600, 0, 0, 300, 200), 500_000 + 75_000 + 3_000_000),
+            "resp_sub": ((400, 600, 0, 0, 300, 200), 715_000),
+        },
+    ),
     "openai-responses-streamed-and-fetched-again": Case(
         [
             {"type": "response.completed", "response": _response("resp_1")},
@@ -198,6 +254,38 @@ CORPUS: dict[str, Case] = {
         [_chunk(0, 100), _chunk(30, 150), _chunk(80, 150), _chunk(30, 150)],
         # (1000-400+50)*1250 + 400*125 + (80+150)*10000
         {"gem_1": ((650, 400, 0, 0, 230, 150), 812_500 + 50_000 + 2_300_000)},
+    ),
+    "gemini-resumed-and-forked": Case(
+        [
+            _gemini("gem_a", 10, 20),
+            _gemini("gem_b", 70, 0),
+            _gemini("gem_a", 10, 20),
+            _gemini("gem_b", 70, 0),
+            {"response": _gemini("gem_a", 10, 20)},
+            _gemini("gem_f", 5, 5),
+        ],
+        {
+            # 600*1250 + 400*125 + (10+20)*10000; the same and 70*10000; the same and (5+5)*10000
+            "gem_a": ((600, 400, 0, 0, 30, 20), 750_000 + 50_000 + 300_000),
+            "gem_b": ((600, 400, 0, 0, 70, 0), 750_000 + 50_000 + 700_000),
+            "gem_f": ((600, 400, 0, 0, 10, 5), 750_000 + 50_000 + 100_000),
+        },
+    ),
+    "gemini-sub-agent": Case(
+        [_gemini("gem_main", 10, 20), _gemini("gem_sub", 10, 20, "models/gemini-2.5-flash")],
+        {
+            # 1,100,000 as above; 600*300 + 400*30 + 30*2500
+            "gem_main": ((600, 400, 0, 0, 30, 20), 1_100_000),
+            "gem_sub": ((600, 400, 0, 0, 30, 20), 180_000 + 12_000 + 75_000),
+        },
+    ),
+    "gemini-retried": Case(
+        [_gemini("gem_1st", 3, 0), _gemini("gem_2nd", 4, 0), _gemini("gem_2nd", 40, 10), _gemini("gem_2nd", 40, 10)],
+        {
+            # 800,000 as above and 3*10000; and (40+10)*10000
+            "gem_1st": ((600, 400, 0, 0, 3, 0), 830_000),
+            "gem_2nd": ((600, 400, 0, 0, 50, 10), 1_300_000),
+        },
     ),
     "otel-span": Case(
         [

@@ -48,5 +48,5 @@ class UsageRows:
             dict(self.keys),
             dict(self.series),
             {usage_id: (total.own, total.tree, total.untold) for usage_id, total in self.totals.items()},
-            (shelf.last_number, shelf.last_key, list(shelf._untold)),
+            (shelf.last_number, shelf.last_key, list(shelf._untold), shelf._cost, shelf._tokens),
         )

@@ -340,9 +340,9 @@ class World:
         answer: RegisterWorkerResponse = self.do(request)
         return answer.agent.agent_id
 
-    def spawn(self, agent_id: str = "", spec: AgentSpec = SPEC) -> str:
+    def spawn(self, agent_id: str = "", spec: AgentSpec = SPEC, profile: str = "") -> str:
         """A PENDING spawned agent's id."""
-        wanted: Agent = self.do(SpawnCommand(SpawnAgentRequest(agent_id=agent_id, spec=spec), "", spec))
+        wanted: Agent = self.do(SpawnCommand(SpawnAgentRequest(agent_id=agent_id, spec=spec), profile, spec))
         return wanted.agent_id
 
     def agent(self, agent_id: str) -> Agent:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 from collections import defaultdict
 from random import Random
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+import sqlalchemy as sa
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -261,6 +263,25 @@ async def test_everything_again_after_a_restart_changes_nothing(live: LiveEngine
     assert (await query(live)).total.records == total.records + 1
 
 
+async def test_a_series_goes_on_after_a_restart_as_if_there_had_been_none(live: LiveEngine) -> None:
+    def told(output: int, cost: int | None = None) -> RecordUsageRequest:
+        record = UsageRecord(series="s", model="gpt-5", tokens=TokenCounts(output_tokens=output))
+        if cost is not None:
+            record.cost.nanos = cost
+        return RecordUsageRequest(records=[record])
+
+    costs = []
+    for sent in (told(100), told(200, 0), told(300), told(300, 5)):
+        await live.call(sent)
+        await live.restart()
+        costs.append((await query(live)).total.cost.nanos)
+        answer = await live.call(sent)
+        assert [outcome.kind for outcome in answer.outcomes] == [2]
+
+    assert costs == [1_000_000, 0, 0, 5]
+    assert (await query(live)).total.tokens.output_tokens == 300
+
+
 async def test_a_commit_that_fails_leaves_nothing_in_memory(live: LiveEngine) -> None:
     task = await live.create()
     record = UsageRecord(record_id="a", model="gpt-5", task_id=task.task_id, tokens=TokenCounts(output_tokens=5))
@@ -336,6 +357,114 @@ async def test_a_page_looks_at_a_bounded_number_of_records(
 
     assert found == whole
     assert pages >= 110 // 7
+
+
+@pytest.mark.parametrize("name", ["task", "root_task", "label:team", "label:gone"])
+async def test_sums_of_whole_days_by_one_value_read_no_records(
+    live: LiveEngine, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await history(live, 4, 300)
+    year = {"start_time": moment("2026-01-01T00:00:00Z"), "end_time": moment("2027-01-02T00:00:00Z")}
+    records = await all_records(live)
+    monkeypatch.setattr(usage_reads, "MOST_READ", 0)
+
+    for bucket, wanted in itertools.product(
+        (USAGE_BUCKET_UNSPECIFIED, USAGE_BUCKET_DAY, USAGE_BUCKET_MONTH),
+        (UsageFilter(), UsageFilter(models=["gpt-5", "wonder-1"])),
+    ):
+        answer = await query(live, bucket=bucket, group_by=["model", name], filter=wanted, **year)
+
+        expected: dict[tuple[Any, ...], Sums] = defaultdict(Sums)
+        for record in records:
+            if not wanted.models or record.model in wanted.models:
+                begin = begin_of(record, bucket, ZoneInfo("UTC"))
+                at = begin.timestamp() if begin is not None else year["start_time"].seconds
+                key = (at, record.model, DIMENSIONS.get(name, lambda _: "")(record))
+                expected[key] = expected[key].plus(sums(record))
+        found = {(row.bucket_time.seconds, *row.group): Sums.of(row.usage) for row in answer.rows}
+        assert found == expected
+
+
+async def test_records_of_a_frequent_label_are_summed_by_days(
+    live: LiveEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await history(live, 6, 300)
+    asked = {
+        "start_time": moment("2026-01-07T11:00:00Z"),
+        "end_time": moment("2026-11-02T17:20:07Z"),
+        "bucket": USAGE_BUCKET_WEEK,
+        "time_zone": "America/New_York",
+        "filter": UsageFilter(labels={"team": "t0"}),
+    }
+    by_index = [await query(live, group_by=by, **asked) for by in (["model"], ["model", "task"])]
+
+    monkeypatch.setattr(usage_reads, "_MANY", 0)
+    by_day = [await query(live, group_by=by, **asked) for by in (["model"], ["model", "task"])]
+    monkeypatch.setattr(usage_reads, "MOST_READ", by_index[0].total.records // 2)
+    with pytest.raises(KapellError, match="would be summed from"):
+        await query(live, group_by=["task"], **asked)
+
+    assert by_day == by_index
+    assert len(by_index[0].rows) > 20
+
+
+async def test_a_sum_of_too_many_records_is_refused_with_what_has_no_limit(
+    on_sqlite: LiveEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await history(on_sqlite, 3, 100)
+    year = {"start_time": moment("2026-01-01T00:00:00Z"), "end_time": moment("2027-01-02T00:00:00Z")}
+    monkeypatch.setattr(usage_reads, "MOST_READ", 99)
+    asked = [
+        {"group_by": ["label:team", "task"]},
+        {"group_by": ["label:team"], "bucket": USAGE_BUCKET_DAY, "time_zone": "Asia/Kathmandu"},
+        {"filter": UsageFilter(unpriced=False)},
+    ]
+
+    for one in asked:
+        with pytest.raises(KapellError) as refusal:
+            await query(on_sqlite, **one, **year)
+        assert refusal.value.reason_name == "USAGE_QUERY_TOO_LARGE"
+        assert "100 records" in refusal.value.message
+        assert "whole days" in refusal.value.message
+    week = {**year, "end_time": moment("2026-01-20T00:00:00Z")}
+    for one in (*asked, {"filter": UsageFilter(unpriced=True)}):
+        await query(on_sqlite, **one, **week)
+
+
+async def test_what_is_asked_for_by_a_value_is_found_by_an_index(on_sqlite: LiveEngine) -> None:
+    statements: list[tuple[str, Any]] = []
+
+    def noted(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+        statements.append((statement, parameters))
+
+    task = await on_sqlite.create()
+    times = {"start_time": moment("2026-01-01T00:00:00Z"), "end_time": moment("2027-01-02T00:00:00Z")}
+    sa.event.listen(sa.Engine, "before_cursor_execute", noted)
+    try:
+        for wanted in (
+            UsageFilter(task_ids=[task.task_id]),
+            UsageFilter(root_task_ids=[task.task_id]),
+            UsageFilter(labels={"team": "t0"}),
+            UsageFilter(unpriced=True),
+        ):
+            await query(on_sqlite, filter=wanted, **times)
+        await query(on_sqlite, group_by=["label:team"], **times)
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", noted)
+
+    def plan(connection: sa.Connection) -> list[str]:
+        asked = [(text, values) for text, values in statements if "FROM usage_" in text and "max(" not in text]
+        return [
+            str(row[3])
+            for text, values in asked
+            for row in connection.exec_driver_sql("EXPLAIN QUERY PLAN " + text, values)
+        ]
+
+    steps = await on_sqlite.database.read(plan)
+    assert len(steps) > 5
+    assert [step for step in steps if step.startswith(("SCAN usage_records", "SCAN usage_values"))] == []
+    for name in ("task_id", "root_id", "unpriced"):
+        assert any(f"ix_usage_records_{name}" in step for step in steps), name
 
 
 async def test_too_long_an_answer_is_refused_with_what_to_do(on_sqlite: LiveEngine) -> None:

@@ -22,18 +22,18 @@ from tests.host.test_command import a_task, run, sh
 
 # Runs a grandchild in another session, with an empty environment, reparented to whoever reaps orphans.
 RUN_AWAY = """
-import os, sys, time
-begun, begins = os.pipe()
+import os, sys
 if os.fork() == 0:
     os.setsid()
-    if os.fork() == 0:
-        print(os.getpid(), flush=True)
-        os.write(begins, b"x")
+    begun, beginning = os.pipe()  # The system closes it when the orphan has become the other program.
+    orphan = os.fork()
+    if orphan == 0:
         os.execve("/bin/sleep", ["sleep", "300"], dict() if "bare" in sys.argv else dict(os.environ))
+    os.close(beginning)
+    os.read(begun, 1)
+    print(orphan, flush=True)
     os._exit(0)
 os.wait()
-# What is ended before it has said who it is proves nothing.
-os.read(begun, 1)
 """
 
 

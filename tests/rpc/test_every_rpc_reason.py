@@ -64,6 +64,7 @@ ELSEWHERE = {
     "SCHEDULE_LIMIT": "tests/domain/test_schedules.py",  # ten thousand of them
     "PRICE_LIMIT": "tests/domain/test_prices.py",  # two thousand of them
     "USAGE_CONFLICT": "tests/domain/test_usage_ledger.py",  # an outcome of one record
+    "USAGE_LIMIT": "tests/engine/test_usage_limit.py",  # nine billion dollars
     "LOCK_LIMIT": "tests/domain/test_locks.py",  # a hundred thousand of them
     "SECRET_LIMIT": "tests/domain/test_secrets.py",  # a thousand of them
 }

@@ -14,7 +14,7 @@ from kapell._worker.outcome import TaskFailed
 from kapell._worker.values import to_value
 from kapell.runtimes import Runtime
 from kapell.runtimes._processes import look_at
-from kapell.v1.agent_pb2 import AgentSpec
+from kapell.v1.agent_pb2 import AgentLimits, AgentSpec
 from kapell.v1.task_pb2 import Task
 
 from tests.host.attempts import RecordedAttempt
@@ -31,7 +31,9 @@ async def play(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
     made: list[Runtime] = []
 
     def build(*steps: list[Any], **script: Any) -> Runtime:
+        limits = AgentLimits(**script.pop("limits", {}))
         spec = CASTS[request.param](tmp_path, {"steps": steps, **script})
+        spec.limits.CopyFrom(limits)
         runtime = runtimes.build(spec, agent_id="agent_one", directory=tmp_path / f"agent-{len(made)}")
         made.append(runtime)
         return runtime
@@ -209,6 +211,16 @@ async def test_garbage_is_logged_and_does_no_harm(play: Play) -> None:
     said = [*attempt.stdout, *attempt.stderr]
     assert "no message at all" in said
     assert "hello" in said
+
+
+async def test_what_is_beyond_its_limits_is_ended(play: Play) -> None:
+    attempt = RecordedAttempt()
+
+    failure = await failure_of(
+        begun(play(["flood", 64 * 1024 * 1024], ["hang"], limits={"output_bytes": 1 << 20}), attempt)
+    )
+
+    assert (failure.reason, failure.retryable) == ("LIMIT_EXCEEDED", False)
 
 
 @pytest.mark.slow

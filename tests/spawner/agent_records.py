@@ -26,6 +26,7 @@ from kapell.v1.agent_pb2 import (
     CommandRuntime,
     ListAgentsRequest,
     ListAgentsResponse,
+    SpawnAgentResponse,
     TerminateAgentRequest,
     TerminateMode,
 )
@@ -157,7 +158,7 @@ class AgentRecords:
                 self._move(request.agent_id, AGENT_STATE_FAILED, reason=request.reason)
             case _:
                 pass
-        return b""
+        return SpawnAgentResponse(agent=self.agent(request.agent_id)).SerializeToString()
 
     def termination(self, agent_id: str) -> Termination | None:
         return self._asked.get(agent_id)

@@ -77,3 +77,10 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
     place = Place(tmp_path)
     yield place
     await place.clear()
+
+
+@pytest.fixture
+async def watch(tmp_path: Path) -> AsyncIterator[TreeWatch]:
+    watch = TreeWatch(tmp_path / "alive")
+    yield watch
+    watch.close()

@@ -55,13 +55,6 @@ async def client(server_process: ServerProcess) -> AsyncIterator[Client]:
         yield connected
 
 
-@pytest.fixture
-async def watch(tmp_path: Path) -> AsyncIterator[TreeWatch]:
-    watch = TreeWatch(tmp_path / "alive")
-    yield watch
-    watch.close()
-
-
 def family(watch: TreeWatch, gate: Path) -> str:
     """The prompt of the program above; it ends by itself when somebody writes to the gate."""
     os.mkfifo(gate)

@@ -213,6 +213,17 @@ async def test_host_that_exits_before_it_registers_fails_with_a_hint(place: Plac
     assert agent.state_reason == ("its host exited with code 3 before it registered; see: kapell agent logs agent_a")
 
 
+async def test_the_last_words_of_a_host_that_failed_are_part_of_the_reason(place: Place) -> None:
+    watch = place.watch()
+    await place.started(watch.command("say=the spec is broken", "exit=3"))
+
+    place.records.spawn("agent_a")
+    agent = await place.records.ended("agent_a")
+
+    assert "exited with code 3" in agent.state_reason
+    assert "saying: the spec is broken; see: kapell agent logs agent_a" in agent.state_reason
+
+
 async def test_host_that_says_goodbye_may_leave_by_itself(place: Place) -> None:
     watch = place.watch()
     await place.started(watch.command(), patience=Patience(term=LONG))

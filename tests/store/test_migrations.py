@@ -13,8 +13,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from kapell.v1.task_pb2 import TASK_STATE_QUEUED, TASK_STATE_SUCCEEDED, Task
 from kapell_server.store.migrate import prepare, upgrade
 from kapell_server.store.schema import VERSION, metadata, specialise
+from kapell_server.store.usage_tables import usage_values
 from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
+
+from tests.engine.test_usage import history
+from tests.support.databases import KINDS, url_of
+from tests.support.live_engine import live_engine
 
 VERSIONS = Path(upgrade.__code__.co_filename).parent / "migrations" / "versions"
 
@@ -100,6 +105,36 @@ def test_the_way_back_removes_what_came(tmp_path: Path, table: str) -> None:
         command.downgrade(config, "0001")
 
         assert not sa.inspect(connection).has_table(table)
+
+
+@pytest.fixture(params=KINDS)
+def any_url(request: pytest.FixtureRequest) -> str:
+    return url_of(request.param, request)
+
+
+async def test_usage_of_before_has_its_sums_by_value(any_url: str, tmp_path: Path) -> None:
+    """What the migration sums up is what the ledger has written: the way back and there again changes nothing."""
+    from alembic import command
+    from alembic.config import Config
+
+    async with live_engine(any_url, tmp_path) as live:
+        await history(live, 8, 200)
+
+        def again(connection: sa.Connection) -> tuple[list[Any], list[Any]]:
+            config = Config()
+            config.set_main_option("script_location", str(VERSIONS.parent))
+            config.attributes["connection"] = connection
+            everything = sa.select(usage_values).order_by(*usage_values.primary_key)
+            before = connection.execute(everything).all()
+            command.downgrade(config, "0016-1")
+            command.upgrade(config, "head")
+            return list(before), list(connection.execute(everything).all())
+
+        before, after = await live.database.write(again)
+
+    counting = [row for row in before if any(row[4:])]
+    assert {row.name for row in counting} == {"task", "root_task", "label:team", "label:other"}
+    assert after == counting
 
 
 async def test_a_migrated_postgresql_is_a_fresh_one(postgres_url: str) -> None:

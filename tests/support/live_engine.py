@@ -228,11 +228,10 @@ def new_task(agent_type: str = "shell", request_id: str = "", **spec: Any) -> Cr
 
 
 def decoded(request: Any, answer: bytes) -> Any:
-    """The response message of a request, or nothing for a fact."""
+    """The response message of a request. A fact is answered with the agent it was about, or with nothing."""
     message = request if isinstance(request, Message) else getattr(request, "request", None)
     if message is None:
-        assert answer == b""
-        return None
+        return agent_pb2.SpawnAgentResponse.FromString(answer) if answer else None
     name = message.DESCRIPTOR.name.removesuffix("Request") + "Response"
     tasks = (task_pb2, template_pb2, schedule_pb2, approval_pb2)
     money = (usage_pb2, price_pb2, budget_pb2, alert_pb2, webhook_pb2)

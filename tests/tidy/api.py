@@ -77,6 +77,16 @@ def services() -> list[ServiceDescriptor]:
     return [service for module in modules for service in module.DESCRIPTOR.services_by_name.values()]
 
 
+def messages() -> Iterator[Descriptor]:
+    """All messages of the files that have services, nested ones included."""
+    for file in {service.file.name: service.file for service in services()}.values():
+        found = list(file.message_types_by_name.values())
+        while found:
+            message = found.pop()
+            found += message.nested_types
+            yield message
+
+
 def methods() -> list[MethodDescriptor]:
     """All methods of all services."""
     return [method for service in services() for method in service.methods]

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.descriptor import Descriptor
+from kapell._third_party.buf.validate import validate_pb2
 from kapell.v1 import agent_pb2, approval_pb2, event_pb2, lock_pb2, task_pb2, usage_pb2
 
-from tests.tidy.api import BUF, elements, files, shape
+from tests.tidy.api import BUF, elements, files, messages, shape
 from tests.tidy.sources import ROOT
 
 STUBS = ROOT / "client" / "python"
@@ -89,6 +90,18 @@ def test_all_watches_answer_in_one_wire_format(response: type) -> None:
 
     assert {name: field.number for name, field in fields.items()} == {"events": 1, "bookmark": 2}
     assert {name: field.number for name, field in reference.items()} == {"events": 1, "bookmark": 2}
+
+
+def test_a_list_of_an_enum_takes_all_its_values() -> None:
+    room = {}
+    for field in (field for message in messages() for field in message.fields):
+        rules = field.GetOptions().Extensions[validate_pb2.field].repeated
+        if field.enum_type is not None and rules.max_items:
+            allowed = getattr(rules.items.enum, "in") or {value.number for value in field.enum_type.values}
+            room[field.full_name] = rules.max_items - len(set(allowed) - set(rules.items.enum.not_in))
+
+    assert {"kapell.v1.EventFilter.kinds", "kapell.v1.WebhookSpec.kinds"} <= room.keys()
+    assert [name for name, left in room.items() if left < 0] == []
 
 
 def test_breaking_changes_are_looked_for_from_the_first_release_on() -> None:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kapell.v1.agent_pb2 import ACP_PERMISSIONS_ALLOW_READS, ACP_SESSION_PER_AGENT, RESULT_FORMAT_JSON
+from google.protobuf.duration_pb2 import Duration
+from kapell.v1.agent_pb2 import (
+    ACP_PERMISSIONS_ALLOW_READS,
+    ACP_SESSION_PER_AGENT,
+    RESTART_MODE_ALWAYS,
+    RESTART_MODE_ON_FAILURE,
+    RESULT_FORMAT_JSON,
+    AgentLimits,
+    AgentPool,
+    RestartPolicy,
+)
 from kapell_server.config import SETTINGS, Config, ConfigError, load
 
 
@@ -226,6 +237,79 @@ def test_a_profile_may_be_of_an_acp_agent(tmp_path: Path) -> None:
     assert (acp.session, acp.permissions) == (ACP_SESSION_PER_AGENT, ACP_PERMISSIONS_ALLOW_READS)
     assert (acp.mode, acp.model, acp.auth_method) == ("plan", "pro", "gemini-api-key")
     assert (acp.kill_grace.seconds, acp.start_timeout.seconds, acp.hide_thoughts) == (2, 180, True)
+
+
+def test_a_profile_says_when_its_agents_are_started_again(tmp_path: Path) -> None:
+    config = loaded(
+        tmp_path,
+        """
+        [profiles.short]
+        command = { argv = ["true"] }
+        restart = "always"
+
+        [profiles.long.command]
+        argv = ["true"]
+
+        [profiles.long.restart]
+        first_pause = "500ms"
+        max_restarts = 3
+        """,
+    )
+
+    assert config.profiles["short"].spec.restart == RestartPolicy(mode=RESTART_MODE_ALWAYS)
+    long = config.profiles["long"].spec.restart
+    assert (long.mode, long.first_pause.nanos, long.max_restarts) == (RESTART_MODE_ON_FAILURE, 500_000_000, 3)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('restart = "sometimes"', "must be one of never, on-failure, always"),
+        ("restart = { max_restart = 3 }", "did you mean `max_restarts`"),
+        ('restart = { first_pause = "1ms" }', "first_pause"),
+    ],
+)
+def test_a_restart_that_cannot_be_is_refused(tmp_path: Path, line: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        loaded(tmp_path, f'[profiles.bad]\ncommand = {{ argv = ["true"] }}\n{line}')
+
+
+def test_a_profile_may_limit_what_its_attempts_use(tmp_path: Path) -> None:
+    table = (
+        '{ memory = "512MiB", cpu_time = "10m", wall_time = 3600, open_files = 256, processes = 64, output = "1GB" }'
+    )
+    config = loaded(tmp_path, f'[profiles.small]\ncommand = {{ argv = ["true"] }}\nlimits = {table}')
+
+    assert config.profiles["small"].spec.limits == AgentLimits(
+        memory_bytes=512 << 20,
+        cpu_time=Duration(seconds=600),
+        wall_time=Duration(seconds=3600),
+        open_files=256,
+        processes=64,
+        output_bytes=10**9,
+    )
+    with pytest.raises(ConfigError, match="memory must be a number of bytes or a text like"):
+        loaded(tmp_path, '[profiles.bad]\ncommand = { argv = ["true"] }\nlimits = { memory = "much" }')
+
+
+def test_a_profile_may_be_a_pool(tmp_path: Path) -> None:
+    config = loaded(
+        tmp_path,
+        """
+        [profiles.short]
+        command = { argv = ["true"] }
+        pool = 4
+
+        [profiles.long]
+        command = { argv = ["true"] }
+        pool = { min = 1, max = 2, idle_stop = "30s" }
+        """,
+    )
+
+    assert config.profiles["short"].pool == AgentPool(max_agents=4)
+    assert config.profiles["long"].pool == AgentPool(min_agents=1, max_agents=2, idle_stop=Duration(seconds=30))
+    with pytest.raises(ConfigError, match="min_agents must not be greater than max_agents"):
+        loaded(tmp_path, '[profiles.bad]\ncommand = { argv = ["true"] }\npool = { min = 2, max = 1 }')
 
 
 def test_the_shell_profile_is_built_in_and_may_be_replaced(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from kapell.connection import Connection
 from kapell.filters import ApprovalQuery, approval_filter
-from kapell.messages import Seconds, duration, new_request_id, seconds, struct
+from kapell.messages import Instant, Seconds, duration, new_request_id, seconds, struct, timestamp
 from kapell.v1 import approval_pb2 as pb
 from kapell.v1.approval_pb2_grpc import ApprovalServiceStub
 from kapell.v1.approval_policy_pb2 import APPROVAL_STATE_PENDING, ApprovalPolicy, ExpiryAction
@@ -215,14 +215,18 @@ class Approvals:
         page_size: int = 0,
         page_token: str = "",
         include_content: bool = False,
+        from_time: Instant | None = None,
+        until_time: Instant | None = None,
     ) -> pb.ListApprovalAuditResponse:
-        """One page of who did what, newest first unless ordered otherwise."""
+        """One page of who did what, newest first unless ordered otherwise; from one time on, and before another."""
         request = pb.ListApprovalAuditRequest(
             approval_id=approval_id,
             order=order,
             page_size=page_size,
             page_token=page_token,
             include_content=include_content,
+            from_time=None if from_time is None else timestamp(from_time),
+            until_time=None if until_time is None else timestamp(until_time),
         )
         return await self._connection.call(self._stub.ListApprovalAudit, request)
 
@@ -232,12 +236,19 @@ class Approvals:
         approval_id: str = "",
         order: ListOrder.ValueType = LIST_ORDER_UNSPECIFIED,
         include_content: bool = True,
+        from_time: Instant | None = None,
+        until_time: Instant | None = None,
     ) -> AsyncIterator[pb.ApprovalAuditEntry]:
-        """All entries, page by page, with what was shown."""
+        """All entries of a time, with what was shown: one page after the other, so that few are held at once."""
         page_token = ""
         while True:
             page = await self.audit(
-                approval_id=approval_id, order=order, page_token=page_token, include_content=include_content
+                approval_id=approval_id,
+                order=order,
+                page_token=page_token,
+                include_content=include_content,
+                from_time=from_time,
+                until_time=until_time,
             )
             for entry in page.entries:
                 yield entry

@@ -31,4 +31,5 @@ def close(state: State) -> list[Poll]:
             continue
         # What is left beyond the cap is for the next batch, which State asks for.
         if not state.edges.stirred or room <= 0:
+            state.pools.demand_changed(state.polls.take_woken())
             return served

@@ -50,6 +50,7 @@ from kapell_server.domain.templates.template_shelf import TemplateShelf
 from kapell_server.domain.transitions import AGENT_FINAL, TASK_FINAL, TASK_LEASED
 from kapell_server.domain.usage.shelf import UsageShelf
 from kapell_server.domain.workers.leases import Lease, LeaseTable
+from kapell_server.domain.workers.pool import Pools
 
 _TASK_CACHE = 20_000
 _CONTENT_CACHE_BYTES = 32 * 1024 * 1024
@@ -110,6 +111,7 @@ class State:
         self.agent_secrets: dict[str, dict[str, str]] = {}
         """What spawned agents are given besides the secrets of their tasks: the variable, and the secret."""
         self.turns: dict[str, int] = {}
+        self.pools = Pools(self)
 
     # -- the batch ---------------------------------------------------------------------------
 
@@ -395,6 +397,7 @@ class State:
         else:
             self.assign(self.agents, agent.agent_id, agent)
         self.alerts.agent_changed(agent, deleted=deleted)
+        self.pools.note(agent)
         return agent
 
     def set_instance_key(self, agent_id: str, instance_key: str) -> None:

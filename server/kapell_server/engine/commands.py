@@ -41,7 +41,7 @@ from kapell_server.domain.tokens import token
 from kapell_server.domain.usage import estimate, ledger, price, reprice
 from kapell_server.domain.usage.shelf import SUBJECT as USAGE
 from kapell_server.domain.webhooks import webhook
-from kapell_server.domain.workers import agent, overdue, worker
+from kapell_server.domain.workers import agent, overdue, pooling, worker
 from kapell_server.engine.facts import (
     AgentProcessExited,
     AgentProcessStarted,
@@ -247,6 +247,7 @@ _LOOKS: dict[str, Callable[[State, str], object]] = {
     "lock": resumption.look_at_lock,
     "budget": lambda state, subject_id: state.budgets.look(subject_id),
     "reservation": reservation.look_at_reservation,
+    "pool": pooling.look_at_pool,
     "hold": lambda state, subject_id: state.budgets.look_at_hold(subject_id.removeprefix(HOLD_SUBJECT)),
     "alert": lambda state, subject_id: state.alerts.look(subject_id),
     USAGE: lambda state, _: state.usage.tell(),

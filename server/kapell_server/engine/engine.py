@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 import structlog
-from kapell.v1.agent_pb2 import TERMINATE_MODE_FORCE, Agent, TerminateAgentRequest
+from kapell.v1.agent_pb2 import TERMINATE_MODE_FORCE, Agent, AgentProfile, TerminateAgentRequest
 from kapell.v1.error_pb2 import ERROR_REASON_QUEUE_FULL, ERROR_REASON_SERVER_DRAINING
 from kapell.v1.lock_pb2 import AcquireLocksRequest
 from kapell.v1.price_pb2 import Price
@@ -88,8 +88,10 @@ class Engine(Glances):
         supervisor: Supervisor | None = None,
         prices: Sequence[Price] = (),
         vault: Vault | None = None,
+        profiles: Iterable[AgentProfile] = (),
     ) -> None:
         self._vault = vault or NoVault()
+        self._profiles = tuple(profiles)
         self._database = database
         self._clock = clock or SystemClock()
         self._settings = settings or Settings()
@@ -129,6 +131,7 @@ class Engine(Glances):
         self._state.vault = self._vault
         now_ns = self._clock.now_ns()
         await self._database.write(lambda connection: resume(connection, self._state, now_ns))
+        self._state.pools.load(self._profiles)
         self.log_id = self._state.log_id
         self.oldest_revision = self._state.oldest_revision
         self._batcher = Batcher(self._state)

@@ -13,7 +13,7 @@ from kapell_server.domain.schedules import schedule_run
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks.deadlines import agent_start_deadline_ns
 from kapell_server.domain.times import SECOND
-from kapell_server.domain.workers import agent
+from kapell_server.domain.workers import agent, restart
 from kapell_server.domain.workers.leases import Lease
 from kapell_server.engine.batch import load_deadlines
 from kapell_server.store.bulk_jobs import load_bulk_jobs
@@ -21,7 +21,7 @@ from kapell_server.store.database import Connection
 from kapell_server.store.loads import RowLoader, load_resumption
 from kapell_server.store.remembered import request_key
 from kapell_server.store.token_rows import load_audit_number, load_token_digests
-from kapell_server.store.usage_rows import load_last_numbers, load_untold
+from kapell_server.store.usage_rows import load_last_numbers, load_untold, load_whole
 
 
 def resume(connection: Connection, state: State, now_ns: int) -> None:
@@ -45,7 +45,7 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
             state.instance_keys[known.agent_id] = instance_key
         state.agent_seen_ns[known.agent_id] = now_ns
         state.agent_polled_ns[known.agent_id] = now_ns
-        start = agent_start_deadline_ns(known, state.settings, now_ns)
+        start = agent_start_deadline_ns(known, state.settings, now_ns) or restart.due_ns(known)
         if start:
             state.schedule(start, known.agent_id)
         else:
@@ -61,5 +61,5 @@ def resume(connection: Connection, state: State, now_ns: int) -> None:
     state.token_digests.update(load_token_digests(connection))
     state.audit_number = load_audit_number(connection)
     load_deadlines(connection, state, 0)
-    state.usage.resume(*load_last_numbers(connection), load_untold(connection))
+    state.usage.resume(load_last_numbers(connection), load_whole(connection), load_untold(connection))
     state.bulk_jobs.update((job.key, job) for job in load_bulk_jobs(connection))

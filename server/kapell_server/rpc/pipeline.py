@@ -52,8 +52,8 @@ MAX_STREAMS = 10_000
 REMEMBERED_CALLERS = 1024  # by each method
 # While draining, agents may still finish and say goodbye.
 WORKER_SERVICE = "kapell.v1.WorkerService"
-# Who calls these is audited with the address the call came from; so is whoever may approve.
-APPROVAL_SERVICE = "kapell.v1.ApprovalService"
+# Services and methods whose calls are audited with the address they came from; so is whoever may approve.
+_ASKING = frozenset({"kapell.v1.ApprovalService", "kapell.v1.TaskService", "CreateChildTasks"})
 # A long poll answers this much before its client's deadline, seconds, so that the answer arrives.
 ANSWER_MARGIN = 0.25
 # How long a refusal for asking too much is held back, and how many at a time, seconds.
@@ -122,8 +122,9 @@ class Pipeline:
     def unary(self, method: Method, handle: Unary) -> UnaryCall:
         """The rpc that answers with `handle`, within 30 s unless the client says otherwise."""
         admit, take, check = self._admission(method), _taking(method), self._fence_of(method)
-        recorded = bool(audited_method(method.request)) or method.service == APPROVAL_SERVICE
-        recorded = recorded or method.scope == SCOPE_APPROVE
+        # What asks for approvals, decides them or makes them needless is kept with where it came from.
+        recorded = bool(audited_method(method.request)) or method.scope == SCOPE_APPROVE
+        recorded = recorded or method.service in _ASKING or method.name in _ASKING
         stats = self._telemetry.of(method.path)
         observe = stats.observe
         open_calls = self._calls.unary

@@ -20,7 +20,7 @@ from google.rpc import error_details_pb2 as _served_by_reflection  # noqa: F401
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from kapell_server.rpc import methods
+from kapell_server.rpc import intake, methods
 from kapell_server.rpc.calls import Context, OpenCalls
 from kapell_server.rpc.methods import Method
 from kapell_server.rpc.pipeline import MAX_MESSAGE_BYTES, Pipeline, UnaryCall, draining
@@ -63,7 +63,7 @@ class RpcServer:
     def __init__(self, pipeline: Pipeline, calls: OpenCalls, *, calls_of_connection: int = 5_000) -> None:
         self._pipeline = pipeline
         self._calls = calls
-        self._server = grpc.aio.server(options=(*OPTIONS, ("grpc.max_concurrent_streams", calls_of_connection)))
+        self._server = intake.server((*OPTIONS, ("grpc.max_concurrent_streams", calls_of_connection)))
         self._health = health.aio.HealthServicer()
         self.unary_calls: dict[str, UnaryCall] = {}
         """The unary rpcs by path, as they pass the pipeline: for other doors than gRPC. There from `start` on."""

@@ -75,6 +75,17 @@ async def read_log(path: Path, offset: int, limit: int = PAGE_ENTRIES, *, ended:
     return await asyncio.to_thread(_LogReader(path).page_at, offset, limit, ended)
 
 
+def last_words(path: Path) -> str:
+    """The last line that is not empty, cut at 300 characters; empty where there is none. Blocks."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LINE_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
+
+
 async def follow_log(
     path: Path, offset: int, ended: asyncio.Event, *, limit: int = PAGE_ENTRIES
 ) -> AsyncIterator[LogPage]:

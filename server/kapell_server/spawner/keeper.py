@@ -4,12 +4,13 @@ A keeper looks at two things only, the newest record and the host, and acts on t
 woke it does not matter, and acting twice does no harm:
 
     record                          host lives              no host
-    PENDING                         report it started       start it
+    PENDING                         report it started       start it, when its time has come
     STARTING ACTIVE DRAINING LOST   -                       clear the tree, report the exit
     TERMINATING                     end it, then as right   clear the tree, report the exit
     TERMINATED FAILED or deleted    clear the tree          clear the tree; the keeper is done
 
-An exit is reported only when nothing of the agent's process tree is left. A fact the engine does
+An exit is reported only when nothing of the agent's process tree is left. The engine answers with the record: it is
+final, or PENDING again where the agent's restart policy says so. A fact the engine does
 not take (it is busy, or the database is) is told again later. When the server stops, keepers are
 cancelled in whatever they do; the next server finds the same record and the same processes.
 """
@@ -29,6 +30,7 @@ from kapell.v1.agent_pb2 import (
     AGENT_STATE_TERMINATED,
     AGENT_STATE_TERMINATING,
     Agent,
+    SpawnAgentResponse,
 )
 from kapell.v1.common_pb2 import ProcessExit
 from kapell.v1.error_pb2 import (
@@ -41,6 +43,7 @@ from kapell_server.domain.access import system
 from kapell_server.domain.errors import KapellError
 from kapell_server.engine.facts import AgentProcessExited, AgentProcessStarted, AgentStartFailed
 from kapell_server.spawner.gate import StartGate
+from kapell_server.spawner.host_log import last_words
 from kapell_server.spawner.host_process import HostLauncher, HostProcess, adopt
 from kapell_server.spawner.ports import Engine, Reads
 from kapell_server.spawner.process_tree import Process
@@ -157,7 +160,7 @@ class Keeper:
             await self._terminate()
         elif alive is None:
             if state == AGENT_STATE_PENDING and not self._launched:
-                await self._start()
+                await (self._news(None) if self._agent.HasField("next_start_time") else self._start())
             else:
                 await self._report_exit()
         elif not self._announced:
@@ -222,18 +225,30 @@ class Keeper:
         reason = self._verdict or f"its host {exit.message}"
         if not self._verdict and self._agent.state in (AGENT_STATE_PENDING, AGENT_STATE_STARTING):
             reason += " before it registered"
+        if exit.code:
+            words = await asyncio.to_thread(last_words, self._site.launcher.log_path(self.agent_id))
+            reason += f", saying: {words}" if words else ""
         reason += f"; see: kapell agent logs {self.agent_id}"
         await self._report(AgentProcessExited(self.agent_id, exit, reason))
 
     async def _report(self, fact: AgentProcessExited | AgentStartFailed) -> None:
-        """Tells the engine how it ended; the keeper is done then."""
+        """Tells the engine how it ended; the keeper is done then, unless the agent is to be started again."""
         try:
-            await self._site.engine.submit(fact, SPAWNER)
+            answer = SpawnAgentResponse.FromString(await self._site.engine.submit(fact, SPAWNER))
         except KapellError as error:
             # Deleted, or ended already: then there is nobody to tell.
             if error.reason not in (ERROR_REASON_AGENT_NOT_FOUND, ERROR_REASON_AGENT_STATE_CONFLICT):
                 raise
-        self.ended.set()
+            self.ended.set()
+            return
+        self.observe(answer.agent)
+        if not answer.HasField("agent") or self.final:
+            self.ended.set()
+            return
+        self._site.gate.leave(self)
+        self._host = None
+        self._launched = self._announced = self._overdue = False
+        self._verdict = ""
 
     async def _gone(self) -> None:
         """Returns when no process of the agent is left and the exit of its host has been seen."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import sqlalchemy as sa
 from kapell.v1.approval_pb2 import (
     APPROVAL_ORDER_OLDEST_FIRST,
+    RULE_EFFECT_APPROVE,
     Approval,
     ApprovalAuditEntry,
     ApprovalContent,
@@ -33,6 +36,7 @@ from kapell_server.domain.approvals import rules
 from kapell_server.domain.approvals.inbox import approval_test
 from kapell_server.domain.approvals.shelf import approval_not_found
 from kapell_server.domain.standing import KINDS
+from kapell_server.domain.times import timestamp_ns
 from kapell_server.store.approval_rows import load_approval, load_approval_content
 from kapell_server.store.database import Database
 from kapell_server.store.listing import Conditions, Listing, page_of
@@ -135,10 +139,12 @@ class ApprovalReads:
             size=size if request.include_content else request.page_size,
             token=request.page_token,
             order=request.order,
-            bound_to=ListApprovalAuditRequest(approval_id=request.approval_id),
+            bound_to=_wanted(request),
         )
         of_one = [approval_audit.c.approval_id == request.approval_id] if request.approval_id else []
-        listing = Listing(key=approval_audit.c.revision, data=approval_audit.c.data, parts=(of_one,))
+        listing = Listing(
+            key=approval_audit.c.revision, data=approval_audit.c.data, parts=(of_one,), matches=_within(request)
+        )
 
         def work(connection: Connection) -> ListApprovalAuditResponse:
             rows = page_of(connection, listing, page)
@@ -157,8 +163,8 @@ class ApprovalReads:
 
     async def preview(self, spec: ApprovalRuleSpec) -> PreviewApprovalRuleResponse:
         """Which of the latest approvals a rule would have decided. Raises REQUEST_INVALID."""
-        rules.check(spec)
-        response = PreviewApprovalRuleResponse()
+        rules.check_shape(spec)
+        response = PreviewApprovalRuleResponse(anything=spec.effect == RULE_EFFECT_APPROVE and rules.is_open(spec))
         before = _NEWEST
         while before and response.looked_at < _MOST_LOOKED_AT:
             before = await self._database.read(
@@ -176,13 +182,43 @@ def _preview_some(
     for _, data, content in rows:
         response.looked_at += 1
         approval = Approval.FromString(data)
-        if not rules.covers(spec, approval, ApprovalContent.FromString(content)):
+        if not rules.matches(spec, approval, ApprovalContent.FromString(content)):
+            continue
+        if rules.is_too_risky(spec, approval):
+            response.too_risky += 1
             continue
         response.matched += 1
         _count(response.precedent, approval)
         if len(response.examples) < _MOST_EXAMPLES:
             response.examples.append(approval)
     return int(rows[-1][0]) if len(rows) == _PREVIEW_CHUNK else 0
+
+
+def _wanted(request: ListApprovalAuditRequest) -> ListApprovalAuditRequest:
+    """What of a request its pages must have in common."""
+    wanted = ListApprovalAuditRequest(approval_id=request.approval_id)
+    if request.HasField("from_time"):
+        wanted.from_time.CopyFrom(request.from_time)
+    if request.HasField("until_time"):
+        wanted.until_time.CopyFrom(request.until_time)
+    return wanted
+
+
+def _within(request: ListApprovalAuditRequest) -> Callable[[bytes], bool] | None:
+    """Whether an entry is of the time that is wanted; None where any is.
+
+    Looked for in windows, not by a search for the revision: a clock that is set back must not hide an entry.
+    """
+    first = timestamp_ns(request.from_time) if request.HasField("from_time") else None
+    last = timestamp_ns(request.until_time) if request.HasField("until_time") else None
+    if first is None and last is None:
+        return None
+
+    def matches(data: bytes) -> bool:
+        at = timestamp_ns(ApprovalAuditEntry.FromString(data).action_time)
+        return (first is None or at >= first) and (last is None or at < last)
+
+    return matches
 
 
 def _precedent(connection: Connection, signature: str) -> ApprovalPrecedent:

@@ -18,7 +18,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = "0014"
+VERSION = "0016"
 """The newest migration; a test holds it against store/migrations."""
 
 metadata = MetaData(

@@ -2,13 +2,15 @@
 
 A range is taken apart into whole UTC days, quarters of an hour where a stretch begins inside of a day, and, at its
 two ends, records. A day that one stretch begins in is read as its sum and the shorter side of the cut: the longer
-side is what is left. What the sums do not have (tasks, roots, labels, minutes) is summed from the records.
+side is what is left. Tasks, trees and labels have sums by UTC days of their own, one of them at a time. What no sum
+has (minutes, two labels at once, the ends of other zones' days by label) is summed from the records.
 """
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -18,7 +20,7 @@ from sqlalchemy.engine import Connection
 
 from kapell_server.domain.usage.entry import Dims
 from kapell_server.store.usage_rows import SLOT_NS
-from kapell_server.store.usage_tables import SUMS, usage_days, usage_records, usage_slots
+from kapell_server.store.usage_tables import SUMS, usage_days, usage_records, usage_slots, usage_values
 
 SLOTS = 96
 _MINUTE_NS = 60_000_000_000
@@ -28,6 +30,8 @@ _KEYS_IN_SQL = 500
 
 Line = tuple[int, int, tuple[str, ...], Sequence[int]]
 """A stretch, a line of the sums, further values it is grouped by, and the sums."""
+Others = Callable[[int, int], Iterator[Line]]
+"""The lines of the records from a moment on until another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +109,21 @@ def from_sums(connection: Connection, wanted: Range, keys: set[int] | None) -> I
                 yield wanted.index((day * SLOTS + slot) * SLOT_NS), key_id, (), sums
 
 
-def _days(connection: Connection, plan: _Plan, keys: set[int] | None) -> Iterator[Line]:
-    """Days that lie in one stretch: summed by the database where there are few stretches."""
-    table = usage_days
+def _days(
+    connection: Connection, plan: _Plan, keys: set[int] | None, name: str = "", value: str | None = None
+) -> Iterator[Line]:
+    """Days that lie in one stretch; with a name by the values of this name, or of one value.
+
+    Summed by the database where there are few stretches.
+    """
+    table = usage_values if name else usage_days
+    conditions = _of_keys(table, keys)
+    if name:
+        conditions.append(usage_values.c.name == name)
+    if value is not None:
+        conditions.append(usage_values.c.value == value)
+    columns: list[sa.Column[Any]] = [table.c.key_id, *([usage_values.c.value] if name and value is None else [])]
+    width = len(columns)
     runs = [
         (stretch, first, last)
         for stretch, group in groupby(plan.days, key=lambda one: one[1])
@@ -115,22 +131,20 @@ def _days(connection: Connection, plan: _Plan, keys: set[int] | None) -> Iterato
     ]
     if len(runs) > _FEW_RUNS:
         stretch_of = dict(plan.days)
-        statement = sa.select(table.c.day, table.c.key_id, *_columns(table)).where(
-            table.c.day.between(plan.days[0][0], plan.days[-1][0]), *_of_keys(table, keys)
+        statement = sa.select(*columns, *_columns(table), table.c.day).where(
+            table.c.day.between(plan.days[0][0], plan.days[-1][0]), *conditions
         )
-        for day, key_id, *sums in connection.execute(statement):
-            stretch = stretch_of.get(day)
+        for row in connection.execute(statement):
+            stretch = stretch_of.get(row[-1])
             if stretch is not None:
-                yield stretch, key_id, (), sums
+                yield stretch, row[0], row[1:width], row[width:-1]
         return
     for stretch, first, last in runs:
         statement = (
-            sa.select(table.c.key_id, *_sums(table))
-            .where(table.c.day.between(first, last), *_of_keys(table, keys))
-            .group_by(table.c.key_id)
+            sa.select(*columns, *_sums(table)).where(table.c.day.between(first, last), *conditions).group_by(*columns)
         )
-        for key_id, *sums in connection.execute(statement):
-            yield stretch, key_id, (), sums
+        for row in connection.execute(statement):
+            yield stretch, row[0], row[1:width], row[width:]
 
 
 def _cut_days(connection: Connection, plan: _Plan, keys: set[int] | None) -> Iterator[Line]:
@@ -175,6 +189,53 @@ def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
             first = last = number
     if first is not None and last is not None:
         yield first, last
+
+
+# -- from the sums by a further value --------------------------------------------------------
+
+
+def from_values(
+    connection: Connection, wanted: Range, keys: set[int] | None, name: str, others: Others
+) -> Iterator[Line]:
+    """The lines of the range by one further value; `others` gives those of the time in which there are no whole days.
+
+    Records without the value are what the values leave of a day. Bounds lie on quarters.
+    """
+    plan = _plan(wanted)
+    rest: dict[tuple[int, int], Sequence[int]] = {}
+    for stretch, key_id, values, sums in _days(connection, plan, keys, name):
+        yield stretch, key_id, values, sums
+        line = stretch, key_id
+        rest[line] = list(map(operator.sub, rest[line], sums)) if line in rest else [-one for one in sums]
+    for stretch, key_id, _, sums in _days(connection, plan, keys):
+        line = stretch, key_id
+        rest[line] = list(map(operator.add, rest[line], sums)) if line in rest else sums
+    for (stretch, key_id), sums in rest.items():
+        if any(sums):
+            yield stretch, key_id, ("",), sums
+    for begin_ns, end_ns in _besides(wanted, plan):
+        yield from others(begin_ns, end_ns)
+
+
+def with_value(
+    connection: Connection, wanted: Range, keys: set[int] | None, name: str, value: str, others: Others
+) -> Iterator[Line]:
+    """As `from_values`, of the records with one value."""
+    plan = _plan(wanted)
+    yield from _days(connection, plan, keys, name, value)
+    for begin_ns, end_ns in _besides(wanted, plan):
+        yield from others(begin_ns, end_ns)
+
+
+def _besides(wanted: Range, plan: _Plan) -> Iterator[tuple[int, int]]:
+    """The time of the range that is in no whole day of one stretch."""
+    begin_ns = wanted.start_ns
+    for first, last in _runs(day for day, _ in plan.days):
+        if begin_ns < first * SLOTS * SLOT_NS:
+            yield begin_ns, first * SLOTS * SLOT_NS
+        begin_ns = (last + 1) * SLOTS * SLOT_NS
+    if begin_ns < wanted.end_ns:
+        yield begin_ns, wanted.end_ns
 
 
 # -- from the records ------------------------------------------------------------------------

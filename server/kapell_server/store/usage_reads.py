@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -33,17 +34,21 @@ from kapell_server.store.database import Database
 from kapell_server.store.loads import head
 from kapell_server.store.pages import ANSWER_BYTES, Page
 from kapell_server.store.schema import tasks
-from kapell_server.store.usage_query import Line, Range, fits, from_records, from_sums
+from kapell_server.store.usage_query import Line, Range, fits, from_records, from_sums, from_values, with_value
 from kapell_server.store.usage_rows import SLOT_NS
 from kapell_server.store.usage_tables import usage_keys, usage_labels, usage_records, usage_totals
 
 MOST_ROWS = 20_000
 """Rows one answer may have: it would be more than about 3 MiB."""
+MOST_READ = 250_000
+"""Records one answer may be summed from where no index and no sums serve: about two seconds of one reader."""
 _MOST_UNPRICED = 100
 _HISTORY = 1_000
 _DAY = 86_400 * SECOND
 _DEFAULT_RANGE = 30 * _DAY
 _SCAN = 20_000
+_MANY = 5_000
+"""Records of one label that are still looked up one by one."""
 _WINDOW = 50_000
 """Records one page of a list looks at, where no index serves its filter."""
 _Bound = Callable[["sa.Column[int]"], "sa.ColumnElement[bool]"]
@@ -196,13 +201,55 @@ def _lines(
         return ()
     of_records = [name for name in request.group_by if name not in _DIMS]
     asked = request.filter
-    by_filter = asked.task_ids or asked.root_task_ids or asked.labels or asked.HasField("unpriced")
+    label = _frequent_label(connection, asked)
+    indexed = asked.task_ids or asked.root_task_ids or (asked.labels and not label) or asked.unpriced
     odd = any(bound % SLOT_NS for bound in wanted.bounds[1:-1])
-    if not (of_records or by_filter or odd or request.bucket == USAGE_BUCKET_MINUTE):
-        return from_sums(connection, wanted, _keys_of(asked, keys))
-    inside = usage_records.c.event_ns >= wanted.start_ns, usage_records.c.event_ns < wanted.end_ns
+    summed = not (indexed or asked.HasField("unpriced") or odd or request.bucket == USAGE_BUCKET_MINUTE)
+    of_keys = _keys_of(asked, keys)
+    if summed and not of_records and not label:
+        return from_sums(connection, wanted, of_keys)
     source, group = _grouped(of_records)
-    return from_records(connection, wanted, (*inside, *_conditions(asked, None)), group=group, source=source)
+
+    def records(begin_ns: int, end_ns: int) -> Iterator[Line]:
+        if not indexed:
+            whole = Range(begin_ns, end_ns, (begin_ns, end_ns))
+            edges: Iterator[Line] = iter(())
+            _check_effort(
+                with_value(connection, whole, None, f"label:{label}", asked.labels[label], lambda *_: edges)
+                if label
+                else from_sums(connection, whole, None)
+            )
+        inside = usage_records.c.event_ns >= begin_ns, usage_records.c.event_ns < end_ns
+        return from_records(connection, wanted, (*inside, *_conditions(asked, None)), group=group, source=source)
+
+    if label and summed and not of_records:
+        return with_value(connection, wanted, of_keys, f"label:{label}", asked.labels[label], records)
+    if summed and len(of_records) == 1 and not label:
+        return from_values(connection, wanted, of_keys, of_records[0], records)
+    return records(wanted.start_ns, wanted.end_ns)
+
+
+def _frequent_label(connection: Connection, asked: UsageFilter) -> str:
+    """The one label that is asked for, where so many records have it that their index is no help."""
+    if len(asked.labels) != 1 or asked.task_ids or asked.root_task_ids:
+        return ""
+    [(name, value)] = asked.labels.items()
+    some = sa.select(usage_labels.c.number).where(usage_labels.c.name == name, usage_labels.c.value == value)
+    found = connection.scalar(sa.select(sa.func.count()).select_from(some.limit(_MANY + 1).subquery()))
+    return name if (found or 0) > _MANY else ""
+
+
+def _check_effort(lines: Iterable[Line]) -> None:
+    """Refuses to read too many records one by one; how many there are the sums tell in no time."""
+    found = sum(sums[0] for *_, sums in lines)
+    if found > MOST_READ:
+        raise KapellError(
+            ERROR_REASON_USAGE_QUERY_TOO_LARGE,
+            f"The answer would be summed from {found:,} records, at most {MOST_READ:,} are read. Ask for a shorter "
+            "time or set a filter. Sums of whole days (of UTC, weeks and months of any zone) by one of label, task "
+            "and root_task have no limit.",
+            metadata={"limit": str(MOST_READ)},
+        )
 
 
 def _grouped(names: Sequence[str]) -> tuple[sa.FromClause, list[sa.ColumnElement[Any]]]:
@@ -262,7 +309,9 @@ def _conditions(
         )
         conditions.append(table.c.number.in_(having))
     if asked.HasField("unpriced"):
-        conditions.append(table.c.unpriced == int(asked.unpriced))
+        # A literal, as the index on those without a price has it.
+        zero: sa.ColumnElement[int] = sa.literal_column("0")
+        conditions.append(table.c.unpriced > zero if asked.unpriced else table.c.unpriced == zero)
     if times is not None and times.HasField("start_time"):
         conditions.append(table.c.event_ns >= timestamp_ns(times.start_time))
     if times is not None and times.HasField("end_time"):
@@ -285,7 +334,7 @@ def _sum_up(
             if fits(dims, {field: frozenset(v) for name, field in _FIELDS if (v := getattr(request.filter, name))})
         }
     )
-    found: dict[tuple[int, tuple[str, ...]], list[int]] = {}
+    found: dict[tuple[int, tuple[str, ...]], Sequence[int]] = {}
     groups: dict[tuple[int, tuple[str, ...]], tuple[str, ...]] = {}
     unpriced: dict[int, int] = {}
     for stretch, key_id, values, sums in lines:
@@ -294,14 +343,12 @@ def _sum_up(
         group = groups.get((key_id, values))
         if group is None:
             group = groups[key_id, values] = _group(request.group_by, dims_of[key_id], values)
-        line = found.get((stretch, group))
-        if line is None:
-            found[stretch, group] = list(sums)
-        else:
-            found[stretch, group] = [mine + more for mine, more in zip(line, sums, strict=True)]
+        place = stretch, group
+        line = found.get(place)
+        found[place] = sums if line is None else list(map(operator.add, line, sums))
         if sums[8]:
             unpriced[key_id] = unpriced.get(key_id, 0) + sums[8]
-    kept = [(place, Sums(*line)) for place, line in found.items() if any(line)]
+    kept = [(place, Sums._make(line)) for place, line in found.items() if any(line)]
     if len(kept) > MOST_ROWS:
         raise KapellError(
             ERROR_REASON_USAGE_QUERY_TOO_LARGE,
@@ -332,7 +379,8 @@ def _response(
     response = QueryUsageResponse()
     total = Sums()
     for (stretch, group), sums in kept:
-        row = response.rows.add(group=group, usage=sums.message())
+        row = response.rows.add(group=group)
+        sums.write_to(row.usage)
         stamp(row.bucket_time, wanted.bounds[stretch])
         total = total.plus(sums)
     response.total.CopyFrom(total.message())

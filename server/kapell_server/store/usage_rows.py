@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Collection, Mapping
+import operator
+from collections.abc import Collection, Iterator, Mapping
 
 import sqlalchemy as sa
-from kapell.v1.usage_pb2 import UsageRecord, UsageTotals, UsageUpdate
+from kapell.v1.usage_pb2 import USAGE_BASIS_REPORTED, UsageRecord, UsageTotals, UsageUpdate
 from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
@@ -23,6 +25,7 @@ from kapell_server.store.usage_tables import (
     usage_slots,
     usage_totals,
     usage_untold,
+    usage_values,
 )
 
 DAY_NS = 86_400_000_000_000
@@ -85,6 +88,7 @@ def _setting(table: sa.Table, key: str, *others: str) -> Bulk:
 
 _add_days = _adding(usage_days, "day", "key_id")
 _add_slots = _adding(usage_slots, "slot", "day", "key_id")
+_add_values = _adding(usage_values, "name", "day", "value", "key_id")
 _set_series = _setting(usage_series, "series", "data")
 _set_totals = _setting(usage_totals, "usage_id", "create_revision", "own", "tree", "data")
 _delete_untold = Bulk(sa.delete(usage_untold).where(usage_untold.c.usage_id == bindparam("key")), "key")
@@ -110,7 +114,10 @@ def load_series(connection: Connection, names: Collection[str]) -> dict[str, Ser
 
 
 def _series_of(record: UsageRecord) -> Series:
-    return Series(record.version, Figures.of(record.tokens), dict(record.units), nanos(record.cost))
+    # Before a cost was told, older rows have one of nothing without a basis.
+    told = record.cost_basis == USAGE_BASIS_REPORTED or nanos(record.cost) > 0
+    cost = nanos(record.cost) if told else None
+    return Series(record.version, Figures.of(record.tokens), dict(record.units), cost)
 
 
 def load_key(connection: Connection, dims: Dims) -> int | None:
@@ -137,6 +144,13 @@ def load_last_numbers(connection: Connection) -> tuple[int, int]:
     numbers = connection.scalar(sa.select(sa.func.max(usage_records.c.number)))
     keys = connection.scalar(sa.select(sa.func.max(usage_keys.c.key_id)))
     return numbers or 0, keys or 0
+
+
+def load_whole(connection: Connection) -> tuple[int, int]:
+    """What all records that count cost, and their tokens, input and output."""
+    tokens = functools.reduce(operator.add, (usage_days.c[name] for name in SUMS[1:6]))
+    row = connection.execute(sa.select(sa.func.sum(usage_days.c.cost), sa.func.sum(tokens))).one()
+    return int(row[0] or 0), int(row[1] or 0)
 
 
 def load_untold(connection: Connection) -> list[str]:
@@ -167,9 +181,10 @@ def _row(entry: Entry) -> tuple[object, ...]:
 
 
 def _write_sums(connection: Connection, writes: UsageWrites) -> None:
-    """Adds to days and slots, each line once. Sorted, so that neighbouring rows are written one after the other."""
+    """Adds to all sums, each line once. Sorted, so that neighbouring rows are written one after the other."""
     days: dict[tuple[int, int], Sums] = {}
     slots: dict[tuple[int, int, int], Sums] = {}
+    values: dict[tuple[str, int, str, int], Sums] = {}
     nothing = Sums()
     changes = [(entry, entry.sums) for entry in writes.entries]
     changes += [(entry, nothing.minus(entry.sums)) for entry, _ in writes.superseded]
@@ -179,13 +194,30 @@ def _write_sums(connection: Connection, writes: UsageWrites) -> None:
         days[line] = days[line].plus(sums) if line in days else sums
         part = (rest // SLOT_NS, *line)
         slots[part] = slots[part].plus(sums) if part in slots else sums
+        for name, value in _values(entry.record):
+            of_value = (name, day, value, entry.key)
+            values[of_value] = values[of_value].plus(sums) if of_value in values else sums
     _add_days.execute(connection, [(*line, *sums) for line, sums in sorted(days.items())])
     _add_slots.execute(connection, [(*part, *sums) for part, sums in sorted(slots.items())])
+    _add_values.execute(connection, [(*of_value, *sums) for of_value, sums in sorted(values.items())])
+
+
+def _values(record: UsageRecord) -> Iterator[tuple[str, str]]:
+    """What else than its line a record is summed by, named as QueryUsage does."""
+    if record.task_id:
+        yield "task", record.task_id
+    if record.root_task_id:
+        yield "root_task", record.root_task_id
+    for name, value in record.labels.items():
+        yield f"label:{name}", value
 
 
 def _series_bytes(series: Series) -> bytes:
-    record = UsageRecord(version=series.count, units=series.units, cost=money(series.cost))
+    record = UsageRecord(version=series.count, units=series.units)
     series.figures.write_to(record.tokens)
+    if series.cost is not None:
+        record.cost.CopyFrom(money(series.cost))
+        record.cost_basis = USAGE_BASIS_REPORTED
     return record.SerializeToString()
 
 

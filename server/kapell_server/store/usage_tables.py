@@ -1,13 +1,13 @@
 """The tables of the ledger: records in columns that can be summed, and their sums.
 
-`usage_days` and `usage_slots` are the sums of `usage_records` that count, by UTC day and by quarter of an hour,
-written in the same transaction. All zones of today begin their days on a quarter of an hour, so a day of any
-zone is a UTC day, less a few quarters, and more of the next.
+`usage_days` and `usage_slots` are the sums of `usage_records` that count, by UTC day and by quarter of an hour, and
+`usage_values` those by day and task, tree or label, all written in the same transaction. All zones of today begin
+their days on a quarter of an hour, so a day of any zone is a UTC day, less a few quarters, and more of the next.
 """
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, SmallInteger, String, Table
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, SmallInteger, String, Table, text
 
 from kapell_server.domain.usage.figures import Sums
 from kapell_server.store.schema import metadata
@@ -39,6 +39,13 @@ usage_records = Table(
     Index(None, "record_id", "version", unique=True),
     # Sums by task, root or label, and of the ends of a range; lists by time.
     Index(None, "event_ns"),
+    # What has no price.
+    Index(
+        "ix_usage_records_unpriced",
+        "event_ns",
+        sqlite_where=text("unpriced > 0"),
+        postgresql_where=text("unpriced > 0"),
+    ),
     # What a task has used.
     Index(None, "task_id", "number"),
     # What a tree has used.
@@ -94,6 +101,19 @@ usage_slots = Table(
 """Sums by quarter of an hour, 0 to 95 of each day. The quarter comes first, since what is asked of this table is
 the same hours of many days: those between a zone's midnight and that of UTC."""
 
+usage_values = Table(
+    "usage_values",
+    metadata,
+    Column("name", String(80), primary_key=True),
+    Column("day", Integer, primary_key=True),
+    Column("value", String(256), primary_key=True),
+    Column("key_id", Integer, primary_key=True),
+    *_sums(),
+    sqlite_with_rowid=False,
+)
+"""Sums by days since 1970, UTC, and one further value of the records: "task", "root_task" or "label:NAME", as
+QueryUsage names them. Records without the value are in no row: they are what is left of `usage_days`."""
+
 usage_series = Table(
     "usage_series",
     metadata,
@@ -101,7 +121,8 @@ usage_series = Table(
     Column("data", LargeBinary, nullable=False),
     sqlite_with_rowid=False,
 )
-"""The largest running totals of each series: a UsageRecord, `version` the number of its records."""
+"""The largest running totals of each series: a UsageRecord, `version` the number of its records; with a cost once
+one was told."""
 
 usage_totals = Table(
     "usage_totals",

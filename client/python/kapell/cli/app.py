@@ -40,6 +40,8 @@ class App:
     """What may have been meant by a name that is not known."""
     params: Sequence[click.Parameter] = ()
     """What the command that runs takes: refusals are told in these words."""
+    path: str = ""
+    """What the command that runs is called by, as "kapell task create"."""
 
     @property
     def is_table(self) -> bool:

@@ -198,6 +198,7 @@ def _facts(facts: Facts) -> list[tuple[str, str]]:
     task = f"{approval.task_name} {approval.task_id}".strip()
     found = [
         ("Reach", _reach(approval)),
+        ("Takes", _takes(approval)),
         ("Money", _money(facts)),
         ("For", f"{task}; {who_decides(approval)} may decide" if task else f"{who_decides(approval)} may decide"),
         ("Policy", approval.policy.reason),
@@ -213,13 +214,32 @@ def _facts(facts: Facts) -> list[tuple[str, str]]:
 def _reach(approval: Approval) -> str:
     content = approval.content
     parts = [f"in {content.working_directory}" if content.working_directory else ""]
-    for one, many, items in (("file", "files", content.paths), ("host", "hosts", content.hosts)):
-        if items:
-            more = f" and {len(items) - 3} more" if len(items) > 3 else ""
-            parts.append(f"{len(items)} {one if len(items) == 1 else many}: {', '.join(items[:3])}{more}")
+    parts += [_listed("file", "files", [*content.paths]), _listed("host", "hosts", [*content.hosts])]
     if content.HasField("reversible"):
         parts.append("can be undone, the agent says" if content.reversible else "CANNOT be undone")
     return "; ".join(part for part in parts if part) or "not said"
+
+
+def _takes(approval: Approval) -> str:
+    """What a start would be given and hold besides; empty for all else."""
+    from kapell.v1.lock_pb2 import LOCK_MODE_SHARED
+
+    start = approval.content.start
+    locks = [f"{lock.path}{' (shared)' if lock.mode == LOCK_MODE_SHARED else ''}" for lock in start.locks]
+    secrets = [secret if name == secret else f"{secret} as {name}" for name, secret in sorted(start.secrets.items())]
+    version = f"template {approval.content.template_id}@{start.template_version}" if start.template_version else ""
+    tokens = f"~{start.estimate.tokens:,} tokens" if start.estimate.HasField("tokens") else ""
+    named = f"budget {start.budget_id}" if start.budget_id else ""
+    told = [_listed("lock", "locks", locks), _listed("secret", "secrets", secrets), named, tokens, version]
+    return "; ".join(filter(None, told))
+
+
+def _listed(one: str, many: str, items: list[str]) -> str:
+    """As "5 files: a, b, c and 2 more"; empty where there are none."""
+    if not items:
+        return ""
+    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    return f"{len(items)} {one if len(items) == 1 else many}: {', '.join(items[:3])}{more}"
 
 
 def _money(facts: Facts) -> str:

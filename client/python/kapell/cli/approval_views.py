@@ -10,7 +10,13 @@ from kapell.cli.output import View
 from kapell.cli.table import Cell, Column, moment, peer
 
 if TYPE_CHECKING:
-    from kapell.v1.approval_pb2 import Approval, ApprovalAuditEntry, ApprovalDecision, ApprovalRule
+    from kapell.v1.approval_pb2 import (
+        Approval,
+        ApprovalAuditEntry,
+        ApprovalDecision,
+        ApprovalRule,
+        PreviewApprovalRuleResponse,
+    )
     from kapell.v1.watch_pb2 import Actor
 
 STATES = {
@@ -103,8 +109,24 @@ def target_of(approval: Approval) -> str:
 
 def who_decides(approval: Approval) -> str:
     """Who may decide, and how many of them must."""
-    named = ", ".join(approval.policy.approvers) or "everybody who may approve"
-    return f"{named} ({approval.policy.quorum} needed)" if approval.policy.quorum > 1 else named
+    groups = [(approval.policy.approvers, approval.policy.quorum)]
+    groups += [(group.approvers, group.quorum) for group in approval.policy.also]
+    told = []
+    for approvers, quorum in groups:
+        named = ", ".join(approvers) or "everybody who may approve"
+        told.append(f"{named} ({quorum} needed)" if quorum > 1 else named)
+    return " and ".join(told)
+
+
+OPEN = "It keeps nothing out: it would approve whatever comes, and needs --anything to be made."
+
+
+def preview_text(found: PreviewApprovalRuleResponse) -> str:
+    """Which of the latest approvals a rule would have decided: "3 of the latest 40; 2 more are riskier than it may"."""
+    text = f"{found.matched} of the latest {found.looked_at}"
+    if found.too_risky:
+        text += f" ({found.too_risky} more are riskier than it may approve, and stay with people)"
+    return text
 
 
 APPROVALS = View(
@@ -175,7 +197,8 @@ RULES = View(
 )
 
 
-def _action(entry: ApprovalAuditEntry) -> str:
+def action_word(entry: ApprovalAuditEntry) -> str:
+    """What was done, as a word."""
     from kapell.v1.watch_pb2 import EventKind
 
     return EventKind.Name(entry.action).removeprefix("EVENT_KIND_APPROVAL_").lower()
@@ -184,7 +207,7 @@ def _action(entry: ApprovalAuditEntry) -> str:
 AUDIT = View(
     columns=(
         Column("TIME", lambda e: moment(e.action_time)),
-        Column("ACTION", _action),
+        Column("ACTION", action_word),
         Column("BY", lambda e: f"rule {e.rule_id}" if e.rule_id and e.approval_id else who(e.actor)),
         Column("FROM", lambda e: peer(e.peer), spare=True),
         Column("SUBJECT", lambda e: e.approval_id or e.rule_id, spare=True),

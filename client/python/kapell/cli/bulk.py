@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from kapell.cli.errors import Done, refusal_of, report
+from kapell.cli.errors import Done, Refusal, refusal_of, report
 from kapell.cli.terminal import Terminal
 
 _T = TypeVar("_T")
@@ -37,15 +37,15 @@ async def each(ids: Sequence[str], act: Callable[[str], Awaitable[_T]]) -> Outco
 
     gate = asyncio.Semaphore(AT_A_TIME)
 
-    async def guarded(id: str) -> _T | KapellError:
+    async def guarded(id: str) -> _T | KapellError | Refusal:
         async with gate:
             try:
                 return await act(id)
-            except KapellError as error:
+            except (KapellError, Refusal) as error:
                 return error
 
     results = await asyncio.gather(*(guarded(id) for id in ids))
     return Outcome(
-        answers=[result for result in results if not isinstance(result, KapellError)],
-        failures=[result for result in results if isinstance(result, KapellError)],
+        answers=[result for result in results if not isinstance(result, (KapellError, Refusal))],
+        failures=[result for result in results if isinstance(result, (KapellError, Refusal))],
     )

@@ -7,26 +7,21 @@ decides about something that has scrolled away. What is decided elsewhere meanwh
 from __future__ import annotations
 
 import asyncio
-import sys
 from typing import Any
 
 from kapell.cli.app import App
-from kapell.cli.approval_card import card_rows
-from kapell.cli.approval_facts import Facts, facts_of
-from kapell.cli.approval_views import state_cell, target_of
-from kapell.cli.commands.approval_read import screen_rows
-from kapell.cli.errors import refusal_of, report
+from kapell.cli.approval_views import state_cell
+from kapell.cli.card_dialogue import Dialogue, commands
 from kapell.cli.keys import Keys, can_ask
 from kapell.cli.live import LiveLine
 from kapell.cli.output import note
 from kapell.cli.terminal import visible
 from kapell.client import Client
-from kapell.errors import KapellError
-from kapell.v1.approval_pb2 import APPROVAL_KIND_QUESTION, RISK_LEVEL_CRITICAL, RISK_LEVEL_HIGH, Approval
+from kapell.v1.approval_pb2 import Approval
 from kapell.v1.approval_policy_pb2 import APPROVAL_STATE_PENDING
 
-_MOST_TYPED = 2_000
-_ENTER, _ESCAPE, _ERASE = "\r\n", "\x1b", "\x7f\x08"
+_ANSWER = 30.0
+"""Seconds to wait for the answer to a decision whose event has come before it."""
 
 
 class Desk:
@@ -43,6 +38,7 @@ class Desk:
         self._current = ""
         self._over = asyncio.Event()
         self._unsaid: list[tuple[str, str]] = []
+        self._is_left = False
         self.free = asyncio.Event()
         self.free.set()
 
@@ -62,8 +58,8 @@ class Desk:
     def _take(self, approval: Approval) -> None:
         known = approval.approval_id in self._waiting
         if approval.state == APPROVAL_STATE_PENDING:
-            if not known and not (self._app.terminal.live and can_ask()):
-                self._say(f"It waits for approval {approval.approval_id}: {approval.title}\n{_commands(approval)}")
+            if not known and (self._is_left or not (self._app.terminal.live and can_ask())):
+                self._say(f"It waits for approval {approval.approval_id}: {approval.title}\n{commands(approval)}")
             self._waiting[approval.approval_id] = approval
             self._changed.set()
         elif known:
@@ -74,7 +70,7 @@ class Desk:
             self._say(f"{cell.text}  {approval.title}  ({approval.state_reason})", cell.colour)
 
     def _say(self, text: str, colour: str = "yellow") -> None:
-        if self._current and not self._over.is_set():
+        if self._current:
             self._unsaid.append((text, colour))
             return
         with self._live.above():
@@ -96,105 +92,31 @@ class Desk:
                 finally:
                     self._current = ""
                     self._live.clear()
+                    self._say_what_was_kept()
                     self.free.set()
-                for text, colour in self._unsaid:
-                    self._say(text, colour)
-                self._unsaid.clear()
+                if self._is_left:
+                    return
+
+    def _say_what_was_kept(self) -> None:
+        for text, colour in self._unsaid:
+            self._say(text, colour)
+        self._unsaid.clear()
 
     async def _ask(self, id: str) -> None:
         """Asks until it is decided, here or elsewhere, or put off."""
-        facts = await self._draw(id)
         async with Keys() as keys:
-            asked = asyncio.ensure_future(self._answer(facts, keys))
+            dialogue = Dialogue(self._app, self._client, self._live, keys)
+            asked = asyncio.ensure_future(dialogue.decide(id))
             over = asyncio.ensure_future(self._over.wait())
             try:
                 await asyncio.wait((asked, over), return_when=asyncio.FIRST_COMPLETED)
+                if not asked.done() and dialogue.is_sending:  # It is over by what was sent, of which the answer comes.
+                    await asyncio.wait((asked,), timeout=_ANSWER)
                 if asked.done():
                     asked.result()
+                self._is_left = dialogue.is_left
             finally:
                 for one in (asked, over):
                     one.cancel()
                 await asyncio.wait((asked, over))  # Not `await asked`: whoever cancels this meanwhile is heard.
         self._later.add(id)  # Asked about once; the event of its end is still told.
-
-    async def _draw(self, id: str, *, whole: bool = False) -> Facts:
-        facts = await facts_of(self._client, id)
-        terminal = self._app.terminal
-        with self._live.above():
-            sys.stdout.flush()
-            for row in card_rows(facts, terminal, screen_rows() - 2, whole=whole):
-                note(row)
-        return facts
-
-    async def _answer(self, facts: Facts, keys: Keys) -> None:
-        approval = facts.approval
-        is_question = approval.kind == APPROVAL_KIND_QUESTION and (approval.options or approval.free_text)
-        words = "[d] deny   [s] show all   [l] later"
-        if is_question:
-            words += f"   answer with: {_command(approval)}"
-        else:
-            words = f"[a] approve   {words}"
-        while True:
-            keys.forget()
-            self._live.set("?", "yellow", words)
-            match (await keys.key()).lower():
-                case "a" if not is_question and await self._is_sure(approval, keys):
-                    if await self._decide(approval, "approve", ""):
-                        return
-                case "d":
-                    comment = await self._typed("Why not? (Enter; Esc goes back) ", keys)
-                    if comment is not None and await self._decide(approval, "deny", comment):
-                        return
-                case "s":
-                    await self._draw(approval.approval_id, whole=True)
-                case "l":
-                    self._later.add(approval.approval_id)
-                    self._say(f"Later: {_commands(approval)}", "dim")
-                    return
-
-    async def _is_sure(self, approval: Approval, keys: Keys) -> bool:
-        """High risk takes another key than the first; critical the target, typed."""
-        if approval.risk.level == RISK_LEVEL_CRITICAL:
-            target = target_of(approval)
-            return await self._typed(f"CRITICAL. Type {target} to approve (Esc goes back): ", keys) == target
-        if approval.risk.level == RISK_LEVEL_HIGH:
-            keys.forget()
-            self._live.set("!", "red", "The risk is high. Approve it? [y] yes   any other key: no")
-            return (await keys.key()).lower() == "y"
-        return True
-
-    async def _typed(self, prompt: str, keys: Keys) -> str | None:
-        """A line that is typed; None where it was broken off."""
-        text = ""
-        keys.forget()
-        while True:
-            self._live.set("?", "yellow", prompt + text[-40:])
-            key = await keys.key()
-            if key in _ENTER:
-                return text.strip()
-            if key == _ESCAPE:
-                return None
-            if key in _ERASE:
-                text = text[:-1]
-            elif key.isprintable() and len(text) < _MOST_TYPED:
-                text += key
-
-    async def _decide(self, approval: Approval, option: str, comment: str) -> bool:
-        """Decides about what was drawn. False where it could not be, and may be tried again."""
-        try:
-            await self._client.approvals.decide(approval, option, comment=comment)
-        except KapellError as error:
-            with self._live.above():
-                report(refusal_of(error), self._app.terminal)
-            return error.reason in ("APPROVAL_ALREADY_DECIDED", "APPROVAL_CHANGED", "APPROVAL_NOT_FOUND")
-        return True
-
-
-def _command(approval: Approval) -> str:
-    option = f" --option {approval.options[0].option_id}" if approval.options else ""
-    text = ' -m "ANSWER"' if approval.free_text else ""
-    return f"kapell approval approve {approval.approval_id}{option}{text}"
-
-
-def _commands(approval: Approval) -> str:
-    return f"kapell approval show {approval.approval_id} && {_command(approval)}"

@@ -55,6 +55,8 @@ class Done(Exception):
         self.exit = exit
 
 
+_CORRECT_IT = "Correct it and send it again"
+"""What the server says to do where it can say no more; the command's help can."""
 _SIGN_IN = "export KAPELL_TOKEN=…      (the server's owner gets it there with: kapell auth token)"
 
 # Reason -> exit code and the command that helps; {…} is filled from the error's metadata.
@@ -124,10 +126,11 @@ _REASONS: dict[str, tuple[Exit, str]] = {
     "APPROVAL_CHANGED": (Exit.CONFLICT, "kapell approval list"),
     "SELF_APPROVAL": (Exit.DENIED, ""),
     "NOT_APPROVER": (Exit.DENIED, "kapell approval show {approval_id}"),
-    "PRICE_NOT_FOUND": (Exit.NOT_FOUND, ""),
+    "PRICE_NOT_FOUND": (Exit.NOT_FOUND, "kapell price list"),
     "PRICE_LIMIT": (Exit.FAILURE, "kapell price list"),
     "USAGE_QUERY_TOO_LARGE": (Exit.USAGE, ""),
     "USAGE_CONFLICT": (Exit.CONFLICT, ""),
+    "USAGE_LIMIT": (Exit.FAILURE, "kapell usage show --since 365d --by model"),
     "TOKEN_EXPIRED": (Exit.DENIED, _SIGN_IN),
     "TOKEN_NOT_FOUND": (Exit.NOT_FOUND, "kapell auth token list --all"),
     "TOKEN_LIMIT": (Exit.FAILURE, "kapell auth token list"),
@@ -164,15 +167,18 @@ _CODES = {
 }
 
 
-def refusal_of(error: Exception, name: Callable[[str], str] = str) -> Refusal:
-    """Any failure as a refusal; what nobody expected is called a defect. `name` tells how a field was said."""
+def refusal_of(error: Exception, name: Callable[[str], str] = str, path: str = "") -> Refusal:
+    """Any failure as a refusal; what nobody expected is called a defect.
+
+    `name` tells how a field was said, `path` the command that was called, as "kapell task create".
+    """
     from kapell.errors import KapellError
 
     match error:
         case Refusal():
             return error
         case KapellError():
-            return _explain(error, name)
+            return _explain(error, name, path)
         case FileNotFoundError() | IsADirectoryError() | NotADirectoryError() | PermissionError() if error.filename:
             return Refusal((error.strerror or "").lower(), why=str(error.filename), exit=Exit.USAGE)
         case OSError():
@@ -184,10 +190,12 @@ def refusal_of(error: Exception, name: Callable[[str], str] = str) -> Refusal:
     )
 
 
-def _explain(error: KapellError, name: Callable[[str], str]) -> Refusal:
+def _explain(error: KapellError, name: Callable[[str], str], path: str) -> Refusal:
     """A failed call: its message tells what failed, mostly why, and what to do, in this order."""
     exit, command = _REASONS.get(error.reason, (_CODES.get(error.code, Exit.FAILURE), ""))
     what, why, do = _parts(error.message)
+    if path and do == _CORRECT_IT:
+        do = f"{path} --help"
     command = next((_NAMED[error.reason, key] for key in error.metadata if (error.reason, key) in _NAMED), command)
     command = _filled(command, error.metadata)
     broken = "; ".join(f"{name(violation.field)}: {violation.description}" for violation in error.violations)

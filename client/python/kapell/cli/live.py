@@ -35,6 +35,11 @@ class LiveLine:
             sys.stderr.flush()
             self._drawn = line
 
+    def fit(self, terminal: Terminal) -> None:
+        """Goes by a terminal whose size has changed."""
+        self._terminal = terminal
+        self._drawn = ""
+
     def clear(self) -> None:
         """Takes the line away."""
         if self._drawn:

@@ -125,7 +125,7 @@ def _failed(app: App, error: Exception) -> int:
         case _:
             if app.debug and not isinstance(error, Refusal):
                 raise error
-            refusal = refusal_of(error, said_as(app.params))
+            refusal = refusal_of(error, said_as(app.params), app.path)
             refusal.next = "   ".join(part for part in (app.hint, refusal.next) if part)
     report(refusal, app.terminal)
     return refusal.exit

@@ -125,6 +125,11 @@ def write_line(data: Any, format: str) -> None:
         write(_line(data))
 
 
+def csv_safe(value: object) -> object:
+    """Text that a spreadsheet would take for a formula is quoted, as OWASP advises."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
 def _write_lines(items: Sequence[Any], view: View, terminal: Terminal, format: str, *, header: bool = True) -> None:
     columns = [column for column in view.columns if format == "wide" or not column.wide]
     if format == "jsonl":

@@ -45,6 +45,7 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         if ctx.obj is not None:
             ctx.obj.params = self.params
+            ctx.obj.path = ctx.command_path
         return super().invoke(ctx)
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

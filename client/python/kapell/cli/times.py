@@ -60,8 +60,29 @@ class MomentType(click.ParamType[float]):
         return (moment if moment.tzinfo else moment.astimezone()).timestamp()
 
 
+class MomentOrAge(click.ParamType[datetime]):
+    """A time, or how long ago. The command gets a datetime."""
+
+    name = "time"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        text = str(value)
+        try:
+            return datetime.fromtimestamp(datetime.now(UTC).timestamp() - parse_duration(text), UTC)
+        except ValueError:
+            pass
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError:
+            self.fail(f"{value!r} is no time; write for example 7d, 2030-01-31 or 2030-01-31T08:00:00Z", param, ctx)
+        return moment if moment.tzinfo else moment.astimezone()
+
+
 DURATION = DurationType()
 MOMENT = MomentType()
+MOMENT_OR_AGE = MomentOrAge()
 
 
 def short(seconds: float) -> str:

@@ -171,6 +171,9 @@ TREE = Node(
                 "deny": Node("Refuse what is asked for.", "approval_decide:deny"),
                 "watch": Node("Show what waits for a decision, and what comes, as it happens.", "approval_read:watch"),
                 "audit": Node("List who decided what, when and from where, the newest first.", "approval_read:audit"),
+                "export": Node(
+                    "Print all that was done to approvals and rules, the oldest first.", "approval_export:export"
+                ),
                 "rules": Node("List the rules that decide by themselves, the newest first.", "approval_rules:rules"),
                 "remember": Node("Create a rule that decides what matches from now on.", "approval_rules:remember"),
                 "forget": Node("Revoke rules.", "approval_rules:forget"),

@@ -253,6 +253,7 @@ def agent_card(agent: Agent) -> list[Line]:
         Line("Labels", labels_text(agent.labels)),
         Line("Process", str(agent.pid) if agent.pid else ""),
         Line("Exit", agent.exit.message or (f"exit code {agent.exit.code}" if agent.HasField("exit") else "")),
+        Line("Restarts", _restarts(agent)),
         Line("Last heard", _ago(times.age(agent.last_heartbeat_time))),
         Line("Created", times.local(agent.create_time)),
         Line("Ended", times.local(agent.end_time)),
@@ -264,6 +265,14 @@ def _directory(spec: AgentSpec) -> str:
 
     program = program_of(spec)
     return program.working_directory if program is not None else ""
+
+
+def _restarts(agent: Agent) -> str:
+    """How often it was started again, and when it will be; empty where it never was."""
+    if not agent.restart_count:
+        return ""
+    text = f"{agent.restart_count}, {agent.restarts_in_a_row} in a row"
+    return f"{text}; next at {times.local(agent.next_start_time)}" if agent.HasField("next_start_time") else text
 
 
 def _ago(age: str) -> str:
@@ -296,12 +305,21 @@ AGENTS = View(
 )
 
 
+def _pool(profile: AgentProfile) -> str:
+    """How many agents there are by themselves; empty where they are spawned by hand."""
+    if not profile.HasField("pool"):
+        return ""
+    idle = times.short(profile.pool.idle_stop.ToSeconds() or 300)
+    return f"{profile.pool.min_agents} to {profile.pool.max_agents} agents, ended after {idle} without a task"
+
+
 def _profile_card(profile: AgentProfile) -> list[Line]:
     return [
         Line("Profile", profile.profile),
         Line("For", profile.description),
         Line("Serves", ", ".join(profile.spec.agent_types)),
         Line("Slots", str(profile.spec.slots or 1)),
+        Line("Pool", _pool(profile)),
         Line("Command", command_text(profile.spec)),
     ]
 

@@ -64,6 +64,16 @@ class Families:
         """Whether anybody but zombies is left in the program's session after the program itself."""
         return any(not process.is_zombie and process.session == leader for process in self._left_of(leader))
 
+    def members(self, leader: int) -> list[int]:
+        """Ids of the program's processes: itself, what it has started, and those of them that ran away."""
+        first = _processes.look_at(leader)
+        if first is None:
+            return []
+        found = {
+            process.pid for process in (*_with_descendants(first), *self._left_of(leader)) if not process.is_zombie
+        }
+        return sorted(found)
+
     def reap_orphans(self) -> None:
         """Takes leave of ended orphans that became our children; running ones and programs stay."""
         for pid in _processes.children_of(os.getpid()):

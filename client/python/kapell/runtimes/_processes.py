@@ -17,6 +17,8 @@ from pathlib import Path
 LINUX = sys.platform == "linux"
 PR_SET_CHILD_SUBREAPER = 36
 _PROC = Path("/proc")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,14 @@ class Process:
     start: int
     """When it started, in ticks of the system; tells it from a later process with the same id."""
     is_zombie: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What a process uses, its ended children's time included."""
+
+    resident_bytes: int
+    cpu_seconds: float
 
 
 def become_subreaper() -> bool:
@@ -58,6 +68,36 @@ def look_at(pid: int) -> Process | None:
         start=int(fields[19]),
         is_zombie=fields[0] in ("Z", "X"),
     )
+
+
+def use_of(pid: int) -> Use | None:
+    """What the process uses now, or None where there is none."""
+    if not LINUX:
+        return _use_with_psutil(pid)
+    try:
+        text = (_PROC / str(pid) / "stat").read_text(errors="replace")
+    except OSError:
+        return None
+    fields = text[text.rindex(")") + 2 :].split()
+    return Use(int(fields[21]) * _PAGE, sum(map(int, fields[11:15])) / _TICKS)
+
+
+def own_bytes_of(pid: int) -> int:
+    """Resident memory of a process in which what it shares counts in part; 0 where the system does not tell."""
+    try:
+        lines = (_PROC / str(pid) / "smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+def oom_kills() -> int:
+    """How many processes the system has killed because it had no memory left; 0 where it does not tell."""
+    try:
+        lines = (_PROC / "vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
 def everyone() -> Iterator[Process]:
@@ -169,5 +209,16 @@ def _look_with_psutil(pid: int) -> Process | None:
                 start=int(found.create_time() * 1000),
                 is_zombie=found.status() == psutil.STATUS_ZOMBIE,
             )
+    except (psutil.Error, OSError):
+        return None
+
+
+def _use_with_psutil(pid: int) -> Use | None:
+    import psutil
+
+    try:
+        found = psutil.Process(pid)
+        with found.oneshot():
+            return Use(found.memory_info().rss, sum(found.cpu_times()[:4]))
     except (psutil.Error, OSError):
         return None

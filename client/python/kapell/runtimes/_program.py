@@ -14,11 +14,12 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from kapell.runtimes import _processes
 from kapell.runtimes._family import MARK, Families
 
 _SHIM = str(Path(__file__).with_name("_shim.py"))
@@ -46,6 +47,8 @@ class Launch:
     """A file to read from; nothing where it is None."""
     talks: bool = False
     """Its standard input is a pipe, `Program.stdin`, in the place of a file."""
+    open_files: int = 0
+    """Files that each of its processes may have open; 0 where that is not limited."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +61,8 @@ class Ending:
     """How many processes it left behind; they were killed."""
     immortal: tuple[int, ...]
     """Ids of processes that would not die."""
+    out_of_memory: bool = False
+    """It was ended by SIGKILL, and the system has killed something for want of memory since it began."""
 
 
 class Program:
@@ -68,6 +73,9 @@ class Program:
         self._families = families
         self._pidfd = pidfd
         self._exited = asyncio.Event()
+        self.written: Callable[[], int] = lambda: 0
+        """How many bytes it has written so far, as far as whoever reads them tells."""
+        self._oom_kills = _processes.oom_kills()
         self._watch_exit()
 
     @classmethod
@@ -121,6 +129,10 @@ class Program:
         """Whether the program itself has ended."""
         return self._exited.is_set()
 
+    def members(self) -> list[int]:
+        """Ids of its processes: itself and all that it has started. Looks at the whole machine's, so in a thread."""
+        return self._families.members(self.pid)
+
     async def exited(self) -> None:
         """Waits until the program itself has ended; what it started may still run."""
         await self._exited.wait()
@@ -151,6 +163,7 @@ class Program:
 
     async def end(self) -> Ending:
         """Kills group and family, verifies that nobody is left, and says how the program ended."""
+        ended_by_itself = self.has_exited
         self.signal_group(signal.SIGKILL)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_KILL_TIMEOUT):
@@ -162,7 +175,8 @@ class Program:
         code = self._process.poll()
         if code is None or code >= 0:
             return Ending(code=code or 0, signal=0, leftovers=leftovers, immortal=tuple(immortal))
-        return Ending(code=0, signal=-code, leftovers=leftovers, immortal=tuple(immortal))
+        starved = ended_by_itself and -code == signal.SIGKILL and _processes.oom_kills() > self._oom_kills
+        return Ending(code=0, signal=-code, leftovers=leftovers, immortal=tuple(immortal), out_of_memory=starved)
 
     def abandon(self) -> None:
         """Stops watching the program and reaps it where it has ended."""
@@ -195,7 +209,8 @@ class Program:
 
 
 def _spawn(launch: Launch, mark: str, status: int) -> subprocess.Popen[bytes]:
-    shim = [sys.executable, "-I", "-S", _SHIM, str(status), str(os.getpid()), launch.path, *launch.argv]
+    told = (str(status), str(os.getpid()), str(launch.open_files))
+    shim = [sys.executable, "-I", "-S", _SHIM, *told, launch.path, *launch.argv]
     with contextlib.ExitStack() as opened:
         stdin: int | IO[bytes] = subprocess.PIPE if launch.talks else subprocess.DEVNULL
         if launch.stdin is not None:

@@ -14,16 +14,19 @@ import signal
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kapell._worker.outcome import TaskFailed
 from kapell.runtimes import _artifacts
 from kapell.runtimes._family import Families
+from kapell.runtimes._limits import Limits
 from kapell.runtimes._output import Kept
 from kapell.runtimes._processes import signal_name
 from kapell.runtimes._program import Ending, Launch, Program, ProgramNotStarted
 from kapell.runtimes.contract import Attempt
+from kapell.v1.agent_pb2 import AgentLimits
 from kapell.v1.common_pb2 import LOG_STREAM_SYSTEM
 from kapell.v1.task_pb2 import Task
 
@@ -34,14 +37,18 @@ _STDERR_LINES = 20
 class ProgramRuntime(ABC):
     """A runtime with a program for each attempt. What an attempt does is for `_work` to say."""
 
-    def __init__(self, *, directory: Path, is_subreaper: bool) -> None:
+    def __init__(self, *, directory: Path, is_subreaper: bool, limits: AgentLimits | None = None) -> None:
         self._directory = directory / "attempts"
-        self.families = Families(is_subreaper=is_subreaper)
+        self._families = Families(is_subreaper=is_subreaper)
         shutil.rmtree(self._directory, ignore_errors=True)
         self._directory.mkdir(parents=True, mode=0o700)
         self._reaps = is_subreaper
+        self._limits = Limits(limits or AgentLimits())
+        self._guards: dict[asyncio.Task[Any] | None, asyncio.Task[TaskFailed | None]] = {}
+        """By the attempt's own task: who looks whether its program keeps within the limits."""
+        self._beside: set[asyncio.Task[TaskFailed | None]] = set()
         if is_subreaper:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.families.reap_orphans)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._families.reap_orphans)
 
     @abstractmethod
     async def _work(self, attempt: Attempt, task: Task, directory: Path, abandoned: asyncio.Event) -> object:
@@ -70,16 +77,46 @@ class ProgramRuntime(ABC):
             raise TaskFailed("SETUP_FAILED", f"no directory for the attempt in {self._directory}: {error}") from error
         try:
             return await self._work(attempt, task, directory, abandoned)
+        except TaskFailed as failed:
+            exceeded = await self._verdict()
+            if exceeded is None or failed.reason == "CANCELLED":
+                raise
+            raise exceeded from failed
         finally:
+            if (guard := self._guards.pop(asyncio.current_task(), None)) is not None:
+                guard.cancel()
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
     async def _start(self, launch: Launch) -> Program:
+        """Starts the attempt's program, which ends when it uses more than it may. To be called in `_work`'s task."""
         try:
-            return await Program.start(launch, self.families)
+            limited = replace(launch, open_files=self._limits.open_files)
+            program = await Program.start(limited, self._families)
         except ProgramNotStarted as error:
             raise _not_started(launch, error) from error
         except OSError as error:
             raise TaskFailed("SETUP_FAILED", f"{launch.argv[0]} could not be started: {error}") from error
+        if self._limits.are_watched:
+            guard = asyncio.create_task(self._limits.enforce(program), name=f"limits of {program.pid}")
+            self._guards[asyncio.current_task()] = guard
+        return program
+
+    async def start_beside(self, launch: Launch) -> Program:
+        """Starts one more program of an attempt. The limits are its own: they end this program only.
+
+        Raises as `Program.start`.
+        """
+        program = await Program.start(replace(launch, open_files=self._limits.open_files), self._families)
+        if self._limits.are_watched:
+            guard = asyncio.create_task(self._limits.enforce(program), name=f"limits of {program.pid}")
+            self._beside.add(guard)
+            guard.add_done_callback(self._beside.discard)
+        return program
+
+    async def _verdict(self) -> TaskFailed | None:
+        """Why the attempt's program, which has ended, was ended by its limits; None where it was not."""
+        guard = self._guards.get(asyncio.current_task())
+        return await guard if guard is not None else None
 
 
 async def keep_artifacts(directory: Path, attempt: Attempt, abandoned: asyncio.Event) -> None:
@@ -131,7 +168,11 @@ def died(program: str, ending: Ending, stderr: Kept) -> TaskFailed:
     if ending.signal:
         name = signal_name(ending.signal)
         details: dict[str, object] = {"signal": name, "number": ending.signal}
-        return TaskFailed("SIGNAL", with_tail(f"{program} was ended by {name}", stderr), details=details)
+        text = f"{program} was ended by {name}"
+        if ending.out_of_memory:
+            details["out_of_memory"] = True
+            text += ": the system had no memory left (limits.memory of a profile bounds what its attempts use)"
+        return TaskFailed("SIGNAL", with_tail(text, stderr), details=details)
     text = with_tail(f"{program} exited with code {ending.code}", stderr)
     return TaskFailed("EXIT_CODE", text, details={"exit_code": ending.code})
 

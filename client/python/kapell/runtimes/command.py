@@ -8,6 +8,7 @@ The program's output is the task's log, line by line; its exit is the outcome:
     not on this machine    PROGRAM_NOT_FOUND
     could not be started   SETUP_FAILED
     result not as agreed   RESULT_INVALID
+    beyond its limits      LIMIT_EXCEEDED
 
 A line on standard output of the form `::progress 40% linking` (or `::progress - linking`, where
 it cannot be measured) becomes the task's progress and is not logged.
@@ -33,23 +34,32 @@ from kapell.runtimes._program import Ending, Launch, Program
 from kapell.runtimes._running import DEFAULT_KILL_GRACE, ProgramRuntime, died, first, keep_artifacts, remark
 from kapell.runtimes._setup import prepare
 from kapell.runtimes.contract import Attempt
-from kapell.v1.agent_pb2 import RESULT_FORMAT_JSON, AgentSpec, CommandRuntime
+from kapell.v1.agent_pb2 import RESULT_FORMAT_JSON, AgentLimits, AgentSpec, CommandRuntime
 from kapell.v1.common_pb2 import LOG_STREAM_SYSTEM
 from kapell.v1.task_pb2 import Task
 
 
 def build(spec: AgentSpec, *, agent_id: str, directory: Path) -> Command:
     """The runtime of a spec. Raises ValueError for a template that can never be filled in."""
-    return Command(spec.command, agent_id=agent_id, directory=directory, is_subreaper=become_subreaper())
+    subreaper = become_subreaper()
+    return Command(spec.command, agent_id=agent_id, directory=directory, is_subreaper=subreaper, limits=spec.limits)
 
 
 class Command(ProgramRuntime):
     """Runs the program of `spec` for each task. Each attempt has its own directory below `directory`."""
 
-    def __init__(self, spec: CommandRuntime, *, agent_id: str, directory: Path, is_subreaper: bool = False) -> None:
+    def __init__(
+        self,
+        spec: CommandRuntime,
+        *,
+        agent_id: str,
+        directory: Path,
+        is_subreaper: bool = False,
+        limits: AgentLimits | None = None,
+    ) -> None:
         for template in (*spec.argv, spec.stdin, *spec.env.values()):
             placeholders.check(template)
-        super().__init__(directory=directory, is_subreaper=is_subreaper)
+        super().__init__(directory=directory, is_subreaper=is_subreaper, limits=limits)
         self._spec = spec
         self._agent_id = agent_id
 
@@ -65,6 +75,7 @@ class Command(ProgramRuntime):
         """From the start of the program until nothing of it is left."""
         as_json = self._spec.result_format == RESULT_FORMAT_JSON
         capture = Capture(attempt, keep=_result.MAX_JSON_BYTES if as_json else _result.TEXT_BYTES)
+        program.written = lambda: capture.stdout.kept.total + capture.stderr.kept.total
         try:
             await capture.open(program.stdout, program.stderr)
             await first(program.exited(), attempt.cancelled.wait(), attempt.lease_lost.wait(), abandoned.wait())

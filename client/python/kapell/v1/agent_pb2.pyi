@@ -34,7 +34,7 @@ class _AgentStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AgentState
     AGENT_STATE_UNSPECIFIED: _AgentState.ValueType  # 0
     """Not set; never sent."""
     AGENT_STATE_PENDING: _AgentState.ValueType  # 1
-    """Asked for; its process is about to be started."""
+    """Asked for; its process is about to be started, or started again at Agent.next_start_time."""
     AGENT_STATE_STARTING: _AgentState.ValueType  # 2
     """Its process was started and has not registered yet."""
     AGENT_STATE_ACTIVE: _AgentState.ValueType  # 3
@@ -56,7 +56,7 @@ class AgentState(_AgentState, metaclass=_AgentStateEnumTypeWrapper):
 AGENT_STATE_UNSPECIFIED: AgentState.ValueType  # 0
 """Not set; never sent."""
 AGENT_STATE_PENDING: AgentState.ValueType  # 1
-"""Asked for; its process is about to be started."""
+"""Asked for; its process is about to be started, or started again at Agent.next_start_time."""
 AGENT_STATE_STARTING: AgentState.ValueType  # 2
 """Its process was started and has not registered yet."""
 AGENT_STATE_ACTIVE: AgentState.ValueType  # 3
@@ -226,6 +226,34 @@ without asking; the rest is asked.
 ACP_PERMISSIONS_DENY: AcpPermissions.ValueType  # 3
 """Everything is refused, and the agent gets neither files to write nor terminals."""
 Global___AcpPermissions: _TypeAlias = AcpPermissions  # noqa: Y015
+
+class _RestartMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RestartModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RestartMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RESTART_MODE_UNSPECIFIED: _RestartMode.ValueType  # 0
+    """As RESTART_MODE_NEVER."""
+    RESTART_MODE_NEVER: _RestartMode.ValueType  # 1
+    """Never: it ends as FAILED."""
+    RESTART_MODE_ON_FAILURE: _RestartMode.ValueType  # 2
+    """Where it died, could not be started or did not register; not where it said goodbye."""
+    RESTART_MODE_ALWAYS: _RestartMode.ValueType  # 3
+    """Whenever nobody asked it to end."""
+
+class RestartMode(_RestartMode, metaclass=_RestartModeEnumTypeWrapper):
+    """When an agent whose process has ended is started again. One that was asked to end, or drains, never is."""
+
+RESTART_MODE_UNSPECIFIED: RestartMode.ValueType  # 0
+"""As RESTART_MODE_NEVER."""
+RESTART_MODE_NEVER: RestartMode.ValueType  # 1
+"""Never: it ends as FAILED."""
+RESTART_MODE_ON_FAILURE: RestartMode.ValueType  # 2
+"""Where it died, could not be started or did not register; not where it said goodbye."""
+RESTART_MODE_ALWAYS: RestartMode.ValueType  # 3
+"""Whenever nobody asked it to end."""
+Global___RestartMode: _TypeAlias = RestartMode  # noqa: Y015
 
 class _TerminateMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -483,6 +511,100 @@ class AcpRuntime(_message.Message):
 Global___AcpRuntime: _TypeAlias = AcpRuntime  # noqa: Y015
 
 @_typing.final
+class RestartPolicy(_message.Message):
+    """When an agent is started again, and when that is given up. It keeps its id; what it had goes back to the
+    queue as when an agent ends. The pause doubles with each restart in a row.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    FIRST_PAUSE_FIELD_NUMBER: _builtins.int
+    LONGEST_PAUSE_FIELD_NUMBER: _builtins.int
+    MAX_RESTARTS_FIELD_NUMBER: _builtins.int
+    STABLE_AFTER_FIELD_NUMBER: _builtins.int
+    mode: Global___RestartMode.ValueType
+    """When it is started again."""
+    max_restarts: _builtins.int
+    """Restarts in a row before it is given up as FAILED. 0: 5."""
+    @_builtins.property
+    def first_pause(self) -> _duration_pb2.Duration:
+        """Pause before the first restart in a row. Unset: 1 s; 100 ms to 1 h."""
+
+    @_builtins.property
+    def longest_pause(self) -> _duration_pb2.Duration:
+        """The longest pause. Unset: 60 s; at most 1 h."""
+
+    @_builtins.property
+    def stable_after(self) -> _duration_pb2.Duration:
+        """A process that was ACTIVE for this long ends the row. Unset: 10 min; at most 7 days."""
+
+    def __init__(
+        self,
+        *,
+        mode: Global___RestartMode.ValueType = ...,
+        first_pause: _duration_pb2.Duration | None = ...,
+        longest_pause: _duration_pb2.Duration | None = ...,
+        max_restarts: _builtins.int = ...,
+        stable_after: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first_pause", b"first_pause", "longest_pause", b"longest_pause", "stable_after", b"stable_after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_pause", b"first_pause", "longest_pause", b"longest_pause", "max_restarts", b"max_restarts", "mode", b"mode", "stable_after", b"stable_after"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestartPolicy: _TypeAlias = RestartPolicy  # noqa: Y015
+
+@_typing.final
+class AgentLimits(_message.Message):
+    """What one attempt may use of the agent's machine: its program and all that it starts, together. More ends the
+    attempt with LIMIT_EXCEEDED, which is not retried by itself. Looked at several times a second.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    CPU_TIME_FIELD_NUMBER: _builtins.int
+    WALL_TIME_FIELD_NUMBER: _builtins.int
+    OPEN_FILES_FIELD_NUMBER: _builtins.int
+    PROCESSES_FIELD_NUMBER: _builtins.int
+    OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
+    memory_bytes: _builtins.int
+    """Resident memory in bytes; what processes share counts once. 0: no limit; else at least 1 MiB."""
+    open_files: _builtins.int
+    """Files that each of its processes may have open; the system keeps this one. 0: the host's own limit."""
+    processes: _builtins.int
+    """Processes at a time. 0: no limit."""
+    output_bytes: _builtins.int
+    """Bytes written to stdout and stderr. 0: no limit; what the log keeps has its own."""
+    @_builtins.property
+    def cpu_time(self) -> _duration_pb2.Duration:
+        """Processor time. Unset: no limit."""
+
+    @_builtins.property
+    def wall_time(self) -> _duration_pb2.Duration:
+        """Time from its start. Unset: no limit but the task's run timeout."""
+
+    def __init__(
+        self,
+        *,
+        memory_bytes: _builtins.int = ...,
+        cpu_time: _duration_pb2.Duration | None = ...,
+        wall_time: _duration_pb2.Duration | None = ...,
+        open_files: _builtins.int = ...,
+        processes: _builtins.int = ...,
+        output_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cpu_time", b"cpu_time", "wall_time", b"wall_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_time", b"cpu_time", "memory_bytes", b"memory_bytes", "open_files", b"open_files", "output_bytes", b"output_bytes", "processes", b"processes", "wall_time", b"wall_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentLimits: _TypeAlias = AgentLimits  # noqa: Y015
+
+@_typing.final
 class AgentSpec(_message.Message):
     """What an agent is made of."""
 
@@ -492,6 +614,8 @@ class AgentSpec(_message.Message):
     SLOTS_FIELD_NUMBER: _builtins.int
     COMMAND_FIELD_NUMBER: _builtins.int
     ACP_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    RESTART_FIELD_NUMBER: _builtins.int
     slots: _builtins.int
     """Tasks at a time, 1 to 256. Unset: 1."""
     @_builtins.property
@@ -506,6 +630,14 @@ class AgentSpec(_message.Message):
     def acp(self) -> Global___AcpRuntime:
         """An agent of the Agent Client Protocol."""
 
+    @_builtins.property
+    def limits(self) -> Global___AgentLimits:
+        """What one attempt may use of the machine. Unset: no limits."""
+
+    @_builtins.property
+    def restart(self) -> Global___RestartPolicy:
+        """Whether its process is started again when it has ended. Unset: never."""
+
     def __init__(
         self,
         *,
@@ -513,16 +645,53 @@ class AgentSpec(_message.Message):
         slots: _builtins.int = ...,
         command: Global___CommandRuntime | None = ...,
         acp: Global___AcpRuntime | None = ...,
+        limits: Global___AgentLimits | None = ...,
+        restart: Global___RestartPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acp", b"acp", "command", b"command", "runtime", b"runtime"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acp", b"acp", "command", b"command", "limits", b"limits", "restart", b"restart", "runtime", b"runtime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acp", b"acp", "agent_types", b"agent_types", "command", b"command", "runtime", b"runtime", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acp", b"acp", "agent_types", b"agent_types", "command", b"command", "limits", b"limits", "restart", b"restart", "runtime", b"runtime", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_runtime: _TypeAlias = _typing.Literal["command", "acp"]  # noqa: Y015
     _WhichOneofArgType_runtime: _TypeAlias = _typing.Literal["runtime", b"runtime"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_runtime) -> _WhichOneofReturnType_runtime | None: ...
 
 Global___AgentSpec: _TypeAlias = AgentSpec  # noqa: Y015
+
+@_typing.final
+class AgentPool(_message.Message):
+    """How many agents of a profile there are, as its tasks need them. The server starts agents while tasks could run
+    that no free slot takes, and ends those it has started when they have had nothing to do for a while. Agents of
+    the profile that were spawned by hand count, but are left alone.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIN_AGENTS_FIELD_NUMBER: _builtins.int
+    MAX_AGENTS_FIELD_NUMBER: _builtins.int
+    IDLE_STOP_FIELD_NUMBER: _builtins.int
+    min_agents: _builtins.int
+    """Agents there always are. Default 0: none while there is nothing to do."""
+    max_agents: _builtins.int
+    """Most agents there may be, 1 to 1000."""
+    @_builtins.property
+    def idle_stop(self) -> _duration_pb2.Duration:
+        """How long an agent beyond min_agents is kept without a task. Unset: 5 min; 1 s to 7 days."""
+
+    def __init__(
+        self,
+        *,
+        min_agents: _builtins.int = ...,
+        max_agents: _builtins.int = ...,
+        idle_stop: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["idle_stop", b"idle_stop"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idle_stop", b"idle_stop", "max_agents", b"max_agents", "min_agents", b"min_agents"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentPool: _TypeAlias = AgentPool  # noqa: Y015
 
 @_typing.final
 class AgentProfile(_message.Message):
@@ -533,6 +702,7 @@ class AgentProfile(_message.Message):
     PROFILE_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
     profile: _builtins.str
     """The name."""
     description: _builtins.str
@@ -541,16 +711,21 @@ class AgentProfile(_message.Message):
     def spec(self) -> Global___AgentSpec:
         """What an agent of it is made of."""
 
+    @_builtins.property
+    def pool(self) -> Global___AgentPool:
+        """Its agents come and go by themselves. Unset: they are spawned by hand."""
+
     def __init__(
         self,
         *,
         profile: _builtins.str = ...,
         description: _builtins.str = ...,
         spec: Global___AgentSpec | None = ...,
+        pool: Global___AgentPool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "profile", b"profile", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "pool", b"pool", "profile", b"profile", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -605,6 +780,10 @@ class Agent(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    RESTART_COUNT_FIELD_NUMBER: _builtins.int
+    RESTARTS_IN_A_ROW_FIELD_NUMBER: _builtins.int
+    NEXT_START_TIME_FIELD_NUMBER: _builtins.int
+    END_REQUESTED_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """The id; "agent_" and a time-sortable part, or the client's choice."""
@@ -632,6 +811,12 @@ class Agent(_message.Message):
     """Changes with every change of the agent; see UpdateAgentRequest.etag."""
     revision: _builtins.int
     """Revision of the latest change."""
+    restart_count: _builtins.int
+    """How often its process was started again."""
+    restarts_in_a_row: _builtins.int
+    """How many of these came in a row; see RestartPolicy."""
+    end_requested: _builtins.bool
+    """It was asked to end, so it is not started again."""
     @_builtins.property
     def agent_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Which tasks it serves."""
@@ -646,7 +831,7 @@ class Agent(_message.Message):
 
     @_builtins.property
     def exit(self) -> _common_pb2.ProcessExit:
-        """How its process ended."""
+        """How its latest process ended."""
 
     @_builtins.property
     def last_heartbeat_time(self) -> _timestamp_pb2.Timestamp:
@@ -671,6 +856,10 @@ class Agent(_message.Message):
     @_builtins.property
     def spec(self) -> Global___AgentSpec:
         """What it is made of; unset for external agents."""
+
+    @_builtins.property
+    def next_start_time(self) -> _timestamp_pb2.Timestamp:
+        """When its process will be started again; set only while it waits for that, PENDING."""
 
     @_builtins.property
     def usage(self) -> _usage_pb2.UsageTotals:
@@ -702,11 +891,15 @@ class Agent(_message.Message):
         spec: Global___AgentSpec | None = ...,
         etag: _builtins.str = ...,
         revision: _builtins.int = ...,
+        restart_count: _builtins.int = ...,
+        restarts_in_a_row: _builtins.int = ...,
+        next_start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_requested: _builtins.bool = ...,
         usage: _usage_pb2.UsageTotals | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "exit", b"exit", "last_heartbeat_time", b"last_heartbeat_time", "spec", b"spec", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "exit", b"exit", "last_heartbeat_time", b"last_heartbeat_time", "next_start_time", b"next_start_time", "spec", b"spec", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "agent_id", b"agent_id", "agent_types", b"agent_types", "create_time", b"create_time", "creator", b"creator", "current_task_ids", b"current_task_ids", "display_name", b"display_name", "end_time", b"end_time", "etag", b"etag", "exit", b"exit", "instance", b"instance", "labels", b"labels", "last_heartbeat_time", b"last_heartbeat_time", "pid", b"pid", "profile", b"profile", "revision", b"revision", "runtime", b"runtime", "slots_total", b"slots_total", "slots_used", b"slots_used", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "agent_id", b"agent_id", "agent_types", b"agent_types", "create_time", b"create_time", "creator", b"creator", "current_task_ids", b"current_task_ids", "display_name", b"display_name", "end_requested", b"end_requested", "end_time", b"end_time", "etag", b"etag", "exit", b"exit", "instance", b"instance", "labels", b"labels", "last_heartbeat_time", b"last_heartbeat_time", "next_start_time", b"next_start_time", "pid", b"pid", "profile", b"profile", "restart_count", b"restart_count", "restarts_in_a_row", b"restarts_in_a_row", "revision", b"revision", "runtime", b"runtime", "slots_total", b"slots_total", "slots_used", b"slots_used", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

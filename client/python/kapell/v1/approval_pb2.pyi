@@ -25,8 +25,10 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.type import money_pb2 as _money_pb2
 from kapell.v1 import approval_policy_pb2 as _approval_policy_pb2
+from kapell.v1 import budget_pb2 as _budget_pb2
 from kapell.v1 import common_pb2 as _common_pb2
 from kapell.v1 import error_pb2 as _error_pb2
+from kapell.v1 import lock_pb2 as _lock_pb2
 from kapell.v1 import watch_pb2 as _watch_pb2
 import builtins as _builtins
 import sys
@@ -144,7 +146,7 @@ class _RuleEffectEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RuleEffect
     RULE_EFFECT_DENY: _RuleEffect.ValueType  # 2
     """Refuses what matches. Comes before every rule that approves."""
     RULE_EFFECT_REQUIRE: _RuleEffect.ValueType  # 3
-    """Demands an approval for the start of tasks that match and have no policy."""
+    """Demands an approval for the start of tasks that match, besides what they, their template and parents demand."""
 
 class RuleEffect(_RuleEffect, metaclass=_RuleEffectEnumTypeWrapper):
     """What a rule does."""
@@ -156,7 +158,7 @@ RULE_EFFECT_APPROVE: RuleEffect.ValueType  # 1
 RULE_EFFECT_DENY: RuleEffect.ValueType  # 2
 """Refuses what matches. Comes before every rule that approves."""
 RULE_EFFECT_REQUIRE: RuleEffect.ValueType  # 3
-"""Demands an approval for the start of tasks that match and have no policy."""
+"""Demands an approval for the start of tasks that match, besides what they, their template and parents demand."""
 Global___RuleEffect: _TypeAlias = RuleEffect  # noqa: Y015
 
 @_typing.final
@@ -274,6 +276,7 @@ class ApprovalContent(_message.Message):
     REVERSIBLE_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
     TEMPLATE_ID_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
     details: _builtins.str
     """What the agent says about it, at most 16 KiB."""
     tool: _builtins.str
@@ -308,6 +311,10 @@ class ApprovalContent(_message.Message):
     def estimated_cost(self) -> _money_pb2.Money:
         """What the step is expected to cost."""
 
+    @_builtins.property
+    def start(self) -> Global___StartContent:
+        """What the start of a task is about besides; only for TASK_START."""
+
     def __init__(
         self,
         *,
@@ -324,16 +331,85 @@ class ApprovalContent(_message.Message):
         reversible: _builtins.bool | None = ...,
         prompt: _builtins.str = ...,
         template_id: _builtins.str = ...,
+        start: Global___StartContent | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_reversible", b"_reversible", "estimated_cost", b"estimated_cost", "input", b"input", "reversible", b"reversible"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reversible", b"_reversible", "estimated_cost", b"estimated_cost", "input", b"input", "reversible", b"reversible", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reversible", b"_reversible", "command", b"command", "details", b"details", "diff", b"diff", "estimated_cost", b"estimated_cost", "hosts", b"hosts", "input", b"input", "paths", b"paths", "prompt", b"prompt", "reversible", b"reversible", "template_id", b"template_id", "tool", b"tool", "working_directory", b"working_directory", "workspace", b"workspace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reversible", b"_reversible", "command", b"command", "details", b"details", "diff", b"diff", "estimated_cost", b"estimated_cost", "hosts", b"hosts", "input", b"input", "paths", b"paths", "prompt", b"prompt", "reversible", b"reversible", "start", b"start", "template_id", b"template_id", "tool", b"tool", "working_directory", b"working_directory", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__reversible: _TypeAlias = _typing.Literal["reversible"]  # noqa: Y015
     _WhichOneofArgType__reversible: _TypeAlias = _typing.Literal["_reversible", b"_reversible"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__reversible) -> _WhichOneofReturnType__reversible | None: ...
 
 Global___ApprovalContent: _TypeAlias = ApprovalContent  # noqa: Y015
+
+@_typing.final
+class StartContent(_message.Message):
+    """What an agent would be given with a task, and what the task would take, besides prompt and input."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class SecretsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    AGENT_TYPE_FIELD_NUMBER: _builtins.int
+    TEMPLATE_VERSION_FIELD_NUMBER: _builtins.int
+    LOCKS_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
+    BUDGET_ID_FIELD_NUMBER: _builtins.int
+    ESTIMATE_FIELD_NUMBER: _builtins.int
+    agent_type: _builtins.str
+    """Which agents may get it."""
+    template_version: _builtins.int
+    """The version of the template."""
+    budget_id: _builtins.str
+    """The budget that was named for it."""
+    @_builtins.property
+    def locks(self) -> _containers.RepeatedCompositeFieldContainer[_lock_pb2.LockItem]:
+        """The locks it would have while it runs, in the order of their paths."""
+
+    @_builtins.property
+    def secrets(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The secrets it would be given: the name by which the task knows each, and the secret's name. Never values."""
+
+    @_builtins.property
+    def estimate(self) -> _budget_pb2.TaskEstimate:
+        """What it says it would use at most."""
+
+    def __init__(
+        self,
+        *,
+        agent_type: _builtins.str = ...,
+        template_version: _builtins.int = ...,
+        locks: _abc.Iterable[_lock_pb2.LockItem] | None = ...,
+        secrets: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        budget_id: _builtins.str = ...,
+        estimate: _budget_pb2.TaskEstimate | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["estimate", b"estimate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "budget_id", b"budget_id", "estimate", b"estimate", "locks", b"locks", "secrets", b"secrets", "template_version", b"template_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartContent: _TypeAlias = StartContent  # noqa: Y015
 
 @_typing.final
 class ApprovalDecision(_message.Message):
@@ -1441,6 +1517,8 @@ class ListApprovalAuditRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     INCLUDE_CONTENT_FIELD_NUMBER: _builtins.int
+    FROM_TIME_FIELD_NUMBER: _builtins.int
+    UNTIL_TIME_FIELD_NUMBER: _builtins.int
     approval_id: _builtins.str
     """Only of this approval. Empty: of all."""
     order: _common_pb2.ListOrder.ValueType
@@ -1451,6 +1529,14 @@ class ListApprovalAuditRequest(_message.Message):
     """next_page_token of the page before; empty for the first page."""
     include_content: _builtins.bool
     """Joins to each entry what was shown; a page then has at most 10 entries."""
+    @_builtins.property
+    def from_time(self) -> _timestamp_pb2.Timestamp:
+        """Only what was done at this time or later. Unset: from the beginning."""
+
+    @_builtins.property
+    def until_time(self) -> _timestamp_pb2.Timestamp:
+        """Only what was done before this time. Unset: to the end."""
+
     def __init__(
         self,
         *,
@@ -1459,10 +1545,12 @@ class ListApprovalAuditRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         include_content: _builtins.bool = ...,
+        from_time: _timestamp_pb2.Timestamp | None = ...,
+        until_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["from_time", b"from_time", "until_time", b"until_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_id", b"approval_id", "include_content", b"include_content", "order", b"order", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_id", b"approval_id", "from_time", b"from_time", "include_content", b"include_content", "order", b"order", "page_size", b"page_size", "page_token", b"page_token", "until_time", b"until_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1529,6 +1617,7 @@ class ApprovalRuleSpec(_message.Message):
     MAX_RISK_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    ANYTHING_FIELD_NUMBER: _builtins.int
     effect: Global___RuleEffect.ValueType
     """What it does. Required."""
     agent_type: _builtins.str
@@ -1547,6 +1636,11 @@ class ApprovalRuleSpec(_message.Message):
     """Approves nothing of a higher risk. Unset: MEDIUM. CRITICAL is for people."""
     reason: _builtins.str
     """What it is for; a refusal by the rule says it. At most 500 characters."""
+    anything: _builtins.bool
+    """Says that it is meant to approve whatever comes. Without it a rule that approves is refused where it names no
+    task, tree or template, and neither its tool nor its commands or paths keep anything out: "*", or a command
+    pattern whose program is "*". With it, such a rule approves nothing of a higher risk than MEDIUM.
+    """
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___ApprovalKind.ValueType]:
         """Kinds, any of: TASK_START and TOOL_PERMISSION; questions and budgets are for people. Empty: both; REQUIRE goes
@@ -1590,10 +1684,11 @@ class ApprovalRuleSpec(_message.Message):
         max_risk: Global___RiskLevel.ValueType = ...,
         policy: _approval_policy_pb2.ApprovalPolicy | None = ...,
         reason: _builtins.str = ...,
+        anything: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "commands", b"commands", "effect", b"effect", "expire_time", b"expire_time", "kinds", b"kinds", "max_risk", b"max_risk", "max_uses", b"max_uses", "paths", b"paths", "policy", b"policy", "reason", b"reason", "root_task_id", b"root_task_id", "task_id", b"task_id", "template_id", b"template_id", "tool", b"tool"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "anything", b"anything", "commands", b"commands", "effect", b"effect", "expire_time", b"expire_time", "kinds", b"kinds", "max_risk", b"max_risk", "max_uses", b"max_uses", "paths", b"paths", "policy", b"policy", "reason", b"reason", "root_task_id", b"root_task_id", "task_id", b"task_id", "template_id", b"template_id", "tool", b"tool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1866,12 +1961,18 @@ class PreviewApprovalRuleResponse(_message.Message):
     PRECEDENT_FIELD_NUMBER: _builtins.int
     EXAMPLES_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    ANYTHING_FIELD_NUMBER: _builtins.int
+    TOO_RISKY_FIELD_NUMBER: _builtins.int
     looked_at: _builtins.int
     """How many approvals were looked at, the latest ones."""
     matched: _builtins.int
     """How many of them match."""
     revision: _builtins.int
     """The newest revision when it was looked at."""
+    anything: _builtins.bool
+    """Whether the rule would approve whatever comes: it needs `anything` to be created."""
+    too_risky: _builtins.int
+    """How many more would match, but are riskier than the rule approves: those stay with people."""
     @_builtins.property
     def precedent(self) -> Global___ApprovalPrecedent:
         """How those that match were decided by people."""
@@ -1888,10 +1989,12 @@ class PreviewApprovalRuleResponse(_message.Message):
         precedent: Global___ApprovalPrecedent | None = ...,
         examples: _abc.Iterable[Global___Approval] | None = ...,
         revision: _builtins.int = ...,
+        anything: _builtins.bool = ...,
+        too_risky: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["precedent", b"precedent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["examples", b"examples", "looked_at", b"looked_at", "matched", b"matched", "precedent", b"precedent", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anything", b"anything", "examples", b"examples", "looked_at", b"looked_at", "matched", b"matched", "precedent", b"precedent", "revision", b"revision", "too_risky", b"too_risky"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,7 +28,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from kapell.v1 import watch_pb2 as kapell_dot_v1_dot_watch__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fkapell/v1/approval_policy.proto\x12\tkapell.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x15kapell/v1/watch.proto\"\xc6\x04\n\x0e\x41pprovalPolicy\x12R\n\tapprovers\x18\x01 \x03(\tB?\xbaH<\x92\x01\x39\x10\x14\x18\x01\"3r12/^(user|agent):[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$\x12\x19\n\x06quorum\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\n(\x00\x12\x1c\n\x0f\x61llow_requester\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12=\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\x0b\"\x05\x08\x80\x9a\x9e\x01\x32\x02\x08\x01\x12\x34\n\ton_expiry\x18\x05 \x01(\x0e\x32\x17.kapell.v1.ExpiryActionB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12T\n\x0b\x65scalate_to\x18\x06 \x03(\tB?\xbaH<\x92\x01\x39\x10\x14\x18\x01\"3r12/^(user|agent):[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$\x12\x18\n\x10include_children\x18\x07 \x01(\x08\x12\x18\n\x06reason\x18\x08 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03:\x93\x01\xbaH\x8f\x01\x1a\x8c\x01\n\x16\x61pproval_policy.quorum\x12.quorum must be at most the number of approvers\x1a\x42this.approvers.size() == 0 || this.quorum <= this.approvers.size()B\x12\n\x10_allow_requester\"\x9c\x01\n\x0cTaskApproval\x12)\n\x06policy\x18\x01 \x01(\x0b\x32\x19.kapell.v1.ApprovalPolicy\x12\x13\n\x0b\x64\x65manded_by\x18\x02 \x01(\t\x12\x13\n\x0b\x61pproval_id\x18\x03 \x01(\t\x12\x15\n\rapproved_hash\x18\x04 \x01(\t\x12 \n\x06\x61uthor\x18\x05 \x01(\x0b\x32\x10.kapell.v1.Actor\"\xd0\x01\n\x0eParkedApproval\x12\x13\n\x0b\x61pproval_id\x18\x01 \x01(\t\x12,\n\x0bresume_data\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.kapell.v1.ApprovalState\x12\x0e\n\x06option\x18\x04 \x01(\t\x12\x0f\n\x07\x63omment\x18\x05 \x01(\t\x12!\n\x07\x64\x65\x63ider\x18\x06 \x01(\x0b\x32\x10.kapell.v1.Actor\x12\x0e\n\x06\x65\x64ited\x18\x07 \x01(\x08*\xde\x01\n\rApprovalState\x12\x1e\n\x1a\x41PPROVAL_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41PPROVAL_STATE_PENDING\x10\x01\x12\x1b\n\x17\x41PPROVAL_STATE_APPROVED\x10\x02\x12\x1b\n\x17\x41PPROVAL_STATE_REJECTED\x10\x03\x12\x1a\n\x16\x41PPROVAL_STATE_EXPIRED\x10\x04\x12\x1c\n\x18\x41PPROVAL_STATE_CANCELLED\x10\x05\x12\x1d\n\x19\x41PPROVAL_STATE_SUPERSEDED\x10\x06*y\n\x0c\x45xpiryAction\x12\x1d\n\x19\x45XPIRY_ACTION_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45XPIRY_ACTION_DENY\x10\x01\x12\x16\n\x12\x45XPIRY_ACTION_HOLD\x10\x02\x12\x1a\n\x16\x45XPIRY_ACTION_ESCALATE\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fkapell/v1/approval_policy.proto\x12\tkapell.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x15kapell/v1/watch.proto\"\xf8\x04\n\x0e\x41pprovalPolicy\x12R\n\tapprovers\x18\x01 \x03(\tB?\xbaH<\x92\x01\x39\x10\x14\x18\x01\"3r12/^(user|agent):[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$\x12\x19\n\x06quorum\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\n(\x00\x12\x1c\n\x0f\x61llow_requester\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12=\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\x0b\"\x05\x08\x80\x9a\x9e\x01\x32\x02\x08\x01\x12\x34\n\ton_expiry\x18\x05 \x01(\x0e\x32\x17.kapell.v1.ExpiryActionB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12T\n\x0b\x65scalate_to\x18\x06 \x03(\tB?\xbaH<\x92\x01\x39\x10\x14\x18\x01\"3r12/^(user|agent):[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$\x12\x18\n\x10include_children\x18\x07 \x01(\x08\x12\x18\n\x06reason\x18\x08 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\x12\x30\n\x04\x61lso\x18( \x03(\x0b\x32\x18.kapell.v1.ApprovalGroupB\x08\xbaH\x05\x92\x01\x02\x10\x00:\x93\x01\xbaH\x8f\x01\x1a\x8c\x01\n\x16\x61pproval_policy.quorum\x12.quorum must be at most the number of approvers\x1a\x42this.approvers.size() == 0 || this.quorum <= this.approvers.size()B\x12\n\x10_allow_requester\"Z\n\rApprovalGroup\x12\x11\n\tapprovers\x18\x01 \x03(\t\x12\x0e\n\x06quorum\x18\x02 \x01(\x05\x12\x13\n\x0b\x65scalate_to\x18\x03 \x03(\t\x12\x11\n\tescalates\x18\x04 \x01(\x08\"r\n\x0e\x41pprovalDemand\x12)\n\x06policy\x18\x01 \x01(\x0b\x32\x19.kapell.v1.ApprovalPolicy\x12\x13\n\x0b\x64\x65manded_by\x18\x02 \x01(\t\x12 \n\x06\x61uthor\x18\x03 \x01(\x0b\x32\x10.kapell.v1.Actor\"\xc5\x01\n\x0cTaskApproval\x12)\n\x06policy\x18\x01 \x01(\x0b\x32\x19.kapell.v1.ApprovalPolicy\x12\x13\n\x0b\x64\x65manded_by\x18\x02 \x01(\t\x12\x13\n\x0b\x61pproval_id\x18\x03 \x01(\t\x12\x15\n\rapproved_hash\x18\x04 \x01(\t\x12 \n\x06\x61uthor\x18\x05 \x01(\x0b\x32\x10.kapell.v1.Actor\x12\'\n\x04\x61lso\x18( \x03(\x0b\x32\x19.kapell.v1.ApprovalDemand\"\xd0\x01\n\x0eParkedApproval\x12\x13\n\x0b\x61pproval_id\x18\x01 \x01(\t\x12,\n\x0bresume_data\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.kapell.v1.ApprovalState\x12\x0e\n\x06option\x18\x04 \x01(\t\x12\x0f\n\x07\x63omment\x18\x05 \x01(\t\x12!\n\x07\x64\x65\x63ider\x18\x06 \x01(\x0b\x32\x10.kapell.v1.Actor\x12\x0e\n\x06\x65\x64ited\x18\x07 \x01(\x08*\xde\x01\n\rApprovalState\x12\x1e\n\x1a\x41PPROVAL_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41PPROVAL_STATE_PENDING\x10\x01\x12\x1b\n\x17\x41PPROVAL_STATE_APPROVED\x10\x02\x12\x1b\n\x17\x41PPROVAL_STATE_REJECTED\x10\x03\x12\x1a\n\x16\x41PPROVAL_STATE_EXPIRED\x10\x04\x12\x1c\n\x18\x41PPROVAL_STATE_CANCELLED\x10\x05\x12\x1d\n\x19\x41PPROVAL_STATE_SUPERSEDED\x10\x06*y\n\x0c\x45xpiryAction\x12\x1d\n\x19\x45XPIRY_ACTION_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45XPIRY_ACTION_DENY\x10\x01\x12\x16\n\x12\x45XPIRY_ACTION_HOLD\x10\x02\x12\x1a\n\x16\x45XPIRY_ACTION_ESCALATE\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,16 +47,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_APPROVALPOLICY'].fields_by_name['escalate_to']._serialized_options = b'\272H<\222\0019\020\024\030\001\"3r12/^(user|agent):[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$'
   _globals['_APPROVALPOLICY'].fields_by_name['reason']._loaded_options = None
   _globals['_APPROVALPOLICY'].fields_by_name['reason']._serialized_options = b'\272H\005r\003\030\364\003'
+  _globals['_APPROVALPOLICY'].fields_by_name['also']._loaded_options = None
+  _globals['_APPROVALPOLICY'].fields_by_name['also']._serialized_options = b'\272H\005\222\001\002\020\000'
   _globals['_APPROVALPOLICY']._loaded_options = None
   _globals['_APPROVALPOLICY']._serialized_options = b'\272H\217\001\032\214\001\n\026approval_policy.quorum\022.quorum must be at most the number of approvers\032Bthis.approvers.size() == 0 || this.quorum <= this.approvers.size()'
-  _globals['_APPROVALSTATE']._serialized_start=1116
-  _globals['_APPROVALSTATE']._serialized_end=1338
-  _globals['_EXPIRYACTION']._serialized_start=1340
-  _globals['_EXPIRYACTION']._serialized_end=1461
+  _globals['_APPROVALSTATE']._serialized_start=1415
+  _globals['_APPROVALSTATE']._serialized_end=1637
+  _globals['_EXPIRYACTION']._serialized_start=1639
+  _globals['_EXPIRYACTION']._serialized_end=1760
   _globals['_APPROVALPOLICY']._serialized_start=161
-  _globals['_APPROVALPOLICY']._serialized_end=743
-  _globals['_TASKAPPROVAL']._serialized_start=746
-  _globals['_TASKAPPROVAL']._serialized_end=902
-  _globals['_PARKEDAPPROVAL']._serialized_start=905
-  _globals['_PARKEDAPPROVAL']._serialized_end=1113
+  _globals['_APPROVALPOLICY']._serialized_end=793
+  _globals['_APPROVALGROUP']._serialized_start=795
+  _globals['_APPROVALGROUP']._serialized_end=885
+  _globals['_APPROVALDEMAND']._serialized_start=887
+  _globals['_APPROVALDEMAND']._serialized_end=1001
+  _globals['_TASKAPPROVAL']._serialized_start=1004
+  _globals['_TASKAPPROVAL']._serialized_end=1201
+  _globals['_PARKEDAPPROVAL']._serialized_start=1204
+  _globals['_PARKEDAPPROVAL']._serialized_end=1412
 # @@protoc_insertion_point(module_scope)

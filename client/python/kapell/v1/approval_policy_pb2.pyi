@@ -110,6 +110,7 @@ class ApprovalPolicy(_message.Message):
     ESCALATE_TO_FIELD_NUMBER: _builtins.int
     INCLUDE_CHILDREN_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    ALSO_FIELD_NUMBER: _builtins.int
     quorum: _builtins.int
     """How many different approvers must approve, 1 to 10. Unset: 1. One refusal is enough to refuse."""
     allow_requester: _builtins.bool
@@ -121,7 +122,9 @@ class ApprovalPolicy(_message.Message):
     on_expiry: Global___ExpiryAction.ValueType
     """What happens when nobody has decided in time."""
     include_children: _builtins.bool
-    """Whether tasks created below the task ask in the same way, unless they have a policy of their own."""
+    """Whether tasks created below the task ask in the same way. What they, their templates or rules demand besides
+    is demanded as well: both must be met, so that a policy of a task is no way around that of its parent.
+    """
     reason: _builtins.str
     """Why it is asked, for those who decide, at most 500 characters."""
     @_builtins.property
@@ -138,6 +141,13 @@ class ApprovalPolicy(_message.Message):
     def escalate_to(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Who may decide as well after ESCALATE, as in approvers. Empty: every user whose token has the scope approve."""
 
+    @_builtins.property
+    def also(self) -> _containers.RepeatedCompositeFieldContainer[Global___ApprovalGroup]:
+        """What else must be met, each by itself, before it is approved: the demands of a parent, a template, a rule. Put
+        together by the server; not to be set by clients. Of the times the shortest counts; it is DENY where one of them
+        says so, and ESCALATE lets more decide only where it was said.
+        """
+
     def __init__(
         self,
         *,
@@ -149,16 +159,89 @@ class ApprovalPolicy(_message.Message):
         escalate_to: _abc.Iterable[_builtins.str] | None = ...,
         include_children: _builtins.bool = ...,
         reason: _builtins.str = ...,
+        also: _abc.Iterable[Global___ApprovalGroup] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_requester", b"_allow_requester", "allow_requester", b"allow_requester", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_requester", b"_allow_requester", "allow_requester", b"allow_requester", "approvers", b"approvers", "escalate_to", b"escalate_to", "include_children", b"include_children", "on_expiry", b"on_expiry", "quorum", b"quorum", "reason", b"reason", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_requester", b"_allow_requester", "allow_requester", b"allow_requester", "also", b"also", "approvers", b"approvers", "escalate_to", b"escalate_to", "include_children", b"include_children", "on_expiry", b"on_expiry", "quorum", b"quorum", "reason", b"reason", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allow_requester: _TypeAlias = _typing.Literal["allow_requester"]  # noqa: Y015
     _WhichOneofArgType__allow_requester: _TypeAlias = _typing.Literal["_allow_requester", b"_allow_requester"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__allow_requester) -> _WhichOneofReturnType__allow_requester | None: ...
 
 Global___ApprovalPolicy: _TypeAlias = ApprovalPolicy  # noqa: Y015
+
+@_typing.final
+class ApprovalGroup(_message.Message):
+    """Some who must approve, besides others."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPROVERS_FIELD_NUMBER: _builtins.int
+    QUORUM_FIELD_NUMBER: _builtins.int
+    ESCALATE_TO_FIELD_NUMBER: _builtins.int
+    ESCALATES_FIELD_NUMBER: _builtins.int
+    quorum: _builtins.int
+    """How many of them must approve."""
+    escalates: _builtins.bool
+    """Whether those in escalate_to may decide once it was escalated."""
+    @_builtins.property
+    def approvers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As ApprovalPolicy.approvers."""
+
+    @_builtins.property
+    def escalate_to(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As ApprovalPolicy.escalate_to."""
+
+    def __init__(
+        self,
+        *,
+        approvers: _abc.Iterable[_builtins.str] | None = ...,
+        quorum: _builtins.int = ...,
+        escalate_to: _abc.Iterable[_builtins.str] | None = ...,
+        escalates: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approvers", b"approvers", "escalate_to", b"escalate_to", "escalates", b"escalates", "quorum", b"quorum"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApprovalGroup: _TypeAlias = ApprovalGroup  # noqa: Y015
+
+@_typing.final
+class ApprovalDemand(_message.Message):
+    """That the start of a task be approved, as one of those says it who demand it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    DEMANDED_BY_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    demanded_by: _builtins.str
+    """As TaskApproval.demanded_by."""
+    @_builtins.property
+    def policy(self) -> Global___ApprovalPolicy:
+        """The policy."""
+
+    @_builtins.property
+    def author(self) -> _watch_pb2.Actor:
+        """As TaskApproval.author."""
+
+    def __init__(
+        self,
+        *,
+        policy: Global___ApprovalPolicy | None = ...,
+        demanded_by: _builtins.str = ...,
+        author: _watch_pb2.Actor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "demanded_by", b"demanded_by", "policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApprovalDemand: _TypeAlias = ApprovalDemand  # noqa: Y015
 
 @_typing.final
 class TaskApproval(_message.Message):
@@ -171,6 +254,7 @@ class TaskApproval(_message.Message):
     APPROVAL_ID_FIELD_NUMBER: _builtins.int
     APPROVED_HASH_FIELD_NUMBER: _builtins.int
     AUTHOR_FIELD_NUMBER: _builtins.int
+    ALSO_FIELD_NUMBER: _builtins.int
     demanded_by: _builtins.str
     """Who demands it: "task", "parent", "template" or the id of a rule."""
     approval_id: _builtins.str
@@ -185,6 +269,10 @@ class TaskApproval(_message.Message):
     def author(self) -> _watch_pb2.Actor:
         """Who wrote the policy; see ApprovalPolicy.allow_requester."""
 
+    @_builtins.property
+    def also(self) -> _containers.RepeatedCompositeFieldContainer[Global___ApprovalDemand]:
+        """What others demand besides: tasks above it, rules. All must be met; Approval.policy is all of it as one."""
+
     def __init__(
         self,
         *,
@@ -193,10 +281,11 @@ class TaskApproval(_message.Message):
         approval_id: _builtins.str = ...,
         approved_hash: _builtins.str = ...,
         author: _watch_pb2.Actor | None = ...,
+        also: _abc.Iterable[Global___ApprovalDemand] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_id", b"approval_id", "approved_hash", b"approved_hash", "author", b"author", "demanded_by", b"demanded_by", "policy", b"policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["also", b"also", "approval_id", b"approval_id", "approved_hash", b"approved_hash", "author", b"author", "demanded_by", b"demanded_by", "policy", b"policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -155,6 +155,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ALREADY_EXISTS: the record_id is known with other figures, which are not larger. Metadata: record_id.
     In outcomes of records only.
     """
+    ERROR_REASON_USAGE_LIMIT: _ErrorReason.ValueType  # 113
+    """RESOURCE_EXHAUSTED: the ledger's sums would have more nano-dollars or tokens than a whole number of 64 bits holds.
+    Metadata: limit. In outcomes of records, and of RepriceUsage.
+    """
     ERROR_REASON_APPROVAL_NOT_FOUND: _ErrorReason.ValueType  # 95
     """NOT_FOUND: no approval, or no rule, has this id. Metadata: approval_id or rule_id."""
     ERROR_REASON_APPROVAL_ALREADY_DECIDED: _ErrorReason.ValueType  # 96
@@ -338,6 +342,10 @@ ERROR_REASON_USAGE_QUERY_TOO_LARGE: ErrorReason.ValueType  # 87
 ERROR_REASON_USAGE_CONFLICT: ErrorReason.ValueType  # 88
 """ALREADY_EXISTS: the record_id is known with other figures, which are not larger. Metadata: record_id.
 In outcomes of records only.
+"""
+ERROR_REASON_USAGE_LIMIT: ErrorReason.ValueType  # 113
+"""RESOURCE_EXHAUSTED: the ledger's sums would have more nano-dollars or tokens than a whole number of 64 bits holds.
+Metadata: limit. In outcomes of records, and of RepriceUsage.
 """
 ERROR_REASON_APPROVAL_NOT_FOUND: ErrorReason.ValueType  # 95
 """NOT_FOUND: no approval, or no rule, has this id. Metadata: approval_id or rule_id."""

@@ -333,7 +333,9 @@ class UsageRecord(_message.Message):
     """Why it was corrected, at most 500 characters."""
     series: _builtins.str
     """Says that the figures are running totals of this series, a session or thread that never counts backwards: what
-    was recorded of it before is taken off. At most 150 characters. Not together with `correction`.
+    was recorded of it before is taken off. A report may leave fields out. A cost that comes later is that of all
+    before, too: their records (at most the latest 1000) get a new version without one. Tokens that come without a
+    cost after that have theirs in the next one. At most 150 characters. Not together with `correction`.
     """
     raw_format: Global___RawUsageFormat.ValueType
     """The shape of `raw`. Unset: told from the payload."""

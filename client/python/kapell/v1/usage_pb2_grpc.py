@@ -85,7 +85,10 @@ class UsageServiceServicer:
 
     def QueryUsage(self, request, context):
         """Sums usage by time and by whatever it is grouped by. Exactly the sum of the records that ListUsageRecords gives
-        for the same filter. Errors: REQUEST_INVALID (unknown time zone), USAGE_QUERY_TOO_LARGE.
+        for the same filter. By agent, type, template, provider and model sums are at hand for any time; by one of task,
+        root task and label for whole days of UTC, and weeks and months of any zone. What else is asked for, as minutes or
+        two labels, is summed from at most 250,000 records, filters by task, tree, rare labels and `unpriced` apart.
+        Errors: REQUEST_INVALID (unknown time zone), USAGE_QUERY_TOO_LARGE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

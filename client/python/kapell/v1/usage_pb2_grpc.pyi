@@ -48,7 +48,10 @@ class UsageServiceStub:
     """
     QueryUsage: _grpc.UnaryUnaryMultiCallable[_usage_pb2.QueryUsageRequest, _usage_pb2.QueryUsageResponse]
     """Sums usage by time and by whatever it is grouped by. Exactly the sum of the records that ListUsageRecords gives
-    for the same filter. Errors: REQUEST_INVALID (unknown time zone), USAGE_QUERY_TOO_LARGE.
+    for the same filter. By agent, type, template, provider and model sums are at hand for any time; by one of task,
+    root task and label for whole days of UTC, and weeks and months of any zone. What else is asked for, as minutes or
+    two labels, is summed from at most 250,000 records, filters by task, tree, rare labels and `unpriced` apart.
+    Errors: REQUEST_INVALID (unknown time zone), USAGE_QUERY_TOO_LARGE.
     """
     ListUsageRecords: _grpc.UnaryUnaryMultiCallable[_usage_pb2.ListUsageRecordsRequest, _usage_pb2.ListUsageRecordsResponse]
     """Lists records, those recorded last first unless asked otherwise. Errors: PAGE_TOKEN_INVALID."""
@@ -81,7 +84,10 @@ class UsageServiceAsyncStub(UsageServiceStub):
     """
     QueryUsage: _aio.UnaryUnaryMultiCallable[_usage_pb2.QueryUsageRequest, _usage_pb2.QueryUsageResponse]  # type: ignore[assignment]
     """Sums usage by time and by whatever it is grouped by. Exactly the sum of the records that ListUsageRecords gives
-    for the same filter. Errors: REQUEST_INVALID (unknown time zone), USAGE_QUERY_TOO_LARGE.
+    for the same filter. By agent, type, template, provider and model sums are at hand for any time; by one of task,
+    root task and label for whole days of UTC, and weeks and months of any zone. What else is asked for, as minutes or
+    two labels, is summed from at most 250,000 records, filters by task, tree, rare labels and `unpriced` apart.
+    Errors: REQUEST_INVALID (unknown time zone), USAGE_QUERY_TOO_LARGE.
     """
     ListUsageRecords: _aio.UnaryUnaryMultiCallable[_usage_pb2.ListUsageRecordsRequest, _usage_pb2.ListUsageRecordsResponse]  # type: ignore[assignment]
     """Lists records, those recorded last first unless asked otherwise. Errors: PAGE_TOKEN_INVALID."""
@@ -123,7 +129,10 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_usage_pb2.QueryUsageResponse, _abc.Awaitable[_usage_pb2.QueryUsageResponse]]:
         """Sums usage by time and by whatever it is grouped by. Exactly the sum of the records that ListUsageRecords gives
-        for the same filter. Errors: REQUEST_INVALID (unknown time zone), USAGE_QUERY_TOO_LARGE.
+        for the same filter. By agent, type, template, provider and model sums are at hand for any time; by one of task,
+        root task and label for whole days of UTC, and weeks and months of any zone. What else is asked for, as minutes or
+        two labels, is summed from at most 250,000 records, filters by task, tree, rare labels and `unpriced` apart.
+        Errors: REQUEST_INVALID (unknown time zone), USAGE_QUERY_TOO_LARGE.
         """
 
     @_abc_1.abstractmethod

@@ -29,7 +29,7 @@ from kapell.v1 import common_pb2 as kapell_dot_v1_dot_common__pb2
 from kapell.v1 import watch_pb2 as kapell_dot_v1_dot_watch__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17kapell/v1/webhook.proto\x12\tkapell.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16kapell/v1/common.proto\x1a\x15kapell/v1/watch.proto\"\xac\x01\n\x0bWebhookSpec\x12\x42\n\x03url\x18\x01 \x01(\tB5\xbaH2r0\x18\xd0\x0f\x32+^https?://[^\\s\\x00/?#@]+([/?][^\\s\\x00#]*)?$\x12:\n\x05kinds\x18\x02 \x03(\x0e\x32\x14.kapell.v1.EventKindB\x15\xbaH\x12\x92\x01\x0f\x10@\x18\x01\"\t\x82\x01\x06\x10\x01 \x00 \x01\x12\x1d\n\x0b\x64\x65scription\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\"\xb7\x01\n\x07Webhook\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12$\n\x04spec\x18\x02 \x01(\x0b\x32\x16.kapell.v1.WebhookSpec\x12!\n\x07\x63reator\x18\x03 \x01(\x0b\x32\x10.kapell.v1.Actor\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x05 \x01(\t\x12\x10\n\x08revision\x18\x06 \x01(\x03\"\xd5\x02\n\x0fWebhookDelivery\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\t\x12\x12\n\nwebhook_id\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x16\n\x0e\x65vent_revision\x18\x04 \x01(\x03\x12.\n\x05state\x18\x05 \x01(\x0e\x32\x1f.kapell.v1.WebhookDeliveryState\x12\r\n\x05tries\x18\x06 \x01(\x05\x12\x13\n\x0bstatus_code\x18\x07 \x01(\x05\x12\r\n\x05\x65rror\x18\x08 \x01(\t\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08try_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rnext_try_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xaf\x01\n\x14\x43reateWebhookRequest\x12@\n\nwebhook_id\x18\x01 \x01(\tB,\xbaH)r$2\"^webhook_[a-z0-9][a-z0-9_-]{0,55}$\xd8\x01\x01\x12,\n\x04spec\x18\x02 \x01(\x0b\x32\x16.kapell.v1.WebhookSpecB\x06\xbaH\x03\xc8\x01\x01\x12\'\n\nrequest_id\x18\x03 \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$\"p\n\x15\x43reateWebhookResponse\x12#\n\x07webhook\x18\x01 \x01(\x0b\x32\x12.kapell.v1.Webhook\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x10\n\x08replayed\x18\x03 \x01(\x08\x12\x0e\n\x06secret\x18\x04 \x01(\t\"R\n\x13ListWebhooksRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"g\n\x14ListWebhooksResponse\x12$\n\x08webhooks\x18\x01 \x03(\x0b\x32\x12.kapell.v1.Webhook\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"j\n\x14\x44\x65leteWebhookRequest\x12)\n\nwebhook_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x10\x01\x18@2\n^[^\\x00]*$\x12\'\n\nrequest_id\x18\x02 \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$\";\n\x15\x44\x65leteWebhookResponse\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"?\n\x12TestWebhookRequest\x12)\n\nwebhook_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x10\x01\x18@2\n^[^\\x00]*$\"C\n\x13TestWebhookResponse\x12,\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32\x1a.kapell.v1.WebhookDelivery\"\xca\x01\n\x1cListWebhookDeliveriesRequest\x12)\n\nwebhook_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x10\x01\x18@2\n^[^\\x00]*$\x12\x42\n\x06states\x18\x02 \x03(\x0e\x32\x1f.kapell.v1.WebhookDeliveryStateB\x11\xbaH\x0e\x92\x01\x0b\x10\x08\"\x07\x82\x01\x04\x10\x01 \x00\x12\x1d\n\tpage_size\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"h\n\x1dListWebhookDeliveriesResponse\x12.\n\ndeliveries\x18\x01 \x03(\x0b\x32\x1a.kapell.v1.WebhookDelivery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"u\n\x1cResendWebhookDeliveryRequest\x12)\n\nwebhook_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x10\x01\x18@2\n^[^\\x00]*$\x12*\n\x0b\x64\x65livery_id\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x10\x01\x18@2\n^[^\\x00]*$\"M\n\x1dResendWebhookDeliveryResponse\x12,\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32\x1a.kapell.v1.WebhookDelivery*\xab\x01\n\x14WebhookDeliveryState\x12&\n\"WEBHOOK_DELIVERY_STATE_UNSPECIFIED\x10\x00\x12\"\n\x1eWEBHOOK_DELIVERY_STATE_PENDING\x10\x01\x12$\n WEBHOOK_DELIVERY_STATE_DELIVERED\x10\x02\x12!\n\x1dWEBHOOK_DELIVERY_STATE_FAILED\x10\x03\x32\xbd\x07\n\x0eWebhookService\x12\x81\x01\n\rCreateWebhook\x12\x1f.kapell.v1.CreateWebhookRequest\x1a .kapell.v1.CreateWebhookResponse\"-\xe8\xc7\x18\x05\x82\xd3\xe4\x93\x02#\"\x1e/api/v1/orchestration/webhooks:\x01*\x12{\n\x0cListWebhooks\x12\x1e.kapell.v1.ListWebhooksRequest\x1a\x1f.kapell.v1.ListWebhooksResponse\"*\xe8\xc7\x18\x05\x82\xd3\xe4\x93\x02 \x12\x1e/api/v1/orchestration/webhooks\x12\x8b\x01\n\rDeleteWebhook\x12\x1f.kapell.v1.DeleteWebhookRequest\x1a .kapell.v1.DeleteWebhookResponse\"7\xe8\xc7\x18\x05\x82\xd3\xe4\x93\x02-*+/api/v1/orchestration/webhooks/{webhook_id}\x12\x97\x01\n\x0bTestWebhook\x12\x1d.kapell.v1.TestWebhookRequest\x1a\x1e.kapell.v1.TestWebhookResponse\"I\xe8\xc7\x18\x05\x82\xd3\xe4\x93\x02?\"0/api/v1/orchestration/webhooks/{webhook_id}/test:\x01*b\x08\x64\x65livery\x12\xae\x01\n\x15ListWebhookDeliveries\x12\'.kapell.v1.ListWebhookDeliveriesRequest\x1a(.kapell.v1.ListWebhookDeliveriesResponse\"B\xe8\xc7\x18\x05\x82\xd3\xe4\x93\x02\x38\x12\x36/api/v1/orchestration/webhooks/{webhook_id}/deliveries\x12\xd0\x01\n\x15ResendWebhookDelivery\x12\'.kapell.v1.ResendWebhookDeliveryRequest\x1a(.kapell.v1.ResendWebhookDeliveryResponse\"d\xe8\xc7\x18\x05\x82\xd3\xe4\x93\x02Z\"K/api/v1/orchestration/webhooks/{webhook_id}/deliveries/{delivery_id}/resend:\x01*b\x08\x64\x65liveryb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17kapell/v1/webhook.proto\x12\tkapell.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16kapell/v1/common.proto\x1a\x15kapell/v1/watch.proto\"\xad\x01\n\x0bWebhookSpec\x12\x42\n\x03url\x18\x01 \x01(\tB5\xbaH2r0\x18\xd0\x0f\x32+^https?://[^\\s\\x00/?#@]+([/?][^\\s\\x00#]*)?$\x12;\n\x05kinds\x18\x02 \x03(\x0e\x32\x14.kapell.v1.EventKindB\x16\xbaH\x13\x92\x01\x10\x10\x80\x02\x18\x01\"\t\x82\x01\x06\x10\x01 \x00 \x01\x12\x1d\n\x0b\x64\x65scription\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\"\xb7\x01\n\x07Webhook\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12$\n\x04spec\x18\x02 \x01(\x0b\x32\x16.kapell.v1.WebhookSpec\x12!\n\x07\x63reator\x18\x03 \x01(\x0b\x32\x10.kapell.v1.Actor\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x05 \x01(\t\x12\x10\n\x08revision\x18\x06 \x01(\x03\"\xd5\x02\n\x0fWebhookDelivery\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\t\x12\x12\n\nwebhook_id\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x16\n\x0e\x65vent_revision\x18\x04 \x01(\x03\x12.\n\x05state\x18\x05 \x01(\x0e\x32\x1f.kapell.v1.WebhookDeliveryState\x12\r\n\x05tries\x18\x06 \x01(\x05\x12\x13\n\x0bstatus_code\x18\x07 \x01(\x05\x12\r\n\x05\x65rror\x18\x08 \x01(\t\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08try_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rnext_try_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xaf\x01\n\x14\x43reateWebhookRequest\x12@\n\nwebhook_id\x18\x01 \x01(\tB,\xbaH)r$2\"^webhook_[a-z0-9][a-z0-9_-]{0,55}$\xd8\x01\x01\x12,\n\x04spec\x18\x02 \x01(\x0b\x32\x16.kapell.v1.WebhookSpecB\x06\xbaH\x03\xc8\x01\x01\x12\'\n\nrequest_id\x18\x03 \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$\"p\n\x15\x43reateWebhookResponse\x12#\n\x07webhook\x18\x01 \x01(\x0b\x32\x12.kapell.v1.Webhook\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x10\n\x08replayed\x18\x03 \x01(\x08\x12\x0e\n\x06secret\x18\x04 \x01(\t\"R\n\x13ListWebhooksRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"g\n\x14ListWebhooksResponse\x12$\n\x08webhooks\x18\x01 \x03(\x0b\x32\x12.kapell.v1.Webhook\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"j\n\x14\x44\x65leteWebhookRequest\x12)\n\nwebhook_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x10\x01\x18@2\n^[^\\x00]*$\x12\'\n\nrequest_id\x18\x02 \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$\";\n\x15\x44\x65leteWebhookResponse\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"?\n\x12TestWebhookRequest\x12)\n\nwebhook_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x10\x01\x18@2\n^[^\\x00]*$\"C\n\x13TestWebhookResponse\x12,\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32\x1a.kapell.v1.WebhookDelivery\"\xca\x01\n\x1cListWebhookDeliveriesRequest\x12)\n\nwebhook_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x10\x01\x18@2\n^[^\\x00]*$\x12\x42\n\x06states\x18\x02 \x03(\x0e\x32\x1f.kapell.v1.WebhookDeliveryStateB\x11\xbaH\x0e\x92\x01\x0b\x10\x08\"\x07\x82\x01\x04\x10\x01 \x00\x12\x1d\n\tpage_size\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"h\n\x1dListWebhookDeliveriesResponse\x12.\n\ndeliveries\x18\x01 \x03(\x0b\x32\x1a.kapell.v1.WebhookDelivery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"u\n\x1cResendWebhookDeliveryRequest\x12)\n\nwebhook_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x10\x01\x18@2\n^[^\\x00]*$\x12*\n\x0b\x64\x65livery_id\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x10\x01\x18@2\n^[^\\x00]*$\"M\n\x1dResendWebhookDeliveryResponse\x12,\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32\x1a.kapell.v1.WebhookDelivery*\xab\x01\n\x14WebhookDeliveryState\x12&\n\"WEBHOOK_DELIVERY_STATE_UNSPECIFIED\x10\x00\x12\"\n\x1eWEBHOOK_DELIVERY_STATE_PENDING\x10\x01\x12$\n WEBHOOK_DELIVERY_STATE_DELIVERED\x10\x02\x12!\n\x1dWEBHOOK_DELIVERY_STATE_FAILED\x10\x03\x32\xbd\x07\n\x0eWebhookService\x12\x81\x01\n\rCreateWebhook\x12\x1f.kapell.v1.CreateWebhookRequest\x1a .kapell.v1.CreateWebhookResponse\"-\xe8\xc7\x18\x05\x82\xd3\xe4\x93\x02#\"\x1e/api/v1/orchestration/webhooks:\x01*\x12{\n\x0cListWebhooks\x12\x1e.kapell.v1.ListWebhooksRequest\x1a\x1f.kapell.v1.ListWebhooksResponse\"*\xe8\xc7\x18\x05\x82\xd3\xe4\x93\x02 \x12\x1e/api/v1/orchestration/webhooks\x12\x8b\x01\n\rDeleteWebhook\x12\x1f.kapell.v1.DeleteWebhookRequest\x1a .kapell.v1.DeleteWebhookResponse\"7\xe8\xc7\x18\x05\x82\xd3\xe4\x93\x02-*+/api/v1/orchestration/webhooks/{webhook_id}\x12\x97\x01\n\x0bTestWebhook\x12\x1d.kapell.v1.TestWebhookRequest\x1a\x1e.kapell.v1.TestWebhookResponse\"I\xe8\xc7\x18\x05\x82\xd3\xe4\x93\x02?\"0/api/v1/orchestration/webhooks/{webhook_id}/test:\x01*b\x08\x64\x65livery\x12\xae\x01\n\x15ListWebhookDeliveries\x12\'.kapell.v1.ListWebhookDeliveriesRequest\x1a(.kapell.v1.ListWebhookDeliveriesResponse\"B\xe8\xc7\x18\x05\x82\xd3\xe4\x93\x02\x38\x12\x36/api/v1/orchestration/webhooks/{webhook_id}/deliveries\x12\xd0\x01\n\x15ResendWebhookDelivery\x12\'.kapell.v1.ResendWebhookDeliveryRequest\x1a(.kapell.v1.ResendWebhookDeliveryResponse\"d\xe8\xc7\x18\x05\x82\xd3\xe4\x93\x02Z\"K/api/v1/orchestration/webhooks/{webhook_id}/deliveries/{delivery_id}/resend:\x01*b\x08\x64\x65liveryb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,7 +39,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WEBHOOKSPEC'].fields_by_name['url']._loaded_options = None
   _globals['_WEBHOOKSPEC'].fields_by_name['url']._serialized_options = b'\272H2r0\030\320\0172+^https?://[^\\s\\x00/?#@]+([/?][^\\s\\x00#]*)?$'
   _globals['_WEBHOOKSPEC'].fields_by_name['kinds']._loaded_options = None
-  _globals['_WEBHOOKSPEC'].fields_by_name['kinds']._serialized_options = b'\272H\022\222\001\017\020@\030\001\"\t\202\001\006\020\001 \000 \001'
+  _globals['_WEBHOOKSPEC'].fields_by_name['kinds']._serialized_options = b'\272H\023\222\001\020\020\200\002\030\001\"\t\202\001\006\020\001 \000 \001'
   _globals['_WEBHOOKSPEC'].fields_by_name['description']._loaded_options = None
   _globals['_WEBHOOKSPEC'].fields_by_name['description']._serialized_options = b'\272H\005r\003\030\364\003'
   _globals['_CREATEWEBHOOKREQUEST'].fields_by_name['webhook_id']._loaded_options = None
@@ -82,38 +82,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WEBHOOKSERVICE'].methods_by_name['ListWebhookDeliveries']._serialized_options = b'\350\307\030\005\202\323\344\223\0028\0226/api/v1/orchestration/webhooks/{webhook_id}/deliveries'
   _globals['_WEBHOOKSERVICE'].methods_by_name['ResendWebhookDelivery']._loaded_options = None
   _globals['_WEBHOOKSERVICE'].methods_by_name['ResendWebhookDelivery']._serialized_options = b'\350\307\030\005\202\323\344\223\002Z\"K/api/v1/orchestration/webhooks/{webhook_id}/deliveries/{delivery_id}/resend:\001*b\010delivery'
-  _globals['_WEBHOOKDELIVERYSTATE']._serialized_start=2176
-  _globals['_WEBHOOKDELIVERYSTATE']._serialized_end=2347
+  _globals['_WEBHOOKDELIVERYSTATE']._serialized_start=2177
+  _globals['_WEBHOOKDELIVERYSTATE']._serialized_end=2348
   _globals['_WEBHOOKSPEC']._serialized_start=178
-  _globals['_WEBHOOKSPEC']._serialized_end=350
-  _globals['_WEBHOOK']._serialized_start=353
-  _globals['_WEBHOOK']._serialized_end=536
-  _globals['_WEBHOOKDELIVERY']._serialized_start=539
-  _globals['_WEBHOOKDELIVERY']._serialized_end=880
-  _globals['_CREATEWEBHOOKREQUEST']._serialized_start=883
-  _globals['_CREATEWEBHOOKREQUEST']._serialized_end=1058
-  _globals['_CREATEWEBHOOKRESPONSE']._serialized_start=1060
-  _globals['_CREATEWEBHOOKRESPONSE']._serialized_end=1172
-  _globals['_LISTWEBHOOKSREQUEST']._serialized_start=1174
-  _globals['_LISTWEBHOOKSREQUEST']._serialized_end=1256
-  _globals['_LISTWEBHOOKSRESPONSE']._serialized_start=1258
-  _globals['_LISTWEBHOOKSRESPONSE']._serialized_end=1361
-  _globals['_DELETEWEBHOOKREQUEST']._serialized_start=1363
-  _globals['_DELETEWEBHOOKREQUEST']._serialized_end=1469
-  _globals['_DELETEWEBHOOKRESPONSE']._serialized_start=1471
-  _globals['_DELETEWEBHOOKRESPONSE']._serialized_end=1530
-  _globals['_TESTWEBHOOKREQUEST']._serialized_start=1532
-  _globals['_TESTWEBHOOKREQUEST']._serialized_end=1595
-  _globals['_TESTWEBHOOKRESPONSE']._serialized_start=1597
-  _globals['_TESTWEBHOOKRESPONSE']._serialized_end=1664
-  _globals['_LISTWEBHOOKDELIVERIESREQUEST']._serialized_start=1667
-  _globals['_LISTWEBHOOKDELIVERIESREQUEST']._serialized_end=1869
-  _globals['_LISTWEBHOOKDELIVERIESRESPONSE']._serialized_start=1871
-  _globals['_LISTWEBHOOKDELIVERIESRESPONSE']._serialized_end=1975
-  _globals['_RESENDWEBHOOKDELIVERYREQUEST']._serialized_start=1977
-  _globals['_RESENDWEBHOOKDELIVERYREQUEST']._serialized_end=2094
-  _globals['_RESENDWEBHOOKDELIVERYRESPONSE']._serialized_start=2096
-  _globals['_RESENDWEBHOOKDELIVERYRESPONSE']._serialized_end=2173
-  _globals['_WEBHOOKSERVICE']._serialized_start=2350
-  _globals['_WEBHOOKSERVICE']._serialized_end=3307
+  _globals['_WEBHOOKSPEC']._serialized_end=351
+  _globals['_WEBHOOK']._serialized_start=354
+  _globals['_WEBHOOK']._serialized_end=537
+  _globals['_WEBHOOKDELIVERY']._serialized_start=540
+  _globals['_WEBHOOKDELIVERY']._serialized_end=881
+  _globals['_CREATEWEBHOOKREQUEST']._serialized_start=884
+  _globals['_CREATEWEBHOOKREQUEST']._serialized_end=1059
+  _globals['_CREATEWEBHOOKRESPONSE']._serialized_start=1061
+  _globals['_CREATEWEBHOOKRESPONSE']._serialized_end=1173
+  _globals['_LISTWEBHOOKSREQUEST']._serialized_start=1175
+  _globals['_LISTWEBHOOKSREQUEST']._serialized_end=1257
+  _globals['_LISTWEBHOOKSRESPONSE']._serialized_start=1259
+  _globals['_LISTWEBHOOKSRESPONSE']._serialized_end=1362
+  _globals['_DELETEWEBHOOKREQUEST']._serialized_start=1364
+  _globals['_DELETEWEBHOOKREQUEST']._serialized_end=1470
+  _globals['_DELETEWEBHOOKRESPONSE']._serialized_start=1472
+  _globals['_DELETEWEBHOOKRESPONSE']._serialized_end=1531
+  _globals['_TESTWEBHOOKREQUEST']._serialized_start=1533
+  _globals['_TESTWEBHOOKREQUEST']._serialized_end=1596
+  _globals['_TESTWEBHOOKRESPONSE']._serialized_start=1598
+  _globals['_TESTWEBHOOKRESPONSE']._serialized_end=1665
+  _globals['_LISTWEBHOOKDELIVERIESREQUEST']._serialized_start=1668
+  _globals['_LISTWEBHOOKDELIVERIESREQUEST']._serialized_end=1870
+  _globals['_LISTWEBHOOKDELIVERIESRESPONSE']._serialized_start=1872
+  _globals['_LISTWEBHOOKDELIVERIESRESPONSE']._serialized_end=1976
+  _globals['_RESENDWEBHOOKDELIVERYREQUEST']._serialized_start=1978
+  _globals['_RESENDWEBHOOKDELIVERYREQUEST']._serialized_end=2095
+  _globals['_RESENDWEBHOOKDELIVERYRESPONSE']._serialized_start=2097
+  _globals['_RESENDWEBHOOKDELIVERYRESPONSE']._serialized_end=2174
+  _globals['_WEBHOOKSERVICE']._serialized_start=2351
+  _globals['_WEBHOOKSERVICE']._serialized_end=3308
 # @@protoc_insertion_point(module_scope)

@@ -145,14 +145,8 @@ def _decide(state: State, current: Approval, decision: ApprovalDecision, edits: 
     edited, edit = _edited(state, current, decision, edits)
     approval = copied(current)
     approval.decisions.append(decision)
-    missing = 0
-    if decision.approves:
-        same = [vote for vote in approval.decisions if vote.approves and vote.option == decision.option]
-        votes = {(vote.decider.kind, vote.decider.id) for vote in same}
-        missing = approval.policy.quorum - len(votes)
-    if missing > 0:
-        what = f" for {decision.option}" if len(same) < len(approval.decisions) else ""
-        approval.state_reason = f"{len(votes)} of {approval.policy.quorum} votes{what}"
+    if decision.approves and (still := _still_wanted(approval, decision)):
+        approval.state_reason = still
         return state.approvals.put(approval, EVENT_KIND_APPROVAL_VOTED, ("decisions",))
     approval.state = APPROVAL_STATE_APPROVED if decision.approves else APPROVAL_STATE_REJECTED
     verb = "approved" if decision.approves else "refused"
@@ -165,6 +159,20 @@ def _decide(state: State, current: Approval, decision: ApprovalDecision, edits: 
     if edit is not None:
         state.keep_edit(state.task(approval.task_id), edit)
     return put
+
+
+def _still_wanted(approval: Approval, decision: ApprovalDecision) -> str:
+    """Which votes are missing for what was decided, in words; empty where none is."""
+    same = [vote for vote in approval.decisions if vote.approves and vote.option == decision.option]
+    missing = policy.missing(approval, [vote.decider for vote in same])
+    if not missing:
+        return ""
+    votes = len({(vote.decider.kind, vote.decider.id) for vote in same})
+    what = f" for {decision.option}" if len(same) < len(approval.decisions) else ""
+    if not approval.policy.also:
+        return f"{votes} of {approval.policy.quorum} votes{what}"
+    wanted = ", and ".join(f"{left} more of {policy.named_text(who)}" for left, who in missing)
+    return f"{votes} vote{'s' * (votes > 1)}{what}; still wanted: {wanted}"
 
 
 def check_open(current: Approval) -> None:
@@ -205,7 +213,7 @@ def _edited(
         return None, None
     if decision.option == DENY:
         raise invalid("edited_input", "is for an approval", "Leave it out, or approve.")
-    if current.policy.quorum > 1:
+    if policy.missing(current, [state.caller.actor()]):
         raise invalid("edited_input", "is for approvals that one vote decides", "Deny it, and have it asked for anew.")
     if decision.edited_input.ByteSize() > _MOST_EDITED:
         raise invalid("edited_input", f"must be at most {_MOST_EDITED} bytes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from kapell.v1.approval_pb2 import APPROVAL_KIND_BUDGET, APPROVAL_KIND_TASK_START, Approval
@@ -9,14 +10,15 @@ from kapell.v1.approval_policy_pb2 import EXPIRY_ACTION_DENY, EXPIRY_ACTION_HOLD
 from kapell.v1.error_pb2 import ERROR_REASON_NOT_APPROVER, ERROR_REASON_SELF_APPROVAL
 from kapell.v1.watch_pb2 import ACTOR_KIND_AGENT, ACTOR_KIND_USER, Actor
 
-from kapell_server.domain.access import Caller, CallerKind
+from kapell_server.domain.access import CallerKind
+from kapell_server.domain.approvals import demands
+from kapell_server.domain.approvals.demands import DEFAULT_TIMEOUT, Electorate
 from kapell_server.domain.errors import KapellError
-from kapell_server.domain.times import SECOND, duration_ns, set_duration, stamp
+from kapell_server.domain.times import duration_ns, set_duration, stamp
 
 if TYPE_CHECKING:
     from kapell_server.domain.state import State
 
-DEFAULT_TIMEOUT = 86_400 * SECOND
 _PATIENT = frozenset({APPROVAL_KIND_TASK_START, APPROVAL_KIND_BUDGET})
 """Kinds that keep no agent waiting."""
 
@@ -46,8 +48,9 @@ def check_may_decide(state: State, approval: Approval) -> None:
         case CallerKind.AGENT | CallerKind.TICKET:
             if _is_near(state, approval, caller.agent_id):
                 raise _self_approval(approval, f"{caller.agent_id} has asked for it, or works on the same task tree")
-    if not _is_named(approval, caller):
-        named = ", ".join(_named(approval)) or "users"
+    electorates = [demands.electorate(group, escalated=approval.escalated) for group in demands.groups(approval.policy)]
+    if not any(who.has(caller.actor()) for who in electorates):
+        named = "; ".join(map(named_text, electorates))
         raise KapellError(
             ERROR_REASON_NOT_APPROVER,
             f"Approval {approval.approval_id} is for others to decide: {named}. Ask one of them.",
@@ -55,20 +58,14 @@ def check_may_decide(state: State, approval: Approval) -> None:
         )
 
 
-def _named(approval: Approval) -> list[str]:
-    """Who may decide; empty for every user."""
-    policy = approval.policy
-    if not policy.approvers or (approval.escalated and not policy.escalate_to):
-        return []
-    return [*policy.approvers, *(policy.escalate_to if approval.escalated else ())]
+def missing(approval: Approval, voters: Iterable[Actor]) -> list[tuple[int, Electorate]]:
+    """How many more must approve, and who may; empty where these voters are enough."""
+    return demands.missing(approval.policy, voters, escalated=approval.escalated)
 
 
-def _is_named(approval: Approval, caller: Caller) -> bool:
-    named = _named(approval)
-    if caller.kind is CallerKind.USER:
-        return not named or f"user:{caller.name}" in named
-    explicit = [*approval.policy.approvers, *(approval.policy.escalate_to if approval.escalated else ())]
-    return f"agent:{caller.agent_id}" in explicit
+def named_text(who: Electorate) -> str:
+    """Those who may decide, in words."""
+    return ", ".join([*(["users"] if who.everyone else ()), *sorted(who.names)])
 
 
 def _is_near(state: State, approval: Approval, agent_id: str) -> bool:

@@ -1,14 +1,15 @@
 """How much may go wrong: fixed rules over what is shown, each with a reason; never a model.
 
-A rule that finds nothing says nothing, and what nobody has thought of is LOW: risk helps people to
-look at the right thing, it is no fence. The commands are those of `shell.take_apart`, so what sudo, `sh -c`
-or a substitution runs is looked at like the rest. The tables are in `risk_commands`.
+LOW are commands that are known to look only; what is in no table is MEDIUM, since nobody knows what it does. Risk helps
+people to look at the right thing, it is no fence. The commands are those of `shell.take_apart`, so what sudo, `sh -c`
+or a substitution runs is looked at like the rest. The tables are in `risk_commands`, what a start runs in `start_risk`.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import re2
 from kapell.v1.approval_pb2 import (
@@ -38,10 +39,25 @@ _COSTS = ((100, RISK_LEVEL_CRITICAL), (10, RISK_LEVEL_HIGH), (1, RISK_LEVEL_MEDI
 _CHANGED_FILE = re2.compile(r"(?m)^(?:\+\+\+|---) (?:[ab]/)?([^\t\n]+)")
 
 
-def assess(title: str, content: ApprovalContent) -> Risk:
-    """The risk of what is asked for, the gravest reason first."""
+class Script(NamedTuple):
+    """Text that an agent would run as a command, or might where that is not certain."""
+
+    text: str
+    directory: str
+    is_certain: bool
+
+
+def assess(title: str, content: ApprovalContent, scripts: Sequence[Script] = (), *, is_known: bool = True) -> Risk:
+    """The risk of what is asked for, the gravest reason first. Not `is_known`: nobody knows what would run it."""
     found: dict[tuple[str, str], Finding] = {}
-    for finding in _findings(title, content):
+    findings = _findings(title, content)
+    if not is_known:
+        scripts = [Script(content.prompt, "", is_certain=False)]
+        unknown = Finding(
+            "unknown-runtime", RISK_LEVEL_MEDIUM, "no agent serves its type yet: what runs it is not known"
+        )
+        findings = itertools.chain(findings, [unknown])
+    for finding in itertools.chain(findings, *map(_of_script, scripts)):
         found.setdefault((finding.code, finding.message), finding)
     reasons = sorted(found.values(), key=lambda one: -one.level)[:_MOST_REASONS]
     level: RiskLevel.ValueType = reasons[0].level if reasons else RISK_LEVEL_LOW
@@ -49,6 +65,18 @@ def assess(title: str, content: ApprovalContent) -> Risk:
     for one in reasons:
         risk.reasons.append(RiskReason(code=one.code, level=one.level, message=one.message))
     return risk
+
+
+def _of_script(script: Script) -> Iterator[Finding]:
+    for finding in of_command(script.text, script.directory, ""):
+        if script.is_certain:
+            yield finding
+        elif finding.level >= RISK_LEVEL_HIGH and finding.code in _GRAVE:
+            yield finding._replace(message=f"if a shell runs it: {finding.message}")
+
+
+_GRAVE = {"destructive-command", "runs-downloaded-code", "encoded-payload", "remote-control", "rewrites-history"}
+"""What is told of a text that may be no command."""
 
 
 def _findings(title: str, content: ApprovalContent) -> Iterator[Finding]:

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import re2
 from kapell.v1.approval_pb2 import (
@@ -16,14 +18,22 @@ from kapell.v1.approval_pb2 import (
 )
 
 from kapell_server.domain.approvals.patterns import leaves
-from kapell_server.domain.approvals.shell import Part, Shape, take_apart
+from kapell_server.domain.approvals.risk_evasions import (
+    INTERPRETERS,
+    commands_in_code,
+    echoed_into_shell,
+    plain_name,
+    resolved,
+    runs_what_it_has_fetched,
+)
+from kapell_server.domain.approvals.risk_known import only_looks
+from kapell_server.domain.approvals.shell import SHELLS, Part, Shape, take_apart
 
 MEDIUM, HIGH, CRITICAL = RISK_LEVEL_MEDIUM, RISK_LEVEL_HIGH, RISK_LEVEL_CRITICAL
 _SHOWN = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """One reason for a risk."""
 
     code: str
@@ -100,7 +110,12 @@ def _recursive(words: list[str]) -> bool:
 
 
 def _hits(words: list[str], roots: frozenset[str]) -> bool:
-    return any(word in roots or word.rstrip("/*") in roots for word in _operands(words) if word != "")
+    for word in _operands(words):
+        # As it would be opened: "//", "/./" and "/home/.." are roots as well.
+        plain = posixpath.normpath(word.rstrip("*")).replace("//", "/") if word.startswith("/") else word.rstrip("/*")
+        if word and (word in roots or plain in roots):
+            return True
+    return False
 
 
 def _of_device(words: list[str]) -> bool:
@@ -187,9 +202,13 @@ _RULES = (
     _Rule("rm rmdir unlink", MEDIUM, "destructive-command", "deletes files: {words}"),
     _Rule("shred wipe srm", HIGH, "destructive-command", "overwrites files for good: {words}"),
     _Rule("truncate", HIGH, "destructive-command", "cuts files: {words}"),
+    _Rule("find", CRITICAL, "destructive-command", "deletes what it finds: {words}", lambda w: _any("-delete")(w) and _hits(w, _GRAVE_ROOTS)),
     _Rule("find", HIGH, "destructive-command", "deletes what it finds: {words}", _any("-delete")),
+    _Rule("xargs parallel", HIGH, "destructive-command", "deletes what another command names: {words}", _any("rm", "unlink", "shred", "rmdir", "/bin/rm")),
     _Rule("find fd", MEDIUM, "runs-commands", "runs a command on what it finds: {words}", _any("-exec", "-execdir", "-x")),
     _Rule("mv", MEDIUM, "changes-files", "moves files: {words}"),
+    _Rule("cp ln install mkdir touch tar unzip zip gzip gunzip patch split", MEDIUM, "changes-files", "writes files: {words}"),
+    _Rule("tar", HIGH, "runs-commands", "runs commands beside: {words}", lambda w: any(x.startswith(("--checkpoint-action", "--to-command", "--use-compress-program", "--rsh-command")) for x in w)),
     _Rule("dd", CRITICAL, "destructive-command", "writes to a device: {words}", lambda w: any(x.startswith("of=/dev/") and not x.startswith(("of=/dev/null", "of=/dev/stdout")) for x in w)),
     _Rule("dd", MEDIUM, "changes-files", "copies raw data: {words}"),
     _Rule("mkfs mkswap wipefs blkdiscard", CRITICAL, "destructive-command", "formats a device: {words}"),
@@ -242,6 +261,7 @@ _RULES = (
     _Rule("gpg", HIGH, "secrets", "hands out secret keys: {words}", lambda w: any(x.startswith("--export-secret") for x in w)),
     _Rule("security pass op vault", HIGH, "secrets", "reads a store of secrets: {words}"),
     _Rule("history fc", MEDIUM, "secrets", "reads the history of the shell"),
+    _Rule("make gmake just ninja cmake ctest tox nox pytest jest vitest mocha cargo go npm yarn pnpm bun gradle gradlew mvn rake bazel ruff mypy pre-commit", MEDIUM, "runs-code", "runs code of the project: {words}"),
     _Rule("eval source .", HIGH, "runs-commands", "runs text as a command: {words}"),
     _Rule("at batch nohup setsid disown", MEDIUM, "persists", "goes on by itself: {words}"),
     _Rule("tee", MEDIUM, "changes-files", "writes files: {words}", lambda w: bool(_operands(w))),
@@ -252,8 +272,6 @@ for _rule in _RULES:
     for _program in _rule.programs.split():
         _BY_PROGRAM.setdefault(_program, []).append(_rule)
 
-_SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ksh", "ash", "fish"})
-_INTERPRETERS = _SHELLS | {"python", "python3", "perl", "ruby", "node", "php", "lua", "awk", "osascript", "pwsh"}
 _DOWNLOADERS = frozenset({"curl", "wget", "aria2c", "http", "xh", "nc", "ncat"})
 _DECODERS = frozenset({"base64", "base32", "xxd", "openssl", "uudecode", "rev", "tr", "gunzip", "zcat"})
 _SECRETS = re2.compile(
@@ -268,12 +286,18 @@ _DATABASE = re2.compile(
 _FORK_BOMB = re2.compile(r":\s*\(\s*\)\s*\{[^}]*:\s*\|\s*:")
 _CODED = re2.compile(r"[A-Za-z0-9+/]{160,}={0,2}|(\\x[0-9a-fA-F]{2}){16,}")
 _EVALUATES = re2.compile(
-    r"(?i)(exec|eval|system|popen|subprocess|child_process|importlib|__import__|fromcharcode|b64decode|atob)"
+    r"(?i)(exec|eval|system|popen|subprocess|child_process|importlib|__import__|fromcharcode|b64decode|atob|rmtree|unlink|\bremove\b|rmdir|socket|urlopen|urllib|requests|spawn|backtick|qx)"
 )
 _PERSISTENT = re2.compile(
     r"(authorized_keys|/etc/cron|/etc/systemd|/etc/profile|\.(bash|zsh)(rc|_profile|env)|\.profile|\.git/hooks/"
     r"|/etc/ld\.so|LaunchAgents)"
 )
+_DEEPEST = 3
+_TELLING = frozenset({"destructive-command", "runs-downloaded-code", "encoded-payload", "remote-control", "secrets"})
+_WRITERS = frozenset(
+    {"cp", "mv", "tee", "install", "ln", "touch", "mkdir", "rsync", "rm", "rmdir", "truncate", "tar", "unzip"}
+)
+"""Programs that write where their last words say."""
 _HARMLESS = ("/dev/null", "/dev/stdout", "/dev/stderr", "/dev/tty", "/dev/stdin", "/dev/zero", "/dev/urandom")
 
 
@@ -282,14 +306,19 @@ def secret_in(text: str) -> bool:
     return _SECRETS.search(text) is not None
 
 
-def of_command(command: str, directory: str, workspace: str) -> Iterator[Finding]:
+def of_command(command: str, directory: str, workspace: str, *, depth: int = 0) -> Iterator[Finding]:
     """Everything the tables say of a command line."""
     shape = take_apart(command)
     if not shape.is_readable:
         yield Finding("unreadable", HIGH, "the command cannot be taken apart: its quotes do not end, or it is too long")
     yield from _of_text(command)
-    for part in shape.parts:
+    for part in (*shape.parts, *resolved(shape)):
         yield from _of_part(part, directory, workspace)
+        within = [echoed_into_shell(part), *commands_in_code(part)] if depth < _DEEPEST else []
+        for text in filter(None, within):
+            # Of what may not be a command at all only what would be grave is told.
+            found = of_command(text, directory, workspace, depth=depth + 1)
+            yield from (one for one in found if one.level >= HIGH and one.code in _TELLING)
     yield from _of_flow(shape)
 
 
@@ -312,25 +341,50 @@ def _of_text(command: str) -> Iterator[Finding]:
 def _of_part(part: Part, directory: str, workspace: str) -> Iterator[Finding]:
     words = part.words
     shown = _short(" ".join(words))
-    program = part.program.split(".", 1)[0] if part.program.startswith("mkfs") else part.program
+    program = plain_name(part.program)
     told: set[str] = set()
     for rule in _BY_PROGRAM.get(program, ()):
         if rule.code not in told and rule.test(words):
             told.add(rule.code)
             yield Finding(rule.code, rule.level, rule.message.replace("{words}", shown))
-    if words and words[0].startswith(("$", "`")):
+    if words and _is_put_together(part):
         yield Finding("unknown-program", HIGH, f"which program runs is known only then: {shown}")
     elif part.is_dynamic:
         yield Finding("substitution", MEDIUM, f"is put together only when it runs: {shown}")
-    if program in _INTERPRETERS - _SHELLS and _flag(words, "ce", "-r", "--eval", "--print"):
-        level = HIGH if any(_EVALUATES.search(word) for word in words[1:]) else MEDIUM
-        yield Finding("runs-code", level, f"runs code from the command line: {shown}")
-    for assignment in part.assignments:
-        if assignment.startswith(
-            ("LD_", "PATH=", "PYTHONPATH=", "GIT_", "NODE_OPTIONS=", "BASH_ENV=", "IFS=", "DYLD_")
-        ):
+    if program in INTERPRETERS - SHELLS:
+        yield from _of_interpreter(words, shown, part)
+    elif program in SHELLS and not only_looks(program, words):
+        yield Finding("runs-code", MEDIUM, f"runs a script that is not shown: {shown}")
+    elif program and not told and not only_looks(program, words):
+        yield Finding("unknown-command", MEDIUM, f"what it does is not known: {shown}")
+    named = words[1:] if program in ("export", "declare", "typeset", "readonly", "local") else []
+    for assignment in (*part.assignments, *named):
+        if assignment.startswith(_STEERING):
             yield Finding("runs-commands", HIGH, f"changes what programs run: {_short(assignment)}")
     yield from _of_files(part, directory, workspace)
+
+
+_STEERING = ("LD_", "PATH=", "PYTHONPATH=", "GIT_", "NODE_OPTIONS=", "BASH_ENV=", "IFS=", "DYLD_", "PROMPT_COMMAND=")
+
+
+def _is_put_together(part: Part) -> bool:
+    """Whether not even the name of the program stands there."""
+    first = part.words[0]
+    return part.is_dynamic and (
+        any(mark in first for mark in "$`*?") or ("[" in first and "]" in first) or ("{" in first and "," in first)
+    )
+
+
+def _of_interpreter(words: list[str], shown: str, part: Part) -> Iterator[Finding]:
+    is_inline = _flag(words, "ce", "-r", "--eval", "--print") or any(
+        operator in ("<<", "<<<") for operator, _ in part.redirects
+    )
+    if is_inline or "awk" in words[0]:
+        texts = (*words[1:], *(target for _, target in part.redirects))
+        level = HIGH if any(map(_EVALUATES.search, texts)) else MEDIUM
+        yield Finding("runs-code", level, f"runs code from the command line: {shown}")
+    else:
+        yield Finding("runs-code", MEDIUM, f"runs a script that is not shown: {shown}")
 
 
 def _of_files(part: Part, directory: str, workspace: str) -> Iterator[Finding]:
@@ -340,7 +394,10 @@ def _of_files(part: Part, directory: str, workspace: str) -> Iterator[Finding]:
         path = word.split("=", 1)[-1]
         is_path = path.startswith(("/", "~", "../")) and not path.startswith(_HARMLESS) and "://" not in path
         if is_path and leaves(path, directory, workspace):
-            yield Finding("outside-workspace", MEDIUM, f"{_short(path)} lies outside of the workspace")
+            if word in _targets(part):
+                yield Finding("outside-workspace", HIGH, f"writes {_short(path)}, outside of the workspace")
+            else:
+                yield Finding("outside-workspace", MEDIUM, f"{_short(path)} lies outside of the workspace")
     for operator, target in part.redirects:
         if target.startswith(_HARMLESS) or operator in ("<<", "<<<") or (operator in (">&", "<&") and target.isdigit()):
             continue
@@ -356,11 +413,24 @@ def _of_files(part: Part, directory: str, workspace: str) -> Iterator[Finding]:
             yield Finding("changes-files", MEDIUM, f"writes {_short(target)}")
 
 
+def _targets(part: Part) -> list[str]:
+    """The words that name what a program writes."""
+    program, operands = part.program, _operands(part.words)
+    if program in ("cp", "install", "ln", "rsync"):
+        return [*operands[-1:], *(word for word in part.words if word.startswith("--target-directory="))]
+    if program in ("tar", "unzip"):
+        return [word for before, word in zip(part.words, part.words[1:], strict=False) if before in ("-C", "-d")]
+    return operands if program in _WRITERS else []
+
+
 def _of_flow(shape: Shape) -> Iterator[Finding]:
     """What only several parts together show: something is fetched or decoded, and run."""
     programs = {part.program for part in shape.parts}
+    fetched = runs_what_it_has_fetched(shape)
+    if fetched:
+        yield Finding("runs-downloaded-code", CRITICAL, f"runs {_short(fetched)}, which it has just fetched")
     for part in shape.parts:
-        if part.program not in _INTERPRETERS or part.piped_from is None or _has_script(part):
+        if part.program not in INTERPRETERS or part.piped_from is None or _has_script(part):
             continue
         sources = _sources(part)
         if sources & _DOWNLOADERS:
@@ -369,8 +439,9 @@ def _of_flow(shape: Shape) -> Iterator[Finding]:
             yield Finding("encoded-payload", CRITICAL, f"runs what it has just decoded, by {part.program}")
         else:
             yield Finding("runs-code", HIGH, f"runs what another command writes, by {part.program}")
-    runs = any(part.program in _SHELLS | {"eval", "source", "."} and part.is_dynamic for part in shape.parts)
+    runs = any(part.program in SHELLS | {"eval", "source", "."} and part.is_dynamic for part in shape.parts)
     runs = runs or any(part.words and part.words[0].startswith(("$(", "`")) for part in shape.parts)
+    runs = runs or any(part.program in INTERPRETERS and "" in part.words[1:] for part in shape.parts)  # As by <(…).
     if runs and programs & _DOWNLOADERS:
         yield Finding("runs-downloaded-code", CRITICAL, "runs what it has just fetched")
     elif runs and programs & _DECODERS:
@@ -379,7 +450,7 @@ def _of_flow(shape: Shape) -> Iterator[Finding]:
 
 def _has_script(part: Part) -> bool:
     """Whether an interpreter is given its program otherwise, so that what comes by the pipe is data."""
-    return part.program not in _SHELLS and any(not word.startswith("-") for word in part.words[1:])
+    return part.program not in SHELLS and any(not word.startswith("-") for word in part.words[1:])
 
 
 def _sources(part: Part) -> set[str]:

@@ -25,7 +25,7 @@ from kapell.v1.approval_pb2 import (
     DeleteApprovalRuleRequest,
     DeleteApprovalRuleResponse,
 )
-from kapell.v1.approval_policy_pb2 import ApprovalPolicy
+from kapell.v1.approval_policy_pb2 import ApprovalDemand
 from kapell.v1.error_pb2 import ERROR_REASON_APPROVAL_NOT_FOUND, ERROR_REASON_ID_TAKEN
 from kapell.v1.task_pb2 import Task
 from kapell.v1.watch_pb2 import (
@@ -35,6 +35,7 @@ from kapell.v1.watch_pb2 import (
     EVENT_KIND_APPROVAL_RULE_USED,
 )
 
+from kapell_server.domain.approvals import demands
 from kapell_server.domain.approvals.content import invalid
 from kapell_server.domain.approvals.patterns import (
     matches_command,
@@ -118,16 +119,42 @@ def delete_rule(state: State, request: DeleteApprovalRuleRequest) -> DeleteAppro
 
 def check(spec: ApprovalRuleSpec) -> None:
     """Refuses a rule that cannot be meant."""
+    check_shape(spec)
+    if spec.effect != RULE_EFFECT_APPROVE or not is_open(spec):
+        return
+    if not spec.anything:
+        remedy = "Say which tool, commands, paths, task, tree or template; or say `anything`, if that is meant."
+        raise invalid("spec", "would approve anything", remedy)
+    if spec.max_risk > RISK_LEVEL_MEDIUM:
+        raise invalid("spec.max_risk", "must be at most MEDIUM for a rule that approves anything")
+
+
+def check_shape(spec: ApprovalRuleSpec) -> None:
+    """Refuses what has no meaning for the effect of a rule."""
     if spec.HasField("policy") and spec.effect != RULE_EFFECT_REQUIRE:
         raise invalid("spec.policy", "is for the effect REQUIRE")
-    if spec.effect == RULE_EFFECT_REQUIRE:
-        if APPROVAL_KIND_TOOL_PERMISSION in spec.kinds or spec.commands or spec.paths or spec.tool:
-            raise invalid("spec.effect", "REQUIRE is for the start of tasks, which have no tool, commands and paths")
-        return
-    limits = (spec.tool, spec.commands, spec.paths, spec.task_id, spec.root_task_id, spec.template_id)
-    names_type = spec.agent_type and list(spec.kinds) == [APPROVAL_KIND_TASK_START]
-    if spec.effect == RULE_EFFECT_APPROVE and not any(limits) and not names_type:
-        raise invalid("spec", "would approve anything", "Say which tool, commands, paths, task, tree or template.")
+    if spec.anything and spec.effect != RULE_EFFECT_APPROVE:
+        raise invalid("spec.anything", "is for the effect APPROVE")
+    if spec.effect == RULE_EFFECT_REQUIRE and (
+        APPROVAL_KIND_TOOL_PERMISSION in spec.kinds or spec.commands or spec.paths or spec.tool
+    ):
+        raise invalid("spec.effect", "REQUIRE is for the start of tasks, which have no tool, commands and paths")
+
+
+def is_open(spec: ApprovalRuleSpec) -> bool:
+    """Whether nothing keeps a rule from matching whatever comes, or any program at all."""
+    if spec.task_id or spec.root_task_id or spec.template_id:
+        return False
+    if list(spec.kinds) == [APPROVAL_KIND_TASK_START]:
+        return not narrows(spec.agent_type)
+    if spec.commands:
+        return not all(narrows(pattern.split(" ", 1)[0]) for pattern in spec.commands)
+    return not narrows(spec.tool) and not (spec.paths and all(map(narrows, spec.paths)))
+
+
+def narrows(pattern: str) -> bool:
+    """Whether a pattern has anything in it that keeps something out."""
+    return bool(pattern.strip("*?/. "))
 
 
 def deciding(state: State, approval: Approval, content: ApprovalContent) -> ApprovalRule | None:
@@ -138,47 +165,28 @@ def deciding(state: State, approval: Approval, content: ApprovalContent) -> Appr
         for rule in state.standing.all(ApprovalRule):
             if rule.spec.effect != effect or not is_in_force(rule, state.now_ns):
                 continue
-            if (effect == RULE_EFFECT_DENY or _may_speak(rule, approval)) and covers(rule.spec, approval, content):
+            may = effect == RULE_EFFECT_DENY or _may_speak(rule, approval)
+            if may and matches(rule.spec, approval, content) and not is_too_risky(rule.spec, approval):
                 return rule
     return None
 
 
 def demand(state: State, task: Task) -> None:
-    """Writes into a task by which policy a rule demands its start to be approved, if one does.
+    """Writes into a task that rules demand its start to be approved, besides what is demanded already."""
+    found = demands_on(state, task)
+    if found:
+        demands.keep(task.approval, [*found, *demands.demands_of(task.approval)])
 
-    A task with a policy of its own is no way around a rule: what the rule says prevails, and of the
-    rest the task's own policy stays where it is the stricter one.
-    """
+
+def demands_on(state: State, task: Task) -> list[ApprovalDemand]:
+    """What rules that are in force demand of the start of a task."""
     if not state.standing.any(ApprovalRule):
-        return
-    for rule in state.standing.all(ApprovalRule):
-        if rule.spec.effect == RULE_EFFECT_REQUIRE and is_in_force(rule, state.now_ns) and _in_scope(rule.spec, task):
-            own = ApprovalPolicy()
-            own.CopyFrom(task.approval.policy)
-            task.approval.policy.CopyFrom(_stricter(rule.spec.policy, own))
-            task.approval.demanded_by = rule.rule_id
-            task.approval.author.CopyFrom(rule.creator)
-            return
-
-
-def _stricter(demanded: ApprovalPolicy, own: ApprovalPolicy) -> ApprovalPolicy:
-    """What a rule demands, filled up by what a task says itself where that lets nobody in whom the rule keeps out."""
-    policy = ApprovalPolicy()
-    policy.CopyFrom(demanded)
-    if not demanded.approvers:
-        policy.approvers.extend(own.approvers)
-        policy.escalate_to.extend(name for name in own.escalate_to if name not in policy.escalate_to)
-    policy.quorum = max(demanded.quorum, own.quorum)
-    if policy.approvers:
-        policy.quorum = min(policy.quorum, len(policy.approvers))
-    if own.HasField("allow_requester") and not own.allow_requester:
-        policy.allow_requester = False
-    if not demanded.HasField("timeout") and own.HasField("timeout"):
-        policy.timeout.CopyFrom(own.timeout)
-    policy.on_expiry = demanded.on_expiry or own.on_expiry
-    policy.include_children = demanded.include_children or own.include_children
-    policy.reason = demanded.reason or own.reason
-    return policy
+        return []
+    return [
+        ApprovalDemand(policy=rule.spec.policy, demanded_by=rule.rule_id, author=rule.creator)
+        for rule in state.standing.all(ApprovalRule)
+        if rule.spec.effect == RULE_EFFECT_REQUIRE and is_in_force(rule, state.now_ns) and _in_scope(rule.spec, task)
+    ]
 
 
 def note_use(state: State, used: ApprovalRule) -> None:
@@ -201,13 +209,16 @@ def is_in_force(rule: ApprovalRule, now_ns: int) -> bool:
     return not rule.spec.HasField("expire_time") or timestamp_ns(rule.spec.expire_time) > now_ns
 
 
-def covers(spec: ApprovalRuleSpec, approval: Approval, content: ApprovalContent) -> bool:
-    """Whether a rule matches a request. One that approves leaves what is riskier than it may be to people."""
+def is_too_risky(spec: ApprovalRuleSpec, approval: Approval) -> bool:
+    """Whether a rule leaves what it matches to people: one that approves says up to which risk it does."""
+    return spec.effect == RULE_EFFECT_APPROVE and approval.risk.level > (spec.max_risk or RISK_LEVEL_MEDIUM)
+
+
+def matches(spec: ApprovalRuleSpec, approval: Approval, content: ApprovalContent) -> bool:
+    """Whether a rule matches a request, whatever its risk."""
     if spec.kinds and approval.kind not in spec.kinds:
         return False
     if not _in_scope(spec, approval):
-        return False
-    if spec.effect == RULE_EFFECT_APPROVE and approval.risk.level > (spec.max_risk or RISK_LEVEL_MEDIUM):
         return False
     if spec.effect == RULE_EFFECT_REQUIRE or approval.kind == APPROVAL_KIND_TASK_START:
         return approval.kind == APPROVAL_KIND_TASK_START and not (spec.tool or spec.commands or spec.paths)
@@ -231,11 +242,12 @@ def _touches(spec: ApprovalRuleSpec, content: ApprovalContent) -> bool:
 
 def _may_speak(rule: ApprovalRule, approval: Approval) -> bool:
     """Whether who wrote a rule that approves may have decided: a rule has no more say than its creator."""
-    policy, creator = approval.policy, rule.creator
-    if creator in (approval.requested_by, approval.asked_with) and not policy.allow_requester:
+    creator = rule.creator
+    if is_open(rule.spec) and not rule.spec.anything:
+        return False  # Of a time when that was not refused.
+    if creator in (approval.requested_by, approval.asked_with) and not approval.policy.allow_requester:
         return False
-    named = not policy.approvers or f"user:{creator.id}" in policy.approvers
-    return policy.quorum <= 1 and named and creator.kind == ACTOR_KIND_USER
+    return creator.kind == ACTOR_KIND_USER and not demands.missing(approval.policy, [creator], escalated=False)
 
 
 def _in_scope(spec: ApprovalRuleSpec, subject: Approval | Task) -> bool:

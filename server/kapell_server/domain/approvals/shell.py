@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
+
+import re2
 
 MOST_BYTES = 16_384
 """A longer command is not looked at beyond this: it counts as unreadable."""
@@ -19,8 +22,8 @@ _DEEPEST = 6
 _OPERATORS = ("&&", "||", "|&", ";;", ";", "|", "&", "\n", "(", ")")
 _REDIRECTS = ("&>>", "&>", ">>", ">|", ">&", "<<<", "<<", "<&", "<>", ">", "<")
 _RESERVED = frozenset({"if", "then", "else", "elif", "fi", "do", "done", "while", "until", "!", "{", "}"})
-_SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ksh", "ash", "fish", "busybox"})
-_PREFIXES: dict[str, frozenset[str]] = {
+SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ksh", "ash", "fish", "busybox"})
+PREFIXES: dict[str, frozenset[str]] = {
     "sudo": frozenset({"-u", "-g", "-h", "-p", "-C", "-T", "-R", "-D", "--user", "--group"}),
     "doas": frozenset({"-u", "-C"}),
     "env": frozenset({"-u", "-C", "-S", "--unset", "--chdir"}),
@@ -46,9 +49,23 @@ _PREFIXES: dict[str, frozenset[str]] = {
     "unshare": frozenset(),
 }
 """Programs that run the rest of their words, with those of their options that take a value."""
+_BY_OPTION = {"su": ("-c", "--command"), "runuser": ("-c", "--command"), "script": ("-c", "--command")}
+"""Programs that take a command behind an option."""
 _OF_SSH = frozenset({f"-{letter}" for letter in "bcDEFIiJLlmOopRSWw"})
 _OPERANDS = {"timeout": 1, "chroot": 1, "flock": 1, "taskset": 1}
 """How many words of its own such a program takes before the rest."""
+
+
+_ESCAPE = re2.compile(r"(?s)\\(x[0-9a-fA-F]{1,2}|u[0-9a-fA-F]{1,4}|U[0-9a-fA-F]{1,8}|[0-7]{1,3}|.)")
+_LETTERS = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v", "e": "\x1b", "E": "\x1b"}
+
+
+def _spelt(match: Any) -> str:
+    """The character of an escape."""
+    text = match.group(1)
+    if text[0] in "xuU" and len(text) > 1:
+        return chr(min(int(text[1:], 16), 0xD7FF))
+    return chr(int(text, 8)) if text[0] in "01234567" else _LETTERS.get(text, text)
 
 
 @dataclass(slots=True)
@@ -135,20 +152,25 @@ def _run_by(part: Part) -> Iterator[str | list[str]]:
     if program == "busybox":
         if len(words) > 1:
             yield words[1:]
-    elif program in _SHELLS:
+    elif program in SHELLS:
         yield from _script_of(words[1:])
+        yield from (target for operator, target in part.redirects if operator == "<<<")
     elif program == "eval":
         yield " ".join(words[1:])
-    elif program in _PREFIXES:
+    elif program in PREFIXES:
         if program == "env":
             yield from _split_by_env(words)
-        rest = _behind_options(words[1:], _PREFIXES[program])[_OPERANDS.get(program, 0) :]
+        rest = _behind_options(words[1:], PREFIXES[program])[_OPERANDS.get(program, 0) :]
         while program == "env" and rest and "=" in rest[0]:
             rest = rest[1:]
         if rest:
             yield rest
     elif program == "trap":
         yield from words[1:2]
+    elif program == "alias":
+        yield from (word.partition("=")[2] for word in words[1:])
+    elif program in _BY_OPTION:
+        yield from (words[index + 1] for index, word in enumerate(words[:-1]) if word in _BY_OPTION[program])
     elif program == "function":
         yield " ".join(words[2:])
     elif program == "find":
@@ -324,8 +346,8 @@ class _Reader:
             self._add("`…`", None)
             self._part.is_dynamic = True
         elif text.startswith("$'", at):
-            self._part.is_dynamic = True  # Escapes that spell any character.
-            self._add(self._until("'", at + 2), None)
+            self._part.is_dynamic = True  # Escapes that spell any character; no pattern is to match them.
+            self._escaped(at + 2)
         elif text.startswith("$(", at):
             self._inner.append(self._bracketed(at + 1))
             self._add("$(…)", None)
@@ -336,6 +358,15 @@ class _Reader:
             after = text[at + 1 : at + 2]
             self._part.is_dynamic |= after.isalnum() or (after != "" and after in '_@*#?-$!"[')
             self._add("$", 1)
+
+    def _escaped(self, start: int) -> None:
+        """Text in $'…', with what its escapes spell."""
+        at, text = start, self._text
+        while at < len(text) and text[at] != "'":
+            at += 2 if text[at] == "\\" else 1
+        self._shape.is_readable = self._shape.is_readable and at < len(text)
+        self._at = at + 1
+        self._add(_ESCAPE.sub(_spelt, text[start:at]), None)
 
     def _expansion(self, text: str) -> None:
         """What stands in `${…}`; a default may run commands."""

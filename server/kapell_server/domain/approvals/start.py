@@ -16,6 +16,7 @@ from kapell.v1.approval_pb2 import (
     ApprovalContent,
     ApprovalDecision,
     ApprovalRule,
+    StartContent,
 )
 from kapell.v1.approval_policy_pb2 import (
     APPROVAL_STATE_APPROVED,
@@ -24,6 +25,7 @@ from kapell.v1.approval_policy_pb2 import (
     APPROVAL_STATE_REJECTED,
     APPROVAL_STATE_SUPERSEDED,
 )
+from kapell.v1.lock_pb2 import LockItem
 from kapell.v1.task_pb2 import TASK_STATE_AWAITING_APPROVAL, TASK_STATE_CANCELLING, TASK_STATE_QUEUED, Task
 from kapell.v1.watch_pb2 import (
     ACTOR_KIND_SYSTEM,
@@ -34,9 +36,9 @@ from kapell.v1.watch_pb2 import (
     Actor,
 )
 
-from kapell_server.domain.approvals import policy, rules
+from kapell_server.domain.approvals import demands, policy, rules
 from kapell_server.domain.approvals.content import content_hash, signature_of
-from kapell_server.domain.approvals.risk import assess
+from kapell_server.domain.approvals.start_risk import assess_start
 from kapell_server.domain.copied import copied
 from kapell_server.domain.times import stamp
 from kapell_server.domain.transitions import TASK_FINAL
@@ -72,7 +74,8 @@ def hold(state: State, task: Task, previous: Task | None) -> Wish | None:
         rules.demand(state, task)
     if not task.HasField("approval"):
         return None
-    if not has_moved and task.task_id not in state.pending.contents:
+    is_same = previous is not None and not has_moved and _start_of(task) == _start_of(previous)
+    if is_same and task.task_id not in state.pending.contents:
         return None
     shown = content_of(state, task)
     shown_hash = content_hash(APPROVAL_KIND_TASK_START, "", (), shown)
@@ -109,12 +112,26 @@ def _keep_out(task: Task) -> None:
 
 
 def content_of(state: State, task: Task) -> ApprovalContent:
-    """What is shown of a task before it starts: all that its agent will be given."""
+    """What is shown of a task before it starts: all that its agent will be given, and all that it will take."""
     whole = Task.FromString(state.content(task.task_id))
-    content = ApprovalContent(prompt=whole.prompt, template_id=task.template_id)
+    content = ApprovalContent(prompt=whole.prompt, template_id=task.template_id, start=_start_of(task))
     if whole.HasField("input"):
         content.input.CopyFrom(whole.input)
+    if task.estimate.HasField("cost"):
+        content.estimated_cost.CopyFrom(task.estimate.cost)
     return content
+
+
+def _start_of(task: Task) -> StartContent:
+    """What the start is about besides prompt and input. Fencing tokens of locks are not of it: they come and go."""
+    return StartContent(
+        agent_type=task.agent_type,
+        template_version=task.template_version,
+        locks=[LockItem(path=lock.path, mode=lock.mode) for lock in task.locks],
+        secrets=task.secrets,
+        budget_id=task.budget_id,
+        estimate=task.estimate if task.HasField("estimate") else None,
+    )
 
 
 def start_hash(state: State, task: Task) -> str:
@@ -145,11 +162,8 @@ def _approval(state: State, task: Task, shown: ApprovalContent, shown_hash: str)
         content_hash=shown_hash,
         retry=task.retries,
     )
-    approval.risk.CopyFrom(assess("", shown))
-    policy.fill(approval, task.approval.policy, state.now_ns)
-    if not task.approval.policy.HasField("allow_requester"):
-        author = task.approval.author
-        approval.policy.allow_requester = author.kind == ACTOR_KIND_SYSTEM or author == task.creator
+    approval.risk.CopyFrom(assess_start(state, task, shown))
+    policy.fill(approval, demands.combined(demands.demands_of(task.approval), task.creator), state.now_ns)
     approval.signature = signature_of(approval, shown)
     stamp(approval.create_time, state.tick_ns())
     return approval

@@ -157,8 +157,7 @@ def _agents(state: State, agent_type: str) -> Iterator[Blocker]:
         if agent.state == AGENT_STATE_ACTIVE and agent_type in agent.agent_types
     ]
     if not serving:
-        text = f"No agent that serves {agent_type} is active. Spawn one, or start a worker."
-        yield Blocker(kind=WAIT_KIND_NO_AGENT, message=text)
+        yield _no_agent(state, agent_type)
         return
     free = [agent for agent in serving if state.leases.used(agent.agent_id) < agent.slots_total]
     if not free:
@@ -167,6 +166,23 @@ def _agents(state: State, agent_type: str) -> Iterator[Blocker]:
     elif not any(state.polls.of_agent(agent.agent_id) for agent in free):
         text = f"{count_of(len(free), 'agent')} with a free slot did not ask for a task yet."
         yield Blocker(kind=WAIT_KIND_AGENT_NOT_ASKING, message=text, blocked_by=_ids(free))
+
+
+def _no_agent(state: State, agent_type: str) -> Blocker:
+    blocker = Blocker(kind=WAIT_KIND_NO_AGENT)
+    what = f"No agent that serves {agent_type} is active"
+    for profile in state.pools.serving(agent_type):
+        setback = state.pools.setbacks.get(profile.profile)
+        if setback is None or setback.until_ns <= state.now_ns:
+            blocker.message = f"{what}; the pool {profile.profile} starts one."
+            return blocker
+        stamp(blocker.until_time, setback.until_ns)
+        failed = f"the last {setback.row} of them" if setback.row > 1 else "the last one"
+        blocker.message = f"{what}; the pool {profile.profile} waits before it starts one, since {failed} failed"
+        blocker.message += f": {setback.reason}" if setback.reason else "."
+        return blocker
+    blocker.message = f"{what}. Spawn one, or start a worker."
+    return blocker
 
 
 def _ids(agents: list[Agent]) -> list[str]:

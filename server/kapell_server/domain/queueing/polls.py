@@ -11,6 +11,9 @@ from typing import Any
 
 from kapell_server.domain.workers.leases import Lease
 
+ALL = "*"
+"""Stands for every agent type."""
+
 
 @dataclass(slots=True, eq=False)
 class Poll:
@@ -32,6 +35,7 @@ class PollBoard:
         self._by_type: dict[str, dict[Poll, None]] = {}
         self._touched: dict[Poll, None] = {}
         self._touched_types: set[str] = set()
+        self._woken: set[str] = set()
 
     def __len__(self) -> int:
         return sum(len(polls) for polls in self._by_agent.values())
@@ -72,6 +76,7 @@ class PollBoard:
     def touch_all(self) -> None:
         """Anything may have become runnable."""
         self._touched_types.update(self._by_type)
+        self._woken.add(ALL)
 
     def touch_agent(self, agent_id: str) -> None:
         """The agent may have a slot free again."""
@@ -84,5 +89,11 @@ class PollBoard:
         for agent_type in self._touched_types:
             touched.update(self._by_type.get(agent_type, {}))
         self._touched = {}
+        self._woken |= self._touched_types
         self._touched_types = set()
         return list(touched)
+
+    def take_woken(self) -> set[str]:
+        """The types that dispatch has been asked to look at since this was asked last; `ALL` stands for any."""
+        woken, self._woken = self._woken, set()
+        return woken

@@ -27,6 +27,7 @@ from kapell_server.domain.queueing.fair_share import FairShare
 from kapell_server.domain.queueing.gates import Gate
 from kapell_server.domain.queueing.keys import ConcurrencyKeys
 from kapell_server.domain.queueing.lock_gate import LockGate
+from kapell_server.domain.queueing.polls import ALL as ALL
 from kapell_server.domain.queueing.rates import Rate
 from kapell_server.domain.queueing.ready import ReadyEntry, ReadyIndex, entry_of
 from kapell_server.domain.queueing.starts import Starts
@@ -35,8 +36,6 @@ from kapell_server.domain.times import SECOND
 if TYPE_CHECKING:
     from kapell_server.domain.state import State
 
-ALL = "*"
-"""The queue that stands for all of them."""
 _JOINING = frozenset({EVENT_KIND_TASK_CREATED, EVENT_KIND_TASK_QUEUED, EVENT_KIND_TASK_REQUEUED})
 _EVERY = 1 << 62
 

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
+from kapell.v1.approval_policy_pb2 import ApprovalDemand
 from kapell.v1.error_pb2 import (
     ERROR_REASON_ETAG_MISMATCH,
+    ERROR_REASON_REQUEST_INVALID,
     ERROR_REASON_TASK_NOT_FOUND,
 )
 from kapell.v1.task_pb2 import (
@@ -42,6 +44,7 @@ from kapell.v1.watch_pb2 import (
 )
 
 from kapell_server.domain.access import Caller
+from kapell_server.domain.approvals import demands, rules
 from kapell_server.domain.copied import copied
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.state import State
@@ -225,7 +228,7 @@ def _new_task(state: State, prepared: Prepared, parent: Task | None = None) -> t
         task.retry_policy.CopyFrom(with_defaults(spec.retry_policy))
     if spec.HasField("timeouts"):
         task.timeouts.CopyFrom(spec.timeouts)
-    _take_policy(task, prepared, parent)
+    _take_policies(state, task, prepared, parent)
     if spec.HasField("estimate"):
         task.estimate.CopyFrom(spec.estimate)
     if spec.budget_id:
@@ -247,19 +250,29 @@ def _new_task(state: State, prepared: Prepared, parent: Task | None = None) -> t
     return task, content
 
 
-def _take_policy(task: Task, prepared: Prepared, parent: Task | None) -> None:
-    """By which policy the start of a new task must be approved; a rule may demand it later."""
+def _take_policies(state: State, task: Task, prepared: Prepared, parent: Task | None) -> None:
+    """By which policies the start of a new task must be approved: its own, and those of tasks above it."""
+    found: list[ApprovalDemand] = []
     if prepared.spec.HasField("approval"):
-        task.approval.policy.CopyFrom(prepared.spec.approval)
-        task.approval.demanded_by = "task" if prepared.policy_author is None else "template"
-        task.approval.author.CopyFrom(prepared.policy_author or task.creator)
-    elif parent is not None and parent.approval.policy.include_children:
-        task.approval.policy.CopyFrom(parent.approval.policy)
-        task.approval.demanded_by = "parent"
-        task.approval.author.CopyFrom(parent.approval.author)
+        demanded_by = "task" if prepared.policy_author is None else "template"
+        author = prepared.policy_author or task.creator
+        found.append(ApprovalDemand(policy=prepared.spec.approval, demanded_by=demanded_by, author=author))
+    if parent is not None:
+        # Rules write into a task only as it is queued; its steps, and what is created along with it, come before.
+        above = [*demands.demands_of(parent.approval), *rules.demands_on(state, parent)]
+        found += demands.inherited(above)
+    if len(found) > demands.MOST_DEMANDS:
+        here, what = f"{prepared.path}.approval", f"would be one of more than {demands.MOST_DEMANDS} demands"
+        raise KapellError(
+            ERROR_REASON_REQUEST_INVALID,
+            f"The request is invalid: {here} {what}, those of the tasks above it counted. Leave it out.",
+            violations=((here, what),),
+        )
+    if found:
+        demands.keep(task.approval, found)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _blank(creator: Caller) -> Task:
     """A new task of this creator with nothing but defaults. Not to be altered."""
     task = Task(state=TASK_STATE_QUEUED, priority=DEFAULT_PRIORITY, creator=creator.actor())

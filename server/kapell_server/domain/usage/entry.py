@@ -81,12 +81,15 @@ def dims_of(record: UsageRecord) -> Dims:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """The running totals of a series as they were last reported, and how many records they have made."""
+    """The largest running totals that were told of a series, and how many records they have made.
+
+    `cost` is None until one is told.
+    """
 
     count: int = 0
     figures: Figures = field(default_factory=Figures)
     units: Mapping[str, int] = field(default_factory=dict)
-    cost: int = 0
+    cost: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,11 +38,12 @@ from kapell_server.domain.copied import copied
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.state import State
 from kapell_server.domain.times import SECOND, stamp, timestamp_ns
-from kapell_server.domain.usage.entry import Entry, Measure, Series, dims_of, sums_of
-from kapell_server.domain.usage.figures import FIELDS, Figures, money, nanos
+from kapell_server.domain.usage.entry import Entry, Measure, dims_of, sums_of
+from kapell_server.domain.usage.figures import Figures, money
 from kapell_server.domain.usage.growth import Growth
 from kapell_server.domain.usage.raw import read_raw
 from kapell_server.domain.usage.reading import RawUsage, RawUsageError, plain
+from kapell_server.domain.usage.series import Step, step_of
 from kapell_server.domain.workers.leases import Lease
 
 _MOST_RAW = 16_384
@@ -197,9 +198,11 @@ def _take(state: State, use: _Use, lease: Lease | None, growth: Growth) -> Usage
     record = use.record
     if lease is not None:
         _own(record, lease)
-    series = _difference(state, record) if record.series else None
-    if record.series and series is None:
+    step = step_of(state, record, own=lease is not None) if record.series else None
+    if record.series and step is None:
         return UsageOutcome(record_id=record.series, kind=USAGE_OUTCOME_KIND_DUPLICATE)
+    if step is not None and not step.is_record:
+        return _outcome(_go_on(state, record.series, step, growth)[0].record, USAGE_OUTCOME_KIND_CORRECTED)
     versions = state.usage.versions(record.record_id)
     current = versions[-1] if versions else None
     kind = USAGE_OUTCOME_KIND_RECORDED
@@ -214,10 +217,16 @@ def _take(state: State, use: _Use, lease: Lease | None, growth: Growth) -> Usage
     _place(state, record, lease)
     if current is not None:
         record = _next_version(record, current.record)
-    entry = keep(state, record, current, growth, use.raw)
-    if series is not None:
-        state.usage.keep_series(record.series, series)
-    return _outcome(entry.record, kind)
+    if step is not None:
+        _go_on(state, record.series, step, growth)
+    put_cost(state, record)
+    return _outcome(keep(state, record, current, growth, use.raw).record, kind)
+
+
+def _go_on(state: State, series: str, step: Step, growth: Growth) -> list[Entry]:
+    """The series is at its next totals; the records that this amends, the last one first."""
+    state.usage.keep_series(series, step.series)
+    return [keep(state, fresh, entry, growth) for entry, fresh in step.amended]
 
 
 def _own(record: UsageRecord, lease: Lease) -> None:
@@ -307,50 +316,14 @@ def _place(state: State, record: UsageRecord, lease: Lease | None) -> None:
             record.labels[name] = value
 
 
-def _difference(state: State, record: UsageRecord) -> Series | None:
-    """Makes running totals into what was added to them, and gives the new ones; None where nothing was."""
-    known = state.usage.series(record.series)
-    total = Figures.of(record.tokens)
-    added = total.beyond(known.figures)
-    units = {name: count - known.units.get(name, 0) for name, count in record.units.items()}
-    units = {name: count for name, count in units.items() if count > 0}
-    cost = max(0, nanos(record.cost) - known.cost) if record.HasField("cost") else None
-    if not any(added) and not units and not cost:
-        return None
-    if added.reasoning > added.output:
-        # Reasoning that is told of later than its output is known already as output.
-        added = added._replace(output=added.reasoning)
-    grown = Series(
-        known.count + 1,
-        known.figures.joined(total),
-        {name: max(known.units.get(name, 0), record.units.get(name, 0)) for name in {*known.units, *record.units}},
-        max(known.cost, nanos(record.cost)),
-    )
-    record.record_id = f"{record.series}#{grown.count}"
-    added.write_to(record.tokens)
-    record.units.clear()
-    record.units.update(units)
-    if cost is not None:
-        record.cost.CopyFrom(money(cost))
-    if known.count:
-        names = [name for name, count in zip(FIELDS, added, strict=True) if count and name not in record.derived_fields]
-        record.derived_fields.extend(names)
-        if record.basis == USAGE_BASIS_REPORTED:
-            record.basis = USAGE_BASIS_DERIVED
-    return grown
-
-
 # -- keeping ---------------------------------------------------------------------------------
 
 
 def keep(state: State, record: UsageRecord, previous: Entry | None, growth: Growth, raw: bytes = b"") -> Entry:
-    """Costs a record and makes it the version that counts. Takes ownership of the message."""
+    """Makes a record, which has its cost, the version that counts. Takes ownership of the message."""
     record.version = previous.record.version + 1 if previous is not None else 1
-    if not record.HasField("event_time"):
-        stamp(record.event_time, state.now_ns)
     stamp(record.record_time, state.now_ns)
     record.recorder.CopyFrom(state.caller.actor())
-    put_cost(state, record)
     entry = Entry(state.usage.next_number(), state.usage.key_of(dims_of(record)), record, sums_of(record), raw)
     state.usage.keep(entry, previous)
     growth.add(record, entry.sums)
@@ -361,6 +334,8 @@ def keep(state: State, record: UsageRecord, previous: Entry | None, growth: Grow
 
 def put_cost(state: State, record: UsageRecord) -> None:
     """Sets what a record costs: as reported, else by the price that counts when it was used, else unpriced."""
+    if not record.HasField("event_time"):
+        stamp(record.event_time, state.now_ns)
     prices = state.usage.prices
     record.provider = record.provider or prices.provider_of(record.model)
     if record.HasField("cost"):

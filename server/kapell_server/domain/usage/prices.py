@@ -8,6 +8,7 @@ reckoned as a fraction and rounded once, to a whole nano-dollar.
 from __future__ import annotations
 
 import itertools
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -28,7 +29,10 @@ STANDARD_TIERS = frozenset({"", "standard", "default", "auto", "on_demand"})
 
 
 class Rates(NamedTuple):
-    """Nano-dollars a million tokens, by kind; `guessed` tells which of the five nobody has said."""
+    """Nano-dollars a million tokens, by kind; `guessed` tells which of the five nobody has said.
+
+    The kinds are the first five of Figures: reasoning is paid as output.
+    """
 
     by_kind: tuple[int, int, int, int, int]
     guessed: tuple[bool, bool, bool, bool, bool]
@@ -146,7 +150,10 @@ def names_of(model: str) -> Iterable[str]:
 
 
 def _at(versions: Sequence[KnownPrice], at_ns: int) -> KnownPrice | None:
-    return next((one for one in versions if one.from_ns <= at_ns), None)
+    for one in versions:
+        if one.from_ns <= at_ns:
+            return one
+    return None
 
 
 def _line(price: Price) -> tuple[str, str, int]:
@@ -188,8 +195,7 @@ def reckon(known: KnownPrice, figures: Figures, units: Mapping[str, int], tier: 
         if figures.input > limit:
             rates = others
             break
-    tokens = figures[:5]
-    total = sum(count * rate for count, rate in zip(tokens, rates.by_kind, strict=True)) * percent
+    total = sum(map(operator.mul, figures, rates.by_kind)) * percent
     other = known.per_request
     for name, count in units.items():
         if count and name not in known.units:
@@ -198,5 +204,5 @@ def reckon(known: KnownPrice, figures: Figures, units: Mapping[str, int], tier: 
     cost = rounded(total + other * _MILLION * _PERCENT, _MILLION * _PERCENT)
     if cost > MOST_COST:
         return Cost(None, price.price_id, why="it would cost more than 1,000,000 dollars")
-    guessed = any(count and guess for count, guess in zip(tokens, rates.guessed, strict=True))
+    guessed = any(map(operator.and_, map(bool, figures), rates.guessed))
     return Cost(cost, price.price_id, guessed)

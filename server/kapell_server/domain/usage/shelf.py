@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from kapell.v1.error_pb2 import ERROR_REASON_USAGE_LIMIT
 from kapell.v1.usage_pb2 import UsageUpdate
 from kapell.v1.watch_pb2 import EVENT_KIND_USAGE_UPDATE
 
+from kapell_server.domain.errors import KapellError
 from kapell_server.domain.times import SECOND, stamp
 from kapell_server.domain.usage.entry import Dims, Entry, Series, Total
-from kapell_server.domain.usage.figures import Sums
+from kapell_server.domain.usage.figures import MOST_SUM, NANO, Sums
 from kapell_server.domain.usage.prices import PriceBook
 
 if TYPE_CHECKING:
@@ -48,11 +50,13 @@ class UsageShelf:
         self._totals: dict[str, Total] = {}
         self._untold: dict[str, None] = {}
         self._next_tell_ns = 0
+        self._cost = 0
+        self._tokens = 0
 
-    def resume(self, last_number: int, last_key: int, untold: Iterable[str]) -> None:
-        """Takes over what the database has, at the start."""
-        self.last_number = last_number
-        self.last_key = last_key
+    def resume(self, numbers: tuple[int, int], whole: tuple[int, int], untold: Iterable[str]) -> None:
+        """Takes over what the database has, at the start: the last numbers, and what all records cost and have used."""
+        self.last_number, self.last_key = numbers
+        self._cost, self._tokens = whole
         self._untold.update(dict.fromkeys(untold))
         if self._untold:
             self._state.schedule(self._state.now_ns, SUBJECT)
@@ -98,8 +102,9 @@ class UsageShelf:
         self._state.assign(self._state.pending.usage.series, name, series)
 
     def keep(self, entry: Entry, previous: Entry | None) -> None:
-        """Records a version; the one before counts no more."""
+        """Records a version; the one before counts no more. USAGE_LIMIT where a sum would grow too large."""
         state = self._state
+        self._weigh(entry, previous)
         writes = state.pending.usage
         versions = self.versions(entry.record.record_id)
         versions.append(entry)
@@ -111,6 +116,26 @@ class UsageShelf:
             state.on_rollback(writes.superseded.pop)
         for settle in self.settlers:
             settle(state, entry, previous)
+
+    def _weigh(self, entry: Entry, previous: Entry | None) -> None:
+        """Holds the sum of all records within 64 bits, and with it every sum of some of them.
+
+        None of them counts less than nothing, so no other sum can be larger: a day's, a task's, a tree's, a query's.
+        """
+        cost = self._cost + entry.sums.cost - (previous.sums.cost if previous is not None else 0)
+        tokens = self._tokens + entry.sums.tokens - (previous.sums.tokens if previous is not None else 0)
+        if max(cost, tokens) > MOST_SUM:
+            raise KapellError(
+                ERROR_REASON_USAGE_LIMIT,
+                f"All usage together would be more than the ledger can sum: {MOST_SUM // NANO:,} dollars, "
+                f"or {MOST_SUM} tokens. Check the figures; where older ones are wrong, correct those.",
+                metadata={"limit": str(MOST_SUM)},
+            )
+        self._state.on_rollback(self._weigh_back, self._cost, self._tokens)
+        self._cost, self._tokens = cost, tokens
+
+    def _weigh_back(self, cost: int, tokens: int) -> None:
+        self._cost, self._tokens = cost, tokens
 
     def next_number(self) -> int:
         """The number of the next record."""

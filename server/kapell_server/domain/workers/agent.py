@@ -40,13 +40,13 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks.deadlines import agent_start_deadline_ns
 from kapell_server.domain.tasks.task import check_etag
-from kapell_server.domain.times import SECOND, stamp
+from kapell_server.domain.times import SECOND, stamp, timestamp_ns
 from kapell_server.domain.transitions import (
     AGENT_FINAL,
     AGENT_WORKING,
     agent_state_conflict,
 )
-from kapell_server.domain.workers import attempt, liveness
+from kapell_server.domain.workers import attempt, liveness, restart
 
 POLLING = frozenset({AGENT_STATE_ACTIVE, AGENT_STATE_DRAINING, AGENT_STATE_LOST})
 HIDDEN = "[hidden]"
@@ -161,7 +161,8 @@ def terminate(state: State, request: TerminateAgentRequest) -> Agent:
     if current.runtime == "external" and current.state == AGENT_STATE_LOST:
         return end(state, current, AGENT_STATE_TERMINATED, request.reason or "terminated while lost", None)
     state.schedule(state.now_ns, current.agent_id)
-    return _move(state, current, AGENT_STATE_TERMINATING, request.reason or "terminated on request")
+    reason = request.reason or "terminated on request"
+    return _move(state, current, AGENT_STATE_TERMINATING, reason, end_requested=True)
 
 
 def leave(state: State, current: Agent, reason: str) -> Agent:
@@ -194,35 +195,41 @@ def process_started(state: State, agent_id: str, pid: int) -> None:
     state.put_agent(agent, EVENT_KIND_AGENT_STATUS, ("state", "pid"))
 
 
-def process_exited(state: State, agent_id: str, exit_: ProcessExit, reason: str) -> None:
-    """The whole process tree of a spawned agent is gone."""
+def process_exited(state: State, agent_id: str, exit_: ProcessExit, reason: str) -> Agent | None:
+    """The whole process tree of a spawned agent is gone: it has ended, or is to be started again."""
     current = state.find_agent(agent_id)
     if current is None or current.state in AGENT_FINAL:
-        return
+        return current
+    failed = True
     if current.state == AGENT_STATE_TERMINATING:
         failed = current.state_reason.startswith(_NOT_REGISTERED)
-        final = AGENT_STATE_FAILED if failed else AGENT_STATE_TERMINATED
-        end(state, current, final, current.state_reason, exit_)
-    else:
-        end(state, current, AGENT_STATE_FAILED, reason or exit_.message, exit_)
+        reason = current.state_reason
+    reason = reason or exit_.message
+    if restart.is_wanted(current, failed=failed):
+        registered = state.instance_keys.get(agent_id, "") != ""
+        active_ns = state.now_ns - timestamp_ns(current.start_time) if registered else 0
+        if not restart.is_given_up(current, active_ns):
+            return _start_again(state, current, active_ns, reason, exit_)
+        reason = f"given up after {current.restarts_in_a_row} restarts in a row: {reason}"
+    return end(state, current, AGENT_STATE_FAILED if failed else AGENT_STATE_TERMINATED, reason, exit_)
+
+
+def _start_again(state: State, current: Agent, active_ns: int, reason: str, exit_: ProcessExit) -> Agent:
+    """Has the agent wait for its next start; what it had goes back, as when it ends."""
+    _give_back_work(state, current, reason, failed=True)
+    agent = copied(current)
+    next_ns = restart.put_off(agent, state.now_ns, active_ns, reason, exit_)
+    _describe_work(state, agent)
+    state.set_instance_key(agent.agent_id, "")
+    state.schedule(next_ns, agent.agent_id)
+    changed = ("state", "state_reason", "restart_count", "next_start_time", "pid", "exit")
+    return state.put_agent(agent, EVENT_KIND_AGENT_STATUS, changed)
 
 
 def end(state: State, current: Agent, final: int, reason: str, exit_: ProcessExit | None) -> Agent:
-    """Ends an agent and requeues what it had (G2).
-
-    What a dead process had been offered counts as an attempt even if it never spoke of it: a task that
-    kills its agent at once would otherwise do so for ever. An offer that had expired by then counts
-    no more here than if its expiry had been looked at first.
-    """
+    """Ends an agent and requeues what it had (G2)."""
     assert final in AGENT_FINAL, "an agent ends in a final state"
-    for lease in state.leases.of_agent(current.agent_id):
-        task = state.task(lease.task_id)
-        expired = lease.expire_ns <= state.now_ns
-        if not lease.confirmed and (expired or final != AGENT_STATE_FAILED):
-            attempt.end_unconfirmed(state, lease, task)
-            continue
-        failure = TaskFailure(reason="AGENT_LOST", message=f"its agent {current.agent_id} ended: {reason}")
-        attempt.end_failed(state, lease, task, failure, lost=True)
+    _give_back_work(state, current, reason, failed=final == AGENT_STATE_FAILED)
     agent = copied(current)
     agent.state = final  # type: ignore[assignment]
     agent.state_reason = reason[:1000]
@@ -233,6 +240,23 @@ def end(state: State, current: Agent, final: int, reason: str, exit_: ProcessExi
     return state.put_agent(agent, EVENT_KIND_AGENT_STATUS, ("state", "state_reason", "exit"))
 
 
+def _give_back_work(state: State, current: Agent, reason: str, *, failed: bool) -> None:
+    """Requeues what an agent had whose process is gone.
+
+    What a dead process had been offered counts as an attempt even if it never spoke of it: a task that
+    kills its agent at once would otherwise do so for ever. An offer that had expired by then counts
+    no more here than if its expiry had been looked at first.
+    """
+    for lease in state.leases.of_agent(current.agent_id):
+        task = state.task(lease.task_id)
+        expired = lease.expire_ns <= state.now_ns
+        if not lease.confirmed and (expired or not failed):
+            attempt.end_unconfirmed(state, lease, task)
+            continue
+        failure = TaskFailure(reason="AGENT_LOST", message=f"its agent {current.agent_id} ended: {reason}")
+        attempt.end_failed(state, lease, task, failure, lost=True)
+
+
 _NOT_REGISTERED = "its process did not register"
 
 
@@ -240,6 +264,14 @@ def look_at_agent(state: State, agent_id: str) -> None:
     """Does what the time asks for: gives up a start, or notes that nothing is heard."""
     current = state.agents.get(agent_id)
     if current is None or current.state in AGENT_FINAL:
+        return
+    if (due := restart.due_ns(current)) > 0:
+        if due > state.now_ns:
+            state.schedule(due, agent_id)
+        else:
+            agent = copied(current)
+            agent.ClearField("next_start_time")
+            state.put_agent(agent, EVENT_KIND_AGENT_STATUS, ("next_start_time",))
         return
     start = agent_start_deadline_ns(current, state.settings, state.agent_seen_ns.get(agent_id, 0))
     if start:
@@ -351,9 +383,11 @@ def begin(state: State, current: Agent, instance_key: str) -> Agent:
     return state.put_agent(agent, EVENT_KIND_AGENT_STATUS, ("state", "instance", "activity"))
 
 
-def _move(state: State, current: Agent, to: int, reason: str) -> Agent:
+def _move(state: State, current: Agent, to: int, reason: str, *, end_requested: bool = False) -> Agent:
     agent = copied(current)
     agent.state = to  # type: ignore[assignment]
     agent.state_reason = reason
+    agent.end_requested |= end_requested
+    agent.ClearField("next_start_time")
     agent.activity = liveness.activity(state, agent)
     return state.put_agent(agent, EVENT_KIND_AGENT_STATUS, ("state", "state_reason", "activity"))

@@ -84,10 +84,10 @@ def register(state: State, request: RegisterWorkerRequest) -> RegisterWorkerResp
 
 def _register_spawned(state: State, agent_id: str, instance_key: str) -> Agent:
     current = state.find_agent(agent_id)
-    if current is None or current.state in AGENT_FINAL:
+    if current is None or current.state in AGENT_FINAL or current.HasField("next_start_time"):
         raise token_of_the_past(agent_id)
-    if current.instance:
-        if state.instance_keys.get(agent_id) != instance_key:
+    if (known := state.instance_keys.get(agent_id, "")) != "":
+        if known != instance_key:
             raise KapellError(
                 ERROR_REASON_TOKEN_INVALID,
                 f"Agent {agent_id} was registered by another process. Spawn a new agent to get a new ticket.",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from kapell.cli import bulk, options
 from kapell.cli.app import App
 from kapell.cli.approval_views import APPROVALS, target_of
+from kapell.cli.errors import Exit, Refusal
+from kapell.cli.keys import can_ask
 from kapell.cli.output import note, write_changed
 from kapell.cli.shape import command
+from kapell.cli.terminal import visible
 from kapell.cli.views import TASKS
 
 if TYPE_CHECKING:
@@ -18,6 +21,12 @@ if TYPE_CHECKING:
     from kapell.v1.approval_pb2 import Approval
     from kapell.v1.task_pb2 import Task
 
+_YES = click.option("-y", "--yes", is_flag=True, help="Do not ask, unless the risk is critical.")
+_YES_CRITICAL = click.option(
+    "--yes-critical",
+    is_flag=True,
+    help="Do not ask, however critical. Without it the target is to be typed; on a pipe it is refused.",
+)
 _COMMENT = click.option("-m", "--comment", default="", metavar="TEXT", help="Why; the agent gets to read it.")
 
 
@@ -36,7 +45,8 @@ _COMMENT = click.option("-m", "--comment", default="", metavar="TEXT", help="Why
 @click.option("--hash", "shown_hash", default="", metavar="HASH", help="Only what has this hash, as `show` has it.")
 @click.option("--input-json", metavar="OBJECT", help="Approve with this input instead, as one JSON object; - is stdin.")
 @_COMMENT
-@options.yes
+@_YES
+@_YES_CRITICAL
 @options.dry_run
 @options.output
 @click.pass_obj
@@ -49,10 +59,12 @@ def approve(
     input_json: str | None,
     comment: str,
     yes: bool,
+    yes_critical: bool,
     dry_run: bool,
 ) -> None:
     edited = options.input_data((), input_json)
-    _each(app, approval_ids, option, comment, dry_run, shown_hash=shown_hash, edited_input=edited, yes=yes)
+    said = _Said(yes, yes_critical)
+    _each(app, approval_ids, option, comment, dry_run, shown_hash=shown_hash, edited_input=edited, said=said)
 
 
 @command(
@@ -68,7 +80,14 @@ def approve(
 @options.output
 @click.pass_obj
 def deny(app: App, /, approval_ids: tuple[str, ...], comment: str, dry_run: bool) -> None:
-    _each(app, approval_ids, "deny", comment, dry_run, yes=True)
+    _each(app, approval_ids, "deny", comment, dry_run)
+
+
+class _Said(NamedTuple):
+    """What was said beforehand."""
+
+    yes: bool = False
+    yes_critical: bool = False
 
 
 def _each(
@@ -80,7 +99,7 @@ def _each(
     *,
     shown_hash: str = "",
     edited_input: dict[str, Any] | None = None,
-    yes: bool,
+    said: _Said | None = None,
 ) -> None:
     async def read(client: Client, approval_id: str) -> Approval:
         approval = await client.approvals.get(approval_id)
@@ -99,7 +118,7 @@ def _each(
         return
     if option != "deny":
         for approval in found.answers:
-            _ask_where_it_is_risky(app, approval, yes=yes)
+            _ask_where_it_is_risky(app, approval, said or _Said())
     read_ones = {one.approval_id: one for one in found.answers}
     done = app.run(lambda client: bulk.each(list(read_ones), lambda id: decide(client, read_ones[id])))
     write_changed(done.answers, APPROVALS, app.terminal, app.output)
@@ -107,18 +126,26 @@ def _each(
     bulk.Outcome(done.answers, [*found.failures, *done.failures]).finish(app.terminal)
 
 
-def _ask_where_it_is_risky(app: App, approval: Approval, *, yes: bool) -> None:
-    """High risk asks once more, with the card in sight; critical wants its target typed. `--yes` says it beforehand."""
+def _ask_where_it_is_risky(app: App, approval: Approval, said: _Said) -> None:
+    """High risk asks once more with the card in sight, or has --yes; critical its target typed, or --yes-critical."""
     from kapell.v1.approval_pb2 import RISK_LEVEL_CRITICAL, RISK_LEVEL_HIGH
     from kapell.v1.approval_policy_pb2 import APPROVAL_STATE_PENDING
 
-    level = approval.risk.level
-    if level < RISK_LEVEL_HIGH or yes or approval.state != APPROVAL_STATE_PENDING:
+    is_critical = approval.risk.level == RISK_LEVEL_CRITICAL
+    is_said = said.yes_critical or (said.yes and not is_critical)
+    if approval.risk.level < RISK_LEVEL_HIGH or is_said or approval.state != APPROVAL_STATE_PENDING:
         return
-    _draw(app, approval.approval_id)
-    word = "CRITICAL" if level == RISK_LEVEL_CRITICAL else "high"
+    word = "CRITICAL" if is_critical else "high"
     question = f"Approve {approval.approval_id}, whose risk is {word}"
-    options.confirm(app, question, (), yes=yes, typed=target_of(approval) if level == RISK_LEVEL_CRITICAL else "")
+    if is_critical and not can_ask():
+        raise Refusal(
+            f"{question}: that needs its target typed, and there is no terminal to ask on",
+            why="; ".join(visible(reason.message) for reason in approval.risk.reasons[:3]),
+            next=f"look at it with kapell approval show {approval.approval_id}; say it with --yes-critical",
+            exit=Exit.USAGE,
+        )
+    _draw(app, approval.approval_id)
+    options.confirm(app, question, (), yes=False, typed=target_of(approval) if is_critical else "")
 
 
 def _draw(app: App, approval_id: str) -> None:
@@ -151,12 +178,27 @@ def _draw_what_took_their_place(app: App, failures: list[Exception]) -> None:
 @click.option("--param", "parameters", multiple=True, metavar="KEY=VALUE", help="Another parameter; JSON if it parses.")
 @click.option("--hash", "shown_hash", default="", metavar="HASH", help="Only what has this hash.")
 @_COMMENT
+@_YES
+@_YES_CRITICAL
 @options.output
 @click.pass_obj
 def approve_task(
-    app: App, /, task_id: str, deny: bool, parameters: tuple[str, ...], shown_hash: str, comment: str
+    app: App,
+    /,
+    task_id: str,
+    deny: bool,
+    parameters: tuple[str, ...],
+    shown_hash: str,
+    comment: str,
+    yes: bool,
+    yes_critical: bool,
 ) -> None:
     changed = options.input_data(parameters, None)
+    if not deny:
+        approval = app.run(lambda client: _waited_for(client, task_id))
+        if approval is not None:
+            _ask_where_it_is_risky(app, approval, _Said(yes, yes_critical))
+            shown_hash = shown_hash or approval.content_hash
 
     async def work(client: Client) -> Task:
         whole = None
@@ -169,3 +211,11 @@ def approve_task(
         )
 
     write_changed([app.run(work)], TASKS, app.terminal, app.output)
+
+
+async def _waited_for(client: Client, task_id: str) -> Approval | None:
+    """What the task waits for, as it will be shown; None where it waits for nothing, which is the server's to tell."""
+    task = await client.tasks.get(task_id)
+    page = await client.approvals.list(task_ids=[task_id])
+    named = {task.parked.approval_id, task.approval.approval_id} - {""}
+    return next((one for one in page.approvals if one.approval_id in named), None)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kapell.cli import bulk, options
 from kapell.cli.app import App
-from kapell.cli.approval_views import APPROVALS, EFFECTS, RISKS, RULES
+from kapell.cli.approval_views import APPROVALS, EFFECTS, OPEN, RISKS, RULES, preview_text
 from kapell.cli.output import note, write, write_changed, write_list
 from kapell.cli.shape import command
 from kapell.cli.terminal import visible
@@ -63,6 +63,7 @@ def rules(app: App, /, limit: int) -> None:
     help="Approves nothing riskier. [default: medium]",
 )
 @click.option("--reason", default="", metavar="TEXT", help="What it is for; a refusal says it.")
+@click.option("--anything", is_flag=True, help="It is meant to approve whatever comes, up to the risk medium.")
 @options.yes
 @options.dry_run
 @options.output
@@ -76,7 +77,7 @@ def remember(
     max_risk: str | None,
     yes: bool,
     dry_run: bool,
-    **said: str,
+    **said: Any,
 ) -> None:
     from kapell.messages import timestamp
     from kapell.v1.approval_pb2 import ApprovalRuleSpec, RiskLevel, RuleEffect
@@ -85,19 +86,23 @@ def remember(
         effect=RuleEffect.Value(next(name for name, word in EFFECTS.items() if word == effect)),
         max_uses=max_uses or 0,
         expire_time=None if until is None else timestamp(datetime.fromtimestamp(until, UTC)),
-        **said,  # type: ignore[arg-type]
+        **said,
     )
     if max_risk is not None:
         spec.max_risk = RiskLevel.Value(next(name for name, (word, _) in RISKS.items() if word == max_risk))
     if dry_run:
         found = app.run(lambda client: client.approvals.preview_rule(spec))
-        note(f"Dry run: it matches {found.matched} of the latest {found.looked_at} approvals. Nothing was changed.")
+        note(f"Dry run: it matches {preview_text(found)}. Nothing was changed.")
+        if found.anything:
+            note(app.terminal.err(OPEN, "red"))
         write_list(list(found.examples), APPROVALS, app.terminal, app.output)
         return
     if effect == "approve" and app.terminal.is_tty and sys.stdin.isatty() and not yes:
         before = app.run(lambda client: client.approvals.preview_rule(spec))
+        if before.anything:
+            note(app.terminal.err(OPEN, "red"))
         examples = [f"{one.approval_id}  {visible(one.title)}" for one in before.examples]
-        question = f"Approve what matches from now on; {before.matched} of the latest {before.looked_at} would have"
+        question = f"Approve what matches from now on; {preview_text(before)} would have"
         options.confirm(app, question, examples, yes=False)
     write_changed([app.run(lambda client: client.approvals.create_rule(spec))], RULES, app.terminal, app.output)
 

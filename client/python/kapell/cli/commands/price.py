@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from kapell.cli import bulk, options
 from kapell.cli.app import App
-from kapell.cli.commands.usage import MomentOrAge
+from kapell.cli.errors import Exit, Refusal
 from kapell.cli.money import shown
 from kapell.cli.output import note, write, write_changed, write_list, write_one
 from kapell.cli.shape import command
+from kapell.cli.times import MomentOrAge
 from kapell.cli.usage_views import PRICES
 
 if TYPE_CHECKING:
@@ -120,9 +122,12 @@ def set_(app: App, /, provider: str, model: str, dry_run: bool, **said: Any) -> 
 @command(
     "delete",
     "Forget prices that were set, so that the ones before them count again.",
-    examples="kapell price delete price_01kabc",
+    examples="""
+        kapell price delete mycloud/llama-4
+        kapell price delete price_01kabc
+    """,
 )
-@click.argument("price_ids", nargs=-1, required=True, metavar="PRICE_ID...", callback=options.with_stdin)
+@click.argument("price_ids", nargs=-1, required=True, metavar="PROVIDER/MODEL|PRICE_ID...", callback=options.with_stdin)
 @options.yes
 @options.dry_run
 @options.server
@@ -134,14 +139,41 @@ def delete(app: App, /, price_ids: tuple[str, ...], yes: bool, dry_run: bool) ->
     if len(price_ids) > 1:
         options.confirm(app, f"Forget {len(price_ids)} prices", price_ids, yes=yes, typed=str(len(price_ids)))
 
-    async def one(client: Client, price_id: str) -> str:
-        await client.prices.delete(price_id)
-        return price_id
+    async def one(client: Client, said: str) -> str:
+        await client.prices.delete(await _id_of(client, said))
+        return said
 
     outcome = app.run(lambda client: bulk.each(price_ids, lambda price_id: one(client, price_id)))
     for price_id in outcome.answers:
         write(f"Forgot {price_id}." if app.terminal.is_tty else f"{price_id}\tdeleted")
     outcome.finish(app.terminal)
+
+
+async def _id_of(client: Client, said: str) -> str:
+    """The price that was set for a model, where "provider/model" was said and only one is meant."""
+    from kapell.v1.price_pb2 import PRICE_ORIGIN_SET
+
+    provider, slash, model = said.partition("/")
+    if not slash or provider == "shipped":
+        return said
+    found = [
+        price
+        async for price in client.prices.iterate(provider=provider, model=model, include_past=True)
+        if price.origin == PRICE_ORIGIN_SET and price.model == model.lower()
+    ]
+    if len(found) == 1:
+        return found[0].price_id
+    line = f"kapell price list {shlex.quote(model)} --provider {shlex.quote(provider)} --past -o wide"
+    if not found:
+        raise Refusal(
+            f"No price was set for {said}", why="those that came with Kapell stay", next=line, exit=Exit.NOT_FOUND
+        )
+    raise Refusal(
+        f"{len(found)} prices were set for {said}, each from another time on",
+        why="name one of " + ", ".join(price.price_id for price in found),
+        next=line,
+        exit=Exit.CONFLICT,
+    )
 
 
 @command(

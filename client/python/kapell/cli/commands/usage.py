@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,10 +10,10 @@ import click
 from kapell.cli import options
 from kapell.cli.app import App
 from kapell.cli.money import UNPRICED, cost_of, exact, shown
-from kapell.cli.output import View, as_data, note, write, write_line, write_list, write_one
+from kapell.cli.output import View, as_data, csv_safe, note, write, write_line, write_list, write_one
 from kapell.cli.shape import command
 from kapell.cli.table import Line, card
-from kapell.cli.times import iso
+from kapell.cli.times import MOMENT_OR_AGE, iso
 from kapell.cli.usage_views import sums_view
 
 if TYPE_CHECKING:
@@ -28,36 +27,13 @@ _BUCKETS = ("minute", "hour", "day", "week", "month")
 _GROUPS = ("agent", "agent_type", "task", "root_task", "template", "model", "provider")
 
 
-class MomentOrAge(click.ParamType[datetime]):
-    """A time, or how long ago. The command gets a datetime."""
-
-    name = "time"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        from kapell.cli.times import parse_duration
-
-        if isinstance(value, datetime):
-            return value
-        text = str(value)
-        try:
-            return datetime.fromtimestamp(datetime.now(UTC).timestamp() - parse_duration(text), UTC)
-        except ValueError:
-            pass
-        try:
-            moment = datetime.fromisoformat(text)
-        except ValueError:
-            self.fail(f"{value!r} is no time; write for example 7d, 2030-01-31 or 2030-01-31T08:00:00Z", param, ctx)
-        return moment if moment.tzinfo else moment.astimezone()
-
-
-_MOMENT = MomentOrAge()
-
-
 def _filter(function: Callable[..., Any]) -> Callable[..., Any]:
     """Which usage: --since, --until, --model, --provider, --task, --tree, --agent, --type, --template, --label."""
     for option in (
-        click.option("--since", "start", type=_MOMENT, metavar="TIME|AGE", help="From when on. [default: 30d ago]"),
-        click.option("--until", "end", type=_MOMENT, metavar="TIME|AGE", help="Until when. [default: now]"),
+        click.option(
+            "--since", "start", type=MOMENT_OR_AGE, metavar="TIME|AGE", help="From when on. [default: 30d ago]"
+        ),
+        click.option("--until", "end", type=MOMENT_OR_AGE, metavar="TIME|AGE", help="Until when. [default: now]"),
         click.option("--model", "models", multiple=True, metavar="MODEL", help="Of this model; may be repeated."),
         click.option("--provider", "providers", multiple=True, metavar="NAME", help="Paid to this provider."),
         click.option("--task", "task_ids", multiple=True, metavar="TASK_ID", help="For this task."),
@@ -193,14 +169,9 @@ def _csv_row(record: UsageRecord) -> list[object]:
             case _ if name.endswith("_tokens"):
                 return getattr(record.tokens, name)
             case _:
-                return _safe(getattr(record, name))
+                return csv_safe(getattr(record, name))
 
     return [value(name) for name in _COLUMNS]
-
-
-def _safe(value: object) -> object:
-    """Text that a spreadsheet would take for a formula is quoted, as OWASP advises."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 @command(

@@ -1,6 +1,7 @@
 """An attempt with an ACP agent, from the start of its program until nothing of it is left.
 
     the turn ends with end_turn    the attempt succeeded; its result is the agent's last message, or its result file
+    beyond its limits              LIMIT_EXCEEDED
     max_tokens, refusal and so on  MAX_TOKENS, MAX_TURN_REQUESTS, REFUSED
     the program ends before that   EXIT_CODE or SIGNAL, with the last lines of standard error
     it does not speak the protocol PROTOCOL_ERROR; does not answer: NO_ANSWER; wants a sign-in: AUTH_REQUIRED
@@ -40,6 +41,7 @@ from kapell.v1.agent_pb2 import (
     ACP_SESSION_PER_AGENT,
     RESULT_FORMAT_TEXT,
     AcpRuntime,
+    AgentLimits,
     AgentSpec,
     CommandRuntime,
 )
@@ -60,16 +62,25 @@ _STOPS: dict[str, tuple[str, str, bool | None]] = {
 
 def build(spec: AgentSpec, *, agent_id: str, directory: Path) -> Acp:
     """The runtime of a spec. Raises ValueError for a template that can never be filled in."""
-    return Acp(spec.acp, agent_id=agent_id, directory=directory, is_subreaper=become_subreaper())
+    subreaper = become_subreaper()
+    return Acp(spec.acp, agent_id=agent_id, directory=directory, is_subreaper=subreaper, limits=spec.limits)
 
 
 class Acp(ProgramRuntime):
     """Runs the agent of `spec` for each task."""
 
-    def __init__(self, spec: AcpRuntime, *, agent_id: str, directory: Path, is_subreaper: bool = False) -> None:
+    def __init__(
+        self,
+        spec: AcpRuntime,
+        *,
+        agent_id: str,
+        directory: Path,
+        is_subreaper: bool = False,
+        limits: AgentLimits | None = None,
+    ) -> None:
         for template in (*spec.argv, *spec.env.values()):
             placeholders.check(template)
-        super().__init__(directory=directory, is_subreaper=is_subreaper)
+        super().__init__(directory=directory, is_subreaper=is_subreaper, limits=limits)
         self.spec = spec
         self.agent_id = agent_id
         # What is launched is described as for a command.
@@ -118,6 +129,7 @@ class _Turn:
         self._program = program
         self._capture = Capture(attempt, keep=0)
         self._wire = Wire(program, attempt)
+        program.written = lambda: self._wire.read + self._capture.stderr.kept.total
         self._ended_by_itself = False
         self._is_buried = False
 
@@ -132,7 +144,7 @@ class _Turn:
             place = await asyncio.to_thread(place_of, self._launch.directory, is_private=is_private, prefix=prefix)
             terminals = None
             if writes:
-                terminals = Terminals(self._attempt, place, self._runtime.families, self._launch)
+                terminals = Terminals(self._attempt, place, self._runtime.start_beside, self._launch)
                 held.push_async_callback(terminals.close)
             service = Service(
                 self.updates,

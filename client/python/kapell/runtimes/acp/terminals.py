@@ -7,7 +7,7 @@ arguments a command is taken as a line for a shell, as agents send it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from acp.schema import (
 )
 
 from kapell._worker.outcome import TaskFailed
-from kapell.runtimes._family import Families
 from kapell.runtimes._output import Capture, Kept
 from kapell.runtimes._processes import signal_name
 from kapell.runtimes._program import Ending, Launch, Program, ProgramNotStarted
@@ -29,6 +28,8 @@ from kapell.runtimes.acp.files import Place, lock_refusal, refused
 from kapell.runtimes.contract import Attempt
 from kapell.v1.common_pb2 import LOG_STREAM_SYSTEM
 
+Start = Callable[[Launch], Awaitable[Program]]
+
 MOST_AT_A_TIME = 16
 MOST_KEPT_BYTES = 1024 * 1024
 
@@ -36,10 +37,10 @@ MOST_KEPT_BYTES = 1024 * 1024
 class Terminals:
     """The terminals of one attempt. Must be closed."""
 
-    def __init__(self, attempt: Attempt, place: Place, families: Families, launch: Launch) -> None:
+    def __init__(self, attempt: Attempt, place: Place, start: Start, launch: Launch) -> None:
         self._attempt = attempt
         self._place = place
-        self._families = families
+        self._start = start
         self._launch = launch
         self._terminals: dict[str, _Terminal] = {}
         self._made = 0
@@ -60,7 +61,7 @@ class Terminals:
                 environment=environment,
                 directory=directory,
             )
-            program = await Program.start(launch, self._families)
+            program = await self._start(launch)
         except TaskFailed as error:
             raise refused(error.message) from None
         except (ProgramNotStarted, OSError, ValueError) as error:
@@ -114,6 +115,7 @@ class _Terminal:
         self.output = Kept(keep)
         self.status: dict[str, Any] | None = None
         self._program = program
+        program.written = lambda: self.output.total
         self._capture = Capture(attempt, keep=keep)
         # Both streams in the order in which they come, as on a screen.
         self._capture.stdout.kept = self._capture.stderr.kept = self.output

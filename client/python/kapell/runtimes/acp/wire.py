@@ -32,6 +32,8 @@ class Wire:
     def __init__(self, program: Program, attempt: Attempt) -> None:
         self.problem = ""
         """Why nothing more is read, in words; empty while all is well, or the program has closed its output."""
+        self.read = 0
+        """Bytes that were read."""
         self._program = program
         self._attempt = attempt
         self._buffer = bytearray()
@@ -117,6 +119,7 @@ class Wire:
                 self._searched = 0
                 return rest or None
             self._buffer += chunk
+            self.read += len(chunk)
 
     async def _hear_noise(self, line: bytes) -> None:
         text = self._attempt.redactor.text(line.decode(errors="replace")).strip()

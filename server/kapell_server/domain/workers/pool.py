@@ -1,0 +1,95 @@
+"""What the writer remembers of pools: their profiles, who is idle since when, and starts that failed.
+
+What is done about it is in `pooling`. Owned by State, and journalled as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kapell.v1.agent_pb2 import AGENT_STATE_ACTIVE, AGENT_STATE_FAILED, Agent, AgentProfile
+
+from kapell_server.domain.queueing.polls import ALL
+from kapell_server.domain.times import SECOND, duration_ns
+
+if TYPE_CHECKING:
+    from kapell_server.domain.state import State
+
+POOL_SUBJECT = "pool_"
+_IDLE_STOP = 300 * SECOND
+_FIRST_PAUSE = SECOND
+_LONGEST_PAUSE = 60 * SECOND
+
+
+@dataclass(frozen=True, slots=True)
+class Setback:
+    """Agents of a pool that failed, one after the other: how many, until when none is started, and why the last did."""
+
+    row: int
+    until_ns: int
+    reason: str
+
+
+class Pools:
+    """Pools by the name of their profile."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self.profiles: dict[str, AgentProfile] = {}
+        self._by_type: dict[str, list[str]] = {}
+        self.idle_since: dict[str, int] = {}
+        """Agents of pools that have nothing to do, by id."""
+        self.setbacks: dict[str, Setback] = {}
+
+    def load(self, profiles: Iterable[AgentProfile]) -> None:
+        """Takes the profiles that are pools, looks at each at once, and counts what idles as idle from now on."""
+        for profile in profiles:
+            if profile.HasField("pool"):
+                self.profiles[profile.profile] = profile
+                for agent_type in profile.spec.agent_types:
+                    self._by_type.setdefault(agent_type, []).append(profile.profile)
+                self._wake(profile.profile, self._state.now_ns)
+        for agent in self._state.agents.values():
+            self.note(agent)
+
+    def serving(self, agent_type: str) -> list[AgentProfile]:
+        """The pools whose agents take tasks of a type."""
+        return [self.profiles[name] for name in self._by_type.get(agent_type, ())]
+
+    def demand_changed(self, agent_types: Iterable[str]) -> None:
+        """Tasks of these types may be waiting for an agent; `ALL` stands for any."""
+        for agent_type in agent_types if self.profiles else ():
+            for name in self.profiles if agent_type == ALL else self._by_type.get(agent_type, ()):
+                self._wake(name, self._state.now_ns)
+
+    def note(self, agent: Agent) -> None:
+        """An agent has come, changed or ended."""
+        profile = self.profiles.get(agent.profile)
+        if profile is None:
+            return
+        state, name = self._state, agent.profile
+        idles = agent.state == AGENT_STATE_ACTIVE and not agent.slots_used
+        if not idles:
+            state.remove(self.idle_since, agent.agent_id)
+        elif agent.agent_id not in self.idle_since:
+            state.assign(self.idle_since, agent.agent_id, state.now_ns)
+            self._wake(name, state.now_ns + idle_stop_ns(profile))
+        if agent.state == AGENT_STATE_FAILED:
+            row = self.setbacks[name].row + 1 if name in self.setbacks else 1
+            until_ns = state.now_ns + min(_FIRST_PAUSE << min(row - 1, 30), _LONGEST_PAUSE)
+            state.assign(self.setbacks, name, Setback(row, until_ns, agent.state_reason))
+            self._wake(name, until_ns)
+        elif agent.state == AGENT_STATE_ACTIVE and agent.slots_used:
+            state.remove(self.setbacks, name)
+        if agent.HasField("end_time"):
+            self._wake(name, state.now_ns)
+
+    def _wake(self, name: str, at_ns: int) -> None:
+        self._state.schedule(at_ns, POOL_SUBJECT + name)
+
+
+def idle_stop_ns(profile: AgentProfile) -> int:
+    """How long an agent of the pool may have nothing to do, in nanoseconds."""
+    return duration_ns(profile.pool.idle_stop) or _IDLE_STOP
