@@ -279,6 +279,8 @@ async def test_message_beyond_all_measure_is_refused(make: Make) -> None:
         "[" * 100_000,
         "[]",
         '{"id": 99, "result": {}}',
+        r'{"method": "session/update", "params": {"sessionId": "s", "update": {"sessionUpdate": "tool_call", '
+        r'"toolCallId": "1", "title": "\ud800"}}}',
     ],
 )
 async def test_messages_that_are_none_do_no_harm(make: Make, nonsense: str) -> None:

@@ -167,6 +167,55 @@ async def test_agent_that_dies_while_it_waits_leaves_no_request_behind(make: Mak
     assert all(task.done() for task in open_requests)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"kind": "execute", "rawInput": {"command": "echo " + "x" * 70_000 + "; rm -rf /"}},
+        {"kind": "edit", "locations": [{"path": f"/srv/{number}"} for number in range(201)]},
+        {"kind": "edit", "locations": [{"path": "/" + "x" * 2_000}]},
+    ],
+)
+async def test_what_nobody_could_see_is_refused(make: Make, call: dict[str, Any]) -> None:
+    attempt = RecordedAttempt()
+
+    await make(permission({"title": "x", **call})).run(attempt, TASK)
+
+    assert said(attempt)[0]["outcome"]["optionId"] == "cancel"
+    assert not attempt.asked
+
+
+async def test_agent_that_asks_too_much_at_once_is_told_so(make: Make) -> None:
+    attempt = RecordedAttempt()
+    given = {"toolCall": {"toolCallId": "1", "title": "x"}, "options": OPTIONS}
+    many = [["call_quietly", "session/request_permission", given]] * 64
+    running = begun(make(*many, ["call", "of/tomorrow", {}], ["await_cancel"]), attempt)
+    await attempt.until_stdout(1)
+
+    attempt.cancel()
+    await failure_of(running)
+
+    assert "more than 64 requests" in attempt.stdout[0]
+
+
+async def test_agent_that_reads_nothing_any_more_is_ended(make: Make, shop: Path) -> None:
+    attempt = RecordedAttempt()
+    (shop / "large").write_text("x" * 1_000_000)
+    given = {"toolCall": {"toolCallId": "1", "title": "x"}, "options": OPTIONS}
+    steps: list[list[Any]] = [
+        ["call_quietly", "session/request_permission", given],
+        *[["call_quietly", "fs/read_text_file", {"path": f"{shop}/large"}]] * 3,
+        ["hang"],
+    ]
+    running = begun(make(*steps, profile={"working_directory": str(shop)}), attempt)
+    await attempt.until_stdout(1)
+    await attempt.until_asked()
+
+    attempt.cancel()
+    failure = await failure_of(running)
+
+    assert failure.reason == "CANCELLED"
+
+
 async def test_profile_that_denies_asks_nobody(make: Make) -> None:
     attempt = RecordedAttempt()
     steps = (
@@ -187,10 +236,12 @@ async def test_profile_that_denies_asks_nobody(make: Make) -> None:
 async def test_reads_in_the_working_directory_may_be_allowed_by_the_profile(make: Make, shop: Path) -> None:
     attempt = RecordedAttempt()
     inside, outside = {"path": f"{shop}/a.py"}, {"path": "/etc/passwd"}
+    (shop / "link").symlink_to("/etc")
     calls: list[dict[str, Any]] = [
         {"title": "in", "kind": "read", "locations": [inside]},
         {"title": "out", "kind": "read", "locations": [inside, outside]},
         {"title": "by input", "kind": "search", "locations": [inside], "rawInput": {"deep": [{"path": "../../x"}]}},
+        {"title": "by a link", "kind": "search", "locations": [inside], "rawInput": {"path": "link/passwd"}},
         {"title": "nowhere", "kind": "read"},
         {"title": "edit", "kind": "edit", "locations": [inside]},
         {"title": "command", "kind": "read", "locations": [inside], "rawInput": {"command": "cat a.py"}},

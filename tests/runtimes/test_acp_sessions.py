@@ -105,6 +105,18 @@ async def test_task_retried_by_hand_and_other_places_begin_anew(
     assert [method for method, _ in opened(tmp_path)] == ["session/new"] * 4
 
 
+async def test_session_that_the_agent_dies_of_is_not_tried_again(
+    make: Make, tmp_path: Path, place: dict[str, Any]
+) -> None:
+    await crashed(make(["crash"], profile=place, initialize=LOADS))
+
+    dying = make(profile=place, initialize=LOADS, **{"session/load": "exit"})
+    await failure_of(begun(dying, RecordedAttempt(attempt=2)))
+    await make(["say", "x"], profile=place, initialize=LOADS).run(RecordedAttempt(attempt=3), TASK)
+
+    assert [method for method, _ in opened(tmp_path)] == ["session/new"] * 2
+
+
 async def test_session_of_an_agent_is_kept_for_all_its_tasks(make: Make, tmp_path: Path, place: dict[str, Any]) -> None:
     profile = {**place, "session": ACP_SESSION_PER_AGENT}
     agent = make(["said_prompt"], profile=profile, initialize=LOADS)

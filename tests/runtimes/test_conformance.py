@@ -216,9 +216,8 @@ async def test_garbage_is_logged_and_does_no_harm(play: Play) -> None:
 async def test_what_is_beyond_its_limits_is_ended(play: Play) -> None:
     attempt = RecordedAttempt()
 
-    failure = await failure_of(
-        begun(play(["flood", 64 * 1024 * 1024], ["hang"], limits={"output_bytes": 1 << 20}), attempt)
-    )
+    runtime = play(["flood", 64 * 1024 * 1024], ["hang"], limits={"output_bytes": 1 << 20})
+    failure = await failure_of(begun(runtime, attempt))
 
     assert (failure.reason, failure.retryable) == ("LIMIT_EXCEEDED", False)
 

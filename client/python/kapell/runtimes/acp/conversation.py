@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any, NoReturn
 
 from acp.connection import Connection, MethodHandler
@@ -161,7 +162,8 @@ class Conversation:
         if error.code == protocol.AUTH_REQUIRED:
             self._signed_out(error)
         if error.code == protocol.TOO_MANY_CALLS:
-            raise RateLimited("acp", _PROVIDER_PAUSE, f"{self._program}: {_words(error)}")
+            provider = re.sub(r"[^a-zA-Z0-9]+", "-", self._program).strip("-")[:63] or "acp"
+            raise RateLimited(provider, _PROVIDER_PAUSE, f"{self._program}: {_words(error)}")
         raise TaskFailed(
             "AGENT_ERROR", f"{self._program} refused {method}: {_words(error)}", details={"code": error.code}
         )

@@ -50,7 +50,9 @@ class Place:
         return real
 
     def has(self, path: str) -> bool:
-        """Whether a path, also a relative one, is in the directory."""
+        """Whether a path, also a relative one, is in the directory. Blocks."""
+        if "\0" in path:
+            return False
         real = os.path.realpath(self.directory / os.path.expanduser(path))  # noqa: PTH111 - it may not be expandable
         return real == str(self.directory) or real.startswith(f"{self.directory}/")
 
@@ -101,10 +103,10 @@ async def lock_refusal(attempt: Attempt, place: Place, file: str = "") -> str:
     With locks of its own the task changes what these cover, while they are in force; without any, what nobody
     else has locked.
     """
-    if place.is_private and not attempt.locks:
+    if place.is_private:
         return ""
     if place.locks is None:
-        if not attempt.locks or place.is_private:
+        if not attempt.locks:
             return ""
         return (
             f"the task has locks, and nothing says which lock path {place.directory} has - "

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import itertools
 import json
 import os
 import re
@@ -31,8 +32,9 @@ _READS = ("read", "search", "think")
 _MOST_DIFF_LINES = 4_000
 _MOST_DIFF_BYTES = 128 * 1024
 _MOST_DETAILS = 8 * 1024
-_MOST_COMMAND = 60_000
+_MOST_COMMAND = 65_536
 _MOST_PATHS = 200
+_MOST_PATH = 1_024
 _NO_ID = re.compile(r"[^a-z0-9_-]+")
 
 
@@ -52,7 +54,10 @@ class Permissions:
         if self._policy == ACP_PERMISSIONS_DENY:
             self._attempt.log(f"refused by the profile: {call}", LOG_STREAM_SYSTEM)
             return _refusal(options, "the profile of this agent permits nothing")
-        if self._policy == ACP_PERMISSIONS_ALLOW_READS and self._only_reads(call):
+        if unseen := _not_to_be_shown(call):
+            self._attempt.log(f"refused: {unseen}", LOG_STREAM_SYSTEM)
+            return _refusal(options, unseen)
+        if self._policy == ACP_PERMISSIONS_ALLOW_READS and await asyncio.to_thread(self._only_reads, call):
             once = _of_kind(options, "allow_once")
             if once is not None:
                 self._attempt.log(f"allowed by the profile: {call}", LOG_STREAM_SYSTEM)
@@ -75,9 +80,9 @@ class Permissions:
         verdict = await self._attempt.approve(
             (call.title or call.kind or "use a tool")[:300],
             details="\n".join(filter(None, lines)),
-            command=_command_of(call)[:_MOST_COMMAND],
+            command=_command_of(call),
             diff=diff,
-            paths=[path[:1024] for path in call.paths[:_MOST_PATHS] if path],
+            paths=call.paths,
             hosts=_hosts_of(call),
             tool=(call.kind if call.kind not in ("", "other") else call.title)[:200],
             working_directory=str(self._place.directory),
@@ -107,8 +112,11 @@ class Permissions:
         """Whether a call says that it only reads, and every path that it names is in the working directory."""
         if call.kind not in _READS or call.changed or call.left_out or _command_of(call):
             return False
-        named = [*call.paths, *_paths_in(call.input)]
-        return (bool(named) or call.kind == "think") and all(self._place.has(path) for path in named)
+        # Any text of the input may be a path, and a relative one may lead out by a link.
+        named = [*call.paths, *itertools.islice(_texts_in(call.input), _MOST_PATHS + 1)]
+        if len(named) > _MOST_PATHS or not (call.paths or call.kind == "think"):
+            return False
+        return all(self._place.has(path) for path in named)
 
 
 def _choices(options: list[PermissionOption]) -> dict[str, PermissionOption]:
@@ -173,14 +181,23 @@ def _host(url: str) -> str:
         return ""
 
 
-def _paths_in(value: Any, depth: int = 0) -> Iterator[str]:
-    """Texts of an input that look like paths which may lead elsewhere."""
+def _not_to_be_shown(call: ToolCall) -> str:
+    """Why nobody could see what they would approve: it is more than an approval holds. Empty where all is well."""
+    size = len(_command_of(call).encode(errors="replace"))
+    if size > _MOST_COMMAND:
+        return f"its command has {size} bytes, more than can be shown for approval"
+    if len(call.paths) > _MOST_PATHS or any(len(path) > _MOST_PATH for path in call.paths):
+        return "it names more files, or longer paths, than can be shown for approval"
+    return ""
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """All texts of an input."""
     if isinstance(value, str):
-        if value.startswith(("/", "~")) or ".." in value:
-            yield value
-    elif isinstance(value, dict | list) and depth < 5:
+        yield value
+    elif isinstance(value, dict | list):
         for one in value.values() if isinstance(value, dict) else value:
-            yield from _paths_in(one, depth + 1)
+            yield from _texts_in(one)
 
 
 def _details_of(call: ToolCall) -> str:

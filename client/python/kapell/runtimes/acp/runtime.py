@@ -127,7 +127,7 @@ class _Turn:
         self._task = task
         self._launch = launch
         self._program = program
-        self._capture = Capture(attempt, keep=0)
+        self._capture = Capture(attempt, keep=1)
         self._wire = Wire(program, attempt)
         program.written = lambda: self._wire.read + self._capture.stderr.kept.total
         self._ended_by_itself = False
@@ -154,6 +154,8 @@ class _Turn:
             )
             talk = Conversation(self._spec, self._wire, service, self._attempt)
             held.push_async_callback(talk.close)
+            # Before the connection is closed: an answer that the agent does not read would wait for ever.
+            held.push_async_callback(self._end)
             work = asyncio.create_task(
                 self._converse(talk, is_private=is_private), name=f"turn of {self._task.task_id}"
             )
@@ -184,7 +186,8 @@ class _Turn:
         reason = await talk.prompt(text)
         self.updates.finish()
         if reason != "end_turn":
-            name, words, retryable = _STOPS[reason]
+            other = ("AGENT_ERROR", f"the agent ended its turn with {reason}", None)
+            name, words, retryable = _STOPS.get(reason, other)
             raise TaskFailed(name, words, details={"stop_reason": reason}, retryable=retryable)
         if kept is not None and self._spec.session != ACP_SESSION_PER_AGENT:
             await asyncio.to_thread(kept.forget)
@@ -194,7 +197,9 @@ class _Turn:
         directory = str(self._launch.directory)
         earlier = await asyncio.to_thread(kept.read) if kept is not None and self._may_go_on() else ""
         opened = None
-        if earlier:
+        if earlier and kept is not None:
+            # A session that the agent dies of, or hangs at, is not to be tried for ever.
+            await asyncio.to_thread(kept.forget)
             self.updates.is_muted = True
             opened = await talk.reopen(earlier, directory)
             self.updates.is_muted = False

@@ -21,7 +21,6 @@ from acp.schema import (
 )
 from pydantic import BaseModel, ValidationError
 
-from kapell._worker.approvals import Parked
 from kapell.runtimes.acp.files import Files
 from kapell.runtimes.acp.permissions import Permissions
 from kapell.runtimes.acp.terminals import Terminals
@@ -65,8 +64,6 @@ class Service:
             return await answer(request)
         except RequestError:
             raise
-        except Parked:
-            raise RequestError.internal_error({"details": "the attempt has ended"}) from None
         except Exception as error:
             # Its text may hold what the agent works on, so only its kind goes to the host's log.
             _log.error("%s failed: %s", method, type(error).__name__)

@@ -85,7 +85,7 @@ class ToolCall:
     def paths(self) -> list[str]:
         """The files it names, each once."""
         places = [place.rpartition(":")[0] if place.rpartition(":")[2].isdigit() else place for place in self.locations]
-        return list(dict.fromkeys([*places, *self.changed]))
+        return list(filter(None, dict.fromkeys([*places, *self.changed])))
 
     def __str__(self) -> str:
         where = ", ".join(self.locations[:5])
@@ -143,7 +143,7 @@ class Updates:
         self._is_over = False
         self._attempt = attempt
         self._message = Speech(attempt, LOG_STREAM_STDOUT, keep=TEXT_BYTES)
-        self._thoughts = Speech(attempt, LOG_STREAM_SYSTEM, keep=0, prefix="thinks: ")
+        self._thoughts = Speech(attempt, LOG_STREAM_SYSTEM, keep=1, prefix="thinks: ")
         self._hide_thoughts = hide_thoughts
         self._message_id: str | None = None
         self._fraction: float | None = None

@@ -40,7 +40,7 @@ class Wire:
         self._searched = 0
         self._noise = 0
         self._has_spoken = False
-        self._open: set[object] = set()
+        self._open = 0
         self._sending = asyncio.Lock()
 
     async def open(self) -> None:
@@ -67,7 +67,7 @@ class Wire:
                 raise
         finally:
             if "method" not in message:
-                self._open.discard(message.get("id"))
+                self._open -= 1
 
     async def receive(self) -> dict[str, Any] | None:
         """The next message; None where there will be none."""
@@ -82,10 +82,10 @@ class Wire:
                 continue
             self._has_spoken = True
             if "method" in message and "id" in message:
-                if len(self._open) >= MOST_REQUESTS:
+                self._open += 1
+                if self._open > MOST_REQUESTS:
                     await self.send({"jsonrpc": "2.0", "id": message["id"], "error": _BUSY})
                     continue
-                self._open.add(message["id"])
             return message
         return None
 
@@ -135,6 +135,9 @@ def _message(line: bytes) -> dict[str, Any] | None:
     message: object = None
     with contextlib.suppress(ValueError, RecursionError):
         message = json.loads(line)
+        if b"\\ud" in line.lower():
+            # Halves of characters, which no text of ours can hold.
+            message = json.loads(json.dumps(message, ensure_ascii=False).encode(errors="replace"))
     if not isinstance(message, dict) or not isinstance(message.get("id"), int | str | None):
         return None
     if "method" in message:
