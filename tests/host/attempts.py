@@ -40,6 +40,7 @@ class RecordedAttempt:
     asked: list[dict[str, object]] = field(default_factory=list)
     verdicts: asyncio.Queue[Verdict] = field(default_factory=asyncio.Queue)
     foreign_locks: dict[str, str] = field(default_factory=dict)
+    lost_locks: str = ""
     checked: list[set[str]] = field(default_factory=list)
     has_ended: bool = False
     logged: int = 0
@@ -96,8 +97,10 @@ class RecordedAttempt:
             stop.cancel()
 
     async def lock_refusal(self, paths: Iterable[str]) -> str:
-        """What is locked by others, as `foreign_locks` has it: the holder by path."""
+        """What is locked by others, as `foreign_locks` has it: the holder by path; `lost_locks` refuses all."""
         asked = set(paths)
+        if self.lost_locks:
+            return self.lost_locks
         self.checked.append(asked)
         return "; ".join(f"{path} is locked by {self.foreign_locks[path]}" for path in asked & {*self.foreign_locks})
 

@@ -123,6 +123,24 @@ async def test_cost_is_reported_once_for_each_figure_by_its_session(make: Make) 
     assert all(str(used["sessionId"]).startswith("session-") for used in attempt.used)
 
 
+async def test_cost_that_has_not_changed_is_no_news(make: Make) -> None:
+    attempt = RecordedAttempt()
+
+    await make(["usage", 0.1], ["usage", 0.1]).run(attempt, TASK)
+
+    assert len(attempt.used) == 1
+
+
+async def test_what_is_said_after_the_turn_is_no_part_of_it(make: Make) -> None:
+    attempt = RecordedAttempt()
+
+    result = await make(["say", "done"], ["answer", {"result": {"stopReason": "end_turn"}}], ["say", "late"]).run(
+        attempt, TASK
+    )
+
+    assert result == "done"
+
+
 async def test_update_that_nobody_knows_is_nobodys_news(make: Make) -> None:
     agent = make(["update", {"sessionUpdate": "of_tomorrow", "x": 1}], ["say", "hello"])
 

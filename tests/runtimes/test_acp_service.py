@@ -374,6 +374,17 @@ async def test_terminal_runs_a_command_and_keeps_the_end_of_its_output(make: Mak
     assert "of-tomorrow" in missing["message"]
 
 
+async def test_no_command_runs_while_a_lock_of_the_task_is_lost(make: Make, shop: Path) -> None:
+    lock = KnownLock(path="shop", mode="exclusive", lock_id="lock_1", fencing_token=7)
+    attempt = RecordedAttempt(locks=[lock], lost_locks="the lock was lost")
+    step = ["call", "terminal/create", {"command": "touch ran"}]
+
+    await make(step, profile={"working_directory": str(shop)}).run(attempt, TASK)
+
+    assert "no command may run: the lock was lost" in said(attempt)[0]["message"]
+    assert not (shop / "ran").exists()
+
+
 async def test_killed_terminal_leaves_nothing(make: Make) -> None:
     attempt = RecordedAttempt()
     name = {"terminalId": "terminal-1"}
