@@ -10,6 +10,7 @@ would keep its callers waiting.
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ from kapell_server.rpc.locks import LockServicer
 from kapell_server.rpc.logins import FailedLogins
 from kapell_server.rpc.pipeline import Pipeline
 from kapell_server.rpc.queues import QueueServicer
+from kapell_server.rpc.refusals import Refusals
 from kapell_server.rpc.schedules import ScheduleServicer
 from kapell_server.rpc.secrets import SecretServicer
 from kapell_server.rpc.server import AddressUnusableError, RpcServer, is_loopback
@@ -91,6 +93,7 @@ class App:
         self.admin_token = ""
         self.directory = DataDirectory(config.data_dir)
         self.supervisor = Supervisor(on_crash=self._crashed)
+        self.refusals = Refusals(time.time_ns)
         self._undo = AsyncExitStack()
         self._terminate_agents = False
         self._serves = False
@@ -130,7 +133,7 @@ class App:
         undo.push_async_callback(self.supervisor.stop)
         calls = OpenCalls()
         authenticator = self._authenticator(keyring)
-        pipeline = self._pipeline(authenticator, calls)
+        pipeline = self._pipeline(keyring, authenticator, calls)
         self.rpc = rpc = RpcServer(pipeline, calls, calls_of_connection=config.max_calls_of_connection)
         undo.push_async_callback(rpc.stop, STOP_GRACE)
         self._bind(rpc)
@@ -193,6 +196,7 @@ class App:
 
         return application(
             rpc.unary_calls,
+            rpc.welcomes,
             is_ready=lambda: "the server is stopping" if rpc.is_draining else "",
             otlp_usage=self.config.otlp_usage,
         )
@@ -219,16 +223,18 @@ class App:
             required=not self.config.no_auth,
             find=lambda token_id: self.engine.find_token(token_id),
             version=lambda: self.engine.tokens_version if self._serves else 0,
+            holder=lambda lease_id: self.engine.holder(lease_id),
         )
 
-    def _pipeline(self, authenticator: Authenticator, calls: OpenCalls) -> Pipeline:
+    def _pipeline(self, keyring: Keyring, authenticator: Authenticator, calls: OpenCalls) -> Pipeline:
         config = self.config
         return Pipeline(
             authenticator,
             calls,
             self.telemetry,
-            lives=lambda agent_id, instance: self.engine.agent_lives(agent_id, instance),
-            agents_fence=Fence(lambda: self.engine, lambda: self.artifacts),
+            lives=lambda caller: self.engine.lives(caller),
+            agents_fence=Fence(lambda: self.engine, lambda: self.artifacts, keyring),
+            note_refusal=self.refusals.note,
             logins=FailedLogins(burst=config.max_failed_logins),
             limits=CallLimits(
                 at_once=config.max_calls_at_once,
@@ -242,6 +248,8 @@ class App:
         """From now on the owner's token may change, and is written down when others were used."""
         self.supervisor.spawn(self._watch_admin_token(keyring), name="owner's token")
         self.supervisor.spawn(keep_uses(authenticator, engine.reads), name="uses of tokens")
+        self.supervisor.spawn(self.refusals.keep(engine), name="refused attempts")
+        self._undo.push_async_callback(self.refusals.write, engine)
         self._undo.push_async_callback(write_uses, authenticator, engine.reads)
 
     def _bind(self, rpc: RpcServer) -> None:

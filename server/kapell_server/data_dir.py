@@ -26,6 +26,10 @@ _log = structlog.get_logger(__name__)
 KEY_BYTES = 32
 ADMIN_PREFIX = "kapell_admin_"
 SHORTEST_TOKEN = 16
+_OURS = frozenset(
+    {"lock", "server.key", "secrets.key", "admin.token", "place", "server.json", "logs", "artifacts", "agents"}
+)
+"""What the server keeps here, besides its database."""
 LONGEST_SOCKET = 100
 """Bytes of a path; the system's limit is 107."""
 
@@ -98,6 +102,23 @@ class DataDirectory:
         except OSError as error:
             self.release()
             raise StartRefusedError(explain(error, self.path)) from None
+        self._narrow()
+
+    def _narrow(self) -> None:
+        """Closes to others what they could read of it: an older version, a backup or a hand may have left it open.
+
+        Its own folders and what lies beside them: in a folder that is closed nobody gets at the rest.
+        """
+        mine = [self.path, *(path for path in sorted(self.path.iterdir()) if _is_ours(path.name))]
+        for path in mine:
+            try:
+                status = path.lstat()
+                wide = stat.S_IMODE(status.st_mode)
+                if wide & 0o077 and (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
+                    path.chmod(wide & 0o700)
+                    _log.warning("closed to others what they could read", path=str(path), mode=oct(wide))
+            except OSError as error:
+                _log.warning("others can get at it", path=str(path), why=error.strerror)
 
     def release(self) -> None:
         """Lets go of the lock; its file stays, since removing it would let two servers in."""
@@ -231,9 +252,6 @@ class DataDirectory:
         try:
             if not path.exists():
                 self._create(path, fresh)
-            mode = stat.S_IMODE(path.stat().st_mode)
-            if mode & 0o077:
-                _log.warning("others can read a secret; run chmod 600", file=str(path), mode=oct(mode))
             return path.read_bytes()
         except OSError as error:
             raise StartRefusedError(explain(error, path)) from None
@@ -257,6 +275,10 @@ class DataDirectory:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def _is_ours(name: str) -> bool:
+    return name in _OURS or name.startswith("kapell.db")
 
 
 def explain(error: OSError, path: Path) -> str:

@@ -25,8 +25,18 @@ from kapell.v1.agent_pb2 import (
     CommandRuntime,
     RestartPolicy,
 )
+from kapell.v1.workspace_pb2 import (
+    GitWorktree,
+    WorkspaceMergePolicy,
+    WorkspaceRepository,
+    WorkspaceSetup,
+    WorkspaceSpec,
+)
 
-_PROFILE_KEYS = ("description", "agent_types", "slots", "command", "acp", "limits", "restart", "pool")
+_PROFILE_KEYS = (
+    *("description", "agent_types", "slots", "command", "acp", "api_access"),
+    *("limits", "restart", "pool", "workspace"),
+)
 _RUNTIMES = ("command", "acp")
 _RESTART_KEYS = ("mode", "first_pause", "longest_pause", "max_restarts", "stable_after")
 _COMMAND_KEYS = ("argv", "stdin", "env", "env_from_secret", "working_directory", "result_format", "kill_grace")
@@ -40,11 +50,17 @@ _PERMISSIONS = {
     "allow-reads": agent_pb2.ACP_PERMISSIONS_ALLOW_READS,
     "deny": agent_pb2.ACP_PERMISSIONS_DENY,
 }
+_WORKSPACE_KEYS = ("directory", "git_worktree")
+_WORKTREE_KEYS = ("repositories", "branch", "directory", "setup", "restart_on_retry", "keep_uncommitted", "merge")
+_REPOSITORY_KEYS = ("name", "path", "base_ref")
+_MERGE_KEYS = ("check", "check_timeout", "rebase")
+_SETUP_KEYS = ("argv", "timeout", "inputs")
 _FORMATS = {
     "text": agent_pb2.RESULT_FORMAT_TEXT,
     "json": agent_pb2.RESULT_FORMAT_JSON,
     "file": agent_pb2.RESULT_FORMAT_FILE,
 }
+_API_ACCESS = {"attempt": agent_pb2.API_ACCESS_ATTEMPT, "none": agent_pb2.API_ACCESS_NONE}
 _RESTARTS = {
     "never": agent_pb2.RESTART_MODE_NEVER,
     "on-failure": agent_pb2.RESTART_MODE_ON_FAILURE,
@@ -101,11 +117,16 @@ def _profile(name: str, table: Any, where: str) -> AgentProfile:
     refuse_unknown(table, _PROFILE_KEYS, where)
     if [name for name in _RUNTIMES if name in table] not in (["command"], ["acp"]):
         raise ConfigError(f"{where} needs one of command = {{ argv = [...] }} and acp = {{ argv = [...] }}.")
+    api_access = expect(table.get("api_access", "attempt"), str, f"{where}.api_access", "text")
+    if api_access not in _API_ACCESS:
+        raise ConfigError(f"{where}.api_access must be one of {', '.join(_API_ACCESS)}, not {api_access!r}.")
     spec = AgentSpec(
         agent_types=_strings(table.get("agent_types", [name]), f"{where}.agent_types"),
         slots=expect(table.get("slots", 1), int, f"{where}.slots", "a whole number"),
         command=_command(table["command"], f"{where}.command") if "command" in table else None,
         acp=_acp(table["acp"], f"{where}.acp") if "acp" in table else None,
+        workspace=_workspace(table.get("workspace", "none"), f"{where}.workspace"),
+        api_access=_API_ACCESS[api_access] if "api_access" in table else agent_pb2.API_ACCESS_UNSPECIFIED,
     )
     if "limits" in table:
         spec.limits.CopyFrom(_limits(table["limits"], f"{where}.limits"))
@@ -125,13 +146,12 @@ def _command(table: Any, where: str) -> CommandRuntime:
     result_format = expect(table.get("result_format", "text"), str, f"{where}.result_format", "text")
     if result_format not in _FORMATS:
         raise ConfigError(f"{where}.result_format must be one of {', '.join(_FORMATS)}, not {result_format!r}.")
-    directory = expect(table.get("working_directory", ""), str, f"{where}.working_directory", "text")
     command = CommandRuntime(
         argv=_strings(table.get("argv", []), f"{where}.argv"),
         stdin=expect(table.get("stdin", ""), str, f"{where}.stdin", "text"),
         env=env,
         env_from_secret=_texts(table.get("env_from_secret", {}), f"{where}.env_from_secret"),
-        working_directory=str(Path(directory).expanduser()) if directory else "",
+        working_directory=_path(table.get("working_directory", ""), f"{where}.working_directory"),
         result_format=_FORMATS[result_format],
     )
     if "kill_grace" in table:
@@ -172,6 +192,80 @@ def _word(table: Mapping[str, Any], key: str, words: Mapping[str, int], where: s
     if word not in words:
         raise ConfigError(f"{where}.{key} must be one of {', '.join(words)}, not {word!r}.")
     return words[word]
+
+
+def _workspace(value: Any, where: str) -> WorkspaceSpec | None:
+    if value == "none":
+        return None
+    expect(value, dict, where, '"none" or a table such as { directory = "/srv/shop" }')
+    refuse_unknown(value, _WORKSPACE_KEYS, where)
+    if len(value) != 1:
+        raise ConfigError(f"{where} must have one of {', '.join(_WORKSPACE_KEYS)}.")
+    if "directory" in value:
+        return WorkspaceSpec(directory=_path(value["directory"], f"{where}.directory"))
+    return WorkspaceSpec(git_worktree=_git_worktree(value["git_worktree"], f"{where}.git_worktree"))
+
+
+def _git_worktree(table: Any, where: str) -> GitWorktree:
+    expect(table, dict, where, "a table")
+    refuse_unknown(table, _WORKTREE_KEYS, where)
+    repositories = expect(table.get("repositories", []), list, f"{where}.repositories", "a list of tables")
+    worktree = GitWorktree(
+        repositories=[_repository(one, f"{where}.repositories[{at}]") for at, one in enumerate(repositories)],
+        branch=expect(table.get("branch", ""), str, f"{where}.branch", "text"),
+        directory=_path(table.get("directory", ""), f"{where}.directory"),
+        restart_on_retry=expect(
+            table.get("restart_on_retry", False), bool, f"{where}.restart_on_retry", "true or false"
+        ),
+        keep_uncommitted=expect(
+            table.get("keep_uncommitted", False), bool, f"{where}.keep_uncommitted", "true or false"
+        ),
+    )
+    if "setup" in table:
+        worktree.setup.CopyFrom(_setup(table["setup"], f"{where}.setup"))
+    if "merge" in table:
+        worktree.merge.CopyFrom(_merge(table["merge"], f"{where}.merge"))
+    return worktree
+
+
+def _repository(table: Any, where: str) -> WorkspaceRepository:
+    expect(table, dict, where, 'a table such as { path = "/srv/shop", base_ref = "main" }')
+    refuse_unknown(table, _REPOSITORY_KEYS, where)
+    path = _path(table.get("path", ""), f"{where}.path")
+    return WorkspaceRepository(
+        name=expect(table.get("name", Path(path).name.removesuffix(".git")), str, f"{where}.name", "text"),
+        path=path,
+        base_ref=expect(table.get("base_ref", ""), str, f"{where}.base_ref", "text"),
+    )
+
+
+def _setup(table: Any, where: str) -> WorkspaceSetup:
+    expect(table, dict, where, 'a table such as { argv = ["npm", "ci"], inputs = ["package-lock.json"] }')
+    refuse_unknown(table, _SETUP_KEYS, where)
+    setup = WorkspaceSetup(
+        argv=_strings(table.get("argv", []), f"{where}.argv"),
+        inputs=_strings(table.get("inputs", []), f"{where}.inputs"),
+    )
+    if "timeout" in table:
+        setup.timeout.CopyFrom(_duration(table["timeout"], f"{where}.timeout"))
+    return setup
+
+
+def _merge(table: Any, where: str) -> WorkspaceMergePolicy:
+    expect(table, dict, where, 'a table such as { check = ["make", "test"] }')
+    refuse_unknown(table, _MERGE_KEYS, where)
+    merge = WorkspaceMergePolicy(
+        check=_strings(table.get("check", []), f"{where}.check"),
+        rebase=expect(table.get("rebase", False), bool, f"{where}.rebase", "true or false"),
+    )
+    if "check_timeout" in table:
+        merge.check_timeout.CopyFrom(_duration(table["check_timeout"], f"{where}.check_timeout"))
+    return merge
+
+
+def _path(value: Any, where: str) -> str:
+    path = expect(value, str, where, "text")
+    return str(Path(path).expanduser()) if path else ""
 
 
 def _limits(value: Any, where: str) -> AgentLimits:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+from collections.abc import Iterable
 
 import pytest
+from kapell.sync import SyncClient
+from kapell.v1.usage_pb2 import TokenCounts, UsageRecord
 
 from tests.cli.shell import Result, Shell
 
@@ -150,6 +153,56 @@ def test_the_prompt_may_come_from_stdin(shell: Shell) -> None:
     out, _ = process.communicate("echo from stdin\n", timeout=60)
 
     assert out == "from stdin\n"
+
+
+def _until_next(lines: Iterable[str]) -> str:
+    """What was written until a command that helps was named."""
+    said = ""
+    for line in lines:
+        said += line
+        if "next: " in line:
+            break
+    return said
+
+
+def test_a_task_that_waits_for_a_budget_says_which_and_what_helps(shell: Shell) -> None:
+    line = ("budget", "create", "tight", "--limit", "$2", "--scope", "label:purse=tight", "--window", "daily")
+    assert shell.pipe(*line).code == 0
+    labelled = ("--label", "purse=tight", "--estimate", "$5")
+    process = shell.process("task", "run", "-t", "shell", "--id", "task_tight", *labelled, "true")
+    assert process.stderr is not None
+
+    said = _until_next(process.stderr)
+    shell.pipe("budget", "resume", "tight", "--add", "$10")
+
+    assert "It waits: Budget tight has spent $0.00 and reserved $0.00 of $2.00; the task needs $5.00" in said
+    assert "until " in said
+    assert said.endswith("next: kapell budget resume tight\n")
+    assert process.wait(30) == 0
+    process.communicate()
+
+
+def test_a_task_that_is_paused_says_why_and_what_helps(shell: Shell) -> None:
+    limit = ("--limit", "10 tokens", "--estimate", "10 tokens", "--scope", "label:purse=edge")
+    assert shell.pipe("budget", "create", "edge", *limit).code == 0
+    labelled = ("--id", "task_edge", "--label", "purse=edge")
+    process = shell.process("task", "run", "-t", "shell", *labelled, "echo up; sleep 300")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == "up\n"
+
+    used = UsageRecord(record_id="edge", task_id="task_edge", model="m", tokens=TokenCounts(output_tokens=10))
+    with SyncClient(data_dir=shell.environment["KAPELL_DATA_DIR"]) as client:
+        client.usage.record([used])
+    said = _until_next(process.stderr)
+    shown = shell.pipe("task", "get", "task_edge").out
+    shell.pipe("task", "cancel", "task_edge")
+
+    assert "it has used the 10 tokens that were reserved of budget edge" in said
+    assert said.endswith("next: kapell budget resume edge\n")
+    assert "budget edge" in shown
+    assert process.wait(30) == 7
+    process.communicate()
 
 
 def test_a_task_that_waits_says_why(shell: Shell) -> None:

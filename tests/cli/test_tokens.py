@@ -67,6 +67,19 @@ def test_what_administrators_did_is_listed_and_exported(shell: Shell) -> None:
     assert [int(entry["number"]) for entry in exported] == list(range(1, len(exported) + 1))
 
 
+def test_a_span_of_the_audit_log_is_exported(shell: Shell) -> None:
+    shell.pipe("auth", "token", "create", "early", "--scope", "read")
+    shell.pipe("auth", "token", "create", "late", "--scope", "read")
+    entries = {entry["number"]: entry for entry in map(json.loads, shell.pipe("audit", "export").lines)}
+    late = next(entry for entry in entries.values() if '"late"' in entry["request"])
+
+    since = shell.pipe("audit", "export", "--since", late["auditTime"]).lines
+    until = shell.pipe("audit", "export", "--until", late["auditTime"], "--method", "TokenService.CreateToken").lines
+
+    assert json.loads(since[0])["number"] == late["number"]
+    assert '"early"' in json.loads(until[-1])["request"]
+
+
 def test_the_owners_token_is_replaced_and_the_one_before_shut_out(server_process: ServerProcess) -> None:
     before = server_process.admin_token
     shell = Shell({"KAPELL_DATA_DIR": str(server_process.data_dir), "HOME": str(server_process.data_dir)})

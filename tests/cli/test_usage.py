@@ -94,6 +94,40 @@ def test_what_is_shown_is_the_sum_of_what_is_exported(ledger: Shell) -> None:
     assert rows[-1]["record_id"] == "'=r5", "no spreadsheet takes it for a formula"
 
 
+@pytest.mark.parametrize(("until", "records"), [("2026-04-26T23:29:59Z", 5), ("2026-04-27T12:00:00Z", 4)])
+def test_without_a_beginning_the_same_thirty_days_are_shown_and_exported(
+    ledger: Shell, until: str, records: int
+) -> None:
+    shown = json.loads(ledger.pipe("usage", "show", "-o", "json", "--until", until).out)
+    exported = ledger.pipe("usage", "export", "--until", until).lines
+    of_task = ledger.pipe("usage", "export", "--task", "task_used", "--until", until).lines
+
+    assert int(shown["total"]["records"]) == len(exported) - 1 == records
+    assert [line.split(",")[0] for line in of_task[1:]] == ["r1"]
+
+
+def test_what_is_typed_wrong_is_answered_with_the_help_that_has_it(ledger: Shell) -> None:
+    nameless = ledger.pipe("usage", "show", "--by", "label:")
+    cached = ledger.pipe("usage", "estimate", "--model", "gpt-5", "--cache-read", "10")
+    dollars = ledger.pipe("price", "set", "acme", "m", "--input-price", "much", "--output-price", "1")
+
+    assert [one.code for one in (nameless, cached, dollars)] == [2, 2, 2]
+    assert "a label needs its name" in nameless.err
+    assert "--input-tokens" in cached.err
+    assert dollars.err.splitlines()[-1] == "  next: kapell price set --help"
+
+
+def test_ids_are_whole_where_other_columns_can_be_left_out(ledger: Shell, cli_server: ServerProcess) -> None:
+    task_id = "task_01m83cr33sakq3pb37xtw1dcxm"
+    assert ledger.pipe("task", "create", "-t", "nobody", "--id", task_id, "look").code == 0
+    with SyncClient(Endpoint(address=cli_server.address, token=cli_server.admin_token)) as client:
+        client.usage.record([usage_record(record_id="narrow", task_id=task_id, model="gpt-5", output_tokens=1)])
+
+    shown = ledger.terminal("usage", "show", "--by", "task,model,day", "--task", task_id)
+
+    assert task_id in shown.out
+
+
 def test_a_price_is_set_and_what_was_unpriced_is_costed_anew(ledger: Shell) -> None:
     dry = ledger.pipe("price", "set", "acme", "wonder-2", "--input-price", "1", "--output-price", "2", "--dry-run")
     put = ledger.pipe("price", "set", "acme", "wonder-2", "--input-price", "1", "--output-price", "2.5", "-o", "id")

@@ -13,6 +13,7 @@ from kapell.connection import STREAMING_METHODS
 from kapell.records import usage_record
 from kapell.task_specs import task_spec
 from kapell.v1 import agent_pb2, approval_pb2, task_pb2, template_pb2
+from kapell.v1.workspace_pb2 import WorkspaceMerge
 
 from tests.clients.every_method import Recorder, methods, recording
 
@@ -144,6 +145,7 @@ VERBS: dict[str, Callable[[Client], Awaitable[object]]] = {
     "SetPrice": lambda c: c.prices.set("acme", "m", input="0.1", output=2, cache_read=0.05, units={"searches": "0.01"}),
     "DeletePrice": lambda c: c.prices.delete("price_1"),
     "ApproveTask": lambda c: c.tasks.approve("task_1", comment="go on", parameters={"a": "b"}),
+    "RecordTaskMerge": lambda c: c.tasks.record_merge("task_1", "shop", "abc", WorkspaceMerge(outcome=1)),
     "RequestApproval": lambda c: c.approvals.request("token", "Run make", policy=approval_policy(quorum=2)),
     "GetApproval": lambda c: c.approvals.get("approval_1"),
     "ListApprovals": lambda c: c.approvals.list(states=["pending"], kinds=["task_start"], min_risk="high"),

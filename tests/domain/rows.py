@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from kapell.v1.agent_pb2 import Agent
 from kapell.v1.approval_pb2 import Approval, ApprovalAuditEntry, ApprovalContent
-from kapell.v1.task_pb2 import Task, TaskAttempt, TaskEdit, TaskSpec
+from kapell.v1.task_pb2 import TASK_STATE_SUCCEEDED, Task, TaskAttempt, TaskEdit, TaskSpec
 from kapell.v1.template_pb2 import Template, TemplateVersion
 from kapell_server.domain.standing import Standing
 from kapell_server.domain.tasks.bulk_job import BulkJob
@@ -68,6 +68,14 @@ class Rows:
 
     def newest_event_before(self, time_ns: int) -> int:
         return sum(time < time_ns for time in self.event_times)
+
+    def load_attempt(self, task_id: str, attempt: int) -> TaskAttempt | None:
+        return self.attempts.get((task_id, attempt))
+
+    def load_succeeded(self, template_id: str, most: int) -> list[TaskAttempt]:
+        tasks = [task for task in self.tasks.values() if task.template_id == template_id]
+        last = [self.attempts[task.task_id, task.attempt] for task in tasks if task.state == TASK_STATE_SUCCEEDED]
+        return last[: -most - 1 : -1]
 
     def load_usage_versions(self, record_ids: Iterable[str]) -> list[Entry]:
         return self.usage.versions(record_ids)

@@ -36,7 +36,7 @@ from kapell.v1.worker_pb2 import (
 from kapell_server.domain.transitions import AGENT_FINAL, AGENT_TRANSITIONS
 from kapell_server.engine.facts import AgentProcessExited, AgentProcessStarted, AgentStartFailed
 
-from tests.domain.world import USER, World, as_ticket
+from tests.domain.world import USER, World, as_agent, as_ticket
 
 STATES = ("PENDING", "STARTING", "ACTIVE", "DRAINING", "LOST", "TERMINATING", "TERMINATED", "FAILED")
 
@@ -169,7 +169,9 @@ def test_command_on_an_external_agent(command: str, state: str, outcome: str) ->
 
 def check(world: World, agent_id: str, command: str, outcome: str) -> None:
     before, seen = world.agent(agent_id).state, len(world.events)
-    caller = as_ticket(agent_id) if command == "register" else USER
+    itself = as_agent(world.agent(agent_id))
+    own = {"register": as_ticket(agent_id), "heartbeat": itself, "poll": itself, "deregister": itself}
+    caller = own.get(command, USER)
 
     def act() -> None:
         if command in ("silence", "oblivion"):
@@ -204,7 +206,7 @@ def test_heartbeat_tells_the_agent_what_to_do(state: str) -> None:
     world = World()
     agent_id = spawned_in(world, state)
 
-    answer = world.do(HeartbeatRequest(agent_id=agent_id))
+    answer = world.do(HeartbeatRequest(agent_id=agent_id), caller=as_agent(world.agent(agent_id)))
 
     assert answer.directive == DIRECTIVES[state]
     assert answer.heartbeat_interval.seconds == 3

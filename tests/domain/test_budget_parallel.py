@@ -82,7 +82,7 @@ def test_64_agents_in_parallel_never_exceed_a_budget(seed: int, limit: int, tigh
                 world.release(task_id)
                 left[task_id] = estimates[task_id]
             case 3:
-                if world.state.budgets.tallies["budget_all"].room > 0:
+                if world.state.budgets.tallies["budget_all"].room >= CENT:
                     _reserve_for_a_moment(world)
             case _:
                 world.complete(task_id)

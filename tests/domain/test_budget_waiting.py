@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kapell.v1.budget_pb2 import BudgetScope, BudgetSpec, DeleteBudgetRequest, UpdateBudgetRequest
-from kapell.v1.task_pb2 import Task, UpdateTaskRequest
+from kapell.v1.task_pb2 import TASK_STATE_QUEUED, Task, UpdateTaskRequest
 
 from tests.domain.spending import Purse, cents, costing
 
@@ -46,3 +46,32 @@ def test_other_labels_free_a_task_of_a_budget() -> None:
     world.do(UpdateTaskRequest(task=Task(task_id=task_id), update_mask={"paths": ["labels"]}))
 
     assert [lease.task_id for lease in poll.taken] == [task_id]
+
+
+def test_an_agents_own_budget_does_not_keep_it_from_tasks_that_fit() -> None:
+    world = Purse()
+    poor = world.register()
+    world.budget(cents(10), scope=BudgetScope(agent_id=poor))
+    large = [world.create(estimate=costing(50), priority=900) for _ in range(80)]
+    small = world.create(estimate=costing(5))
+    limited = world.create(estimate=costing(5), concurrency_keys=["one"], priority=600)
+    world.limit("one", 0)
+
+    assert world.lease(poor) == small
+
+    assert world.poll(world.register()).taken[0].task_id == large[0]
+    assert any("may not take it" in one.message for one in world.explain(large[1]).blockers)
+    assert world.task(limited).state == TASK_STATE_QUEUED
+
+
+def test_an_agent_whose_own_budget_is_spent_gets_on_once_there_is_room() -> None:
+    world = Purse()
+    poor = world.register()
+    world.budget(cents(10), scope=BudgetScope(agent_id=poor))
+    world.use(agent_id=poor, cost=10)
+    task_id = world.create(estimate=costing(5))
+    assert not world.poll(poor).taken
+
+    world.set_limit(cents(20))
+
+    assert world.task(task_id).lease.agent_id == poor

@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from hypothesis import example, given
 from hypothesis import strategies as st
 from kapell.v1.budget_pb2 import (
@@ -14,9 +15,13 @@ from kapell.v1.budget_pb2 import (
     CALENDAR_UNIT_WEEK,
     BudgetWindow,
     CalendarWindow,
+    ReserveBudgetRequest,
+    SettleReservationRequest,
 )
 from kapell_server.domain.budgets.windows import Calendar, Forever, Rolling, ZoneError, window_of
 from kapell_server.domain.times import SECOND
+
+from tests.domain.spending import CENT, Purse, cents
 
 _MINUTE = 60
 # Clocks change at 2:00, at midnight forward and back, over midnight, by half an hour, by a whole day.
@@ -103,3 +108,31 @@ def test_a_budget_says_its_window() -> None:
     assert window_of(daily) == Calendar(CALENDAR_UNIT_DAY, ZoneInfo("Asia/Kathmandu"))
     with pytest.raises(ZoneError, match="Mars/Base"):
         window_of(BudgetWindow(calendar=CalendarWindow(unit=CALENDAR_UNIT_DAY, time_zone="Mars/Base")))
+
+
+def test_what_is_recorded_after_the_end_of_a_window_counts_in_the_next_however_late_the_timer_is() -> None:
+    world = Purse()
+    window = BudgetWindow(calendar=CalendarWindow(unit=CALENDAR_UNIT_DAY))
+    world.budget(cents(100), window=window)
+    world.use(cost=90)
+    world.now_ns += 86_400 * SECOND
+    world.state.due.forget("budget_b")
+
+    world.use(cost=30)
+
+    assert world.figures() == (30, 0)
+    assert world.percents() == []
+    assert list(world.rows.budgets.spend.values()) == [30 * CENT]
+
+
+def test_what_is_reserved_and_settled_after_the_end_of_a_window_counts_in_the_next() -> None:
+    world = Purse()
+    world.budget(cents(100), window=BudgetWindow(rolling=Duration(seconds=3600)))
+    world.use(cost=90)
+    world.now_ns += 3_700 * SECOND
+    world.state.due.forget("budget_b")
+
+    found = world.do(ReserveBudgetRequest(budget_id="budget_b", amount=cents(50))).reservation
+    world.do(SettleReservationRequest(reservation_id=found.reservation_id, amount=cents(40)))
+
+    assert world.figures() == (40, 0)

@@ -21,14 +21,21 @@ from kapell.v1.usage_pb2 import (
     UsageOutcomeKind,
     UsageRecord,
 )
-from kapell.v1.worker_pb2 import CompleteTaskRequest, FailTaskRequest, HeartbeatRequest, LeaseBeat, ReportUsageRequest
+from kapell.v1.worker_pb2 import (
+    LEASE_DIRECTIVE_LOST,
+    CompleteTaskRequest,
+    FailTaskRequest,
+    HeartbeatRequest,
+    LeaseBeat,
+    ReportUsageRequest,
+)
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.usage.entry import usage_id_of_agent, usage_id_of_task
 from kapell_server.domain.usage.figures import Figures, Sums, nanos
 from kapell_server.domain.usage.reprice import RepriceCommand
 
 from tests.domain.usage_corpus import CORPUS
-from tests.domain.world import World
+from tests.domain.world import World, as_agent
 
 
 def record(record_id: str = "msg_1", **fields: Any) -> UsageRecord:
@@ -284,14 +291,71 @@ def test_usage_comes_with_heartbeats_and_with_the_end_of_an_attempt_and_once() -
     assert own(world, task).records == 3
 
 
-def test_a_superseded_attempt_records_nothing() -> None:
+def test_what_a_superseded_attempt_has_used_is_recorded_as_its_own_and_changes_nothing_else() -> None:
     world = World()
     worker = world.register()
     task = world.create()
     world.lease(worker)
     token = world.token(task)
-    world.do(CompleteTaskRequest(lease_token=token))
+    world.fail(task)
+    world.advance(60)
+    world.beat(worker)
+    world.lease(worker)
+    before = world.task(task)
 
+    for _ in range(2):
+        late = world.do(ReportUsageRequest(lease_token=token, records=[record("a")]))
+        assert late.directive == LEASE_DIRECTIVE_LOST
+
+    assert kinds(late.outcomes) == ["DUPLICATE"]
+    [version] = world.rows.usage.versions(["a"])
+    assert (version.record.task_id, version.record.attempt, version.record.agent_id) == (task, 1, worker)
+    assert own(world, task).records == 1
+    assert world.task(task) == before
+    assert world.state.leases.by_task[task].attempt == 2
+    for request in (
+        CompleteTaskRequest(lease_token=token, usage=[record("b")]),
+        FailTaskRequest(lease_token=token, usage=[record("b")]),
+    ):
+        with world.refuses("LEASE_LOST"):
+            world.do(request)
+    assert own(world, task).records == 1
+
+
+def test_a_heartbeat_brings_the_usage_of_lost_leases() -> None:
+    world = World()
+    worker = world.register()
+    task = world.create()
+    world.lease(worker)
+    token = world.token(task)
+    world.fail(task)
+
+    beat = LeaseBeat(lease_token=token, usage=[record("a")])
+    [status] = world.do(HeartbeatRequest(agent_id=worker, leases=[beat])).leases
+
+    assert status.directive == LEASE_DIRECTIVE_LOST
+    assert own(world, task).records == 1
+
+
+def test_usage_of_an_attempt_that_is_nobodys_is_refused() -> None:
+    world = World()
+    other = world.register()
+    worker = world.register()
+    task = world.create()
+    world.lease(worker)
+    token = world.token(task)
+    world.complete(task)
+
+    with world.refuses("NOT_OWNER"):
+        world.do(ReportUsageRequest(lease_token=token, records=[record("a")]), caller=as_agent(world.agent(other)))
+    with world.refuses("LEASE_LOST"):
+        world.do(ReportUsageRequest(lease_token=token + "x", records=[record("a")]))
+    world.delete(task)
+    world.advance(1)
+    again = world.create(task_id=task)
+    world.beat(worker)
+    world.lease(worker)
+    world.complete(again)
     with world.refuses("LEASE_LOST"):
         world.do(ReportUsageRequest(lease_token=token, records=[record("a")]))
 

@@ -354,9 +354,9 @@ class World:
         found: Poll = self.do(LeaseTasksRequest(agent_id=agent_id, max_tasks=max_tasks, poll_id=poll_id), caller=caller)
         return found
 
-    def lease(self, agent_id: str) -> str:
+    def lease(self, agent_id: str, caller: Caller = USER) -> str:
         """The task that the agent is given now, which must be one."""
-        [lease] = self.poll(agent_id).taken
+        [lease] = self.poll(agent_id, caller=caller).taken
         return str(lease.task_id)
 
     def token(self, task_id: str) -> str:
@@ -410,6 +410,14 @@ def as_agent(found: Agent) -> Caller:
     caller = keyring.authenticate(keyring.agent_token(found.agent_id, found.instance))
     assert caller is not None
     return caller
+
+
+def as_program(world: World, task_id: str) -> Caller:
+    """A program that works on the task's latest attempt, as the server knows it."""
+    lease = world.state.leases.by_task[task_id]
+    caller = world.keyring.authenticate(world.keyring.attempt_token(lease.lease_id))
+    assert caller is not None
+    return dataclasses.replace(caller, agent_id=lease.agent_id)
 
 
 def as_ticket(agent_id: str) -> Caller:

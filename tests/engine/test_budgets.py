@@ -22,6 +22,7 @@ from kapell.v1.approval_policy_pb2 import APPROVAL_STATE_PENDING
 from kapell.v1.budget_pb2 import (
     BUDGET_ACTION_REQUIRE_APPROVAL,
     Budget,
+    BudgetHold,
     BudgetScope,
     BudgetSpec,
     BudgetWindow,
@@ -33,8 +34,28 @@ from kapell.v1.budget_pb2 import (
     SettleReservationRequest,
 )
 from kapell.v1.event_pb2 import Event
-from kapell.v1.task_pb2 import ATTEMPT_STATE_RUNNING, TASK_STATE_QUEUED, TASK_STATE_RUNNING, TaskAttempt
-from kapell.v1.usage_pb2 import RecordUsageRequest, TokenCounts, UsageRecord
+from kapell.v1.task_pb2 import (
+    ATTEMPT_STATE_RUNNING,
+    TASK_STATE_QUEUED,
+    TASK_STATE_RUNNING,
+    CreateTaskRequest,
+    TaskAttempt,
+    TaskSpec,
+)
+from kapell.v1.template_pb2 import CreateTemplateRequest, TemplateSpec
+from kapell.v1.usage_pb2 import (
+    USAGE_OUTCOME_KIND_RECORDED,
+    ListUsageRecordsRequest,
+    RecordUsageRequest,
+    TokenCounts,
+    UsageRecord,
+)
+from kapell.v1.worker_pb2 import (
+    LEASE_DIRECTIVE_CONTINUE,
+    LEASE_DIRECTIVE_LOST,
+    LEASE_DIRECTIVE_PAUSE,
+    ReportUsageRequest,
+)
 from kapell_server.domain.budgets.amounts import units_of
 from kapell_server.domain.budgets.budgets import Settlement
 from kapell_server.domain.state import State
@@ -314,3 +335,80 @@ async def _asked(live: LiveEngine) -> list[Approval]:
     """What waits for a decision, as the database has it."""
     page = await live.engine.reads.approvals.list(ListApprovalsRequest(order=APPROVAL_ORDER_NEWEST_FIRST))
     return [one for one in page.approvals if one.state == APPROVAL_STATE_PENDING]
+
+
+async def test_what_tasks_of_a_template_need_is_known_after_a_restart(live: LiveEngine) -> None:
+    await make(live, 10_000)
+    agent_id = await live.register()
+    spec = TemplateSpec(agent_type="shell", prompt="Sum it up")
+    await live.call(CreateTemplateRequest(template_id="summarise", spec=spec))
+    for cost in (3, 9, 4, 5, 6):
+        task = (await live.call(CreateTaskRequest(task=TaskSpec(template="summarise")))).task
+        offer = await live.offer(agent_id)
+        tokens = UsageRecord(record_id=task.task_id, cost=cents(cost).cost)
+        await live.call(ReportUsageRequest(lease_token=offer.lease_token, records=[tokens]))
+        await live.complete(offer)
+    await live.call(CreateTaskRequest(task=TaskSpec(template="summarise")))
+    await live.offer(agent_id)
+    assert (await figures(live))[1] == 9
+
+    await live.crash()
+
+    other = await live.register()
+    await live.call(CreateTaskRequest(task=TaskSpec(template="summarise")))
+    await live.offer(other)
+    assert (await figures(live))[1] == 18
+
+
+async def test_a_pause_outlives_a_kill_and_ends_with_room(live: LiveEngine) -> None:
+    await make(live, 10, thresholds=thresholds(at_100=BUDGET_ACTION_REQUIRE_APPROVAL))
+    agent_id = await live.register()
+    task = await live.create(estimate=costing(10))
+    offer = await live.offer(agent_id)
+    used = UsageRecord(record_id="call", cost=cents(13).cost)
+    told = await live.call(ReportUsageRequest(lease_token=offer.lease_token, records=[used]))
+    assert told.directive == LEASE_DIRECTIVE_PAUSE
+    before = await get(live)
+
+    await live.crash()
+
+    [status] = (await live.beat(agent_id, offer)).leases
+    assert (status.directive, status.pause) == (LEASE_DIRECTIVE_PAUSE, (await live.task(task.task_id)).pause)
+    assert (await get(live)).status == before.status
+    assert before.status.overrun == cents(3)
+    asked = await live.engine.reads.approvals.list(ListApprovalsRequest(order=APPROVAL_ORDER_NEWEST_FIRST))
+    [approval] = [one for one in asked.approvals if one.task_id == task.task_id]
+    await live.call(
+        DecideApprovalRequest(approval_id=approval.approval_id, option="approve", shown_hash=approval.content_hash)
+    )
+    [status] = (await live.beat(agent_id, offer)).leases
+    assert status.directive == LEASE_DIRECTIVE_CONTINUE
+    assert await figures(live) == (13, 10)
+    await live.crash()
+    [hold] = await _holds(live, task.task_id)
+    assert (hold.granted, hold.reserved) == (cents(10), cents(10))
+    await live.complete(offer)
+    assert (await get(live)).status.extended_by == cents(3)
+
+
+async def _holds(live: LiveEngine, task_id: str) -> list[BudgetHold]:
+    found = await live.engine.reads.list_attempts(task_id)
+    return [hold for attempt in found.attempts for hold in attempt.budget_holds]
+
+
+async def test_usage_of_an_attempt_that_ended_long_ago_is_recorded_after_a_restart(live: LiveEngine) -> None:
+    await make(live, 100)
+    agent_id = await live.register()
+    task = await live.create()
+    offer = await live.offer(agent_id)
+    await live.complete(offer)
+    await live.crash()
+
+    late = ReportUsageRequest(lease_token=offer.lease_token, records=[UsageRecord(record_id="c", cost=cents(4).cost)])
+    answer = await live.call(late)
+
+    assert answer.directive == LEASE_DIRECTIVE_LOST
+    assert [one.kind for one in answer.outcomes] == [USAGE_OUTCOME_KIND_RECORDED]
+    assert await figures(live) == (4, 0)
+    found = await live.engine.reads.usage.list_records(ListUsageRecordsRequest())
+    assert [(one.task_id, one.attempt) for one in found.records] == [(task.task_id, 1)]

@@ -215,11 +215,16 @@ async def test_housekeeping_survives_a_database_that_cannot(
 
 
 async def test_an_agent_lives_in_its_instance_until_it_ends(on_sqlite: LiveEngine) -> None:
+    def lives(agent_id: str, instance: int) -> bool:
+        caller = on_sqlite.keyring.authenticate(on_sqlite.keyring.agent_token(agent_id, instance))
+        assert caller is not None
+        return on_sqlite.engine.lives(caller)
+
     agent_id = await on_sqlite.register()
-    assert on_sqlite.engine.agent_lives(agent_id, 1)
-    assert not on_sqlite.engine.agent_lives(agent_id, 2)
-    assert not on_sqlite.engine.agent_lives("agent_unknown", 1)
+    assert lives(agent_id, 1)
+    assert not lives(agent_id, 2)
+    assert not lives("agent_unknown", 1)
 
     await on_sqlite.call(DeregisterRequest(agent_id=agent_id))
 
-    assert not on_sqlite.engine.agent_lives(agent_id, 1)
+    assert not lives(agent_id, 1)

@@ -13,11 +13,13 @@ import pytest
 from google.protobuf.json_format import MessageToJson
 from google.rpc.status_pb2 import Status
 from kapell.sync import SyncClient
-from kapell.v1.usage_pb2 import UsageTotals
+from kapell.v1.usage_pb2 import ListUsageRecordsRequest, UsageTotals
+from kapell.v1.worker_pb2 import CompleteTaskRequest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 
 from tests.gateway.telemetry import claude_counter, claude_request, codex_response, logs
+from tests.rpc.scene import Ask, Scene
 from tests.support.server_process import ServerProcess
 
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
@@ -159,6 +161,29 @@ def test_nobody_gets_in_without_a_token(exporter: Exporter, token: str) -> None:
     assert answer.status == 401
     assert status_of(answer).code == 16
     assert exporter.totals().records == 0
+
+
+def test_a_body_of_nobody_is_not_even_read(exporter: Exporter) -> None:
+    bodies = ((JSON, b"{}"), (JSON, b"garbage"), (PROTOBUF, b""), ("text/plain", b"-"))
+
+    for exporter.token in ("", "wrong"):
+        for path in ("/v1/logs", "/v1/metrics"):
+            assert [exporter.post(path, body, kind=kind).status for kind, body in bodies] == [401] * len(bodies)
+
+
+def test_what_a_program_exports_is_of_its_attempt(exporter: Exporter) -> None:
+    scene = Scene(exporter.server)
+    mine = scene.running()
+    exporter.token = mine.offer.attempt_token
+
+    answer = exporter.post("/v1/logs", logs(claude_request()).SerializeToString())
+
+    assert answer.status == 200
+    [record] = scene.ask("ListUsageRecords", ListUsageRecordsRequest()).records
+    assert (record.task_id, record.attempt, record.agent_id) == (mine.task_id, 1, mine.worker.agent_id)
+    scene.call("CompleteTask", Ask(CompleteTaskRequest(lease_token=mine.lease_token), mine.worker.token))
+    assert exporter.post("/v1/logs", b"").status == 401
+    scene.close()
 
 
 def test_it_lives_and_is_ready_and_knows_nothing_else(exporter: Exporter) -> None:

@@ -13,10 +13,12 @@ from kapell._locks.environment import KnownLock
 from kapell._worker.approvals import Verdict
 from kapell.records import UsageFields
 from kapell.rules.redaction import Redactor
+from kapell.runtimes.contract import Workspace
 from kapell.v1.approval_pb2 import Approval, ApprovalDecision
 from kapell.v1.approval_policy_pb2 import APPROVAL_STATE_APPROVED, APPROVAL_STATE_REJECTED
 from kapell.v1.artifact_pb2 import Artifact
 from kapell.v1.common_pb2 import LOG_STREAM_STDERR, LOG_STREAM_STDOUT, LOG_STREAM_SYSTEM, LogStream
+from kapell.v1.workspace_pb2 import TaskWorkspace
 
 
 @dataclass
@@ -30,6 +32,8 @@ class RecordedAttempt:
     progress_seen: list[tuple[float | None, str, str]] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     lease_lost: asyncio.Event = field(default_factory=asyncio.Event)
+    paused: asyncio.Event = field(default_factory=asyncio.Event)
+    continued: asyncio.Event = field(default_factory=asyncio.Event)
     room: asyncio.Event = field(default_factory=asyncio.Event)
     artifacts: dict[str, bytes] = field(default_factory=dict)
     refused: dict[str, Exception] = field(default_factory=dict)
@@ -42,6 +46,9 @@ class RecordedAttempt:
     foreign_locks: dict[str, str] = field(default_factory=dict)
     lost_locks: str = ""
     checked: list[set[str]] = field(default_factory=list)
+    workspace: Workspace | None = None
+    workspaces: list[TaskWorkspace] = field(default_factory=list)
+    token: str = ""
     has_ended: bool = False
     logged: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -52,7 +59,10 @@ class RecordedAttempt:
 
     @property
     def redactor(self) -> Redactor:
-        return Redactor(self.secrets.values())
+        return Redactor((*self.secrets.values(), self.token))
+
+    def program_token(self) -> str:
+        return self.token
 
     @property
     def log_full(self) -> bool:
@@ -67,6 +77,18 @@ class RecordedAttempt:
 
     def usage_from(self, response: Mapping[str, object], *, record_id: str = "", series: str = "") -> None:
         self.used.append(dict(response))
+
+    async def budget_room(self) -> None:
+        waits = [asyncio.create_task(event.wait()) for event in (self.continued, self.cancelled)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if self.cancelled.is_set():
+            raise asyncio.CancelledError
+        self.paused.clear()
+        self.continued.clear()
 
     def program_ended(self) -> None:
         self.has_ended = True
@@ -126,6 +148,9 @@ class RecordedAttempt:
         self.artifacts[name] = path.read_bytes()
         return Artifact(artifact_id=f"artifact_{len(self.artifacts)}", name=name)
 
+    async def report_workspaces(self, workspaces: Iterable[TaskWorkspace]) -> None:
+        self.workspaces = list(workspaces)
+
     def cancel(self) -> None:
         """What the worker does when the task is cancelled."""
         self.cancelled.set()
@@ -146,6 +171,13 @@ class RecordedAttempt:
     @property
     def remarks(self) -> list[str]:
         return [text for stream, text in self.lines if stream == LOG_STREAM_SYSTEM]
+
+    async def until_remark(self, text: str) -> None:
+        """Waits until the runtime has remarked something with this text."""
+        async with asyncio.timeout(20):
+            while not any(text in remark for remark in self.remarks):
+                self._changed.clear()
+                await self._changed.wait()
 
     async def until_stdout(self, count: int) -> list[str]:
         """Waits until the program has written `count` lines."""

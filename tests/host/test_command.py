@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import signal
 import sys
 from collections.abc import Mapping
@@ -130,6 +132,23 @@ async def test_a_program_is_told_the_locks_of_its_attempt_and_where_to_have_them
 
     known = '[{"path":"web/src","mode":"exclusive","lock_id":"lock_1","fencing_token":7}]'
     assert (told, without) == (f"{known} 127.0.0.1:1", "[] ")
+
+
+async def test_a_program_finds_the_token_of_its_attempt_unless_its_profile_has_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KAPELL_ADDRESS", "127.0.0.1:1")
+    spec = sh('echo "$KAPELL_ADDRESS $KAPELL_TOKEN" | tr a-z A-Z')
+    attempt = RecordedAttempt(token="kapell_attempt_t.1.0.ff")
+
+    found = await run(tmp_path, spec, attempt=attempt)
+    await run(tmp_path, sh('echo "$KAPELL_TOKEN"'), attempt=attempt)
+    spec.env["KAPELL_TOKEN"] = "of the profile"
+    its_own = await run(tmp_path, spec, attempt=attempt)
+
+    assert found == "127.0.0.1:1 KAPELL_ATTEMPT_T.1.0.FF"
+    assert "kapell_attempt_" not in repr(attempt.lines)
+    assert its_own == "127.0.0.1:1 OF THE PROFILE"
 
 
 async def test_program_inherits_only_the_allow_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,6 +371,42 @@ async def test_program_runs_in_a_session_of_its_own(tmp_path: Path) -> None:
     spec = CommandRuntime(argv=[sys.executable, "-c", "import os; print(os.getsid(0) == os.getpid())"])
 
     assert await run(tmp_path, spec) == "True"
+
+
+async def _paused(tmp_path: Path, script: str) -> tuple[asyncio.Task[object], RecordedAttempt, Path]:
+    """A program that waits for a line from a pipe, and was stopped by then. No process is begun meanwhile."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    attempt = RecordedAttempt()
+    running = asyncio.create_task(run(tmp_path, sh(script.replace("GATE", str(gate))), attempt=attempt))
+    pid = int((await attempt.until_stdout(1))[0])
+    attempt.paused.set()
+    await attempt.until_remark("SIGSTOP")
+    await asyncio.to_thread(os.waitid, os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+    return running, attempt, gate
+
+
+async def test_a_program_is_stopped_while_its_attempt_is_paused(tmp_path: Path) -> None:
+    running, attempt, gate = await _paused(tmp_path, "echo $$; read line < GATE; echo $line")
+
+    writing = asyncio.create_task(asyncio.to_thread(gate.write_text, "go on\n"))
+    assert not running.done()
+    attempt.continued.set()
+
+    assert await asyncio.wait_for(running, 20) == f"{attempt.stdout[0]}\ngo on"
+    await writing
+    assert any("SIGCONT" in remark for remark in attempt.remarks)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "lost"])
+async def test_a_stopped_program_is_ended_with_its_attempt(tmp_path: Path, how: str) -> None:
+    running, attempt, _ = await _paused(tmp_path, "trap 'echo tidied; exit 0' TERM; echo $$; read line < GATE")
+
+    attempt.cancel() if how == "cancelled" else attempt.lose()
+
+    with pytest.raises(TaskFailed, match="cancelled"):
+        await asyncio.wait_for(running, 20)
+    assert attempt.stdout[1:] == (["tidied"] if how == "cancelled" else [])
 
 
 async def test_usage_in_the_result_is_reported(tmp_path: Path) -> None:

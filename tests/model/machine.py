@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from kapell.v1 import agent_pb2, task_pb2
 from kapell.v1.agent_pb2 import CommandRuntime, SpawnAgentRequest
 from kapell.v1.worker_pb2 import LeaseDirective, LeaseTasksRequest, RegisterWorkerRequest
+from kapell_server.domain.access import Caller, system
 from kapell_server.domain.errors import KapellError
 from kapell_server.engine.facts import SpawnCommand
 
@@ -28,8 +29,9 @@ from tests.model.days import IDS, Day
 from tests.model.lives import HELD, OVER
 from tests.model.locks import Tokens
 from tests.model.oracle import Oracle
-from tests.support.live_engine import LiveEngine, settled
+from tests.support.live_engine import USER, LiveEngine, settled
 
+AGENTS = system("agents")
 ENDS = ("complete", "EXIT", "FATAL", "LIMITED", "release", "progress", "cancel", "die")
 
 
@@ -162,7 +164,8 @@ class Machine(Asking, Checking, RuleBasedStateMachine):
         """One batch on engine and oracle, their answers compared."""
         self.pass_time(1e-6)
         asked = [self.ask(command) for command in commands]
-        answers = await self.live.together(*[request for request, _ in asked])
+        calls = [self.live.call(request, caller_of(request)) for request, _ in asked]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
         if not asked:
             await self.live.pulse()
         self.oracle.begin()
@@ -209,7 +212,7 @@ class Machine(Asking, Checking, RuleBasedStateMachine):
         """A LeaseTasks call, which waits on if it is patient and there is nothing."""
         self.pass_time(1e-6)
         wait = Duration(seconds=60 if patient else 0)
-        call = self.live.call(LeaseTasksRequest(agent_id=name, max_tasks=most, wait=wait))
+        call = self.live.call(LeaseTasksRequest(agent_id=name, max_tasks=most, wait=wait), AGENTS)
         poll = await settled(call)
         if patient:
             await self.live.pulse()
@@ -255,3 +258,8 @@ class Machine(Asking, Checking, RuleBasedStateMachine):
             assert running == ([task.number] if task.holder and task.state not in OVER else []), "T2"
         assert self.live.crashes == []
         await self.live.stop()
+
+
+def caller_of(request: Any) -> Caller:
+    """Who makes a call: what workers say is said by somebody who may speak for all agents."""
+    return AGENTS if type(request).DESCRIPTOR.file is RegisterWorkerRequest.DESCRIPTOR.file else USER

@@ -15,6 +15,7 @@ from tests.rpc.rpc_secrets import SECRETS, VALID_OF_SECRETS
 from tests.rpc.rpc_templates import TEMPLATES
 from tests.rpc.rpc_tokens import TOKENS, VALID_OF_TOKENS
 from tests.rpc.rpc_usage import USAGE, VALID_OF_USAGE
+from tests.rpc.rpc_workspaces import VALID_OF_WORKSPACES
 
 BOTH_STARTS = {"options": {"sendInitialState": True, "startAfterRevision": "1"}}
 NO_ID: dict[str, Any] = {}
@@ -65,6 +66,8 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "ReportProgress": ({"leaseToken": "t", "progress": {"fraction": 2}}, "progress.fraction"),
     "AppendTaskLogs": ({"leaseToken": "t"}, "entries"),
     "ReportUsage": ({"leaseToken": "t"}, "records"),
+    "ReportWorkspaces": ({"leaseToken": "t"}, "workspaces"),
+    "RecordTaskMerge": ({"taskId": "task_1", "name": "shop", "headCommit": "a"}, "merge"),
     "CreateChildTasks": ({"leaseToken": "t"}, "tasks"),
     "WaitChildTasks": ({"leaseToken": "t", "wait": "61s"}, "wait"),
     "GetTaskTree": (NO_ID, "task_id"),
@@ -88,6 +91,7 @@ VALID: dict[str, dict[str, Any]] = {
     **VALID_OF_LOCKS,
     **VALID_OF_SECRETS,
     **VALID_OF_TOKENS,
+    **VALID_OF_WORKSPACES,
     "CreateTemplate": {"templateId": "greet", "spec": TEMPLATE},
     "GetTemplate": {"template": "greet"},
     "UpdateTemplate": {"templateId": "greet", "spec": TEMPLATE},

@@ -58,6 +58,7 @@ from tests.rpc.rpc_secrets import SECRET_NOT_FOUND, SECRETS
 from tests.rpc.rpc_templates import OF_CREATE_TASK, TEMPLATES
 from tests.rpc.rpc_tokens import TOKENS
 from tests.rpc.rpc_usage import REPORT_USAGE, USAGE
+from tests.rpc.rpc_workspaces import RECORD_TASK_MERGE, REPORT_WORKSPACES
 from tests.rpc.scene import Ask
 
 TASKS: dict[str, Case] = {
@@ -280,6 +281,8 @@ AGENTS: dict[str, Case] = {
 
 WORKERS: dict[str, Case] = {
     "ReportUsage": REPORT_USAGE,
+    "ReportWorkspaces": REPORT_WORKSPACES,
+    "RecordTaskMerge": RECORD_TASK_MERGE,
     "RegisterWorker": Case(
         works=lambda scene: Ask(
             worker_pb2.RegisterWorkerRequest(instance_key=scene.name("instance-"), agent_types=["idle"])

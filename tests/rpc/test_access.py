@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from kapell.v1 import agent_pb2, audit_pb2, event_pb2, task_pb2, token_pb2, worker_pb2
+from kapell.v1 import agent_pb2, audit_pb2, event_pb2, queue_pb2, task_pb2, token_pb2, usage_pb2, worker_pb2
 from kapell.v1.common_pb2 import (
     AGENT_ACCESS_ANY,
     AGENT_ACCESS_OWN,
@@ -44,6 +44,7 @@ OF_WHOEVER_ASKS = {
     "RegisterWorker": {"TOKEN_INVALID"},
     "GetApproval": {"NOT_OWNER"},
     "WaitApproval": {"NOT_OWNER"},
+    "CheckFence": {"FENCING_TOKEN_STALE"},
     "BatchCompleteTasks": set(),  # every attempt has an outcome of its own: LEASE_LOST
     **{
         name: {"NOT_OWNER"}
@@ -95,7 +96,8 @@ def tokens(scene: Scene) -> Tokens:
     with pytest.raises(grpc.RpcError):
         list(stream)
     return Tokens(
-        of_scope={scope: token(scene, scope).secret for scope in SCOPES},
+        # Of the user whose scene it is: agents, locks and approvals are their user's.
+        of_scope={scope: token(scene, scope, principal="admin").secret for scope in SCOPES},
         expired=short.secret,
         revoked=gone.secret,
         agent=scene.worker(),
@@ -176,6 +178,37 @@ def test_a_bad_token_opens_nothing(scene: Scene, tokens: Tokens, name: str) -> N
         assert found.reasons == (reason,)
         assert not secret or secret not in found.text
     assert changes(scene, before) == []
+
+
+@every_rpc
+def test_a_program_is_kept_to_its_attempt(scene: Scene, name: str) -> None:
+    method = METHODS[name]
+    ask = CASES[name].works(scene)
+    mine = scene.running()
+    before = revision(scene)
+
+    if method.program_access == AGENT_ACCESS_ANY:
+        scene.call(name, ask, token=mine.offer.attempt_token)
+    elif name == "ListLocks":
+        assert not scene.call(name, ask, token=mine.offer.attempt_token).locks
+    elif name == "RecordUsage":
+        answer = scene.call(name, Ask(_of_another(scene)), token=mine.offer.attempt_token)
+        assert [outcome.reason for outcome in answer.outcomes] == ["NOT_OWNER"], answer
+    else:
+        found = scene.refusal(name, ask, token=mine.offer.attempt_token)
+        assert found.code.name in ("PERMISSION_DENIED", "ABORTED"), found
+        if method.program_access != AGENT_ACCESS_OWN:
+            assert found.reasons == ("NOT_FOR_AGENTS",)
+        else:
+            assert found.reasons == ("FENCING_TOKEN_STALE" if name == "CheckFence" else "NOT_OWNER",)
+    assert changes(scene, before) == []
+
+
+def _of_another(scene: Scene) -> usage_pb2.RecordUsageRequest:
+    tokens = usage_pb2.TokenCounts(uncached_input_tokens=1)
+    named = {"provider": "p", "model": "m", "task_id": "task_another"}
+    record = usage_pb2.UsageRecord(record_id=scene.name("r"), tokens=tokens, **named)
+    return usage_pb2.RecordUsageRequest(records=[record])
 
 
 @every_rpc
@@ -358,6 +391,42 @@ def test_no_secret_is_stored_or_logged(server_process: ServerProcess) -> None:
     kept = [file.read_bytes() for file in server_process.data_dir.rglob("*") if file.is_file()]
     assert not any(proof in content for content in [*kept, events, audit, server_process.log.encode()])
     assert "a login failed" in server_process.log
+
+
+def test_who_tries_what_is_for_administrators_is_recorded(scene: Scene, tokens: Tokens) -> None:
+    mallory = token(scene, SCOPE_READ, principal="mallory")
+    make = Ask(token_pb2.CreateTokenRequest(principal="mallory", scopes=[SCOPE_ADMIN]))
+    pause = Ask(queue_pb2.PauseQueueRequest(agent_type="shell"))
+    read = Ask(task_pb2.GetTaskTreeRequest(task_id="task_x"))
+    before = _newest(scene)
+
+    for ask, name in ((make, "CreateToken"), (pause, "PauseQueue"), (read, "ListTasks")):
+        for secret in (mallory.secret, tokens.agent.token, "garbage"):
+            scene.refusal(name, ask, token=secret)
+
+    entries = _entries_after(scene, before, 4)
+    assert {(entry.actor.id, entry.method, entry.refusal) for entry in entries} == {
+        ("mallory", "TokenService.CreateToken", "SCOPE_MISSING"),
+        ("mallory", "QueueService.PauseQueue", "SCOPE_MISSING"),
+        (tokens.agent.agent_id, "TokenService.CreateToken", "SCOPE_MISSING"),
+        (tokens.agent.agent_id, "QueueService.PauseQueue", "SCOPE_MISSING"),
+    }
+    assert all(entry.times == 1 and entry.peer.startswith("ipv4:") and not entry.request for entry in entries)
+    assert {entry.token_id for entry in entries if entry.actor.id == "mallory"} == {mallory.token.token_id}
+
+
+def _newest(scene: Scene) -> int:
+    request = audit_pb2.ListAuditEntriesRequest(page_size=1)
+    return max((entry.number for entry in scene.ask("ListAuditEntries", request).entries), default=0)
+
+
+def _entries_after(scene: Scene, number: int, least: int) -> list[audit_pb2.AuditEntry]:
+    """The entries of mallory and agents after this one, once there are so many."""
+    while True:
+        listed = scene.ask("ListAuditEntries", audit_pb2.ListAuditEntriesRequest(page_size=100)).entries
+        found = [entry for entry in listed if entry.number > number and entry.refusal]
+        if len(found) >= least:
+            return found
 
 
 def test_what_administrators_do_is_recorded(scene: Scene) -> None:

@@ -79,6 +79,7 @@ COMMANDS = {
     "ApprovalService.ListApprovalRules": "approval rules",
     "ApprovalService.DeleteApprovalRule": "approval forget",
     "TaskService.ApproveTask": "task approve",
+    "TaskService.RecordTaskMerge": "task merge",
     "ArtifactService.CreateArtifact": "artifact upload",
     "ArtifactService.UploadArtifact": "artifact upload",
     "ArtifactService.CompleteArtifact": "artifact upload",

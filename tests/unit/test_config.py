@@ -156,6 +156,14 @@ def test_a_misspelt_key_is_refused_with_the_close_spelling(tmp_path: Path) -> No
         ('[profiles.x]\nacp = { argv = ["true"], kill_grace = "2m" }', "profiles.x.acp.kill_grace"),
         ('[profiles.x]\nacp = { argv = ["{task}"] }', "take the placeholders"),
         ('[profiles.x]\nslots = 2\nacp = { argv = ["true"], session = "agent" }', "needs slots = 1"),
+        (
+            '[profiles.x]\nworkspace = "here"\ncommand = { argv = ["true"] }',
+            'profiles.x.workspace must be "none" or a table such as { directory = "/srv/shop" }',
+        ),
+        (
+            '[profiles.x]\nworkspace = { directory = "here" }\ncommand = { argv = ["true"] }',
+            "profiles.x.workspace.directory: ",
+        ),
         ('[profiles."a b"]\ncommand = { argv = ["true"] }', "a profile's name has 1 to 64"),
     ],
 )
@@ -237,6 +245,68 @@ def test_a_profile_may_be_of_an_acp_agent(tmp_path: Path) -> None:
     assert (acp.session, acp.permissions) == (ACP_SESSION_PER_AGENT, ACP_PERMISSIONS_ALLOW_READS)
     assert (acp.mode, acp.model, acp.auth_method) == ("plan", "pro", "gemini-api-key")
     assert (acp.kill_grace.seconds, acp.start_timeout.seconds, acp.hide_thoughts) == (2, 180, True)
+
+
+def test_a_profile_names_a_workspace(tmp_path: Path) -> None:
+    command = 'command = { argv = ["true"] }'
+    text = f'[profiles.a]\nworkspace = "none"\n{command}\n[profiles.b]\nworkspace = {{ directory = "/srv" }}\n{command}'
+
+    profiles = loaded(tmp_path, text).profiles
+
+    assert not profiles["a"].spec.HasField("workspace")
+    assert profiles["b"].spec.workspace.directory == "/srv"
+
+
+def test_a_profile_asks_for_worktrees(tmp_path: Path) -> None:
+    config = loaded(
+        tmp_path,
+        """
+        [profiles.coder]
+        command = { argv = ["true"] }
+        [profiles.coder.workspace.git_worktree]
+        repositories = [{ path = "/srv/shop.git", base_ref = "main" }, { name = "d", path = "/srv/docs" }]
+        branch = "work/{task_id}"
+        setup = { argv = ["npm", "ci"], inputs = ["package-lock.json"], timeout = "5m" }
+        restart_on_retry = true
+        merge = { check = ["make", "test"], check_timeout = "20m", rebase = true }
+        """,
+    )
+
+    spec = config.profiles["coder"].spec.workspace.git_worktree
+    assert [(r.name, r.path, r.base_ref) for r in spec.repositories] == [
+        ("shop", "/srv/shop.git", "main"),
+        ("d", "/srv/docs", ""),
+    ]
+    assert (spec.branch, spec.setup.timeout.seconds, list(spec.setup.inputs)) == (
+        "work/{task_id}",
+        300,
+        ["package-lock.json"],
+    )
+    assert (list(spec.merge.check), spec.merge.check_timeout.seconds, spec.merge.rebase) == (
+        ["make", "test"],
+        1200,
+        True,
+    )
+    assert (spec.restart_on_retry, spec.keep_uncommitted) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("inside", "said"),
+    [
+        ("repositorys = []", "there is no key `repositorys`; did you mean `repositories`?"),
+        ("repositories = []", "workspace.git_worktree.repositories: must contain at least 1"),
+        ('repositories = [{ path = "shop" }]', "repositories[0].path"),
+        ('repositories = [{ path = "/a/x" }, { path = "/b/x" }]', "each repository must have a name of its own"),
+        ('repositories = [{ path = "/x", base_ref = "-f" }]', "repositories[0].base_ref"),
+        ('repositories = [{ path = "/x" }]\nbranch = "mine"', "branch must have {task_id} in it"),
+        ('repositories = [{ path = "/x" }]\nbranch = "{task_id}/{who}"', "branch must have {task_id} in it"),
+        ('repositories = [{ path = "/x" }]\nsetup = { argv = ["true"], inputs = ["/etc/x"] }', "setup.inputs[0]"),
+    ],
+)
+def test_a_worktree_that_cannot_be_is_named(tmp_path: Path, inside: str, said: str) -> None:
+    table = f'[profiles.x]\ncommand = {{ argv = ["true"] }}\n[profiles.x.workspace.git_worktree]\n{inside}'
+
+    assert said in refusal(tmp_path, table)
 
 
 def test_a_profile_says_when_its_agents_are_started_again(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from kapell_server.data_dir import DataDirectory, StartRefusedError, explain
 from kapell_server.domain.access import CallerKind
+from structlog.testing import capture_logs
 
 
 def test_secrets_are_made_once_and_readable_by_their_owner_alone(tmp_path: Path) -> None:
@@ -27,6 +28,37 @@ def test_secrets_are_made_once_and_readable_by_their_owner_alone(tmp_path: Path)
         assert (tmp_path / "data" / name).stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
     directory.release()
+
+
+def test_what_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "logs").mkdir(parents=True)
+    (data / "sites").mkdir()
+    left = [data / name for name in ("server.key", "admin.token", "kapell.db", "kapell.db-wal", "server.json")]
+    for path in (*left, data / "notes", tmp_path / "elsewhere"):
+        path.write_bytes(b"")
+        path.chmod(0o644)
+    (data / "place").symlink_to(tmp_path / "elsewhere")
+    for path in (data, data / "logs", data / "sites"):
+        path.chmod(0o755)
+    directory = DataDirectory(data)
+
+    with capture_logs() as logs:
+        directory.acquire()
+
+    assert {path.name: mode(path) for path in left} == {path.name: 0o600 for path in left}
+    assert (mode(data), mode(data / "logs")) == (0o700, 0o700)
+    assert {entry["path"] for entry in logs} == {str(path) for path in (data, data / "logs", *left)}
+    assert (mode(data / "notes"), mode(data / "sites"), mode(tmp_path / "elsewhere")) == (0o644, 0o755, 0o644)
+    directory.release()
+    with capture_logs() as logs:
+        directory.acquire()
+    assert logs == []
+    directory.release()
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
 
 
 def test_a_second_holder_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:

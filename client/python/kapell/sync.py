@@ -69,6 +69,7 @@ class SyncTasks(Face[Tasks]):
     attempts = blocking(Tasks.attempts)
     explain = blocking(Tasks.explain)
     approve = blocking(Tasks.approve)
+    record_merge = blocking(Tasks.record_merge)
     wait = blocking(Tasks.wait)
     watch = streaming(Tasks.watch)
     logs = streaming(Tasks.logs)

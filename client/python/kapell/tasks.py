@@ -35,6 +35,7 @@ from kapell.v1.common_pb2 import LIST_ORDER_UNSPECIFIED, ListOrder
 from kapell.v1.lock_pb2 import LockItem, TaskLock
 from kapell.v1.task_pb2_grpc import TaskServiceStub
 from kapell.v1.watch_pb2 import EVENT_KIND_TASK_DELETED
+from kapell.v1.workspace_pb2 import WorkspaceMerge
 from kapell.watch import Watch, WatchKeywords, split_start
 
 if TYPE_CHECKING:
@@ -299,6 +300,14 @@ class Tasks:
         request = pb.ApproveTaskRequest(task_id=task_id, decision=decision, comment=comment, **content)
         request.shown_hash, request.request_id = shown_hash, request_id or new_request_id()
         return (await self._connection.call(self._stub.ApproveTask, request)).task
+
+    async def record_merge(
+        self, task_id: str, name: str, head_commit: str, merge: WorkspaceMerge, *, request_id: str = ""
+    ) -> pb.Task:
+        """Records how the merge of a task's branch has ended; `kapell task merge` merges, and records it."""
+        request = pb.RecordTaskMergeRequest(task_id=task_id, name=name, head_commit=head_commit, merge=merge)
+        request.request_id = request_id or new_request_id()
+        return (await self._connection.call(self._stub.RecordTaskMerge, request)).task
 
     async def wait(
         self,

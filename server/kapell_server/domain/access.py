@@ -30,6 +30,10 @@ ALL_SCOPES = frozenset(
 )
 AGENT_SCOPES = frozenset({SCOPE_READ, SCOPE_WORKER})
 TICKET_SCOPES = frozenset({SCOPE_WORKER})
+PROGRAM_SCOPES: frozenset[Scope.ValueType] = frozenset()
+"""What programs may call is said by each method (program_access), whatever its scope."""
+
+_ATTEMPT = "kapell_attempt_"
 
 
 class CallerKind(enum.Enum):
@@ -37,13 +41,24 @@ class CallerKind(enum.Enum):
 
     USER = "user"
     AGENT = "agent"
+    PROGRAM = "program"
     TICKET = "ticket"
     SYSTEM = "system"
 
 
+@dataclass(frozen=True, slots=True)
+class LeaseId:
+    """What a lease token speaks of."""
+
+    task_id: str
+    attempt: int
+    start_ns: int
+    """When the attempt began: a task that is deleted and made again under its id counts from 1 again."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Caller:
-    """An authenticated caller. `agent_id` and `instance` are set for agents; tickets have no instance."""
+    """An authenticated caller. `agent_id` and `instance` are set for agents; tickets and programs have no instance."""
 
     kind: CallerKind
     name: str
@@ -56,6 +71,13 @@ class Caller:
     """When the token's time is over, in ns since 1970; 0: never."""
     peer: str = ""
     """Where the call comes from; set for those that are recorded."""
+    lease: LeaseId | None = None
+    """Of a program: the attempt that it works on, for the agent `agent_id`."""
+
+    @property
+    def is_fenced(self) -> bool:
+        """Whether it is kept to its own: an agent, or a program of one."""
+        return self.kind is CallerKind.AGENT or self.kind is CallerKind.PROGRAM
 
     @lru_cache(maxsize=1024)  # noqa: B019 - callers are few and values
     def actor(self) -> Actor:
@@ -63,7 +85,7 @@ class Caller:
         match self.kind:
             case CallerKind.USER:
                 return Actor(kind=ACTOR_KIND_USER, id=self.name)
-            case CallerKind.AGENT | CallerKind.TICKET:
+            case CallerKind.AGENT | CallerKind.TICKET | CallerKind.PROGRAM:
                 return Actor(kind=ACTOR_KIND_AGENT, id=self.agent_id)
             case CallerKind.SYSTEM:
                 return Actor(kind=ACTOR_KIND_SYSTEM, id=self.name)
@@ -77,16 +99,6 @@ def user(name: str) -> Caller:
 def system(name: str) -> Caller:
     """A part of the server itself, such as "timer" or "spawner"."""
     return Caller(kind=CallerKind.SYSTEM, name=name, scopes=ALL_SCOPES)
-
-
-@dataclass(frozen=True, slots=True)
-class LeaseId:
-    """What a lease token speaks of."""
-
-    task_id: str
-    attempt: int
-    start_ns: int
-    """When the attempt began: a task that is deleted and made again under its id counts from 1 again."""
 
 
 class Keyring:
@@ -116,8 +128,16 @@ class Keyring:
 
     def parse_lease_token(self, token: str) -> LeaseId | None:
         """The attempt a genuine token speaks of; None for a forged or damaged one."""
+        return self._parse("lease:", token)
+
+    def attempt_token(self, lease_id: LeaseId) -> str:
+        """The token of programs that work on this attempt."""
+        subject = f"{lease_id.task_id}.{lease_id.attempt}.{lease_id.start_ns:x}"
+        return f"{_ATTEMPT}{subject}.{self._mac('attempt:' + subject)}"
+
+    def _parse(self, kind: str, token: str) -> LeaseId | None:
         subject, _, mac = token.rpartition(".")
-        if not hmac.compare_digest(mac.encode(), self._mac("lease:" + subject).encode()):
+        if not hmac.compare_digest(mac.encode(errors="replace"), self._mac(kind + subject).encode()):
             return None
         task_id, attempt, start = subject.rsplit(".", 2)
         return LeaseId(task_id, int(attempt), int(start, 16))
@@ -142,7 +162,16 @@ class Keyring:
         return f"kapell_{token_id}.{mac}"
 
     def authenticate(self, token: str) -> Caller | None:
-        """Whose token it is; None where it is nobody's. Whether an agent still lives is not checked here."""
+        """Whose token it is; None where it is nobody's. Whether an agent or attempt still lives is not checked here.
+
+        Of a program its agent is left open: who has the attempt is known to the engine.
+        """
+        if token.startswith(_ATTEMPT):
+            lease_id = self._parse("attempt:", token.removeprefix(_ATTEMPT))
+            if lease_id is None:
+                return None
+            name = f"a program of {lease_id.task_id}"
+            return Caller(kind=CallerKind.PROGRAM, name=name, scopes=PROGRAM_SCOPES, lease=lease_id)
         if token.startswith("kapell_agent_"):
             subject, _, mac = token.removeprefix("kapell_agent_").rpartition(".")
             if hmac.compare_digest(mac.encode(), self._mac("agent:" + subject).encode()):

@@ -7,6 +7,7 @@ for them before dispatch; tasks that were offered theirs and found no agent leav
 
 from __future__ import annotations
 
+from kapell_server.domain.budgets import edges
 from kapell_server.domain.locks import grants
 from kapell_server.domain.queueing import concurrency, dispatch
 from kapell_server.domain.queueing.polls import Poll
@@ -19,6 +20,7 @@ def close(state: State) -> list[Poll]:
     served: list[Poll] = []
     room = dependency.MOST_AT_ONCE
     settled = 0
+    edges.meet_all(state)
     while True:
         room -= dependency.resolve(state, room)
         settled = concurrency.settle_arrivals(state, settled)

@@ -354,6 +354,13 @@ class State:
         if new:
             self.pending.new_attempts.add(key)
 
+    def find_attempt(self, task_id: str, number: int) -> TaskAttempt | None:
+        """The attempt, which may have ended; None where there is none."""
+        put = self.pending.attempts.get((task_id, number))
+        if self.find_task(task_id) is None:
+            return None
+        return put[0] if put is not None else self.loader.load_attempt(task_id, number)
+
     # -- agents ------------------------------------------------------------------------------
 
     def find_agent(self, agent_id: str) -> Agent | None:

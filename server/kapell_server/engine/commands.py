@@ -27,17 +27,17 @@ from kapell.v1 import (
 from kapell_server.domain.alerts import alerts
 from kapell_server.domain.approvals import decision, expiry, inbox, request, rules
 from kapell_server.domain.budgets import budget, reservation
-from kapell_server.domain.budgets.budgets import HOLD_SUBJECT
+from kapell_server.domain.budgets.edges import HOLD_SUBJECT, look_at_hold
 from kapell_server.domain.locks import deadlock, grants, lock, resumption, session, ticket, views
 from kapell_server.domain.queueing import explain, queue, start_blockers
 from kapell_server.domain.schedules import schedule, schedule_run
 from kapell_server.domain.secrets import secret
 from kapell_server.domain.secrets.secret import RotateKeyCommand, SetSecretCommand
 from kapell_server.domain.state import State
-from kapell_server.domain.tasks import bulk, child, retention, task
+from kapell_server.domain.tasks import bulk, child, retention, task, workspace
 from kapell_server.domain.tasks.bulk_job import BulkCommand, BulkStep
 from kapell_server.domain.templates import template
-from kapell_server.domain.tokens import token
+from kapell_server.domain.tokens import audit, token
 from kapell_server.domain.usage import estimate, ledger, price, reprice
 from kapell_server.domain.usage.shelf import SUBJECT as USAGE
 from kapell_server.domain.webhooks import webhook
@@ -49,6 +49,7 @@ from kapell_server.engine.facts import (
     ChildrenAwaited,
     EventsOutlived,
     InboxQuestion,
+    RefusalsNoted,
     SpawnCommand,
     TasksOutlived,
     TemplatesShipped,
@@ -66,6 +67,7 @@ DECIDERS: dict[type, Decide] = {
     task_pb2.RetryTaskRequest: task.retry_task,
     task_pb2.DeleteTaskRequest: task.delete_task,
     task_pb2.ApproveTaskRequest: decision.approve_task,
+    task_pb2.RecordTaskMergeRequest: workspace.record_merge,
     approval_pb2.RequestApprovalRequest: request.request_approval,
     approval_pb2.DecideApprovalRequest: decision.decide,
     approval_pb2.BatchDecideApprovalsRequest: decision.decide_batch,
@@ -121,6 +123,7 @@ DECIDERS: dict[type, Decide] = {
     worker_pb2.HeartbeatRequest: worker.heartbeat,
     worker_pb2.ReportProgressRequest: worker.report_progress,
     worker_pb2.ReportUsageRequest: worker.report_usage,
+    worker_pb2.ReportWorkspacesRequest: worker.report_workspaces,
     worker_pb2.CompleteTaskRequest: worker.complete_task,
     worker_pb2.BatchCompleteTasksRequest: worker.complete_tasks,
     worker_pb2.FailTaskRequest: worker.fail_task,
@@ -142,6 +145,7 @@ DECIDERS: dict[type, Decide] = {
     admin_pb2.CompactEventsRequest: retention.compact_events,
     EventsOutlived: lambda state, fact: retention.compact_to(state, fact.revision),
     TasksOutlived: lambda state, fact: retention.delete_ended(state, fact.task_ids, fact.ended_by_ns),
+    RefusalsNoted: lambda state, fact: audit.note_refusals(state, fact.entries),
     AgentStartFailed: lambda state, fact: agent.process_exited(state, fact.agent_id, fact.exit, fact.reason),
 }
 
@@ -167,10 +171,12 @@ _BY_TASK_ID = (
     task_pb2.DeleteTaskRequest,
     task_pb2.ExplainTaskRequest,
     task_pb2.ApproveTaskRequest,
+    task_pb2.RecordTaskMergeRequest,
 )
 _BY_TOKEN = (
     worker_pb2.ReportProgressRequest,
     worker_pb2.ReportUsageRequest,
+    worker_pb2.ReportWorkspacesRequest,
     worker_pb2.CompleteTaskRequest,
     worker_pb2.FailTaskRequest,
     worker_pb2.ReleaseTaskRequest,
@@ -248,7 +254,7 @@ _LOOKS: dict[str, Callable[[State, str], object]] = {
     "budget": lambda state, subject_id: state.budgets.look(subject_id),
     "reservation": reservation.look_at_reservation,
     "pool": pooling.look_at_pool,
-    "hold": lambda state, subject_id: state.budgets.look_at_hold(subject_id.removeprefix(HOLD_SUBJECT)),
+    "hold": lambda state, subject_id: look_at_hold(state, subject_id.removeprefix(HOLD_SUBJECT)),
     "alert": lambda state, subject_id: state.alerts.look(subject_id),
     USAGE: lambda state, _: state.usage.tell(),
 }

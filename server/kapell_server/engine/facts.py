@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from kapell.v1.agent_pb2 import AgentSpec, SpawnAgentRequest
 from kapell.v1.approval_pb2 import ListApprovalsRequest
+from kapell.v1.audit_pb2 import AuditEntry
 from kapell.v1.common_pb2 import ProcessExit
 from kapell.v1.template_pb2 import TemplateSpec
 from kapell.v1.usage_pb2 import RecordUsageRequest
@@ -96,6 +97,13 @@ class InboxQuestion:
     request: ListApprovalsRequest
     first: int
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalsNoted:
+    """Attempts at what is for administrators, by somebody who is none. Entries of the audit log without number."""
+
+    entries: tuple[AuditEntry, ...]
 
 
 @dataclass(frozen=True, slots=True)

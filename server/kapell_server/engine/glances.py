@@ -7,6 +7,7 @@ Belongs to the event loop, between two batches or beside the commit of one.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,13 +15,13 @@ from typing import Any
 from kapell.rules.redaction import Redactor
 from kapell.v1.budget_pb2 import Budget
 from kapell.v1.lock_pb2 import CheckFenceRequest, CheckFenceResponse
-from kapell.v1.task_pb2 import TASK_STATE_CANCELLING, Task
+from kapell.v1.task_pb2 import Task
 from kapell.v1.token_pb2 import Token
 from kapell.v1.usage_pb2 import RepriceUsageRequest, UsageRecord
-from kapell.v1.worker_pb2 import LEASE_DIRECTIVE_CANCEL, LEASE_DIRECTIVE_CONTINUE
+from kapell.v1.worker_pb2 import LEASE_DIRECTIVE_CONTINUE
 
 from kapell_server.clock import Clock
-from kapell_server.domain.access import Caller
+from kapell_server.domain.access import Caller, CallerKind, LeaseId
 from kapell_server.domain.locks import lock
 from kapell_server.domain.secrets import use
 from kapell_server.domain.state import State
@@ -31,16 +32,16 @@ from kapell_server.engine.facts import ChildrenAwaited
 from kapell_server.store.reads import Reads
 
 
-class Glances:
+class Glances(ABC):
     """The part of the engine that only looks."""
 
     _state: State
     _clock: Clock
     reads: Reads
 
+    @abstractmethod
     async def submit(self, request: Any, caller: Caller) -> bytes:
         """Decides and commits one command."""
-        raise NotImplementedError
 
     def check_lease(self, token: str, caller: Caller, *, renew: bool = True) -> tuple[str, int, int]:
         """Task, attempt and LeaseDirective of a live lease, which is renewed by it. Raises LEASE_LOST.
@@ -49,16 +50,16 @@ class Glances:
         agent has just spoken, which is news.
         """
         lease = attempt.check_token(self._state, token, caller)
-        if renew:
+        if renew and caller.kind is not CallerKind.PROGRAM:
             attempt.renew(self._state, lease, self._clock.now_ns())
             lease.news_ns = self._clock.now_ns()
         task = self._state.cached_task(lease.task_id)
-        cancelling = task is not None and task.state == TASK_STATE_CANCELLING
-        return lease.task_id, lease.attempt, LEASE_DIRECTIVE_CANCEL if cancelling else LEASE_DIRECTIVE_CONTINUE
+        directive = attempt.directive(task) if task is not None else LEASE_DIRECTIVE_CONTINUE
+        return lease.task_id, lease.attempt, directive
 
-    def check_fence(self, request: CheckFenceRequest) -> CheckFenceResponse:
+    def check_fence(self, request: CheckFenceRequest, caller: Caller) -> CheckFenceResponse:
         """The lock that covers the path with this token. Raises FENCING_TOKEN_STALE. Does not pass the writer."""
-        return lock.check_fence(self._state, request, self._clock.now_ns())
+        return lock.check_fence(self._state, request, caller, self._clock.now_ns())
 
     def awaiting_children(self, task_id: str) -> AbstractContextManager[None]:
         """While the attempt of the task waits for its children, so that a deadlock by locks is seen."""
@@ -102,10 +103,17 @@ class Glances:
         """The tasks that the agent has a live lease on, the oldest lease first."""
         return [lease.task_id for lease in self._state.leases.of_agent(agent_id)]
 
-    def agent_lives(self, agent_id: str, instance: int) -> bool:
-        """Whether this instance of the agent has not ended. For calls that do not pass the writer."""
-        agent = self._state.agents.get(agent_id)
-        return agent is not None and agent.instance == instance and agent.state not in AGENT_FINAL
+    def lives(self, caller: Caller) -> bool:
+        """Whether this instance of the agent, or the program's attempt, has not ended. For calls past the writer."""
+        if caller.lease is not None:
+            return self.holder(caller.lease) == caller.agent_id
+        agent = self._state.agents.get(caller.agent_id)
+        return agent is not None and agent.instance == caller.instance and agent.state not in AGENT_FINAL
+
+    def holder(self, lease_id: LeaseId) -> str:
+        """The agent that has the attempt; empty where it has ended."""
+        lease = self._state.leases.meant_by(lease_id)
+        return lease.agent_id if lease is not None else ""
 
     def find_token(self, token_id: str) -> tuple[Token, bytes] | None:
         """A token of a user and what proves it; None where there is none. For calls that do not pass the writer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kapell.v1.agent_pb2 import API_ACCESS_NONE
 from kapell.v1.worker_pb2 import Offer
 
 from kapell_server.domain.queueing.polls import Poll
@@ -25,6 +26,8 @@ def encode_offers(state: State, poll: Poll, written: Written) -> bytes:
         data = written.encoded.get(task.revision) or task.SerializeToString()
         token = state.keyring.lease_token(lease.task_id, lease.attempt, lease.start_ns)
         offer = Offer(attempt=lease.attempt, lease_token=token)
+        if state.agent(lease.agent_id).spec.api_access != API_ACCESS_NONE:
+            offer.attempt_token = state.keyring.attempt_token(lease.lease_id)
         if task.secrets or lease.agent_id in state.agent_secrets:
             values, missing = use.values_for(state, task, lease.agent_id)
             offer.secrets.update(values)

@@ -11,11 +11,16 @@ from starlette.routing import Route
 
 from kapell_server.gateway.door import Door
 from kapell_server.gateway.otlp import OtlpReceiver
-from kapell_server.rpc.pipeline import UnaryCall
+from kapell_server.rpc.pipeline import UnaryCall, Welcome
 
 
-def application(calls: Mapping[str, UnaryCall], *, is_ready: Callable[[], str], otlp_usage: str) -> Starlette:
-    """`calls` are the unary rpcs by path; `is_ready` says why the server takes no calls, empty where it does."""
+def application(
+    calls: Mapping[str, UnaryCall], welcomes: Mapping[str, Welcome], *, is_ready: Callable[[], str], otlp_usage: str
+) -> Starlette:
+    """`calls` are the unary rpcs by path, `welcomes` who may call them.
+
+    `is_ready` says why the server takes no calls, empty where it does.
+    """
 
     async def live(_: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -28,6 +33,6 @@ def application(calls: Mapping[str, UnaryCall], *, is_ready: Callable[[], str], 
         routes=[
             Route("/livez", live),
             Route("/readyz", ready),
-            *OtlpReceiver(Door(calls), counted=otlp_usage).routes,
+            *OtlpReceiver(Door(calls, welcomes), counted=otlp_usage).routes,
         ]
     )

@@ -10,7 +10,7 @@ from google.rpc.status_pb2 import Status
 from starlette.requests import Request
 
 from kapell_server.rpc.calls import Context
-from kapell_server.rpc.pipeline import UnaryCall
+from kapell_server.rpc.pipeline import UnaryCall, Welcome
 from kapell_server.rpc.status import http_status_of
 
 _R = TypeVar("_R", bound=Message)
@@ -53,8 +53,16 @@ class _HttpContext:
 class Door:
     """The unary rpcs of the server, by path, for endpoints."""
 
-    def __init__(self, calls: Mapping[str, UnaryCall]) -> None:
+    def __init__(self, calls: Mapping[str, UnaryCall], welcomes: Mapping[str, Welcome]) -> None:
         self._calls = calls
+        self._welcomes = welcomes
+
+    async def welcome(self, path: str, request: Request) -> None:
+        """Whether the sender may call the rpc at `path` at all: to be asked before a body is read.
+
+        Raises RefusedError.
+        """
+        await self._welcomes[path](cast(Context, _HttpContext(request)))
 
     async def call(self, path: str, message: Message, request: Request, answer: type[_R]) -> _R:
         """Calls the rpc at `path` ("/kapell.v1.UsageService/RecordUsage") as the sender of the HTTP request.

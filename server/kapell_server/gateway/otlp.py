@@ -76,6 +76,7 @@ class OtlpReceiver:
     async def logs(self, request: Request) -> Response:
         """Takes events."""
         try:
+            await self._door.welcome(RECORD_USAGE, request)
             sent = await self._read(request, ExportLogsServiceRequest)
             answer = ExportLogsServiceResponse()
             if self._counted == "events":
@@ -95,6 +96,7 @@ class OtlpReceiver:
     async def metrics(self, request: Request) -> Response:
         """Takes metrics."""
         try:
+            await self._door.welcome(RECORD_USAGE, request)
             sent = await self._read(request, ExportMetricsServiceRequest)
             answer = ExportMetricsServiceResponse()
             if self._counted == "metrics":

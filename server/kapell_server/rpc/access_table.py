@@ -27,12 +27,18 @@ Agents hold `read` and `worker`, and of what these open only what the column say
 - **its tasks, dependencies**: also the direct dependencies of the tasks it has a lease on.
 - **any**: what it answers is nobody's.
 
+Programs that agents run find a token of their attempt in KAPELL_TOKEN, unless the profile says `api_access = "none"`.
+It ends with the attempt. Of what it opens, the column says:
+
+- **its attempt**: the attempt it works on; in the place of a lease token it takes KAPELL_TOKEN, or nothing.
+- **its task**: the task of this attempt, and no other.
+
 What exists but is out of reach, and what does not exist, is refused alike: NOT_OWNER. A spawn ticket opens
 RegisterWorker alone. SpawnAgent with a spec, rather than a profile, needs `spawn_inline` as well.
 Calls marked as audited are recorded in the audit log (`kapell audit list`).
 
-| Rpc | Scope | Agents | Audited |
-|---|---|---|---|
+| Rpc | Scope | Agents | Programs | Audited |
+|---|---|---|---|---|
 """
 
 
@@ -45,7 +51,7 @@ def _line(method: Method) -> str:
     service = method.service.rpartition(".")[2]
     scope = Scope.Name(method.scope).removeprefix("SCOPE_").lower()
     audited = "yes" if audited_method(method.request) else ""
-    return f"| {service}.{method.name} | {scope} | {_agents(method)} | {audited} |\n"
+    return f"| {service}.{method.name} | {scope} | {_agents(method)} | {_programs(method)} | {audited} |\n"
 
 
 def _agents(method: Method) -> str:
@@ -61,6 +67,14 @@ def _agents(method: Method) -> str:
     if carries_proof(method.request.DESCRIPTOR):
         return "its leases"
     return "its tasks, dependencies" if method.name in OUTCOMES else "its tasks"
+
+
+def _programs(method: Method) -> str:
+    if method.program_access == AGENT_ACCESS_ANY:
+        return "any"
+    if method.program_access != AGENT_ACCESS_OWN:
+        return "no"
+    return "its task" if method.name in ("GetTask", "GetApproval", "WaitApproval") else "its attempt"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from kapell.v1.approval_policy_pb2 import APPROVAL_STATE_PENDING
 from kapell.v1.common_pb2 import LIST_ORDER_NEWEST_FIRST
 from kapell.v1.error_pb2 import ERROR_REASON_APPROVAL_NOT_FOUND, ERROR_REASON_NOT_OWNER
 
-from kapell_server.domain.access import Caller, CallerKind
+from kapell_server.domain.access import Caller
 from kapell_server.domain.errors import KapellError
 from kapell_server.engine.facts import InboxQuestion
 from kapell_server.rpc.durations import seconds
@@ -113,8 +113,10 @@ class ApprovalServicer:
         return await self._reads.approvals.preview(request.spec)
 
     def _check_owner(self, approval: approval_pb2.Approval, caller: Caller) -> None:
-        """An agent sees what it has asked for, and what is of the tasks it holds."""
-        if caller.kind is not CallerKind.AGENT or approval.agent_id == caller.agent_id:
+        """An agent sees what it has asked for, and what is of the tasks it holds; a program what is of its task."""
+        if caller.lease is not None and approval.task_id != caller.lease.task_id:
+            raise _not_theirs(approval.approval_id, caller)
+        if not caller.is_fenced or approval.agent_id == caller.agent_id:
             return
         if approval.task_id not in self._engine.held_tasks(caller.agent_id):
             raise _not_theirs(approval.approval_id, caller)
@@ -123,12 +125,12 @@ class ApprovalServicer:
 def _as_told(error: KapellError, approval_id: str, caller: Caller) -> KapellError:
     """What does not exist, and what is not an agent's, is refused alike."""
     is_missing = error.reason == ERROR_REASON_APPROVAL_NOT_FOUND
-    return _not_theirs(approval_id, caller) if is_missing and caller.kind is CallerKind.AGENT else error
+    return _not_theirs(approval_id, caller) if is_missing and caller.is_fenced else error
 
 
 def _not_theirs(approval_id: str, caller: Caller) -> KapellError:
     return KapellError(
         ERROR_REASON_NOT_OWNER,
-        f"Approval {approval_id} is none of {caller.agent_id}'s. An agent reads its own only.",
+        f"Approval {approval_id} is none of {caller.name}'s. Agents and programs read their own only.",
         metadata={"agent_id": caller.agent_id},
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from kapell.v1.common_pb2 import SCOPE_SPAWN_INLINE, Scope
 from kapell.v1.error_pb2 import (
@@ -19,15 +20,16 @@ from kapell.v1.error_pb2 import (
 from kapell.v1.token_pb2 import Token
 
 from kapell_server.domain import access
-from kapell_server.domain.access import Caller, CallerKind, Keyring
+from kapell_server.domain.access import Caller, CallerKind, Keyring, LeaseId
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.tokens import token as tokens
+from kapell_server.domain.workers.speaking import attempt_of_the_past
 from kapell_server.rpc.methods import Method
 
 # The only method a spawn ticket opens.
 TICKET_METHOD = "RegisterWorker"
 
-_OURS = ("kapell_agent_", "kapell_ticket_", "kapell_token_")
+_OURS = ("kapell_agent_", "kapell_ticket_", "kapell_token_", "kapell_attempt_")
 FindToken = Callable[[str], tuple[Token, bytes] | None]
 """A token of a user by its id, and what proves it."""
 
@@ -35,8 +37,8 @@ FindToken = Callable[[str], tuple[Token, bytes] | None]
 class Authenticator:
     """Authenticates callers. With `required` false (--no-auth), callers without a token may do everything.
 
-    `find` knows the tokens of users, and `version` changes with them. `uses` has when each was last
-    used, as token id to ns, for somebody to write down and clear.
+    `find` knows the tokens of users, and `version` changes with them; `holder` knows the agent that has an attempt.
+    `uses` has when each token was last used, as token id to ns, for somebody to write down and clear.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class Authenticator:
         required: bool = True,
         find: FindToken = lambda token_id: None,
         version: Callable[[], int] = lambda: 0,
+        holder: Callable[[LeaseId], str] = lambda lease_id: "",
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._keyring = keyring
         self._required = required
         self._find = find
         self._version = version
+        self._holder = holder
         self._now_ns = now_ns
         self.uses: dict[str, int] = {}
 
@@ -98,6 +102,11 @@ class Authenticator:
             if not self._required and not token.startswith(_OURS):
                 return _ANYBODY
             raise _invalid()
+        if caller.lease is not None:
+            agent_id = self._holder(caller.lease)
+            if not agent_id:
+                raise attempt_of_the_past(caller.lease)
+            return replace(caller, agent_id=agent_id)
         return caller
 
     def _user(self, secret: str) -> Caller:
@@ -116,7 +125,9 @@ class Authenticator:
 
 
 def allowed(method: Method, caller: Caller) -> bool:
-    """Whether the caller's token opens the method."""
+    """Whether the caller's token opens the method. What programs may call is for the fence to say."""
+    if caller.kind is CallerKind.PROGRAM:
+        return True
     return method.scope in caller.scopes and (caller.kind is not CallerKind.TICKET or method.name == TICKET_METHOD)
 
 

@@ -17,16 +17,16 @@ from kapell.v1 import agent_pb2, approval_pb2, task_pb2, worker_pb2
 from kapell.v1.approval_policy_pb2 import APPROVAL_STATE_PENDING
 from kapell.v1.error_pb2 import (
     ERROR_REASON_AGENT_NOT_FOUND,
-    ERROR_REASON_NOT_OWNER,
     ERROR_REASON_SERVER_DRAINING,
     ERROR_REASON_TASK_NOT_FOUND,
     ERROR_REASON_TOKEN_INVALID,
 )
-from kapell.v1.watch_pb2 import EVENT_KIND_TASK_CANCELLING
+from kapell.v1.watch_pb2 import EVENT_KIND_TASK_CANCELLING, EVENT_KIND_TASK_CONTINUED, EVENT_KIND_TASK_PAUSED
 
 from kapell_server.domain.access import Caller, CallerKind
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.transitions import AGENT_FINAL
+from kapell_server.domain.workers import speaking
 from kapell_server.store.record import Record
 from kapell_server.supervise import Supervisor
 from kapell_server.watch.ring import Ring
@@ -50,8 +50,29 @@ class _Board:
         self.changed = asyncio.Event()
         self.agent: agent_pb2.Agent | None = None
         self.cancel_task_ids: set[str] = set()
+        self.pauses: dict[str, bool] = {}
+        """Tasks that were paused (true) or continued, as they are by now."""
         self.decided_approval_ids: set[str] = set()
         self.error: KapellError | None = None
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is anything to send about tasks or approvals."""
+        return bool(self.cancel_task_ids or self.pauses or self.decided_approval_ids)
+
+    def take(self, directive: worker_pb2.AgentDirective.ValueType) -> worker_pb2.WatchDirectivesResponse:
+        """A message with all of it, which is off the board then."""
+        message = worker_pb2.WatchDirectivesResponse(
+            directive=directive,
+            cancel_task_ids=sorted(self.cancel_task_ids),
+            decided_approval_ids=sorted(self.decided_approval_ids),
+            paused_task_ids=sorted(task_id for task_id, paused in self.pauses.items() if paused),
+            continued_task_ids=sorted(task_id for task_id, paused in self.pauses.items() if not paused),
+        )
+        self.cancel_task_ids.clear()
+        self.decided_approval_ids.clear()
+        self.pauses.clear()
+        return message
 
 
 class Directives:
@@ -69,11 +90,13 @@ class Directives:
 
         Raises KapellError AGENT_NOT_FOUND, NOT_OWNER, TOKEN_INVALID for a superseded instance.
         """
-        _check_owner(agent_id, caller)
+        if caller.kind is CallerKind.AGENT and caller.agent_id != agent_id:
+            raise speaking.not_spoken_for(None, agent_id, caller)
         with self._board(agent_id) as board:
             agent = await self._agent(agent_id, caller)
+            speaking.check(agent, agent_id, caller)
             sent = _directive(agent)
-            yield _message(sent, await self._cancelling(agent))
+            yield await self._first(agent)
             while agent.state not in AGENT_FINAL:
                 await board.changed.wait()
                 board.changed.clear()
@@ -82,14 +105,12 @@ class Directives:
                 if board.agent is not None and board.agent.revision > agent.revision:
                     agent = board.agent
                 if caller.kind is CallerKind.AGENT and agent.instance > caller.instance:
-                    yield _message(worker_pb2.AGENT_DIRECTIVE_REREGISTER, [])
+                    yield worker_pb2.WatchDirectivesResponse(directive=worker_pb2.AGENT_DIRECTIVE_REREGISTER)
                     return
-                cancel_task_ids, board.cancel_task_ids = sorted(board.cancel_task_ids), set()
-                decided_ids, board.decided_approval_ids = sorted(board.decided_approval_ids), set()
                 directive = _directive(agent)
-                if cancel_task_ids or decided_ids or directive != sent:
+                if board.has_news or directive != sent:
                     sent = directive
-                    yield _message(directive, cancel_task_ids, decided_ids)
+                    yield board.take(directive)
 
     async def _agent(self, agent_id: str, caller: Caller) -> agent_pb2.Agent:
         """The agent, if the caller's token still speaks for it."""
@@ -141,6 +162,11 @@ class Directives:
             for board in self._boards.get(resource.lease.agent_id, ()):
                 board.cancel_task_ids.add(record.resource_id)
                 board.changed.set()
+        elif record.kind in (EVENT_KIND_TASK_PAUSED, EVENT_KIND_TASK_CONTINUED):
+            assert isinstance(resource, task_pb2.Task)
+            for board in self._boards.get(resource.lease.agent_id, ()):
+                board.pauses[record.resource_id] = record.kind == EVENT_KIND_TASK_PAUSED
+                board.changed.set()
         elif isinstance(resource, approval_pb2.Approval):
             if resource.state != APPROVAL_STATE_PENDING:
                 for board in self._boards.get(resource.agent_id, ()):
@@ -157,9 +183,9 @@ class Directives:
                 board.error = error
                 board.changed.set()
 
-    async def _cancelling(self, agent: agent_pb2.Agent) -> list[str]:
-        """The agent's tasks that are being cancelled already."""
-        found = []
+    async def _first(self, agent: agent_pb2.Agent) -> worker_pb2.WatchDirectivesResponse:
+        """The message that is sent at once: tasks of the agent that are being cancelled already, or are paused."""
+        board = _Board()
         for task_id in agent.current_task_ids:
             try:
                 task = await self._reads.task(task_id)
@@ -167,32 +193,19 @@ class Directives:
                 if error.reason != ERROR_REASON_TASK_NOT_FOUND:
                     raise
                 continue
-            if task.state == task_pb2.TASK_STATE_CANCELLING and task.lease.agent_id == agent.agent_id:
-                found.append(task_id)
-        return found
+            if task.lease.agent_id != agent.agent_id:
+                continue
+            if task.state == task_pb2.TASK_STATE_CANCELLING:
+                board.cancel_task_ids.add(task_id)
+            elif task.HasField("pause"):
+                board.pauses[task_id] = True
+        return board.take(_directive(agent))
 
 
 def _directive(agent: agent_pb2.Agent) -> worker_pb2.AgentDirective.ValueType:
     if agent.state in AGENT_FINAL:
         return worker_pb2.AGENT_DIRECTIVE_STOP
     return _DIRECTIVES.get(agent.state, worker_pb2.AGENT_DIRECTIVE_NONE)
-
-
-def _message(
-    directive: worker_pb2.AgentDirective.ValueType, cancel_task_ids: list[str], decided_ids: list[str] | None = None
-) -> worker_pb2.WatchDirectivesResponse:
-    return worker_pb2.WatchDirectivesResponse(
-        directive=directive, cancel_task_ids=cancel_task_ids, decided_approval_ids=decided_ids
-    )
-
-
-def _check_owner(agent_id: str, caller: Caller) -> None:
-    if caller.kind is CallerKind.AGENT and caller.agent_id != agent_id:
-        raise KapellError(
-            ERROR_REASON_NOT_OWNER,
-            f"The token belongs to {caller.agent_id}, not to {agent_id}. An agent may follow its own directives only.",
-            metadata={"agent_id": agent_id},
-        )
 
 
 def _superseded(agent_id: str, caller: Caller) -> KapellError:

@@ -3,7 +3,8 @@
 A method without the option is closed to agents. One that says OWN is checked by what its request
 names: `agent_id` must be the agent itself; `task_id` and `artifact_id` must be within its reach
 (`domain/tasks/reach`) and are for reading only; a lease token is proof by itself, which the rule that
-takes it checks. A test calls every method with the token of an agent that it does not concern.
+takes it checks. A test calls every method with the token of an agent that it does not concern, and with that of a
+program; what programs may name is in `programs`.
 
 The surprise: what a stream may read is checked when it begins. It ends with its agent, not with the lease.
 """
@@ -22,9 +23,10 @@ from kapell.v1.error_pb2 import (
 )
 from kapell.v1.task_pb2 import Task
 
-from kapell_server.domain.access import Caller
+from kapell_server.domain.access import Caller, CallerKind, Keyring
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.tasks.reach import depends_on, not_within_reach
+from kapell_server.rpc import programs
 from kapell_server.rpc.methods import Method
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ BY_RULE = {
     "RenewLocks": "domain/locks/owners.check_may_use: what it acquired itself",
     "ReleaseLocks": "as RenewLocks",
     "CancelLockTicket": "as RenewLocks",
+    "CheckFence": "domain/locks/lock.check_fence: a fence of its own",
     "OpenSession": "a session is its opener's",
     "RenewSession": "as RenewLocks",
     "CloseSession": "as RenewLocks",
@@ -57,12 +60,25 @@ _DEPTH = 4
 class Fence:
     """Checks of agents' calls. `engine` and `artifacts` are asked only while calls are served."""
 
-    def __init__(self, engine: Callable[[], Engine], artifacts: Callable[[], ArtifactStore]) -> None:
+    def __init__(self, engine: Callable[[], Engine], artifacts: Callable[[], ArtifactStore], keyring: Keyring) -> None:
         self._engine = engine
         self._artifacts = artifacts
+        self._keyring = keyring
 
     def check_of(self, method: Method) -> Check | None:
-        """What is checked of each call of an agent; None where its proof is checked by a rule, or nothing need be."""
+        """What is checked of each call of an agent or program; None where rules do it, or nothing need be."""
+        of_agents, of_programs = self._check_of_agents(method), programs.check_of(method, self._keyring)
+        if of_agents is None and of_programs is None:
+            return None
+
+        async def check(request: Any, caller: Caller) -> None:
+            checked = of_agents if caller.kind is CallerKind.AGENT else of_programs
+            if checked is not None:
+                await checked(request, caller)
+
+        return check
+
+    def _check_of_agents(self, method: Method) -> Check | None:
         if method.agent_access != AGENT_ACCESS_OWN:
             return None
         fields = method.request.DESCRIPTOR.fields_by_name
@@ -153,16 +169,18 @@ def unknown_subject(method: Method) -> str:
     )
 
 
-def closed_to_agents(method: Method) -> bool:
-    """Whether no agent may call the method."""
-    return method.agent_access not in (AGENT_ACCESS_OWN, AGENT_ACCESS_ANY)
+def is_closed(method: Method, caller: Caller) -> bool:
+    """Whether the method is closed to all callers of this kind: agents, or programs of theirs."""
+    access = method.agent_access if caller.kind is CallerKind.AGENT else method.program_access
+    return access not in (AGENT_ACCESS_OWN, AGENT_ACCESS_ANY)
 
 
 def not_for_agents(method: Method, caller: Caller) -> KapellError:
-    """The refusal of an agent by a method that is closed to all of them."""
+    """The refusal of an agent or program by a method that is closed to all of them."""
+    kind = "agents" if caller.kind is CallerKind.AGENT else "programs of agents"
     return KapellError(
         ERROR_REASON_NOT_FOR_AGENTS,
-        f"{method.name} is closed to agents, since it tells of or changes what is not theirs; {caller.name} is one."
-        " Use a user's token. What agents may call is in docs/reference/access.md.",
+        f"{method.name} is closed to {kind}, since it tells of or changes what is not theirs; {caller.name} is one."
+        " Use a user's token. What they may call is in docs/reference/access.md.",
         metadata={"agent_id": caller.agent_id},
     )

@@ -82,7 +82,7 @@ class Prefetch:
 class _Prompt(asyncio.Future[Any]):
     """A future that calls back at once where it is done, so that waiting for it takes no turn of the loop."""
 
-    def add_done_callback(self, call: Callable[[asyncio.Future[Any]], object], *, context: Any = None) -> None:
+    def add_done_callback(self, call: Callable[[Any], object], *, context: Any = None) -> None:
         """As in asyncio, but for the turn."""
         if self.done():
             call(self)
@@ -109,7 +109,7 @@ class Intake(cygrpc.AioServer):  # type: ignore[misc]
         await super().shutdown(grace)
 
 
-class _Server(_server.Server):  # type: ignore[misc]
+class _Server(_server.Server):
     """grpc.aio's server around our intake."""
 
     def __init__(self, options: Sequence[tuple[str, Any]]) -> None:

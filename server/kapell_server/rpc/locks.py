@@ -60,7 +60,7 @@ class LockServicer:
         return await self._engine.submit(request, caller)
 
     async def CheckFence(self, request: lock_pb2.CheckFenceRequest, caller: Caller) -> lock_pb2.CheckFenceResponse:
-        return self._engine.check_fence(request)
+        return self._engine.check_fence(request, caller)
 
     async def ListLocks(self, request: lock_pb2.ListLocksRequest, caller: Caller) -> lock_pb2.ListLocksResponse:
         wanted = _canonical(request.filter)

@@ -48,9 +48,6 @@ FILES = (
     price_pb2,
     secret_pb2,
     worker_pb2,
-    event_pb2,
-    admin_pb2,
-    worker_pb2,
     approval_pb2,
     lock_pb2,
     event_pb2,
@@ -71,6 +68,7 @@ class Method:
     name: str
     scope: common_pb2.Scope.ValueType
     agent_access: common_pb2.AgentAccess.ValueType
+    program_access: common_pb2.AgentAccess.ValueType
     request: type[Message]
     response: type[Message]
     streams: bool
@@ -100,6 +98,7 @@ def _method(descriptor: MethodDescriptor) -> Method:
         name=descriptor.name,
         scope=scope,
         agent_access=options[common_pb2.agent_access],
+        program_access=options[common_pb2.program_access],
         request=GetMessageClass(descriptor.input_type),
         response=GetMessageClass(descriptor.output_type),
         streams=descriptor.server_streaming,

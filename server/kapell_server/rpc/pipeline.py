@@ -34,6 +34,7 @@ from kapell.v1.error_pb2 import (
 from kapell_server.domain.access import Caller, CallerKind
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.tokens.audit import audited_method
+from kapell_server.domain.workers.speaking import attempt_of_the_past
 from kapell_server.domain.workers.worker import token_of_the_past
 from kapell_server.rpc import auth, fence, validation, well_formed
 from kapell_server.rpc.auth import Authenticator
@@ -66,6 +67,9 @@ Waiting = Callable[[Any, Caller, float], Awaitable[Response]]
 Stream = Callable[[Any, Caller], AsyncGenerator[Response, None]]
 UnaryCall = Callable[[bytes, Context], Awaitable[bytes]]
 StreamCall = Callable[[bytes, Context], Awaitable[None]]
+Welcome = Callable[[Context], Awaitable[None]]
+NoteRefusal = Callable[[Method, Caller, str, KapellError], None]
+"""A caller was refused a method, from a peer."""
 
 W = TypeVar("W", bound=Callable[..., Any])
 
@@ -91,7 +95,7 @@ class _Guest:
 class Pipeline:
     """Wraps servicer methods. `draining` refuses new calls except those of agents.
 
-    `lives` tells whether an instance of an agent has not ended: its token is good for no longer.
+    `lives` tells whether an instance of an agent, or an attempt, has not ended: its token is good for no longer.
     `agents_fence` is what agents are checked by; without one they are checked by the rules alone.
     """
 
@@ -101,11 +105,12 @@ class Pipeline:
         calls: OpenCalls,
         telemetry: Telemetry,
         *,
-        lives: Callable[[str, int], bool] = lambda agent_id, instance: True,
+        lives: Callable[[Caller], bool] = lambda caller: True,
         max_streams: int = MAX_STREAMS,
         agents_fence: Fence | None = None,
         limits: CallLimits | None = None,
         logins: FailedLogins | None = None,
+        note_refusal: NoteRefusal = lambda method, caller, peer, error: None,
     ) -> None:
         self.draining = False
         self._authenticator = authenticator
@@ -116,6 +121,7 @@ class Pipeline:
         self._fence = agents_fence
         self._shares = Shares(limits or CallLimits())
         self._logins = logins or FailedLogins()
+        self._note_refusal = note_refusal
         self._held = 0
         calls.check = self._refusal_by_now
 
@@ -145,7 +151,7 @@ class Pipeline:
                 share = guest.share
                 request = take(data)
                 caller = guest.caller
-                if check is not None and caller.instance:
+                if check is not None and caller.is_fenced:
                     await check(request, caller)
                 if recorded:
                     caller = replace(caller, peer=context.peer())
@@ -187,7 +193,7 @@ class Pipeline:
                 guest.share.open_poll()
                 share, caller = guest.share, guest.caller
                 request = take(data)
-                if check is not None and caller.instance:
+                if check is not None and caller.is_fenced:
                     await check(request, caller)
                 poll.guest = guest
                 poll.header = _header_of(context)
@@ -225,14 +231,14 @@ class Pipeline:
                 if len(streams) > self._max_streams:
                     raise _too_many_streams(self._max_streams)
                 guest = admit(context)
-                if guest.caller.instance and len(streams) > self._max_streams - self._max_streams // 4:
+                if guest.caller.is_fenced and len(streams) > self._max_streams - self._max_streams // 4:
                     raise _too_many_streams(self._max_streams - self._max_streams // 4)  # the rest is for users
                 if (delay := guest.share.delay(begun)) > 0:
                     await asyncio.sleep(delay)
                 guest.share.open_watch()
                 share, caller = guest.share, guest.caller
                 request = take(data)
-                if check is not None and caller.instance:
+                if check is not None and caller.is_fenced:
                     await check(request, caller)
                 stream.guest = guest
                 stream.header = _header_of(context)
@@ -259,6 +265,19 @@ class Pipeline:
 
         return call
 
+    def welcome(self, method: Method) -> Welcome:
+        """Refuses by the caller alone, as the rpc would: for whoever has much to read before there is a request."""
+        admit = self._admission(method)
+        stats = self._telemetry.of(method.path)
+
+        async def ask(context: Context) -> None:
+            try:
+                admit(context)
+            except KapellError as error:
+                await self._refuse(method, stats, context, error)
+
+        return ask
+
     def _admission(self, method: Method) -> Callable[[Context], _Guest]:
         """The steps before a request is looked at: who calls, and whether they may."""
         for_agents = method.service == WORKER_SERVICE
@@ -281,8 +300,8 @@ class Pipeline:
             caller = guest.caller
             if caller.token_id:
                 check_time(caller)
-            if caller.instance and not for_agents and not self._lives(caller.agent_id, caller.instance):
-                raise token_of_the_past(caller.agent_id)
+            if caller.is_fenced and not (for_agents and caller.instance) and not self._lives(caller):
+                raise _of_the_past(caller)
             return guest
 
         return admit
@@ -299,10 +318,14 @@ class Pipeline:
             caller = self._authenticator.caller(header)
         except KapellError as error:
             raise self._logins.judge(error, context.peer(), method.name, perf_counter()) from None
+        refusal = None
         if not auth.allowed(method, caller):
-            raise auth.refusal(method, caller)
-        if caller.kind is CallerKind.AGENT and fence.closed_to_agents(method):
-            raise fence.not_for_agents(method, caller)
+            refusal = auth.refusal(method, caller)
+        elif caller.is_fenced and fence.is_closed(method, caller):
+            refusal = fence.not_for_agents(method, caller)
+        if refusal is not None:
+            self._note_refusal(method, caller, context.peer(), refusal)
+            raise refusal
         if len(let_in) >= REMEMBERED_CALLERS:
             let_in.clear()
         guest = let_in[header] = _Guest(caller, self._shares.of(caller))
@@ -318,9 +341,9 @@ class Pipeline:
             return None
         caller = guest.caller
         if caller.kind is not CallerKind.USER:
-            gone = caller.instance and not self._lives(caller.agent_id, caller.instance)
+            gone = caller.is_fenced and not self._lives(caller)
             # What an agent that ends has to be told comes over its own streams.
-            return token_of_the_past(caller.agent_id) if gone and not call.for_agents else None
+            return _of_the_past(caller) if gone and not (call.for_agents and caller.instance) else None
         version = self._authenticator.version()
         if call.version == version and not caller.expire_ns:
             return None
@@ -377,6 +400,10 @@ def _taking(method: Method) -> Callable[[bytes], Any]:
         return request
 
     return take
+
+
+def _of_the_past(caller: Caller) -> KapellError:
+    return token_of_the_past(caller.agent_id) if caller.lease is None else attempt_of_the_past(caller.lease)
 
 
 def _header_of(context: Context) -> str | bytes | None:

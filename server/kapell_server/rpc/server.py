@@ -23,7 +23,7 @@ from grpc_reflection.v1alpha import reflection
 from kapell_server.rpc import intake, methods
 from kapell_server.rpc.calls import Context, OpenCalls
 from kapell_server.rpc.methods import Method
-from kapell_server.rpc.pipeline import MAX_MESSAGE_BYTES, Pipeline, UnaryCall, draining
+from kapell_server.rpc.pipeline import MAX_MESSAGE_BYTES, Pipeline, UnaryCall, Welcome, draining
 from kapell_server.rpc.status import UNKNOWN_METHOD
 from kapell_server.rpc.tls import Tls
 
@@ -67,6 +67,8 @@ class RpcServer:
         self._health = health.aio.HealthServicer()
         self.unary_calls: dict[str, UnaryCall] = {}
         """The unary rpcs by path, as they pass the pipeline: for other doors than gRPC. There from `start` on."""
+        self.welcomes: dict[str, Welcome] = {}
+        """Of each of them: whether the caller may call it at all."""
 
     def bind(self, address: str, tls: Tls | None = None) -> str:
         """Takes the address ("host:port", port 0 for any); the address with its real port. Without `tls` in plain text.
@@ -94,6 +96,7 @@ class RpcServer:
                 handlers[method.path] = grpc.unary_stream_rpc_method_handler(call)
             else:
                 self.unary_calls[method.path] = call
+                self.welcomes[method.path] = self._pipeline.welcome(method)
                 handlers[method.path] = grpc.unary_unary_rpc_method_handler(call)
         self._server.add_generic_rpc_handlers((_Handlers(handlers),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -149,6 +149,8 @@ TABLE: dict[reasons.ErrorReason.ValueType, Row] = {
     reasons.ERROR_REASON_RATE_LIMITED: Row(StatusCode.RESOURCE_EXHAUSTED, retry_after=1.0),
     reasons.ERROR_REASON_NOT_FOR_AGENTS: Row(StatusCode.PERMISSION_DENIED, _AGENT),
     reasons.ERROR_REASON_TOKEN_LIMIT: Row(StatusCode.RESOURCE_EXHAUSTED),
+    reasons.ERROR_REASON_WORKSPACE_NOT_FOUND: Row(StatusCode.NOT_FOUND, _TASK),
+    reasons.ERROR_REASON_WORKSPACE_CHANGED: Row(StatusCode.ABORTED, _TASK),
     reasons.ERROR_REASON_INTERNAL: Row(StatusCode.INTERNAL),
 }
 

@@ -59,6 +59,7 @@ class TaskServicer:
         self.ReprioritizeTasks = engine.change_tasks
         self.ExplainTask = engine.submit
         self.ApproveTask = engine.submit
+        self.RecordTaskMerge = engine.submit
 
     async def GetTask(self, request: task_pb2.GetTaskRequest, caller: Caller) -> bytes:
         revision = self._engine.revision

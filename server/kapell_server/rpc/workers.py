@@ -31,6 +31,7 @@ class WorkerServicer:
         self.Heartbeat = engine.submit
         self.ReportProgress = engine.submit
         self.ReportUsage = engine.submit
+        self.ReportWorkspaces = engine.submit
         self.CompleteTask = engine.submit
         self.BatchCompleteTasks = engine.submit
         self.FailTask = engine.submit

@@ -97,6 +97,8 @@ class HostLauncher:
     ) -> None:
         self.address = server_address
         self._agents_dir = data_dir / "agents"
+        # Not below the agent's own directory: worktrees outlive the agents that have made them.
+        self._workspaces_dir = data_dir.absolute() / "workspaces"
         self._log_id = log_id
         self._keyring = keyring
         self._environ = environ
@@ -152,6 +154,7 @@ class HostLauncher:
             MARK: mark_of(self._log_id, agent_id, self._environ.get(MARK, "")),
             "KAPELL_AGENT_ID": agent_id,
             "KAPELL_SPEC_FILE": str(spec_file),
+            "KAPELL_WORKSPACES_DIR": str(self._workspaces_dir),
         }
 
 

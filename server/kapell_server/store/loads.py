@@ -12,9 +12,11 @@ from kapell.v1.approval_pb2 import Approval, ApprovalContent
 from kapell.v1.dependency_pb2 import DEPENDENCY_CONDITION_STARTED
 from kapell.v1.task_pb2 import (
     ATTEMPT_STATE_RUNNING,
+    ATTEMPT_STATE_SUCCEEDED,
     TASK_STATE_CANCELLING,
     TASK_STATE_QUEUED,
     TASK_STATE_RUNNING,
+    TASK_STATE_SUCCEEDED,
     Task,
     TaskAttempt,
     TaskSpec,
@@ -65,6 +67,25 @@ _live_tasks_of = (
     .select_from(tasks)
     .where(tasks.c.template_id == bindparam("template_id"), tasks.c.state.not_in(TASK_FINAL))
 )
+_attempt = sa.select(attempts.c.data).where(
+    attempts.c.task_id == bindparam("task_id"), attempts.c.attempt == bindparam("attempt")
+)
+_LOOKED_AT = 10_000
+"""So many of the newest tasks of a template are looked through for those that succeeded."""
+_newest_of = (
+    sa.select(tasks.c.task_id, tasks.c.state, tasks.c.create_revision)
+    .where(tasks.c.template_id == bindparam("template_id"))
+    .order_by(tasks.c.create_revision.desc())
+    .limit(_LOOKED_AT)
+    .subquery()
+)
+_succeeded_of = (
+    sa.select(attempts.c.data)
+    .join(_newest_of, _newest_of.c.task_id == attempts.c.task_id)
+    .where(_newest_of.c.state == TASK_STATE_SUCCEEDED, attempts.c.state == ATTEMPT_STATE_SUCCEEDED)
+    .order_by(_newest_of.c.create_revision.desc())
+    .limit(bindparam("most"))
+)
 _live_member = (
     sa.select(tasks.c.task_id).where(tasks.c.root_id == bindparam("root_id"), tasks.c.state.not_in(TASK_FINAL)).limit(1)
 )
@@ -110,6 +131,16 @@ class RowLoader:
         """(root, task, parent) of all below these roots, the eldest first."""
         rows = sorted(tuple(row) for row in _families.rows(self._connection, root_ids))
         return [(root_id, task_id, parent_id) for _, root_id, task_id, parent_id in rows]
+
+    def load_attempt(self, task_id: str, attempt: int) -> TaskAttempt | None:
+        """The attempt, or None."""
+        data = self._connection.scalar(_attempt, {"task_id": task_id, "attempt": attempt})
+        return None if data is None else TaskAttempt.FromString(data)
+
+    def load_succeeded(self, template_id: str, most: int) -> list[TaskAttempt]:
+        """The attempts that succeeded of the newest tasks of a template, the newest first."""
+        found = self._connection.scalars(_succeeded_of, {"template_id": template_id, "most": most})
+        return [TaskAttempt.FromString(data) for data in found]
 
     def load_changed_tasks(self, after_revision: int) -> list[str]:
         """The tasks that committed events beyond a revision are about."""

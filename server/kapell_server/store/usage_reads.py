@@ -184,7 +184,7 @@ def _range_of(connection: Connection, request: QueryUsageRequest, now_ns: int) -
         first = connection.scalar(sa.select(sa.func.min(usage_records.c.event_ns)).where(*conditions))
         start_ns = min(first, end_ns) if first is not None else end_ns - _DAY
     else:
-        start_ns = end_ns - _DAY - _DEFAULT_RANGE
+        start_ns = (end_ns if request.HasField("end_time") else now_ns) - _DEFAULT_RANGE
     if request.HasField("start_time") and start_ns >= end_ns:
         raise KapellError(
             ERROR_REASON_REQUEST_INVALID,

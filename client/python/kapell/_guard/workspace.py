@@ -89,8 +89,11 @@ def prefix_of(top: Path) -> str:
 def name_of(top: Path) -> str:
     """The name of a repository, which its worktrees share."""
     common = _common_directory(top / ".git")
-    if common is None:
-        return top.name
+    return top.name if common is None else name_of_common(common)
+
+
+def name_of_common(common: Path) -> str:
+    """The name of a repository by its git directory, without links."""
     return common.parent.name if common.name == ".git" else common.name.removesuffix(".git")
 
 

@@ -149,17 +149,20 @@ def _start(group: asyncio.TaskGroup, sending: Coroutine[Any, Any, None], name: s
 
 
 async def _until_reported(lease: Lease) -> None:
-    """Waits until log, progress and usage are out, but not once nobody takes them any more."""
-    senders = [sender for sender in (lease.log.sender, lease.progress.sender, lease.usage.sender) if sender is not None]
-    if not senders:
+    """Waits until usage is out, and log and progress are, but not once nobody takes these any more."""
+    usage_sender = lease.usage.sender
+    senders = [sender for sender in (lease.log.sender, lease.progress.sender) if sender is not None]
+    if not senders and usage_sender is None:
         return
     lost = asyncio.create_task(lease.lost.wait(), name=f"lease of {lease.task_id}")
     try:
         for sender in senders:
             await asyncio.wait((sender, lost), return_when=asyncio.FIRST_COMPLETED)
+        if usage_sender is not None:
+            await asyncio.wait((usage_sender,))
     finally:
         lost.cancel()
-        for sender in senders:
+        for sender in (*senders, *([usage_sender] if usage_sender is not None else [])):
             sender.cancel()
 
 

@@ -14,7 +14,7 @@ from kapell._guard import fences
 from kapell._locks.environment import KnownLock, known
 from kapell._locks.holding import HeldLocks, wanted_locks
 from kapell._upload import creation, upload
-from kapell._worker import approvals, children
+from kapell._worker import approvals, budgets, children
 from kapell._worker.approvals import Verdict
 from kapell._worker.leases import Lease
 from kapell._worker.session import Session
@@ -24,6 +24,7 @@ from kapell.locks import Locks
 from kapell.messages import Instant, Seconds, new_request_id, struct, timestamp
 from kapell.records import UsageFields, raw_usage_record, usage_record
 from kapell.rules.redaction import Redactor
+from kapell.runtimes.contract import Workspace
 from kapell.v1.approval_pb2 import (
     APPROVAL_KIND_QUESTION,
     APPROVAL_KIND_TOOL_PERMISSION,
@@ -38,6 +39,7 @@ from kapell.v1.common_pb2 import LOG_STREAM_STDOUT, LogStream
 from kapell.v1.lock_pb2 import LockItem
 from kapell.v1.task_pb2 import (
     ATTEMPT_WAIT_KIND_APPROVAL,
+    ATTEMPT_WAIT_KIND_BUDGET,
     ATTEMPT_WAIT_KIND_LOCK,
     ATTEMPT_WAIT_KIND_PROVIDER,
     AttemptWait,
@@ -45,11 +47,14 @@ from kapell.v1.task_pb2 import (
     Task,
     TaskSpec,
 )
+from kapell.v1.worker_pb2 import ReportWorkspacesRequest
+from kapell.v1.workspace_pb2 import TaskWorkspace
 
-WaitsFor = Literal["approval", "lock", "provider"]
+WaitsFor = Literal["approval", "budget", "lock", "provider"]
 
 _WAIT_KINDS: dict[WaitsFor, AttemptWaitKind.ValueType] = {
     "approval": ATTEMPT_WAIT_KIND_APPROVAL,
+    "budget": ATTEMPT_WAIT_KIND_BUDGET,
     "lock": ATTEMPT_WAIT_KIND_LOCK,
     "provider": ATTEMPT_WAIT_KIND_PROVIDER,
 }
@@ -65,6 +70,8 @@ class TaskContext:
         self._lease = lease
         self._session = session
         self.agent_id = session.agent_id
+        self.workspace: Workspace | None = None
+        """Where the work is to be done, as the profile of a spawned agent says; workers choose by themselves."""
         # What the task declares stays with the attempt, also where the same path is asked for once more.
         self._lock_uses = Counter(lock.lock_id for lock in lease.task.locks if lock.lock_id)
 
@@ -124,6 +131,13 @@ class TaskContext:
         """Values of the task's secrets, by what they were to be found under. Masked in what the attempt says."""
         return self._lease.secrets
 
+    def program_token(self) -> str:
+        """A token for programs that work on this attempt, for their KAPELL_TOKEN; empty where they get none.
+
+        It opens little and ends with the attempt. It is masked in what the attempt says from now on.
+        """
+        return self._lease.program_token()
+
     @property
     def redactor(self) -> Redactor:
         """Masks the values of the secrets."""
@@ -169,6 +183,20 @@ class TaskContext:
         """
         self._lease.usage.put(raw_usage_record(response, record_id=record_id, series=series))
 
+    @property
+    def paused(self) -> asyncio.Event:
+        """Set while a budget has no room for what the work would use: it should use nothing until there is some."""
+        return self._lease.paused
+
+    async def budget_room(self) -> None:
+        """Waits until the work may use more; to be called before each call of a model, the usage of the last one said.
+
+        Returns at once where no budget has paused it, and goes on waiting through restarts of the server; who reads
+        the task sees what it waits for. What was said by `usage` counts, so it waits until that has arrived. Raises
+        CancelledError when the task is cancelled, as where somebody has refused to let it use more.
+        """
+        await budgets.room(self._lease, self.waiting)
+
     @contextmanager
     def waiting(self, kind: WaitsFor, detail: str = "", *, until: Instant | None = None) -> Iterator[None]:
         """Says that the work waits, for as long as the block lasts; the next heartbeat tells the server.
@@ -188,7 +216,8 @@ class TaskContext:
 
     def program_ended(self) -> None:
         """Says that the program which does the work has ended; its outcome is expected within 60 s."""
-        self._lease.program_ended = True
+        # What is left in a worktree is taken in after that, and may take longer than an outcome may.
+        self._lease.program_ended = self.workspace is None or not self.workspace.is_taken_in
 
     def log(self, text: str, stream: LogStream.ValueType = LOG_STREAM_STDOUT, *, time_ns: int = 0) -> None:
         """Adds lines to the attempt's log; never waits. Lines over 16 KiB are split.
@@ -358,6 +387,21 @@ class TaskContext:
         except LeaseLost:
             self._lease.lose()
             raise
+
+    async def report_workspaces(self, workspaces: Iterable[TaskWorkspace]) -> None:
+        """Says what the attempt has left in its workspace, in the place of what it has said before.
+
+        Nothing of an interrupted attempt is told. Raises LeaseLost, and what else the server refuses.
+        """
+        if self._lease.interrupted:
+            return
+        request = ReportWorkspacesRequest(lease_token=self._lease.token, workspaces=workspaces)
+        try:
+            answer = await self._session.insist(self._session.stub.ReportWorkspaces, lambda: request)
+        except LeaseLost:
+            self._lease.lose()
+            raise
+        self._lease.follow(answer.directive)
 
 
 def _choices(options: Mapping[str, str] | None, remember: Collection[str] = ()) -> list[ApprovalOption]:

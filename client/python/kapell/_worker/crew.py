@@ -126,7 +126,7 @@ class Crew:
         heartbeat = Heartbeat(session, table, obey)
         loops = [
             running.create_task(heartbeat.run(), name="heartbeat"),
-            running.create_task(listen(session, table, obey), name="directives"),
+            running.create_task(listen(session, table, obey, heartbeat.beat_now), name="directives"),
             running.create_task(outbox.run(), name="outbox"),
         ]
         polling = running.create_task(poll(session, table, begin), name="polling")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from kapell._worker.heartbeat import Obey
 from kapell._worker.leases import LeaseTable
@@ -18,8 +19,11 @@ from kapell.v1.worker_pb2 import AGENT_DIRECTIVE_REREGISTER, AGENT_DIRECTIVE_UNS
 _log = logging.getLogger("kapell.worker")
 
 
-async def listen(session: Session, table: LeaseTable, obey: Obey) -> None:
-    """Follows the stream of hints until cancelled, opening it again whenever it ends."""
+async def listen(session: Session, table: LeaseTable, obey: Obey, beat_now: Callable[[], None]) -> None:
+    """Follows the stream of hints until cancelled, opening it again whenever it ends.
+
+    Whether an attempt is paused, and why, is for the heartbeat to say: `beat_now` has it ask.
+    """
     failures = 0
     while True:
         stream = session.directives()
@@ -27,6 +31,8 @@ async def listen(session: Session, table: LeaseTable, obey: Obey) -> None:
             async for hint in stream:
                 failures = 0
                 _follow(hint, table, obey)
+                if any(table.of_task(task_id) for task_id in (*hint.paused_task_ids, *hint.continued_task_ids)):
+                    beat_now()
         except Unsupported:
             return
         except KapellError as error:

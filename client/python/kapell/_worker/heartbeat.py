@@ -43,6 +43,10 @@ class Heartbeat:
         if self._session.heartbeat_interval > CONFIRM_WITHIN:
             self._due.set()
 
+    def beat_now(self) -> None:
+        """There is something to hear that must not wait."""
+        self._due.set()
+
     async def run(self) -> None:
         """Beats until cancelled. Raises KapellError when the server refuses to know this worker."""
         while True:
@@ -67,7 +71,7 @@ class Heartbeat:
         for status in answer.leases:
             lease = self._table.find(status.lease_token)
             if lease is not None:
-                lease.follow(status.directive)
+                lease.follow(status.directive, status.pause, answer.revision)
                 if lease.lost.is_set():
                     _log.warning("lost the lease of %s, attempt %d: its work is ended", lease.task_id, lease.attempt)
         if answer.directive == AGENT_DIRECTIVE_REREGISTER:

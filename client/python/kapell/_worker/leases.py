@@ -14,10 +14,12 @@ from kapell._worker.logs import ROOM_BYTES, LogBuffer, room_for
 from kapell._worker.progress import ProgressSlot
 from kapell._worker.usage import UsageBuffer
 from kapell.rules.redaction import Redactor
+from kapell.v1.budget_pb2 import BudgetPause
 from kapell.v1.task_pb2 import AttemptWait, Task
 from kapell.v1.worker_pb2 import (
     LEASE_DIRECTIVE_CANCEL,
     LEASE_DIRECTIVE_LOST,
+    LEASE_DIRECTIVE_PAUSE,
     LeaseDirective,
     Offer,
 )
@@ -43,6 +45,13 @@ class Lease:
         self.phase = Phase.OFFERED
         self.cancelled = asyncio.Event()
         self.lost = asyncio.Event()
+        self.paused = asyncio.Event()
+        """Set while a budget has no room for what the work would use; `pause` says why."""
+        self.continued = asyncio.Event()
+        """Set while it may use more."""
+        self.continued.set()
+        self.pause = BudgetPause()
+        self._told_at = 0
         self.waiting: AttemptWait | None = None
         """What the work waits for, as the heartbeat is to say."""
         self.program_ended = False
@@ -58,6 +67,7 @@ class Lease:
         """Values by what the work finds them under. They leave the attempt masked only."""
         self.missing_secrets = list(offer.missing_secrets)
         self.redactor = Redactor(self.secrets.values())
+        self._program_token = offer.attempt_token
         self.log = LogBuffer(log_room_bytes, self.redactor)
         self.progress = ProgressSlot(self.redactor)
         self.usage = UsageBuffer()
@@ -66,6 +76,12 @@ class Lease:
     @property
     def task_id(self) -> str:
         return self.task.task_id
+
+    def program_token(self) -> str:
+        """The token of programs that work on the attempt; empty where they get none. Masked from now on."""
+        if self._program_token:
+            self.redactor.add(self._program_token)
+        return self._program_token
 
     def on_stop(self, listener: Callable[[], None]) -> None:
         """Calls `listener`, and no other any more, whenever there is a new reason to stop; now, if there was one."""
@@ -98,8 +114,8 @@ class Lease:
             self.interrupted = True
             self.cancel()
 
-    def follow(self, directive: LeaseDirective.ValueType) -> None:
-        """Does what the server answered about this lease.
+    def follow(self, directive: LeaseDirective.ValueType, pause: BudgetPause | None = None, revision: int = 0) -> None:
+        """Does what the server answered about this lease, at this revision where it may pause.
 
         While the outcome is on its way, the server may already have ended the attempt; whether it
         took the outcome is then for the answer to that call to say.
@@ -108,6 +124,17 @@ class Lease:
             self.cancel()
         elif directive == LEASE_DIRECTIVE_LOST and self.phase is not Phase.ENDING:
             self.lose()
+        elif revision:
+            self._heed(directive == LEASE_DIRECTIVE_PAUSE, pause, revision)
+
+    def _heed(self, paused: bool, pause: BudgetPause | None, revision: int) -> None:
+        """Pauses or goes on, as the newest answer says: answers may overtake each other."""
+        if revision < self._told_at:
+            return
+        self._told_at = revision
+        self.pause = pause if paused and pause is not None else BudgetPause()
+        _set(self.paused, paused)
+        _set(self.continued, not paused)
 
 
 class LeaseTable:

@@ -1,6 +1,7 @@
 """What an attempt has used, on its way to the server: every record, once, as soon as it is known.
 
-A record keeps its id, so a report that is repeated because its answer was lost counts once.
+A record keeps its id, so a report that is repeated because its answer was lost counts once. What an attempt has used
+was paid for, so it is reported also where its lease is lost.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ class UsageBuffer:
         self._start: Callable[[], asyncio.Task[None]] | None = None
         self._waiting: deque[UsageRecord] = deque()
         self._filled = asyncio.Event()
+        self._sent = asyncio.Event()
+        self._sent.set()
+        self._unanswered = 0
         self._closed = False
 
     def on_first(self, start: Callable[[], asyncio.Task[None]]) -> None:
@@ -49,6 +53,8 @@ class UsageBuffer:
             _log.error("usage is dropped: %d records wait for the server already", MOST_WAITING)
             return
         self._waiting.append(record)
+        self._unanswered += 1
+        self._sent.clear()
         self._filled.set()
         if self.sender is None and self._start is not None:
             self.sender = self._start()
@@ -66,6 +72,16 @@ class UsageBuffer:
             self._filled.clear()
         return taken
 
+    def answered(self, records: int) -> None:
+        """So many of what was taken are in the ledger, or never will be."""
+        self._unanswered -= records
+        if not self._unanswered:
+            self._sent.set()
+
+    async def sent(self) -> None:
+        """Waits until the server has answered all that was said so far."""
+        await self._sent.wait()
+
     def close(self) -> None:
         """Nothing more comes."""
         self._closed = True
@@ -81,7 +97,7 @@ class UsageBuffer:
 
 
 async def ship(session: Session, lease: Lease) -> None:
-    """Reports the lease's usage until it is closed and all of it is out, or the lease is lost."""
+    """Reports the lease's usage until it is closed and all of it is out, also where the lease is lost by then."""
     while True:
         await lease.usage.wait()
         records = lease.usage.take()
@@ -92,16 +108,17 @@ async def ship(session: Session, lease: Lease) -> None:
         request = ReportUsageRequest(lease_token=lease.token, records=records)
         try:
             answer = await session.insist(session.stub.ReportUsage, _asking(request))
-        except LeaseLost:
-            lease.lose()
-            return
         except KapellError as error:
             _log.error("%d records of usage of %s are lost: %s", len(records), lease.task_id, error)
+            lease.usage.answered(len(records))
+            if isinstance(error, LeaseLost):
+                lease.lose()
             continue
         for outcome in answer.outcomes:
             if outcome.kind == USAGE_OUTCOME_KIND_REFUSED:
                 _log.warning("usage of %s was refused: %s", lease.task_id, outcome.message)
-        lease.follow(answer.directive)
+        lease.follow(answer.directive, answer.pause, answer.revision)
+        lease.usage.answered(len(records))
 
 
 def _asking(request: ReportUsageRequest) -> Callable[[], ReportUsageRequest]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from kapell.cli.terminal import Terminal
@@ -47,6 +48,13 @@ class App:
     def is_table(self) -> bool:
         """Whether the output is meant for eyes, not for a program."""
         return self.output in (None, "table", "wide")
+
+    @property
+    def workspaces(self) -> Path:
+        """Where the hosts of the local server keep the worktrees of tasks."""
+        from kapell.discovery import data_dir
+
+        return (Path(self.data_dir).expanduser() if self.data_dir else data_dir()).absolute() / "workspaces"
 
     def endpoint(self) -> Endpoint:
         """The server to talk to. Raises the SDK's KapellError when none is known."""

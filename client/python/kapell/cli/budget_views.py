@@ -110,6 +110,8 @@ def _budget_card(budget: Budget) -> list[Line]:
         Line("Spent", _spent(budget)),
         Line("Reserved", f"{_text(status.reserved)} by {status.holders}" if status.holders else "-"),
         Line("Remaining", _text(status.remaining)),
+        Line("Overrun", f"{_text(status.overrun)} beyond the limit" if status.HasField("overrun") else ""),
+        Line("Paused", f"{status.paused} running" if status.paused else ""),
         Line("Scope", scope_text(budget)),
         Line("Window", window_text(budget)),
         Line("Since", span),

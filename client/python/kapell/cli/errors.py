@@ -72,6 +72,8 @@ _REASONS: dict[str, tuple[Exit, str]] = {
     "AGENT_NOT_FOUND": (Exit.NOT_FOUND, "kapell agent list"),
     "ATTEMPT_NOT_FOUND": (Exit.NOT_FOUND, "kapell task attempts {task_id}"),
     "PROFILE_NOT_FOUND": (Exit.NOT_FOUND, "kapell profile list"),
+    "WORKSPACE_NOT_FOUND": (Exit.NOT_FOUND, "kapell task get {task_id}"),
+    "WORKSPACE_CHANGED": (Exit.CONFLICT, "kapell task get {task_id}"),
     "ID_TAKEN": (Exit.CONFLICT, ""),
     "TASK_STATE_CONFLICT": (Exit.CONFLICT, "kapell task get {task_id}"),
     "AGENT_STATE_CONFLICT": (Exit.CONFLICT, "kapell agent get {agent_id}"),
@@ -194,7 +196,7 @@ def _explain(error: KapellError, name: Callable[[str], str], path: str) -> Refus
     """A failed call: its message tells what failed, mostly why, and what to do, in this order."""
     exit, command = _REASONS.get(error.reason, (_CODES.get(error.code, Exit.FAILURE), ""))
     what, why, do = _parts(error.message)
-    if path and do == _CORRECT_IT:
+    if path and (do == _CORRECT_IT or (not do and exit == Exit.USAGE and not command)):
         do = f"{path} --help"
     command = next((_NAMED[error.reason, key] for key in error.metadata if (error.reason, key) in _NAMED), command)
     command = _filled(command, error.metadata)

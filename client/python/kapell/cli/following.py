@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from kapell.cli.app import App
@@ -13,13 +14,14 @@ from kapell.cli.desk import Desk
 from kapell.cli.live import bar
 from kapell.cli.loglines import LogPrinter
 from kapell.cli.output import note
+from kapell.cli.queue_views import blocker_command, blocker_detail
 from kapell.cli.states import task_look
 from kapell.cli.terminal import visible
 from kapell.cli.times import short
 from kapell.cli.views import failure_text, ran_for
 from kapell.client import Client
 from kapell.errors import PermissionDenied
-from kapell.v1.task_pb2 import Task
+from kapell.v1.task_pb2 import Blocker, Task
 from kapell.watch import Watch
 
 _UNSERVED_AFTER = 1.0
@@ -90,8 +92,10 @@ class Following:
                     await self._desk.free.wait()
                     self._notice(event.task)
                     continue
-                self._task = event.task
+                was_paused, self._task = self._task.HasField("pause"), event.task
                 self._draw()
+                if event.task.HasField("pause") and not was_paused:
+                    await self._say_why_it_pauses()
                 if task_look(event.task.state).final:
                     return
 
@@ -142,8 +146,24 @@ class Following:
         answer = await self._client.tasks.explain(self._task.task_id)
         await self._desk.free.wait()
         if answer.blockers:
-            with self._printer.live.above():
-                note(self._app.terminal.err(f"It waits: {visible(answer.summary)}", "yellow"))
+            self._tell(f"It waits: {answer.summary}", answer.blockers)
+
+    async def _say_why_it_pauses(self) -> None:
+        """Says that a budget has told the attempt to use no more, and what helps."""
+        answer = await self._client.tasks.explain(self._task.task_id)
+        await self._desk.free.wait()
+        if answer.task.HasField("pause"):
+            self._tell(answer.summary, answer.blockers)
+
+    def _tell(self, said: str, blockers: Iterable[Blocker]) -> None:
+        """A sentence, and for each budget in the way who and until when, and the command that helps."""
+        terminal = self._app.terminal
+        with self._printer.live.above():
+            note(terminal.err(visible(said), "yellow"))
+            for blocker in blockers:
+                if way_out := blocker_command(blocker):
+                    note(terminal.err(f"  {visible(blocker_detail(blocker))}", "dim"))
+                    note(terminal.err(f"  next: {visible(way_out)}", "dim"))
 
     def _draw(self) -> None:
         if not self._desk.free.is_set():
@@ -162,6 +182,8 @@ class Following:
             parts += [known, task.progress.step, task.progress.message]
         elif task.state_reason:
             parts.append(task.state_reason)
+        if task.HasField("pause"):
+            parts.append("paused by a budget")
         if self._watch is not None and not self._watch.connected:
             parts.append("the server is away, reconnecting")
         self._printer.live.set(look.mark, look.colour, "  ".join(part for part in parts if part))

@@ -75,6 +75,7 @@ ATTEMPT_WAITS = {
     "ATTEMPT_WAIT_KIND_APPROVAL": "approval",
     "ATTEMPT_WAIT_KIND_LOCK": "a lock",
     "ATTEMPT_WAIT_KIND_PROVIDER": "the provider",
+    "ATTEMPT_WAIT_KIND_BUDGET": "room in a budget",
 }
 
 AGENT_ACTIVITIES = {
@@ -88,6 +89,7 @@ AGENT_ACTIVITIES = {
     "AGENT_ACTIVITY_STALLED": Look("stalled", "", "red"),
     "AGENT_ACTIVITY_NOT_POLLING": Look("not polling", "", "red"),
     "AGENT_ACTIVITY_FINISHED_NOT_REPORTED": Look("not reported", "", "red"),
+    "AGENT_ACTIVITY_WAITING_FOR_BUDGET": Look("waits for budget", "", "yellow"),
 }
 
 QUEUE_STATES = {

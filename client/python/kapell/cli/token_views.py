@@ -63,6 +63,7 @@ AUDIT = View(
         Column("TIME", lambda e: moment(e.audit_time)),
         Column("WHO", lambda e: e.actor.id),
         Column("METHOD", lambda e: e.method),
+        Column("REFUSED", lambda e: f"{e.refusal} ×{e.times}" if e.refusal else "-", spare=True),
         Column("FROM", lambda e: peer(e.peer), spare=True),
         Column("REQUEST", lambda e: e.request, flexible=True, keep=16),
         Column("TOKEN", lambda e: e.token_id or "-", wide=True),

@@ -45,6 +45,7 @@ TREE = Node(
                 "approve": Node(
                     "Decide about the start of a task, perhaps with other parameters.", "approval_decide:approve_task"
                 ),
+                "merge": Node("Merge what a task has done into its base.", "task_merge:merge"),
                 "edits": Node("List what a task was before it was edited.", "task_steer:edits"),
                 "delete": Node("Delete ended tasks with their logs.", "task_end:delete"),
             },
@@ -242,6 +243,26 @@ TREE = Node(
                 "delete": Node("Remove ended agents from the lists.", "agent_end:delete"),
             },
         ),
+        "workspace": Node(
+            "Worktrees that tasks have on this machine.",
+            examples="""
+                kapell workspace list
+                kapell task merge task_01kabc
+                kapell workspace prune --dry-run
+            """,
+            children={
+                "list": Node("List the worktrees of tasks on this machine.", "workspace:list_"),
+                "show": Node("Show the worktrees of a task, and why they are kept.", "workspace:show"),
+                "release": Node(
+                    "Remove the worktrees of ended tasks; their branches stay until their base has them.",
+                    "workspace:release",
+                ),
+                "prune": Node(
+                    "Remove worktrees of ended tasks that are clean, and whose branches are merged, pushed or empty.",
+                    "workspace:prune",
+                ),
+            },
+        ),
         "artifact": Node(
             "Files that tasks leave behind or are given.",
             examples="""
@@ -338,7 +359,8 @@ TREE = Node(
             children={
                 "list": Node("List what administrators did, the newest first.", "audit:list_"),
                 "export": Node(
-                    "Print the whole audit log, the oldest entry first, one line of JSON each.", "audit:export"
+                    "Print the audit log, the oldest entry first, one line of JSON each; however long it is.",
+                    "audit:export",
                 ),
             },
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _FORMATS = {"minute": "%Y-%m-%d %H:%M", "hour": "%Y-%m-%d %H:%M %Z", "month": "%Y-%m"}
 _NONE = "-"
+_ID = 32
+"""Ids made in one second differ at their ends alone, so other columns are left out before they are cut."""
 
 
 def sums_view(by: Sequence[str], bucket: str, zone: str, *, exact: bool) -> View:
@@ -29,12 +32,13 @@ def sums_view(by: Sequence[str], bucket: str, zone: str, *, exact: bool) -> View
     if bucket:
         columns.append(Column(bucket.upper(), lambda row: _when(row, bucket, where)))
     for place, name in enumerate(by):
-        columns.append(Column(_title(name), _value(place), flexible=True))
+        column = Column(_title(name), _value(place), flexible=True)
+        columns.append(replace(column, keep=_ID) if name in ("agent", "task", "root_task") else column)
     columns += [
         Column("INPUT", lambda row: number(row.usage.tokens.input_tokens), right=True),
-        Column("CACHED", lambda row: number(row.usage.tokens.cache_read_tokens), right=True),
+        Column("CACHED", lambda row: number(row.usage.tokens.cache_read_tokens), right=True, spare=True),
         Column("OUTPUT", lambda row: number(row.usage.tokens.output_tokens), right=True),
-        Column("RECORDS", lambda row: number(row.usage.records), right=True),
+        Column("RECORDS", lambda row: number(row.usage.records), right=True, spare=True),
         Column("COST", lambda row: _cost(row.usage, exact), right=True),
         Column("UNCACHED", lambda row: number(row.usage.tokens.uncached_input_tokens), right=True, wide=True),
         Column("WRITTEN", lambda row: number(_written(row.usage)), right=True, wide=True),

@@ -9,6 +9,7 @@ It is told by its environment:
     KAPELL_TICKET       what it registers with
     KAPELL_AGENT_ID     which agent it is
     KAPELL_SPEC_FILE    AgentSpec as JSON
+    KAPELL_WORKSPACES_DIR  where worktrees of tasks and their registry are; default: ./workspaces
     KAPELL_MARK         passed on to programs, so that the server finds all of the agent's processes
 
 and keeps its files in the directory it is started in. It ends, with everything it started, by

@@ -24,6 +24,7 @@ from kapell._worker.crew import Crew
 from kapell._worker.session import new_instance_key
 from kapell.discovery import Endpoint
 from kapell.errors import KapellError
+from kapell.host.workshop import Workshop
 from kapell.runtimes import Runtime
 from kapell.v1.agent_pb2 import AgentSpec
 from kapell.v1.worker_pb2 import RegisterWorkerRequest
@@ -70,7 +71,8 @@ def take_assignment(environ: MutableMapping[str, str]) -> Assignment:
 
 async def serve(assignment: Assignment, runtime: Runtime) -> None:
     """Works as the agent until told to end. Raises KapellError when the server refuses it."""
-    handler = Handler(runtime.run, cancel_grace=None)
+    workshop = Workshop(assignment.spec.workspace, runtime, agent_id=assignment.agent_id)
+    handler = Handler(workshop.run, cancel_grace=None)
     endpoint = Endpoint(address=assignment.address, token=assignment.ticket)
     registration = RegisterWorkerRequest(instance_key=new_instance_key())
     crew = Crew(endpoint, registration, lambda task: handler, grace=None)

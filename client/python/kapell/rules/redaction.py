@@ -31,6 +31,12 @@ class Redactor:
     def __init__(self, values: Iterable[str] = ()) -> None:
         self._forms = sorted({form for value in values for form in _forms(value)}, key=len, reverse=True)
 
+    def add(self, value: str) -> None:
+        """Masks one more value from now on; in streams that begin from now on."""
+        self._forms = sorted({*self._forms, *_forms(value)}, key=len, reverse=True)
+        for name in ("_pattern", "_bytes"):
+            self.__dict__.pop(name, None)
+
     def __bool__(self) -> bool:
         return bool(self._forms)
 

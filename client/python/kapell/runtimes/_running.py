@@ -62,7 +62,7 @@ class ProgramRuntime(ABC):
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             abandoned.set()
-            await _settle(work)
+            await settle(work)
             raise
 
     async def close(self) -> None:
@@ -131,6 +131,19 @@ async def keep_artifacts(directory: Path, attempt: Attempt, abandoned: asyncio.E
         attempt.log("not all files were kept as artifacts: the task was cancelled", LOG_STREAM_SYSTEM)
 
 
+async def keep_pauses(program: Program, attempt: Attempt) -> None:
+    """Stops the program while a budget pauses the attempt; when this ends, it is stopped no more."""
+    while True:
+        await attempt.paused.wait()
+        program.signal_group(signal.SIGSTOP)
+        attempt.log("paused: a budget has no room for more, so the program is stopped (SIGSTOP)", LOG_STREAM_SYSTEM)
+        try:
+            await attempt.budget_room()
+        finally:
+            program.signal_group(signal.SIGCONT)
+        attempt.log("there is room in the budget: the program goes on (SIGCONT)", LOG_STREAM_SYSTEM)
+
+
 def _not_started(launch: Launch, error: ProgramNotStarted) -> TaskFailed:
     program = launch.argv[0]
     match error.errno:
@@ -196,7 +209,7 @@ async def first(*events: Coroutine[Any, Any, object]) -> None:
             task.cancel()
 
 
-async def _settle(task: asyncio.Task[object]) -> None:
+async def settle(task: asyncio.Task[Any]) -> None:
     """Waits until a task has ended, however often the waiting is cancelled."""
     while not task.done():
         with contextlib.suppress(asyncio.CancelledError):

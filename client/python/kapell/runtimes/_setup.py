@@ -48,7 +48,8 @@ def prepare(
     input_file, result_file, artifacts = directory / "input.json", directory / "result", directory / "artifacts"
     environment = {
         **inherited(os.environ),
-        **_guarded(attempt),
+        **_api(attempt),
+        **(attempt.workspace.environment if attempt.workspace else {}),
         **extra,
         **{name: text for name, text in attempt.secrets.items() if _is_variable(name, spec)},
         "KAPELL_SECRETS_DIR": str(directory / "secrets"),
@@ -66,7 +67,7 @@ def prepare(
         _keep_secrets(directory / "secrets", attempt.secrets)
         input_file.write_text(json.dumps(values["input"], ensure_ascii=False), encoding="utf-8")
         stdin_file = _written(directory / "stdin", stdin)
-        working_directory = _working_directory(spec, directory)
+        working_directory = _working_directory(spec, attempt, directory)
     except OSError as error:
         raise TaskFailed(
             "SETUP_FAILED", f"the files of the attempt cannot be written in {directory}: {error}"
@@ -121,10 +122,15 @@ def _check_arguments(entries: list[str]) -> None:
             )
 
 
-def _guarded(attempt: Attempt) -> dict[str, str]:
-    """Where `kapell lock guard` asks whether locks are in force, for a program that has some. Never a token."""
-    address = os.environ.get("KAPELL_ADDRESS")
-    return {"KAPELL_ADDRESS": address} if attempt.locks and address else {}
+def _api(attempt: Attempt) -> dict[str, str]:
+    """Where the server is, and the token of the attempt, which opens nothing but what is the attempt's.
+
+    Without a token the address alone, for `kapell lock guard` where there are locks to guard.
+    """
+    address, token = os.environ.get("KAPELL_ADDRESS", ""), attempt.program_token()
+    if address and token:
+        return {"KAPELL_ADDRESS": address, "KAPELL_TOKEN": token}
+    return {"KAPELL_ADDRESS": address} if address and attempt.locks else {}
 
 
 def _check_secrets(values: Mapping[str, str], spec: CommandRuntime) -> None:
@@ -154,7 +160,9 @@ def _written(file: Path, text: str) -> Path | None:
     return file
 
 
-def _working_directory(spec: CommandRuntime, directory: Path) -> Path:
+def _working_directory(spec: CommandRuntime, attempt: Attempt, directory: Path) -> Path:
+    if not spec.working_directory and attempt.workspace is not None:
+        return attempt.workspace.directory
     if not spec.working_directory:
         fresh = directory / "work"
         fresh.mkdir()

@@ -15,7 +15,14 @@ it cannot be measured) becomes the task's progress and is not logged.
 
 The program runs in a session of its own, with an environment made from an allow-list, the spec and
 KAPELL_TASK_ID, KAPELL_ATTEMPT, KAPELL_AGENT_ID, KAPELL_PROMPT, KAPELL_INPUT_FILE,
-KAPELL_RESULT_FILE, KAPELL_ARTIFACTS_DIR and KAPELL_LOCKS; it never sees a token that opens the API.
+KAPELL_RESULT_FILE, KAPELL_ARTIFACTS_DIR and KAPELL_LOCKS. KAPELL_ADDRESS and KAPELL_TOKEN open what concerns its own
+attempt and nothing else, for as long as that lasts, unless the profile says `api_access = "none"`; the agent's own
+token it never sees.
+
+While a budget has no room for what the attempt would use, its process group is stopped (SIGSTOP), and goes on
+(SIGCONT) when there is; its leases are kept meanwhile, and so are its slot and its locks. A process that has left the
+group is not reached, and a call that is under way at the provider goes on there: it is paid for.
+
 What it leaves in that directory becomes artifacts of the task, also where it failed, but not where
 it was cancelled. Whichever way the attempt ends, the program and all that it started are ended with
 it: SIGTERM and a grace when it is cancelled, SIGKILL otherwise.
@@ -31,7 +38,16 @@ from kapell.runtimes import _result, _usage, placeholders
 from kapell.runtimes._output import Capture
 from kapell.runtimes._processes import become_subreaper
 from kapell.runtimes._program import Ending, Launch, Program
-from kapell.runtimes._running import DEFAULT_KILL_GRACE, ProgramRuntime, died, first, keep_artifacts, remark
+from kapell.runtimes._running import (
+    DEFAULT_KILL_GRACE,
+    ProgramRuntime,
+    died,
+    first,
+    keep_artifacts,
+    keep_pauses,
+    remark,
+    settle,
+)
 from kapell.runtimes._setup import prepare
 from kapell.runtimes.contract import Attempt
 from kapell.v1.agent_pb2 import RESULT_FORMAT_JSON, AgentLimits, AgentSpec, CommandRuntime
@@ -76,12 +92,16 @@ class Command(ProgramRuntime):
         as_json = self._spec.result_format == RESULT_FORMAT_JSON
         capture = Capture(attempt, keep=_result.MAX_JSON_BYTES if as_json else _result.TEXT_BYTES)
         program.written = lambda: capture.stdout.kept.total + capture.stderr.kept.total
+        pausing = asyncio.create_task(keep_pauses(program, attempt), name=f"pauses of {attempt.task_id}")
         try:
             await capture.open(program.stdout, program.stderr)
             await first(program.exited(), attempt.cancelled.wait(), attempt.lease_lost.wait(), abandoned.wait())
+            pausing.cancel()  # It lets a program that is stopped go on, so that it hears a SIGTERM.
+            await settle(pausing)
             if attempt.cancelled.is_set() and not attempt.lease_lost.is_set() and not abandoned.is_set():
                 await self._stop(program, attempt, abandoned)
         finally:
+            pausing.cancel()
             ending = await program.end()
             attempt.program_ended()
             await capture.drain()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Unpack
 
@@ -14,10 +15,24 @@ from kapell.rules.redaction import Redactor
 from kapell.v1.artifact_pb2 import Artifact
 from kapell.v1.common_pb2 import LOG_STREAM_STDOUT, LogStream
 from kapell.v1.task_pb2 import Task
+from kapell.v1.workspace_pb2 import TaskWorkspace
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workspace:
+    """Where an attempt works, and what programs are told of it."""
+
+    directory: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    is_taken_in: bool = False
+    """Whether what is left in it is committed and kept after the program's end, before the outcome."""
 
 
 class Attempt(Protocol):
     """One try at one task, as seen by the code that does the work."""
+
+    workspace: Workspace | None
+    """Where the work is to be done; None: in a directory of the runtime's own, removed afterwards."""
 
     @property
     def task_id(self) -> str: ...
@@ -35,6 +50,10 @@ class Attempt(Protocol):
     @property
     def secrets(self) -> Mapping[str, str]:
         """Values of the task's secrets, by what the program finds them under."""
+        ...
+
+    def program_token(self) -> str:
+        """The token for the program's KAPELL_TOKEN; empty where it gets none. Masked from now on."""
         ...
 
     @property
@@ -67,6 +86,15 @@ class Attempt(Protocol):
 
     def usage_from(self, response: Mapping[str, object], *, record_id: str = "", series: str = "") -> None:
         """Says what the work has used, in a provider's own words. Never waits."""
+        ...
+
+    @property
+    def paused(self) -> asyncio.Event:
+        """Set while a budget has no room for what the work would use: it is to use nothing."""
+        ...
+
+    async def budget_room(self) -> None:
+        """Waits until the work may use more, and says so meanwhile. Raises CancelledError where it is to stop."""
         ...
 
     def program_ended(self) -> None:
@@ -117,6 +145,10 @@ class Attempt(Protocol):
         Raises KapellError where the server does not take it, LeaseLost where the attempt is no
         longer ours, OSError for a file that cannot be read and ValueError for a name that is no text.
         """
+        ...
+
+    async def report_workspaces(self, workspaces: Iterable[TaskWorkspace]) -> None:
+        """Says what the attempt has left in its workspace. Raises KapellError, of which LeaseLost is one."""
         ...
 
 

@@ -14,6 +14,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from kapell.v1 import common_pb2 as _common_pb2
 from kapell.v1 import usage_pb2 as _usage_pb2
 from kapell.v1 import watch_pb2 as _watch_pb2
+from kapell.v1 import workspace_pb2 as _workspace_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -101,11 +102,13 @@ class _AgentActivityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AgentAc
     """It sends heartbeats and has a slot free, but for 2 minutes it has not asked for a task."""
     AGENT_ACTIVITY_FINISHED_NOT_REPORTED: _AgentActivity.ValueType  # 9
     """Its programs have ended, but it has not said how. After 60 s such an attempt is LOST with NOT_REPORTED."""
+    AGENT_ACTIVITY_WAITING_FOR_BUDGET: _AgentActivity.ValueType  # 10
+    """Its tasks wait, one for room in a budget."""
 
 class AgentActivity(_AgentActivity, metaclass=_AgentActivityEnumTypeWrapper):
     """What an agent is doing. With several tasks: WORKING while work goes on at one of
     them, else the first that is true of one: FINISHED_NOT_REPORTED, STALLED,
-    WAITING_FOR_APPROVAL, WAITING_FOR_LOCK, RATE_LIMITED.
+    WAITING_FOR_APPROVAL, WAITING_FOR_BUDGET, WAITING_FOR_LOCK, RATE_LIMITED.
     """
 
 AGENT_ACTIVITY_UNSPECIFIED: AgentActivity.ValueType  # 0
@@ -130,6 +133,8 @@ AGENT_ACTIVITY_NOT_POLLING: AgentActivity.ValueType  # 8
 """It sends heartbeats and has a slot free, but for 2 minutes it has not asked for a task."""
 AGENT_ACTIVITY_FINISHED_NOT_REPORTED: AgentActivity.ValueType  # 9
 """Its programs have ended, but it has not said how. After 60 s such an attempt is LOST with NOT_REPORTED."""
+AGENT_ACTIVITY_WAITING_FOR_BUDGET: AgentActivity.ValueType  # 10
+"""Its tasks wait, one for room in a budget."""
 Global___AgentActivity: _TypeAlias = AgentActivity  # noqa: Y015
 
 class _ResultFormat:
@@ -227,6 +232,30 @@ ACP_PERMISSIONS_DENY: AcpPermissions.ValueType  # 3
 """Everything is refused, and the agent gets neither files to write nor terminals."""
 Global___AcpPermissions: _TypeAlias = AcpPermissions  # noqa: Y015
 
+class _ApiAccess:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ApiAccessEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ApiAccess.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    API_ACCESS_UNSPECIFIED: _ApiAccess.ValueType  # 0
+    """Not set; ATTEMPT."""
+    API_ACCESS_ATTEMPT: _ApiAccess.ValueType  # 1
+    """What concerns their own attempt: they find KAPELL_ADDRESS and, in KAPELL_TOKEN, Offer.attempt_token."""
+    API_ACCESS_NONE: _ApiAccess.ValueType  # 2
+    """Nothing: there is no token for them."""
+
+class ApiAccess(_ApiAccess, metaclass=_ApiAccessEnumTypeWrapper):
+    """What programs of an agent may ask of the server."""
+
+API_ACCESS_UNSPECIFIED: ApiAccess.ValueType  # 0
+"""Not set; ATTEMPT."""
+API_ACCESS_ATTEMPT: ApiAccess.ValueType  # 1
+"""What concerns their own attempt: they find KAPELL_ADDRESS and, in KAPELL_TOKEN, Offer.attempt_token."""
+API_ACCESS_NONE: ApiAccess.ValueType  # 2
+"""Nothing: there is no token for them."""
+Global___ApiAccess: _TypeAlias = ApiAccess  # noqa: Y015
+
 class _RestartMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -290,7 +319,8 @@ class CommandRuntime(_message.Message):
     {input.name} (one entry; strings bare, everything else as JSON). A brace that is
     meant as one is doubled. The program also finds KAPELL_TASK_ID, KAPELL_ATTEMPT,
     KAPELL_AGENT_ID, KAPELL_PROMPT, KAPELL_INPUT_FILE, KAPELL_RESULT_FILE and KAPELL_ARTIFACTS_DIR
-    in its environment; the files it leaves in that directory become artifacts of the task.
+    in its environment; the files it leaves in that directory become artifacts of the task. Where the agent
+    has a workspace, KAPELL_WORKSPACE is its directory.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -345,7 +375,9 @@ class CommandRuntime(_message.Message):
     stdin: _builtins.str
     """What the program reads on standard input. Empty: nothing."""
     working_directory: _builtins.str
-    """Where the program runs; an absolute path. Empty: a fresh directory for each attempt, removed afterwards."""
+    """Where the program runs; an absolute path. Empty: the workspace of AgentSpec, else a fresh
+    directory for each attempt, removed afterwards.
+    """
     result_format: Global___ResultFormat.ValueType
     """How the result is read."""
     @_builtins.property
@@ -614,10 +646,14 @@ class AgentSpec(_message.Message):
     SLOTS_FIELD_NUMBER: _builtins.int
     COMMAND_FIELD_NUMBER: _builtins.int
     ACP_FIELD_NUMBER: _builtins.int
+    WORKSPACE_FIELD_NUMBER: _builtins.int
+    API_ACCESS_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     RESTART_FIELD_NUMBER: _builtins.int
     slots: _builtins.int
     """Tasks at a time, 1 to 256. Unset: 1."""
+    api_access: Global___ApiAccess.ValueType
+    """What its programs may ask of the server. Unset: ATTEMPT."""
     @_builtins.property
     def agent_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Which tasks it serves, 1 to 32 types."""
@@ -629,6 +665,10 @@ class AgentSpec(_message.Message):
     @_builtins.property
     def acp(self) -> Global___AcpRuntime:
         """An agent of the Agent Client Protocol."""
+
+    @_builtins.property
+    def workspace(self) -> _workspace_pb2.WorkspaceSpec:
+        """Where it does it. Unset: a fresh directory for each attempt, removed afterwards."""
 
     @_builtins.property
     def limits(self) -> Global___AgentLimits:
@@ -645,12 +685,14 @@ class AgentSpec(_message.Message):
         slots: _builtins.int = ...,
         command: Global___CommandRuntime | None = ...,
         acp: Global___AcpRuntime | None = ...,
+        workspace: _workspace_pb2.WorkspaceSpec | None = ...,
+        api_access: Global___ApiAccess.ValueType = ...,
         limits: Global___AgentLimits | None = ...,
         restart: Global___RestartPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acp", b"acp", "command", b"command", "limits", b"limits", "restart", b"restart", "runtime", b"runtime"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acp", b"acp", "command", b"command", "limits", b"limits", "restart", b"restart", "runtime", b"runtime", "workspace", b"workspace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acp", b"acp", "agent_types", b"agent_types", "command", b"command", "limits", b"limits", "restart", b"restart", "runtime", b"runtime", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acp", b"acp", "agent_types", b"agent_types", "api_access", b"api_access", "command", b"command", "limits", b"limits", "restart", b"restart", "runtime", b"runtime", "slots", b"slots", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_runtime: _TypeAlias = _typing.Literal["command", "acp"]  # noqa: Y015
     _WhichOneofArgType_runtime: _TypeAlias = _typing.Literal["runtime", b"runtime"]  # noqa: Y015

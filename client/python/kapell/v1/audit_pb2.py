@@ -29,7 +29,7 @@ from kapell.v1 import common_pb2 as kapell_dot_v1_dot_common__pb2
 from kapell.v1 import watch_pb2 as kapell_dot_v1_dot_watch__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15kapell/v1/audit.proto\x12\tkapell.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16kapell/v1/common.proto\x1a\x15kapell/v1/watch.proto\"\xc0\x01\n\nAuditEntry\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12.\n\naudit_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\x05\x61\x63tor\x18\x03 \x01(\x0b\x32\x10.kapell.v1.Actor\x12\x10\n\x08token_id\x18\x04 \x01(\t\x12\x0c\n\x04peer\x18\x05 \x01(\t\x12\x0e\n\x06method\x18\x06 \x01(\t\x12\x0f\n\x07request\x18\x07 \x01(\t\x12\x10\n\x08revision\x18\x08 \x01(\x03\"\xcc\x01\n\x0b\x41uditFilter\x12\x30\n\nprincipals\x18\x01 \x03(\tB\x1c\xbaH\x19\x92\x01\x16\x10@\"\x12r\x10\x10\x01\x18@2\n^[^\\x00]*$\x12-\n\x07methods\x18\x02 \x03(\tB\x1c\xbaH\x19\x92\x01\x16\x10@\"\x12r\x10\x10\x01\x18\x64\x32\n^[^\\x00]*$\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xad\x01\n\x17ListAuditEntriesRequest\x12&\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x16.kapell.v1.AuditFilter\x12-\n\x05order\x18\x02 \x01(\x0e\x32\x14.kapell.v1.ListOrderB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1d\n\tpage_size\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"m\n\x18ListAuditEntriesResponse\x12&\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x15.kapell.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x32\x95\x01\n\x0c\x41uditService\x12\x84\x01\n\x10ListAuditEntries\x12\".kapell.v1.ListAuditEntriesRequest\x1a#.kapell.v1.ListAuditEntriesResponse\"\'\xe8\xc7\x18\x05\x82\xd3\xe4\x93\x02\x1d\x12\x1b/api/v1/orchestration/auditb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15kapell/v1/audit.proto\x12\tkapell.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16kapell/v1/common.proto\x1a\x15kapell/v1/watch.proto\"\xe0\x01\n\nAuditEntry\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12.\n\naudit_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\x05\x61\x63tor\x18\x03 \x01(\x0b\x32\x10.kapell.v1.Actor\x12\x10\n\x08token_id\x18\x04 \x01(\t\x12\x0c\n\x04peer\x18\x05 \x01(\t\x12\x0e\n\x06method\x18\x06 \x01(\t\x12\x0f\n\x07request\x18\x07 \x01(\t\x12\x10\n\x08revision\x18\x08 \x01(\x03\x12\x0f\n\x07refusal\x18( \x01(\t\x12\r\n\x05times\x18) \x01(\x05\"\xcc\x01\n\x0b\x41uditFilter\x12\x30\n\nprincipals\x18\x01 \x03(\tB\x1c\xbaH\x19\x92\x01\x16\x10@\"\x12r\x10\x10\x01\x18@2\n^[^\\x00]*$\x12-\n\x07methods\x18\x02 \x03(\tB\x1c\xbaH\x19\x92\x01\x16\x10@\"\x12r\x10\x10\x01\x18\x64\x32\n^[^\\x00]*$\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xad\x01\n\x17ListAuditEntriesRequest\x12&\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x16.kapell.v1.AuditFilter\x12-\n\x05order\x18\x02 \x01(\x0e\x32\x14.kapell.v1.ListOrderB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1d\n\tpage_size\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"m\n\x18ListAuditEntriesResponse\x12&\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x15.kapell.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x32\x95\x01\n\x0c\x41uditService\x12\x84\x01\n\x10ListAuditEntries\x12\".kapell.v1.ListAuditEntriesRequest\x1a#.kapell.v1.ListAuditEntriesResponse\"\'\xe8\xc7\x18\x05\x82\xd3\xe4\x93\x02\x1d\x12\x1b/api/v1/orchestration/auditb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,13 +49,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AUDITSERVICE'].methods_by_name['ListAuditEntries']._loaded_options = None
   _globals['_AUDITSERVICE'].methods_by_name['ListAuditEntries']._serialized_options = b'\350\307\030\005\202\323\344\223\002\035\022\033/api/v1/orchestration/audit'
   _globals['_AUDITENTRY']._serialized_start=176
-  _globals['_AUDITENTRY']._serialized_end=368
-  _globals['_AUDITFILTER']._serialized_start=371
-  _globals['_AUDITFILTER']._serialized_end=575
-  _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=578
-  _globals['_LISTAUDITENTRIESREQUEST']._serialized_end=751
-  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=753
-  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=862
-  _globals['_AUDITSERVICE']._serialized_start=865
-  _globals['_AUDITSERVICE']._serialized_end=1014
+  _globals['_AUDITENTRY']._serialized_end=400
+  _globals['_AUDITFILTER']._serialized_start=403
+  _globals['_AUDITFILTER']._serialized_end=607
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=610
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_end=783
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=785
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=894
+  _globals['_AUDITSERVICE']._serialized_start=897
+  _globals['_AUDITSERVICE']._serialized_end=1046
 # @@protoc_insertion_point(module_scope)

@@ -6,7 +6,8 @@ Budgets: how much tasks may cost, in money, tokens, attempts or time, and what h
 An attempt begins only when every budget that applies to its task has room for the estimate of the task,
 which is then reserved. Usage that is recorded moves amounts from reserved to spent; the end of the attempt
 releases what is left. So spent and reserved together never exceed a limit that stops admission, with any
-number of agents, as long as the estimates are upper bounds.
+number of agents, as long as the estimates are upper bounds. An attempt that has used all it has reserved gets
+more where there is room, and is told to pause where there is none: see LEASE_DIRECTIVE_PAUSE.
 """
 
 from collections import abc as _abc
@@ -70,7 +71,8 @@ class _BudgetActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BudgetAc
     """An alert is fired, and nothing else."""
     BUDGET_ACTION_REQUIRE_APPROVAL: _BudgetAction.ValueType  # 2
     """An alert is fired and new work waits until somebody lets it go on: by an approval of the kind BUDGET, by
-    ResumeBudget, or by a higher limit. Also ends with the window.
+    ResumeBudget, or by a higher limit. Also ends with the window. Where it is the action at 100, an attempt that is
+    paused is asked about, too, once it waits or has used more than was reserved.
     """
     BUDGET_ACTION_STOP_ADMISSION: _BudgetAction.ValueType  # 3
     """An alert is fired and new work waits until the window ends, or as with REQUIRE_APPROVAL. Nobody is asked."""
@@ -88,7 +90,8 @@ BUDGET_ACTION_NOTIFY: BudgetAction.ValueType  # 1
 """An alert is fired, and nothing else."""
 BUDGET_ACTION_REQUIRE_APPROVAL: BudgetAction.ValueType  # 2
 """An alert is fired and new work waits until somebody lets it go on: by an approval of the kind BUDGET, by
-ResumeBudget, or by a higher limit. Also ends with the window.
+ResumeBudget, or by a higher limit. Also ends with the window. Where it is the action at 100, an attempt that is
+paused is asked about, too, once it waits or has used more than was reserved.
 """
 BUDGET_ACTION_STOP_ADMISSION: BudgetAction.ValueType  # 3
 """An alert is fired and new work waits until the window ends, or as with REQUIRE_APPROVAL. Nobody is asked."""
@@ -217,6 +220,8 @@ class BudgetHold(_message.Message):
     BUDGET_ID_FIELD_NUMBER: _builtins.int
     RESERVED_FIELD_NUMBER: _builtins.int
     SPENT_FIELD_NUMBER: _builtins.int
+    OVERRUN_FIELD_NUMBER: _builtins.int
+    GRANTED_FIELD_NUMBER: _builtins.int
     budget_id: _builtins.str
     """The budget."""
     @_builtins.property
@@ -227,20 +232,76 @@ class BudgetHold(_message.Message):
     def spent(self) -> Global___BudgetAmount:
         """What it has used."""
 
+    @_builtins.property
+    def overrun(self) -> Global___BudgetAmount:
+        """How much of that goes beyond all that was reserved for it: calls under way when nothing was left. Unset: nothing."""
+
+    @_builtins.property
+    def granted(self) -> Global___BudgetAmount:
+        """How much of what is reserved goes beyond the limit, since somebody has approved it; the limit is extended by as
+        much until the attempt ends. Unset: nothing.
+        """
+
     def __init__(
         self,
         *,
         budget_id: _builtins.str = ...,
         reserved: Global___BudgetAmount | None = ...,
         spent: Global___BudgetAmount | None = ...,
+        overrun: Global___BudgetAmount | None = ...,
+        granted: Global___BudgetAmount | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["reserved", b"reserved", "spent", b"spent"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["granted", b"granted", "overrun", b"overrun", "reserved", b"reserved", "spent", b"spent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_id", b"budget_id", "reserved", b"reserved", "spent", b"spent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_id", b"budget_id", "granted", b"granted", "overrun", b"overrun", "reserved", b"reserved", "spent", b"spent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BudgetHold: _TypeAlias = BudgetHold  # noqa: Y015
+
+@_typing.final
+class BudgetPause(_message.Message):
+    """Why a running attempt is told to use no more: it has used what a budget has reserved for it, and the budget has no
+    room for more.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUDGET_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    NEEDED_FIELD_NUMBER: _builtins.int
+    APPROVAL_ID_FIELD_NUMBER: _builtins.int
+    SINCE_TIME_FIELD_NUMBER: _builtins.int
+    budget_id: _builtins.str
+    """The budget."""
+    reason: _builtins.str
+    """Why, in words."""
+    approval_id: _builtins.str
+    """The approval that decides about it; empty while nobody is asked, see BUDGET_ACTION_REQUIRE_APPROVAL."""
+    @_builtins.property
+    def needed(self) -> Global___BudgetAmount:
+        """How much room there must be for it to go on; as much is reserved then."""
+
+    @_builtins.property
+    def since_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when."""
+
+    def __init__(
+        self,
+        *,
+        budget_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        needed: Global___BudgetAmount | None = ...,
+        approval_id: _builtins.str = ...,
+        since_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["needed", b"needed", "since_time", b"since_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_id", b"approval_id", "budget_id", b"budget_id", "needed", b"needed", "reason", b"reason", "since_time", b"since_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BudgetPause: _TypeAlias = BudgetPause  # noqa: Y015
 
 @_typing.final
 class BudgetScope(_message.Message):
@@ -358,7 +419,7 @@ class BudgetThreshold(_message.Message):
     ACTION_FIELD_NUMBER: _builtins.int
     percent: _builtins.int
     """Percent of the limit that is spent, 1 to 100. Required. 100 counts as crossed, too, where nothing is
-    reserved any more and what is left is too little for any task that waits.
+    reserved any more and what is left is too little for any task that waits, or is paused.
     """
     action: Global___BudgetAction.ValueType
     """What happens then."""
@@ -454,10 +515,14 @@ class BudgetStatus(_message.Message):
     HOLDERS_FIELD_NUMBER: _builtins.int
     LIFTED_PERCENTS_FIELD_NUMBER: _builtins.int
     EXTENSION_END_TIME_FIELD_NUMBER: _builtins.int
+    OVERRUN_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
     state: Global___BudgetState.ValueType
     """Whether new work gets through."""
     holders: _builtins.int
     """Attempts and reservations of callers that hold a part of it."""
+    paused: _builtins.int
+    """Attempts that are told to use no more until there is room; see Task.pause."""
     @_builtins.property
     def spent(self) -> Global___BudgetAmount:
         """What was used."""
@@ -500,6 +565,12 @@ class BudgetStatus(_message.Message):
     def extension_end_time(self) -> _timestamp_pb2.Timestamp:
         """When that extension ends; unset where it has no end."""
 
+    @_builtins.property
+    def overrun(self) -> Global___BudgetAmount:
+        """By how much what is spent and reserved goes beyond the limit and its extension: calls that were under way when
+        their attempts had nothing left. Unset: nothing.
+        """
+
     def __init__(
         self,
         *,
@@ -515,10 +586,12 @@ class BudgetStatus(_message.Message):
         holders: _builtins.int = ...,
         lifted_percents: _abc.Iterable[_builtins.int] | None = ...,
         extension_end_time: _timestamp_pb2.Timestamp | None = ...,
+        overrun: Global___BudgetAmount | None = ...,
+        paused: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["extended_by", b"extended_by", "extension_end_time", b"extension_end_time", "remaining", b"remaining", "reserved", b"reserved", "reset_time", b"reset_time", "spent", b"spent", "window_end_time", b"window_end_time", "window_start_time", b"window_start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["extended_by", b"extended_by", "extension_end_time", b"extension_end_time", "overrun", b"overrun", "remaining", b"remaining", "reserved", b"reserved", "reset_time", b"reset_time", "spent", b"spent", "window_end_time", b"window_end_time", "window_start_time", b"window_start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["crossed_percents", b"crossed_percents", "extended_by", b"extended_by", "extension_end_time", b"extension_end_time", "holders", b"holders", "lifted_percents", b"lifted_percents", "remaining", b"remaining", "reserved", b"reserved", "reset_time", b"reset_time", "spent", b"spent", "state", b"state", "window_end_time", b"window_end_time", "window_start_time", b"window_start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crossed_percents", b"crossed_percents", "extended_by", b"extended_by", "extension_end_time", b"extension_end_time", "holders", b"holders", "lifted_percents", b"lifted_percents", "overrun", b"overrun", "paused", b"paused", "remaining", b"remaining", "reserved", b"reserved", "reset_time", b"reset_time", "spent", b"spent", "state", b"state", "window_end_time", b"window_end_time", "window_start_time", b"window_start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,7 +6,8 @@ Budgets: how much tasks may cost, in money, tokens, attempts or time, and what h
 An attempt begins only when every budget that applies to its task has room for the estimate of the task,
 which is then reserved. Usage that is recorded moves amounts from reserved to spent; the end of the attempt
 releases what is left. So spent and reserved together never exceed a limit that stops admission, with any
-number of agents, as long as the estimates are upper bounds.
+number of agents, as long as the estimates are upper bounds. An attempt that has used all it has reserved gets
+more where there is room, and is told to pause where there is none: see LEASE_DIRECTIVE_PAUSE.
 """
 
 from collections import abc as _abc

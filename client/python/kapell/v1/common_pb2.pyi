@@ -223,6 +223,7 @@ Global___LogEntry: _TypeAlias = LogEntry  # noqa: Y015
 SCOPE_FIELD_NUMBER: _builtins.int
 AGENT_ACCESS_FIELD_NUMBER: _builtins.int
 AUDITED_FIELD_NUMBER: _builtins.int
+PROGRAM_ACCESS_FIELD_NUMBER: _builtins.int
 scope: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___Scope.ValueType]
 """The scope a caller's token must hold. A method without it cannot be called."""
 agent_access: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___AgentAccess.ValueType]
@@ -230,4 +231,8 @@ agent_access: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOp
 audited: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _builtins.bool]
 """Whether each call that is done is recorded in the audit log. Calls of SCOPE_ADMIN with a
 request_id are recorded in any case.
+"""
+program_access: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___AgentAccess.ValueType]
+"""What a program may do with the method that has the token of its attempt (Offer.attempt_token), whatever the
+scope. Unset: nothing. OWN: it may name its attempt, where the token stands for the lease token, and its task.
 """

@@ -207,6 +207,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """PERMISSION_DENIED: the method is closed to agents, whatever they name. Metadata: agent_id."""
     ERROR_REASON_TOKEN_LIMIT: _ErrorReason.ValueType  # 104
     """RESOURCE_EXHAUSTED: there are as many tokens as there may be. Metadata: limit."""
+    ERROR_REASON_WORKSPACE_NOT_FOUND: _ErrorReason.ValueType  # 130
+    """NOT_FOUND: the task has no workspace of this name. Metadata: task_id, name."""
+    ERROR_REASON_WORKSPACE_CHANGED: _ErrorReason.ValueType  # 131
+    """ABORTED: the task's branch is not at that commit any more. Metadata: task_id, name, head_commit (where it is)."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. The comment of each value names its gRPC code and the
@@ -395,4 +399,8 @@ ERROR_REASON_NOT_FOR_AGENTS: ErrorReason.ValueType  # 103
 """PERMISSION_DENIED: the method is closed to agents, whatever they name. Metadata: agent_id."""
 ERROR_REASON_TOKEN_LIMIT: ErrorReason.ValueType  # 104
 """RESOURCE_EXHAUSTED: there are as many tokens as there may be. Metadata: limit."""
+ERROR_REASON_WORKSPACE_NOT_FOUND: ErrorReason.ValueType  # 130
+"""NOT_FOUND: the task has no workspace of this name. Metadata: task_id, name."""
+ERROR_REASON_WORKSPACE_CHANGED: ErrorReason.ValueType  # 131
+"""ABORTED: the task's branch is not at that commit any more. Metadata: task_id, name, head_commit (where it is)."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

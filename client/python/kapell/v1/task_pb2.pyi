@@ -20,6 +20,7 @@ from kapell.v1 import error_pb2 as _error_pb2
 from kapell.v1 import lock_pb2 as _lock_pb2
 from kapell.v1 import usage_pb2 as _usage_pb2
 from kapell.v1 import watch_pb2 as _watch_pb2
+from kapell.v1 import workspace_pb2 as _workspace_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -118,7 +119,7 @@ class _WaitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitKind.Val
     WAIT_KIND_LOCK: _WaitKind.ValueType  # 20
     """For locks that it declares and somebody else holds, or asked for before. ExplainTask only."""
     WAIT_KIND_BUDGET: _WaitKind.ValueType  # 21
-    """For room in a budget. ExplainTask only."""
+    """For room in a budget, before its start or as a running attempt that is told to pause. ExplainTask only."""
 
 class WaitKind(_WaitKind, metaclass=_WaitKindEnumTypeWrapper):
     """What a task waits for."""
@@ -156,7 +157,7 @@ WAIT_KIND_APPROVAL: WaitKind.ValueType  # 22
 WAIT_KIND_LOCK: WaitKind.ValueType  # 20
 """For locks that it declares and somebody else holds, or asked for before. ExplainTask only."""
 WAIT_KIND_BUDGET: WaitKind.ValueType  # 21
-"""For room in a budget. ExplainTask only."""
+"""For room in a budget, before its start or as a running attempt that is told to pause. ExplainTask only."""
 Global___WaitKind: _TypeAlias = WaitKind  # noqa: Y015
 
 class _AttemptWaitKind:
@@ -173,6 +174,8 @@ class _AttemptWaitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Attem
     """For a lock that somebody else holds."""
     ATTEMPT_WAIT_KIND_PROVIDER: _AttemptWaitKind.ValueType  # 3
     """For the provider of its model, which asks for a pause."""
+    ATTEMPT_WAIT_KIND_BUDGET: _AttemptWaitKind.ValueType  # 4
+    """For room in a budget: it was told to pause, and does."""
 
 class AttemptWaitKind(_AttemptWaitKind, metaclass=_AttemptWaitKindEnumTypeWrapper):
     """What a running attempt may wait for."""
@@ -185,6 +188,8 @@ ATTEMPT_WAIT_KIND_LOCK: AttemptWaitKind.ValueType  # 2
 """For a lock that somebody else holds."""
 ATTEMPT_WAIT_KIND_PROVIDER: AttemptWaitKind.ValueType  # 3
 """For the provider of its model, which asks for a pause."""
+ATTEMPT_WAIT_KIND_BUDGET: AttemptWaitKind.ValueType  # 4
+"""For room in a budget: it was told to pause, and does."""
 Global___AttemptWaitKind: _TypeAlias = AttemptWaitKind  # noqa: Y015
 
 class _AttemptState:
@@ -778,6 +783,8 @@ class Task(_message.Message):
     PARKED_FIELD_NUMBER: _builtins.int
     LOCKS_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
+    PAUSE_FIELD_NUMBER: _builtins.int
+    WORKSPACES_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The id; "task_" and a time-sortable part, or the client's choice."""
     display_name: _builtins.str
@@ -960,6 +967,14 @@ class Task(_message.Message):
     def secrets(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Secrets that its agent is given: what it finds each under, and the secret's name. Never a value."""
 
+    @_builtins.property
+    def pause(self) -> _budget_pb2.BudgetPause:
+        """Why its running attempt is told to use no more; unset while it may go on. `waiting` says whether it waits."""
+
+    @_builtins.property
+    def workspaces(self) -> _containers.RepeatedCompositeFieldContainer[_workspace_pb2.TaskWorkspace]:
+        """What it has done in each repository of its workspace, by name, since its last attempt has ended; see AgentSpec.workspace."""
+
     def __init__(
         self,
         *,
@@ -1019,10 +1034,12 @@ class Task(_message.Message):
         parked: _approval_policy_pb2.ParkedApproval | None = ...,
         locks: _abc.Iterable[_lock_pb2.TaskLock] | None = ...,
         secrets: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        pause: _budget_pb2.BudgetPause | None = ...,
+        workspaces: _abc.Iterable[_workspace_pb2.TaskWorkspace] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval", "create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "estimate", b"estimate", "failure", b"failure", "first_queue_time", b"first_queue_time", "input", b"input", "lease", b"lease", "not_before_time", b"not_before_time", "parked", b"parked", "progress", b"progress", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "schedule_time", b"schedule_time", "start_time", b"start_time", "state_time", b"state_time", "timeouts", b"timeouts", "tree_usage", b"tree_usage", "usage", b"usage", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval", "create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "estimate", b"estimate", "failure", b"failure", "first_queue_time", b"first_queue_time", "input", b"input", "lease", b"lease", "not_before_time", b"not_before_time", "parked", b"parked", "pause", b"pause", "progress", b"progress", "queue_time", b"queue_time", "result", b"result", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "schedule_time", b"schedule_time", "start_time", b"start_time", "state_time", b"state_time", "timeouts", b"timeouts", "tree_usage", b"tree_usage", "usage", b"usage", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "approval", b"approval", "attempt", b"attempt", "attempts_used", b"attempts_used", "budget_id", b"budget_id", "concurrency_keys", b"concurrency_keys", "content_bytes", b"content_bytes", "create_time", b"create_time", "creator", b"creator", "dependencies", b"dependencies", "depth", b"depth", "display_name", b"display_name", "edited", b"edited", "end_time", b"end_time", "estimate", b"estimate", "etag", b"etag", "failure", b"failure", "fairness_key", b"fairness_key", "first_queue_time", b"first_queue_time", "input", b"input", "labels", b"labels", "lease", b"lease", "locks", b"locks", "not_before_time", b"not_before_time", "parent_task_id", b"parent_task_id", "parked", b"parked", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "prompt_parts", b"prompt_parts", "prompt_pending", b"prompt_pending", "queue_rank", b"queue_rank", "queue_time", b"queue_time", "rate_limited_count", b"rate_limited_count", "result", b"result", "retries", b"retries", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "revision", b"revision", "root_task_id", b"root_task_id", "schedule_id", b"schedule_id", "schedule_time", b"schedule_time", "secrets", b"secrets", "skipped", b"skipped", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "task_id", b"task_id", "template_id", b"template_id", "template_version", b"template_version", "timeouts", b"timeouts", "tree_usage", b"tree_usage", "usage", b"usage", "waiting", b"waiting", "waiting_on", b"waiting_on"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_type", b"agent_type", "approval", b"approval", "attempt", b"attempt", "attempts_used", b"attempts_used", "budget_id", b"budget_id", "concurrency_keys", b"concurrency_keys", "content_bytes", b"content_bytes", "create_time", b"create_time", "creator", b"creator", "dependencies", b"dependencies", "depth", b"depth", "display_name", b"display_name", "edited", b"edited", "end_time", b"end_time", "estimate", b"estimate", "etag", b"etag", "failure", b"failure", "fairness_key", b"fairness_key", "first_queue_time", b"first_queue_time", "input", b"input", "labels", b"labels", "lease", b"lease", "locks", b"locks", "not_before_time", b"not_before_time", "parent_task_id", b"parent_task_id", "parked", b"parked", "pause", b"pause", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "prompt_parts", b"prompt_parts", "prompt_pending", b"prompt_pending", "queue_rank", b"queue_rank", "queue_time", b"queue_time", "rate_limited_count", b"rate_limited_count", "result", b"result", "retries", b"retries", "retry_policy", b"retry_policy", "retry_time", b"retry_time", "revision", b"revision", "root_task_id", b"root_task_id", "schedule_id", b"schedule_id", "schedule_time", b"schedule_time", "secrets", b"secrets", "skipped", b"skipped", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "task_id", b"task_id", "template_id", b"template_id", "template_version", b"template_version", "timeouts", b"timeouts", "tree_usage", b"tree_usage", "usage", b"usage", "waiting", b"waiting", "waiting_on", b"waiting_on", "workspaces", b"workspaces"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2312,6 +2329,78 @@ class ApproveTaskResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ApproveTaskResponse: _TypeAlias = ApproveTaskResponse  # noqa: Y015
+
+@_typing.final
+class RecordTaskMergeRequest(_message.Message):
+    """Request of RecordTaskMerge."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    HEAD_COMMIT_FIELD_NUMBER: _builtins.int
+    MERGE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task. Required."""
+    name: _builtins.str
+    """Which of its workspaces; its TaskWorkspace.name. Required."""
+    head_commit: _builtins.str
+    """The commit that was merged. Required."""
+    request_id: _builtins.str
+    """As in CreateTask."""
+    @_builtins.property
+    def merge(self) -> _workspace_pb2.WorkspaceMerge:
+        """How it has ended. Required."""
+
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        head_commit: _builtins.str = ...,
+        merge: _workspace_pb2.WorkspaceMerge | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["merge", b"merge"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["head_commit", b"head_commit", "merge", b"merge", "name", b"name", "request_id", b"request_id", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordTaskMergeRequest: _TypeAlias = RecordTaskMergeRequest  # noqa: Y015
+
+@_typing.final
+class RecordTaskMergeResponse(_message.Message):
+    """Response of RecordTaskMerge."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Revision of the change."""
+    replayed: _builtins.bool
+    """True when this is the first answer to a repeated request_id."""
+    @_builtins.property
+    def task(self) -> Global___Task:
+        """The task, without prompt, input and result."""
+
+    def __init__(
+        self,
+        *,
+        task: Global___Task | None = ...,
+        revision: _builtins.int = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replayed", b"replayed", "revision", b"revision", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordTaskMergeResponse: _TypeAlias = RecordTaskMergeResponse  # noqa: Y015
 
 @_typing.final
 class WaitTaskRequest(_message.Message):

@@ -105,6 +105,11 @@ class TaskServiceStub:
                 request_serializer=kapell_dot_v1_dot_task__pb2.ExplainTaskRequest.SerializeToString,
                 response_deserializer=kapell_dot_v1_dot_task__pb2.ExplainTaskResponse.FromString,
                 _registered_method=True)
+        self.RecordTaskMerge = channel.unary_unary(
+                '/kapell.v1.TaskService/RecordTaskMerge',
+                request_serializer=kapell_dot_v1_dot_task__pb2.RecordTaskMergeRequest.SerializeToString,
+                response_deserializer=kapell_dot_v1_dot_task__pb2.RecordTaskMergeResponse.FromString,
+                _registered_method=True)
         self.ApproveTask = channel.unary_unary(
                 '/kapell.v1.TaskService/ApproveTask',
                 request_serializer=kapell_dot_v1_dot_task__pb2.ApproveTaskRequest.SerializeToString,
@@ -263,6 +268,16 @@ class TaskServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RecordTaskMerge(self, request, context):
+        """Records how the merge of a task's branch has ended. Whoever merges does so where the repository is and says it here;
+        `kapell task merge` does both. A merge that has failed may be recorded of every task with a workspace, one that
+        was done only of a task that has SUCCEEDED, and of the commit that its last attempt has left.
+        Errors: TASK_NOT_FOUND, WORKSPACE_NOT_FOUND, WORKSPACE_CHANGED, TASK_STATE_CONFLICT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ApproveTask(self, request, context):
         """Decides about the start of a task that is AWAITING_APPROVAL, or about what its agent was parked for: DecideApproval
         by the id of the task, with edits. An edit is checked, kept as a TaskEdit, and approved as it then is.
@@ -388,6 +403,11 @@ def add_TaskServiceServicer_to_server(servicer, server):
                     servicer.ExplainTask,
                     request_deserializer=kapell_dot_v1_dot_task__pb2.ExplainTaskRequest.FromString,
                     response_serializer=kapell_dot_v1_dot_task__pb2.ExplainTaskResponse.SerializeToString,
+            ),
+            'RecordTaskMerge': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordTaskMerge,
+                    request_deserializer=kapell_dot_v1_dot_task__pb2.RecordTaskMergeRequest.FromString,
+                    response_serializer=kapell_dot_v1_dot_task__pb2.RecordTaskMergeResponse.SerializeToString,
             ),
             'ApproveTask': grpc.unary_unary_rpc_method_handler(
                     servicer.ApproveTask,
@@ -799,6 +819,33 @@ class TaskService:
             '/kapell.v1.TaskService/ExplainTask',
             kapell_dot_v1_dot_task__pb2.ExplainTaskRequest.SerializeToString,
             kapell_dot_v1_dot_task__pb2.ExplainTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordTaskMerge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kapell.v1.TaskService/RecordTaskMerge',
+            kapell_dot_v1_dot_task__pb2.RecordTaskMergeRequest.SerializeToString,
+            kapell_dot_v1_dot_task__pb2.RecordTaskMergeResponse.FromString,
             options,
             channel_credentials,
             insecure,

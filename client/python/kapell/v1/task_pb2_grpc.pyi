@@ -98,6 +98,12 @@ class TaskServiceStub:
     """Tells every reason why a task is not running yet, and its place in the queue.
     Errors: TASK_NOT_FOUND.
     """
+    RecordTaskMerge: _grpc.UnaryUnaryMultiCallable[_task_pb2.RecordTaskMergeRequest, _task_pb2.RecordTaskMergeResponse]
+    """Records how the merge of a task's branch has ended. Whoever merges does so where the repository is and says it here;
+    `kapell task merge` does both. A merge that has failed may be recorded of every task with a workspace, one that
+    was done only of a task that has SUCCEEDED, and of the commit that its last attempt has left.
+    Errors: TASK_NOT_FOUND, WORKSPACE_NOT_FOUND, WORKSPACE_CHANGED, TASK_STATE_CONFLICT.
+    """
     ApproveTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.ApproveTaskRequest, _task_pb2.ApproveTaskResponse]
     """Decides about the start of a task that is AWAITING_APPROVAL, or about what its agent was parked for: DecideApproval
     by the id of the task, with edits. An edit is checked, kept as a TaskEdit, and approved as it then is.
@@ -197,6 +203,12 @@ class TaskServiceAsyncStub(TaskServiceStub):
     ExplainTask: _aio.UnaryUnaryMultiCallable[_task_pb2.ExplainTaskRequest, _task_pb2.ExplainTaskResponse]  # type: ignore[assignment]
     """Tells every reason why a task is not running yet, and its place in the queue.
     Errors: TASK_NOT_FOUND.
+    """
+    RecordTaskMerge: _aio.UnaryUnaryMultiCallable[_task_pb2.RecordTaskMergeRequest, _task_pb2.RecordTaskMergeResponse]  # type: ignore[assignment]
+    """Records how the merge of a task's branch has ended. Whoever merges does so where the repository is and says it here;
+    `kapell task merge` does both. A merge that has failed may be recorded of every task with a workspace, one that
+    was done only of a task that has SUCCEEDED, and of the commit that its last attempt has left.
+    Errors: TASK_NOT_FOUND, WORKSPACE_NOT_FOUND, WORKSPACE_CHANGED, TASK_STATE_CONFLICT.
     """
     ApproveTask: _aio.UnaryUnaryMultiCallable[_task_pb2.ApproveTaskRequest, _task_pb2.ApproveTaskResponse]  # type: ignore[assignment]
     """Decides about the start of a task that is AWAITING_APPROVAL, or about what its agent was parked for: DecideApproval
@@ -378,6 +390,18 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_task_pb2.ExplainTaskResponse, _abc.Awaitable[_task_pb2.ExplainTaskResponse]]:
         """Tells every reason why a task is not running yet, and its place in the queue.
         Errors: TASK_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def RecordTaskMerge(
+        self,
+        request: _task_pb2.RecordTaskMergeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_task_pb2.RecordTaskMergeResponse, _abc.Awaitable[_task_pb2.RecordTaskMergeResponse]]:
+        """Records how the merge of a task's branch has ended. Whoever merges does so where the repository is and says it here;
+        `kapell task merge` does both. A merge that has failed may be recorded of every task with a workspace, one that
+        was done only of a task that has SUCCEEDED, and of the commit that its last attempt has left.
+        Errors: TASK_NOT_FOUND, WORKSPACE_NOT_FOUND, WORKSPACE_CHANGED, TASK_STATE_CONFLICT.
         """
 
     @_abc_1.abstractmethod

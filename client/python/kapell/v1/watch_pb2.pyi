@@ -56,6 +56,10 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """The task was cancelled."""
     EVENT_KIND_TASK_DELETED: _EventKind.ValueType  # 20
     """The task was deleted; the event carries its last form."""
+    EVENT_KIND_TASK_PAUSED: _EventKind.ValueType  # 180
+    """The running attempt is told to use no more: see Task.pause. Also where that changes."""
+    EVENT_KIND_TASK_CONTINUED: _EventKind.ValueType  # 181
+    """The attempt that was paused may go on."""
     EVENT_KIND_AGENT_SPAWNED: _EventKind.ValueType  # 40
     """An agent was asked for, or registered itself."""
     EVENT_KIND_AGENT_STATUS: _EventKind.ValueType  # 41
@@ -82,6 +86,12 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """secret.updated: a secret was set. Its value is in no event."""
     EVENT_KIND_SECRET_DELETED: _EventKind.ValueType  # 171
     """secret.deleted: a secret was forgotten."""
+    EVENT_KIND_TASK_WORKSPACE: _EventKind.ValueType  # 194
+    """task.workspace: an attempt has said what it has left in its workspace."""
+    EVENT_KIND_TASK_MERGED: _EventKind.ValueType  # 195
+    """task.merged: a task's branch has come into its base."""
+    EVENT_KIND_TASK_UNMERGED: _EventKind.ValueType  # 196
+    """task.unmerged: a task's branch could not be merged; its workspace says why."""
     EVENT_KIND_SCHEDULE_CREATED: _EventKind.ValueType  # 100
     """A schedule was created."""
     EVENT_KIND_SCHEDULE_UPDATED: _EventKind.ValueType  # 101
@@ -215,6 +225,10 @@ EVENT_KIND_TASK_CANCELLED: EventKind.ValueType  # 19
 """The task was cancelled."""
 EVENT_KIND_TASK_DELETED: EventKind.ValueType  # 20
 """The task was deleted; the event carries its last form."""
+EVENT_KIND_TASK_PAUSED: EventKind.ValueType  # 180
+"""The running attempt is told to use no more: see Task.pause. Also where that changes."""
+EVENT_KIND_TASK_CONTINUED: EventKind.ValueType  # 181
+"""The attempt that was paused may go on."""
 EVENT_KIND_AGENT_SPAWNED: EventKind.ValueType  # 40
 """An agent was asked for, or registered itself."""
 EVENT_KIND_AGENT_STATUS: EventKind.ValueType  # 41
@@ -241,6 +255,12 @@ EVENT_KIND_SECRET_UPDATED: EventKind.ValueType  # 170
 """secret.updated: a secret was set. Its value is in no event."""
 EVENT_KIND_SECRET_DELETED: EventKind.ValueType  # 171
 """secret.deleted: a secret was forgotten."""
+EVENT_KIND_TASK_WORKSPACE: EventKind.ValueType  # 194
+"""task.workspace: an attempt has said what it has left in its workspace."""
+EVENT_KIND_TASK_MERGED: EventKind.ValueType  # 195
+"""task.merged: a task's branch has come into its base."""
+EVENT_KIND_TASK_UNMERGED: EventKind.ValueType  # 196
+"""task.unmerged: a task's branch could not be merged; its workspace says why."""
 EVENT_KIND_SCHEDULE_CREATED: EventKind.ValueType  # 100
 """A schedule was created."""
 EVENT_KIND_SCHEDULE_UPDATED: EventKind.ValueType  # 101

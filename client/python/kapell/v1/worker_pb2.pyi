@@ -19,9 +19,11 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from kapell.v1 import agent_pb2 as _agent_pb2
+from kapell.v1 import budget_pb2 as _budget_pb2
 from kapell.v1 import common_pb2 as _common_pb2
 from kapell.v1 import task_pb2 as _task_pb2
 from kapell.v1 import usage_pb2 as _usage_pb2
+from kapell.v1 import workspace_pb2 as _workspace_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -46,7 +48,11 @@ class _LeaseDirectiveEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LeaseD
     LEASE_DIRECTIVE_CANCEL: _LeaseDirective.ValueType  # 2
     """Stop the work, then call FailTask."""
     LEASE_DIRECTIVE_LOST: _LeaseDirective.ValueType  # 3
-    """The attempt is no longer this agent's: stop the work and forget it."""
+    """The attempt is no longer this agent's: stop the work and forget it. Its usage may still be reported."""
+    LEASE_DIRECTIVE_PAUSE: _LeaseDirective.ValueType  # 4
+    """Use no more for now, and keep the lease: a budget has no room for more. Say by LeaseBeat.waiting that it waits;
+    CONTINUE or CANCEL follows. What is used all the same is recorded as overrun. Ending the attempt is always right.
+    """
 
 class LeaseDirective(_LeaseDirective, metaclass=_LeaseDirectiveEnumTypeWrapper):
     """What to do about a lease."""
@@ -58,7 +64,11 @@ LEASE_DIRECTIVE_CONTINUE: LeaseDirective.ValueType  # 1
 LEASE_DIRECTIVE_CANCEL: LeaseDirective.ValueType  # 2
 """Stop the work, then call FailTask."""
 LEASE_DIRECTIVE_LOST: LeaseDirective.ValueType  # 3
-"""The attempt is no longer this agent's: stop the work and forget it."""
+"""The attempt is no longer this agent's: stop the work and forget it. Its usage may still be reported."""
+LEASE_DIRECTIVE_PAUSE: LeaseDirective.ValueType  # 4
+"""Use no more for now, and keep the lease: a budget has no room for more. Say by LeaseBeat.waiting that it waits;
+CONTINUE or CANCEL follows. What is used all the same is recorded as overrun. Ending the attempt is always right.
+"""
 Global___LeaseDirective: _TypeAlias = LeaseDirective  # noqa: Y015
 
 class _AgentDirective:
@@ -272,10 +282,16 @@ class Offer(_message.Message):
     TTL_REMAINING_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
     MISSING_SECRETS_FIELD_NUMBER: _builtins.int
+    ATTEMPT_TOKEN_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     """The attempt that begins with it."""
     lease_token: _builtins.str
     """Proves the attempt in every later call. A secret of the agent."""
+    attempt_token: _builtins.str
+    """A token for the programs that do the work of this attempt: it opens little, as AgentAccess tells, and ends with the
+    attempt. What asks for a lease_token takes this one from them. Here only. Empty where the agent's spec says
+    API_ACCESS_NONE.
+    """
     @_builtins.property
     def task(self) -> _task_pb2.Task:
         """The task, with prompt and input."""
@@ -306,10 +322,11 @@ class Offer(_message.Message):
         ttl_remaining: _duration_pb2.Duration | None = ...,
         secrets: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         missing_secrets: _abc.Iterable[_builtins.str] | None = ...,
+        attempt_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "task", b"task", "ttl_remaining", b"ttl_remaining"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "expire_time", b"expire_time", "lease_token", b"lease_token", "missing_secrets", b"missing_secrets", "secrets", b"secrets", "task", b"task", "ttl_remaining", b"ttl_remaining"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempt_token", b"attempt_token", "expire_time", b"expire_time", "lease_token", b"lease_token", "missing_secrets", b"missing_secrets", "secrets", b"secrets", "task", b"task", "ttl_remaining", b"ttl_remaining"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -370,7 +387,9 @@ class LeaseBeat(_message.Message):
 
     @_builtins.property
     def usage(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageRecord]:
-        """What the attempt has used since, at most 20 records; as in ReportUsage; see LeaseStatus.refused_usage."""
+        """What the attempt has used since, at most 20 records; as in ReportUsage, also where the lease is lost; see
+        LeaseStatus.refused_usage.
+        """
 
     def __init__(
         self,
@@ -426,6 +445,7 @@ class LeaseStatus(_message.Message):
     LEASE_TOKEN_FIELD_NUMBER: _builtins.int
     DIRECTIVE_FIELD_NUMBER: _builtins.int
     REFUSED_USAGE_FIELD_NUMBER: _builtins.int
+    PAUSE_FIELD_NUMBER: _builtins.int
     lease_token: _builtins.str
     """The lease."""
     directive: Global___LeaseDirective.ValueType
@@ -434,16 +454,21 @@ class LeaseStatus(_message.Message):
     def refused_usage(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageOutcome]:
         """Those of LeaseBeat.usage that could not be taken, and why."""
 
+    @_builtins.property
+    def pause(self) -> _budget_pb2.BudgetPause:
+        """Why, where it is PAUSE."""
+
     def __init__(
         self,
         *,
         lease_token: _builtins.str = ...,
         directive: Global___LeaseDirective.ValueType = ...,
         refused_usage: _abc.Iterable[_usage_pb2.UsageOutcome] | None = ...,
+        pause: _budget_pb2.BudgetPause | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pause", b"pause"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["directive", b"directive", "lease_token", b"lease_token", "refused_usage", b"refused_usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directive", b"directive", "lease_token", b"lease_token", "pause", b"pause", "refused_usage", b"refused_usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -530,7 +555,7 @@ class ReportProgressResponse(_message.Message):
     DIRECTIVE_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     directive: Global___LeaseDirective.ValueType
-    """CONTINUE or CANCEL."""
+    """CONTINUE, CANCEL or PAUSE."""
     revision: _builtins.int
     """Revision of the change."""
     def __init__(
@@ -584,13 +609,18 @@ class ReportUsageResponse(_message.Message):
     DIRECTIVE_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     OUTCOMES_FIELD_NUMBER: _builtins.int
+    PAUSE_FIELD_NUMBER: _builtins.int
     directive: Global___LeaseDirective.ValueType
-    """CONTINUE or CANCEL."""
+    """CONTINUE, CANCEL or PAUSE; LOST where the attempt has ended."""
     revision: _builtins.int
     """The newest revision."""
     @_builtins.property
     def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageOutcome]:
         """One entry a record, in the order of the request."""
+
+    @_builtins.property
+    def pause(self) -> _budget_pb2.BudgetPause:
+        """Why, where it is PAUSE."""
 
     def __init__(
         self,
@@ -598,14 +628,69 @@ class ReportUsageResponse(_message.Message):
         directive: Global___LeaseDirective.ValueType = ...,
         revision: _builtins.int = ...,
         outcomes: _abc.Iterable[_usage_pb2.UsageOutcome] | None = ...,
+        pause: _budget_pb2.BudgetPause | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pause", b"pause"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["directive", b"directive", "outcomes", b"outcomes", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directive", b"directive", "outcomes", b"outcomes", "pause", b"pause", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportUsageResponse: _TypeAlias = ReportUsageResponse  # noqa: Y015
+
+@_typing.final
+class ReportWorkspacesRequest(_message.Message):
+    """Request of ReportWorkspaces."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_TOKEN_FIELD_NUMBER: _builtins.int
+    WORKSPACES_FIELD_NUMBER: _builtins.int
+    lease_token: _builtins.str
+    """The lease. Required."""
+    @_builtins.property
+    def workspaces(self) -> _containers.RepeatedCompositeFieldContainer[_workspace_pb2.TaskWorkspace]:
+        """What it has left in each repository, 1 to 8, each name once."""
+
+    def __init__(
+        self,
+        *,
+        lease_token: _builtins.str = ...,
+        workspaces: _abc.Iterable[_workspace_pb2.TaskWorkspace] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_token", b"lease_token", "workspaces", b"workspaces"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportWorkspacesRequest: _TypeAlias = ReportWorkspacesRequest  # noqa: Y015
+
+@_typing.final
+class ReportWorkspacesResponse(_message.Message):
+    """Response of ReportWorkspaces."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIRECTIVE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    directive: Global___LeaseDirective.ValueType
+    """CONTINUE or CANCEL."""
+    revision: _builtins.int
+    """Revision of the change."""
+    def __init__(
+        self,
+        *,
+        directive: Global___LeaseDirective.ValueType = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directive", b"directive", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportWorkspacesResponse: _TypeAlias = ReportWorkspacesResponse  # noqa: Y015
 
 @_typing.final
 class AppendTaskLogsRequest(_message.Message):
@@ -651,7 +736,7 @@ class AppendTaskLogsResponse(_message.Message):
     next_offset: _builtins.int
     """Where the next append goes on."""
     directive: Global___LeaseDirective.ValueType
-    """CONTINUE or CANCEL."""
+    """CONTINUE, CANCEL or PAUSE."""
     revision: _builtins.int
     """The newest revision."""
     def __init__(
@@ -686,7 +771,9 @@ class CompleteTaskRequest(_message.Message):
 
     @_builtins.property
     def usage(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageRecord]:
-        """What the attempt has used and not reported yet, at most 100 records; as in ReportUsage."""
+        """What the attempt has used and not reported yet, at most 100 records; as in ReportUsage, but for a lease that is
+        lost: the whole call is refused then, so report it by ReportUsage.
+        """
 
     def __init__(
         self,
@@ -851,7 +938,9 @@ class FailTaskRequest(_message.Message):
 
     @_builtins.property
     def usage(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageRecord]:
-        """What the attempt has used and not reported yet, at most 100 records; as in ReportUsage."""
+        """What the attempt has used and not reported yet, at most 100 records; as in ReportUsage, but for a lease that is
+        lost: the whole call is refused then, so report it by ReportUsage.
+        """
 
     def __init__(
         self,
@@ -1086,7 +1175,7 @@ class WaitChildTasksResponse(_message.Message):
     ended: _builtins.bool
     """True when all have ended."""
     directive: Global___LeaseDirective.ValueType
-    """CONTINUE or CANCEL."""
+    """CONTINUE, CANCEL or PAUSE."""
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.Task]:
         """All children of the task, whichever attempt made them, the eldest first, without prompt and input.
@@ -1147,6 +1236,8 @@ class WatchDirectivesResponse(_message.Message):
     DIRECTIVE_FIELD_NUMBER: _builtins.int
     CANCEL_TASK_IDS_FIELD_NUMBER: _builtins.int
     DECIDED_APPROVAL_IDS_FIELD_NUMBER: _builtins.int
+    PAUSED_TASK_IDS_FIELD_NUMBER: _builtins.int
+    CONTINUED_TASK_IDS_FIELD_NUMBER: _builtins.int
     directive: Global___AgentDirective.ValueType
     """What the agent is to do."""
     @_builtins.property
@@ -1157,16 +1248,26 @@ class WatchDirectivesResponse(_message.Message):
     def decided_approval_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Approvals the agent has asked for that are not PENDING any more: read them with GetApproval."""
 
+    @_builtins.property
+    def paused_task_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tasks of the agent whose attempts are to use no more for now; Heartbeat says why."""
+
+    @_builtins.property
+    def continued_task_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tasks of the agent whose attempts were paused and may go on."""
+
     def __init__(
         self,
         *,
         directive: Global___AgentDirective.ValueType = ...,
         cancel_task_ids: _abc.Iterable[_builtins.str] | None = ...,
         decided_approval_ids: _abc.Iterable[_builtins.str] | None = ...,
+        paused_task_ids: _abc.Iterable[_builtins.str] | None = ...,
+        continued_task_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_task_ids", b"cancel_task_ids", "decided_approval_ids", b"decided_approval_ids", "directive", b"directive"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_task_ids", b"cancel_task_ids", "continued_task_ids", b"continued_task_ids", "decided_approval_ids", b"decided_approval_ids", "directive", b"directive", "paused_task_ids", b"paused_task_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

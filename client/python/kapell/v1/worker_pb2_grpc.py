@@ -60,6 +60,11 @@ class WorkerServiceStub:
                 request_serializer=kapell_dot_v1_dot_worker__pb2.ReportUsageRequest.SerializeToString,
                 response_deserializer=kapell_dot_v1_dot_worker__pb2.ReportUsageResponse.FromString,
                 _registered_method=True)
+        self.ReportWorkspaces = channel.unary_unary(
+                '/kapell.v1.WorkerService/ReportWorkspaces',
+                request_serializer=kapell_dot_v1_dot_worker__pb2.ReportWorkspacesRequest.SerializeToString,
+                response_deserializer=kapell_dot_v1_dot_worker__pb2.ReportWorkspacesResponse.FromString,
+                _registered_method=True)
         self.AppendTaskLogs = channel.unary_unary(
                 '/kapell.v1.WorkerService/AppendTaskLogs',
                 request_serializer=kapell_dot_v1_dot_worker__pb2.AppendTaskLogsRequest.SerializeToString,
@@ -150,7 +155,18 @@ class WorkerServiceServicer:
 
     def ReportUsage(self, request, context):
         """Reports what the attempt has used: each response of a model once, known by its record_id, so that it may be
-        sent again. Errors: LEASE_LOST, NOT_OWNER.
+        sent again. Usage of an attempt that has ended or was superseded is taken as well, since it was paid for: it is
+        recorded as that attempt's, changes nothing else, and is answered with LOST.
+        Errors: LEASE_LOST (no such attempt: the token is damaged, or its task was deleted), NOT_OWNER.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportWorkspaces(self, request, context):
+        """Says what the attempt has left in its workspace, in the place of what was said before. A merge that was recorded
+        stays where its commit is still the head.
+        Errors: LEASE_LOST, NOT_OWNER.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -263,6 +279,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.ReportUsage,
                     request_deserializer=kapell_dot_v1_dot_worker__pb2.ReportUsageRequest.FromString,
                     response_serializer=kapell_dot_v1_dot_worker__pb2.ReportUsageResponse.SerializeToString,
+            ),
+            'ReportWorkspaces': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportWorkspaces,
+                    request_deserializer=kapell_dot_v1_dot_worker__pb2.ReportWorkspacesRequest.FromString,
+                    response_serializer=kapell_dot_v1_dot_worker__pb2.ReportWorkspacesResponse.SerializeToString,
             ),
             'AppendTaskLogs': grpc.unary_unary_rpc_method_handler(
                     servicer.AppendTaskLogs,
@@ -446,6 +467,33 @@ class WorkerService:
             '/kapell.v1.WorkerService/ReportUsage',
             kapell_dot_v1_dot_worker__pb2.ReportUsageRequest.SerializeToString,
             kapell_dot_v1_dot_worker__pb2.ReportUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportWorkspaces(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kapell.v1.WorkerService/ReportWorkspaces',
+            kapell_dot_v1_dot_worker__pb2.ReportWorkspacesRequest.SerializeToString,
+            kapell_dot_v1_dot_worker__pb2.ReportWorkspacesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -63,7 +63,14 @@ class WorkerServiceStub:
     """
     ReportUsage: _grpc.UnaryUnaryMultiCallable[_worker_pb2.ReportUsageRequest, _worker_pb2.ReportUsageResponse]
     """Reports what the attempt has used: each response of a model once, known by its record_id, so that it may be
-    sent again. Errors: LEASE_LOST, NOT_OWNER.
+    sent again. Usage of an attempt that has ended or was superseded is taken as well, since it was paid for: it is
+    recorded as that attempt's, changes nothing else, and is answered with LOST.
+    Errors: LEASE_LOST (no such attempt: the token is damaged, or its task was deleted), NOT_OWNER.
+    """
+    ReportWorkspaces: _grpc.UnaryUnaryMultiCallable[_worker_pb2.ReportWorkspacesRequest, _worker_pb2.ReportWorkspacesResponse]
+    """Says what the attempt has left in its workspace, in the place of what was said before. A merge that was recorded
+    stays where its commit is still the head.
+    Errors: LEASE_LOST, NOT_OWNER.
     """
     AppendTaskLogs: _grpc.UnaryUnaryMultiCallable[_worker_pb2.AppendTaskLogsRequest, _worker_pb2.AppendTaskLogsResponse]
     """Appends to the log of the attempt. Entries below the log's end are taken as
@@ -137,7 +144,14 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """
     ReportUsage: _aio.UnaryUnaryMultiCallable[_worker_pb2.ReportUsageRequest, _worker_pb2.ReportUsageResponse]  # type: ignore[assignment]
     """Reports what the attempt has used: each response of a model once, known by its record_id, so that it may be
-    sent again. Errors: LEASE_LOST, NOT_OWNER.
+    sent again. Usage of an attempt that has ended or was superseded is taken as well, since it was paid for: it is
+    recorded as that attempt's, changes nothing else, and is answered with LOST.
+    Errors: LEASE_LOST (no such attempt: the token is damaged, or its task was deleted), NOT_OWNER.
+    """
+    ReportWorkspaces: _aio.UnaryUnaryMultiCallable[_worker_pb2.ReportWorkspacesRequest, _worker_pb2.ReportWorkspacesResponse]  # type: ignore[assignment]
+    """Says what the attempt has left in its workspace, in the place of what was said before. A merge that was recorded
+    stays where its commit is still the head.
+    Errors: LEASE_LOST, NOT_OWNER.
     """
     AppendTaskLogs: _aio.UnaryUnaryMultiCallable[_worker_pb2.AppendTaskLogsRequest, _worker_pb2.AppendTaskLogsResponse]  # type: ignore[assignment]
     """Appends to the log of the attempt. Entries below the log's end are taken as
@@ -238,7 +252,20 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_worker_pb2.ReportUsageResponse, _abc.Awaitable[_worker_pb2.ReportUsageResponse]]:
         """Reports what the attempt has used: each response of a model once, known by its record_id, so that it may be
-        sent again. Errors: LEASE_LOST, NOT_OWNER.
+        sent again. Usage of an attempt that has ended or was superseded is taken as well, since it was paid for: it is
+        recorded as that attempt's, changes nothing else, and is answered with LOST.
+        Errors: LEASE_LOST (no such attempt: the token is damaged, or its task was deleted), NOT_OWNER.
+        """
+
+    @_abc_1.abstractmethod
+    def ReportWorkspaces(
+        self,
+        request: _worker_pb2.ReportWorkspacesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.ReportWorkspacesResponse, _abc.Awaitable[_worker_pb2.ReportWorkspacesResponse]]:
+        """Says what the attempt has left in its workspace, in the place of what was said before. A merge that was recorded
+        stays where its commit is still the head.
+        Errors: LEASE_LOST, NOT_OWNER.
         """
 
     @_abc_1.abstractmethod

@@ -67,14 +67,21 @@ def request_budget_approval(
     return state.approvals.put(approval, EVENT_KIND_APPROVAL_REQUIRED, content=content)
 
 
+def withdraw_budget_approval(state: State, budget_id: str, why: str, task_id: str = "") -> None:
+    """Ends what a budget has asked for, about new work or a task. Nobody is called for it."""
+    waiting = open_of(state, budget_id, task_id)
+    if waiting is not None:
+        withdraw(state, waiting, why)
+
+
 def withdraw_budget_approvals(state: State, budget_id: str, why: str) -> None:
-    """Ends what a budget has asked for: it was deleted, or has room again. Nobody is called for it."""
+    """Ends all that a budget has asked for. Nobody is called for it."""
     for approval in [one for one in state.approvals.pending() if one.budget_id == budget_id]:
         withdraw(state, approval, why)
 
 
 def open_of(state: State, budget_id: str, task_id: str = "") -> Approval | None:
-    """The approval a budget waits for."""
+    """The approval a budget waits for: about new work, or about a task."""
     for approval in state.approvals.of_task(task_id):
         if approval.kind == APPROVAL_KIND_BUDGET and approval.budget_id == budget_id:
             return approval

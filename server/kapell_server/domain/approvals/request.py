@@ -14,6 +14,7 @@ from kapell.v1.approval_pb2 import (
     RequestApprovalResponse,
 )
 from kapell.v1.approval_policy_pb2 import APPROVAL_STATE_PENDING, APPROVAL_STATE_SUPERSEDED
+from kapell.v1.common_pb2 import SCOPE_ADMIN
 from kapell.v1.error_pb2 import ERROR_REASON_NOT_OWNER
 from kapell.v1.task_pb2 import ATTEMPT_WAIT_KIND_APPROVAL, TASK_STATE_RUNNING, AttemptWait, Task
 from kapell.v1.watch_pb2 import (
@@ -35,7 +36,7 @@ from kapell_server.domain.secrets import use
 from kapell_server.domain.tasks import family
 from kapell_server.domain.times import stamp
 from kapell_server.domain.transitions import task_state_conflict
-from kapell_server.domain.workers import attempt
+from kapell_server.domain.workers import attempt, speaking
 from kapell_server.domain.workers.leases import Lease
 
 if TYPE_CHECKING:
@@ -196,15 +197,23 @@ def _park(state: State, request: RequestApprovalRequest, current: Approval, leas
 
 def cancel_approval(state: State, request: CancelApprovalRequest) -> Approval:
     """Withdraws a request; the agent that has asked goes on without an answer."""
-    if state.caller.kind is CallerKind.AGENT:
+    if state.caller.is_fenced:
         _check_own(state, request)
     current = state.approvals.get(request.approval_id)
+    if state.caller.kind is CallerKind.USER and current.agent_id:
+        _check_user(state, current)
     decision.check_open(current)
     if current.kind == APPROVAL_KIND_TASK_START:
         raise invalid("approval_id", "is of the start of a task", f"Cancel task {current.task_id} instead.")
     put = withdraw(state, current, request.reason or "withdrawn")
     outcome.carry_out(state, put)
     return put
+
+
+def _check_user(state: State, current: Approval) -> None:
+    """A user withdraws what agents have asked that it has registered, an administrator everything."""
+    if SCOPE_ADMIN not in state.caller.scopes:
+        speaking.check(state.find_agent(current.agent_id), current.agent_id, state.caller)
 
 
 def _check_own(state: State, request: CancelApprovalRequest) -> None:

@@ -23,22 +23,20 @@ from kapell.v1.budget_pb2 import (
 from kapell.v1.task_pb2 import (
     ATTEMPT_STATE_RELEASED,
     ATTEMPT_STATE_SUCCEEDED,
-    TASK_STATE_CANCELLING,
-    TASK_STATE_RUNNING,
     Task,
     TaskAttempt,
-    TaskFailure,
 )
-from kapell.v1.watch_pb2 import EVENT_KIND_BUDGET_SPENT, EVENT_KIND_TASK_CANCELLING, EventKind
+from kapell.v1.watch_pb2 import EVENT_KIND_BUDGET_SPENT, EventKind
 
 from kapell_server.domain.approvals import for_budgets
+from kapell_server.domain.budgets import edges
 from kapell_server.domain.budgets.amounts import milliseconds, units_of, words
 from kapell_server.domain.budgets.history import History, Used
 from kapell_server.domain.budgets.scopes import Features, Needs, Scopes, features_of
 from kapell_server.domain.budgets.shown import describe, differs
 from kapell_server.domain.budgets.tally import FULL, Hold, Tally
 from kapell_server.domain.copied import copied
-from kapell_server.domain.times import SECOND, stamp, timestamp_ns
+from kapell_server.domain.times import SECOND, timestamp_ns
 
 if TYPE_CHECKING:
     from kapell_server.domain.state import State
@@ -46,10 +44,6 @@ if TYPE_CHECKING:
 
 _TELL_AFTER_NS = 2 * SECOND
 """How old the figures of a budget's latest event may be while they change."""
-_LEAST_TIME_NS = SECOND
-"""The shortest time by which an attempt is given more time."""
-HOLD_SUBJECT = "hold_"
-"""Before the id of a task whose attempt is looked at when the time it has reserved is over."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,8 +69,10 @@ class Budgets:
         self._state = state
         self.tallies: dict[str, Tally] = {}
         self.reservations: dict[str, Reservation] = {}
-        self.history = History()
+        self.history = History(state)
         self._held: dict[str, tuple[Hold, ...]] = {}
+        self.at_edge: dict[str, None] = {}
+        """Tasks whose attempts may be at the edge of what is reserved for them, or may go on. Hints; see `edges`."""
         self._used: dict[str, tuple[int, int]] = {}
         """Cost and tokens that the running attempt of a task has recorded."""
         self._scopes: Scopes | None = None
@@ -108,13 +104,14 @@ class Budgets:
             if holder_id in self._held:
                 kept = tuple(hold for hold in self._held[holder_id] if hold.tally is not tally)
                 state.assign(self._held, holder_id, kept)
-                self._write_holds(holder_id)
+                self.write_holds(holder_id)
             else:
                 self.drop_reservation(holder_id)
         for slice_ns in tally.slices:
             state.assign(state.pending.budget_spend, (tally.budget_id, slice_ns), 0)
         for percent in tally.crossed:
             self._resolve(tally, percent)
+        self.at_edge.update(tally.paused)
         for_budgets.forget(state, tally.budget_id)
         state.remove(self.tallies, tally.budget_id)
         self.rescope()
@@ -128,6 +125,7 @@ class Budgets:
     def needs_changed(self, tally: Tally) -> None:
         """A budget reckons otherwise with what tasks need that say nothing: who waits for it is looked at anew."""
         self.rescope()
+        self.at_edge.update(tally.paused)
         for need_class in sorted(tally.waiting):
             self._state.queues.let_all_try(f"budget/{tally.budget_id}/{need_class}")
 
@@ -142,6 +140,14 @@ class Budgets:
         needs = self.scopes.needs_of(task, tallies, self.history.of(task.template_id))
         return next((tally for tally, need in needs if tally.blocks(need)), None)
 
+    def agent_is_stopped(self, agent_id: str) -> bool:
+        """Whether a budget of an agent lets nothing start, however little it needs."""
+        return any(tally.blocks(0) for tally in self.scopes.of_agent(agent_id))
+
+    def held(self, task_id: str) -> tuple[Hold, ...]:
+        """What the running attempt of a task has of budgets."""
+        return self._held.get(task_id, ())
+
     # -- the life of an attempt ----------------------------------------------------------------
 
     def take(self, task: Task) -> None:
@@ -155,7 +161,7 @@ class Budgets:
             held = tuple([tally.hold(task.task_id, need) for tally, need in needs])
             self._state.assign(self._held, task.task_id, held)
             for tally, _ in needs:
-                self._stir(tally)
+                self.stir(tally)
 
     def attach(self, lease: Lease) -> None:
         """The attempt's row keeps what it holds."""
@@ -163,9 +169,7 @@ class Budgets:
         if not held:
             return
         describe(lease.record, held)
-        times = [hold.granted for hold in held if hold.tally.measure == "wall_time"]
-        if times:
-            self._watch_time(lease, min(times))
+        edges.watch_time(self._state, lease)
 
     def finish(self, lease: Lease, record: TaskAttempt, *, worked: bool) -> None:
         """The attempt has ended as `record` says: what it has not used is free. Does not put the record.
@@ -182,17 +186,22 @@ class Budgets:
         held = self._held.get(lease.task_id)
         if held is None:
             return
+        edges.leave(self._state, lease.task_id)
         self._state.remove(self._held, lease.task_id)
         counts = record.state != ATTEMPT_STATE_RELEASED
         amounts = {"tasks": int(counts), "wall_time": elapsed if counts or worked else 0}
         for hold in held:
             if units := amounts.get(hold.tally.measure, 0):
+                self.turn(hold.tally)
                 hold.tally.use(hold, units)
                 hold.tally.spend(units)
             hold.tally.release(lease.task_id)
         record.ClearField("budget_holds")
         describe(record, held, ended=True)
         for hold in held:
+            if hold.let:
+                # In the change itself: what is left of the limit is kept with the budget.
+                self.put(hold.tally, EVENT_KIND_BUDGET_SPENT, ("status",))
             self.note(hold.tally)
 
     def settle(self, usage: Settlement, instead_of: Settlement | None = None) -> None:
@@ -222,6 +231,7 @@ class Budgets:
                 used[tally] = used.get(tally, 0) - _units(instead_of, tally)
         used = {tally: units for tally, units in used.items() if units}
         for tally, units in used.items():
+            self.turn(tally)
             if tally in by_tally and units > 0:
                 tally.use(by_tally[tally], units)
             tally.spend(units)
@@ -230,34 +240,14 @@ class Budgets:
                 self._leave(tally)
             self.note(tally)
         if lease is not None and any(tally in by_tally for tally in used):
-            self._meet_edges(lease, held)
-            self._write_holds(usage.task_id)
+            self.write_holds(usage.task_id)
+            if any(hold.spent >= hold.granted for hold in held):
+                self.at_edge[usage.task_id] = None
 
     def _drawn(self, usage: Settlement, task: Task | None, agent_id: str) -> dict[Tally, int]:
         """The budgets that usage is spent of, whoever has reserved."""
         features = features_of(task) if task is not None else usage.features or Features()
         return dict.fromkeys(self.scopes.matching(features) + self.scopes.of_agent(agent_id), 0)
-
-    def _meet_edges(self, lease: Lease, held: Iterable[Hold]) -> None:
-        """What an attempt uses beyond what it has reserved is reserved for it, too, where there is room."""
-        for hold in held:
-            over = hold.spent - hold.granted
-            if over > 0:
-                self._go_over(lease, hold, over)
-
-    def _go_over(self, lease: Lease, hold: Hold, over: int) -> None:
-        """More was used than estimated: as much again is reserved, or, where the budget says so, the work stops.
-
-        Without room and without such an action the attempt goes on without a reservation: new work waits for it.
-        """
-        tally = hold.tally
-        more = max(hold.granted, tally.default_need, 1)
-        if not tally.blocks(more):
-            self._state.on_rollback(hold.restore, hold.granted, hold.reserved, hold.spent)
-            hold.granted += over
-            tally.extend_hold(hold, more)
-        elif tally.actions.get(FULL) == BUDGET_ACTION_CANCEL:
-            self._stop(tally, lease.task_id, f"it has used more than was reserved, and {self._told(tally)}")
 
     # -- time ----------------------------------------------------------------------------------
 
@@ -266,35 +256,16 @@ class Budgets:
         tally = self.tallies.get(budget_id)
         if tally is None:
             return
-        if tally.roll():
-            self._leave(tally)
-            self.wake(tally)
-        budget = self._state.standing.find(Budget, budget_id)
-        assert budget is not None, "a tally is of a budget"
-        if differs(budget.status, self.status(tally)):
+        self.turn(tally)
+        if differs(self.budget(tally).status, self.status(tally)):
             self.put(tally, EVENT_KIND_BUDGET_SPENT, ("status",))
         self._state.schedule(tally.next_ns(), budget_id)
 
-    def look_at_hold(self, task_id: str) -> None:
-        """The time that an attempt has reserved may be over."""
-        lease = self._state.leases.by_task.get(task_id)
-        times = [hold for hold in self._held.get(task_id, ()) if hold.tally.measure == "wall_time"]
-        if lease is None or not times:
-            return
-        elapsed = milliseconds(max(0, self._state.now_ns - lease.start_ns))
-        for hold in times:
-            if elapsed > hold.granted:
-                more = max(hold.tally.default_need, elapsed - hold.granted)
-                if not hold.tally.blocks(more):
-                    hold.tally.extend_hold(hold, more)
-                elif hold.tally.actions.get(FULL) == BUDGET_ACTION_CANCEL:
-                    self._stop(hold.tally, task_id, f"it took longer than was reserved, and {self._told(hold.tally)}")
-        self._write_holds(task_id)
-        self._watch_time(lease, min(hold.granted for hold in times))
-
-    def _watch_time(self, lease: Lease, granted: int) -> None:
-        due_ns = max(lease.start_ns + (granted + 1) * 1_000_000, self._state.now_ns + _LEAST_TIME_NS)
-        self._state.schedule(due_ns, HOLD_SUBJECT + lease.task_id)
+    def turn(self, tally: Tally) -> None:
+        """Lets go what has left the window by now; whoever spends does so first, since the timer may be late."""
+        if tally.is_over() and tally.roll():
+            self._leave(tally)
+            self.wake(tally)
 
     # -- thresholds ----------------------------------------------------------------------------
 
@@ -302,13 +273,15 @@ class Budgets:
         """What is spent or reserved has changed: thresholds may be crossed, and those that wait may start."""
         for percent in tally.newly_crossed():
             self._cross(tally, percent)
-        self._stir(tally)
+        self.stir(tally)
         self.wake(tally)
 
     def wake(self, tally: Tally) -> None:
         """Lets those try that wait for the budget and could fit; where nothing can, and nothing will, tells so."""
         if tally.agent_id:
             self._state.polls.touch_agent(tally.agent_id)
+        if tally.paused and not tally.blocks(1):
+            self.at_edge.update(tally.paused)
         if tally.stopped or not tally.waiting:
             return
         ready = self._state.queues.ready
@@ -319,19 +292,20 @@ class Budgets:
                 self._state.queues.retry(name)
             elif ready.is_parked_under(name):
                 nothing_fits = True
-        if nothing_fits and not tally.holds and tally.hard:
-            self._cross_for_want_of_room(tally)
+        if nothing_fits:
+            self.want_of_room(tally)
 
     def parked(self, name: str) -> None:
         """A task was parked under a name of a budget."""
         _, budget_id, need_class = name.split("/")
         tally = self.tallies[budget_id]
         tally.waiting.add(int(need_class))
-        if not tally.holds and not tally.stopped:
-            self._cross_for_want_of_room(tally)
+        self.want_of_room(tally)
 
-    def _cross_for_want_of_room(self, tally: Tally) -> None:
-        """What is left is too little for all that wait, and nobody will give anything back."""
+    def want_of_room(self, tally: Tally) -> None:
+        """What is left is too little for all that wait: the limit is reached, where nobody will give anything back."""
+        if tally.reserved or tally.stopped or not tally.hard:
+            return
         if FULL in tally.actions and FULL not in tally.crossed:
             for percent in sorted(tally.actions):
                 if percent == FULL or (percent not in tally.crossed and percent in tally.newly_crossed()):
@@ -349,7 +323,7 @@ class Budgets:
         action = tally.actions[percent]
         if action == BUDGET_ACTION_CANCEL:
             for task_id in [holder for holder in tally.holds if holder in state.leases.by_task]:
-                self._stop(tally, task_id, self._told(tally))
+                edges.stop(state, task_id, self.told(tally))
         elif action == BUDGET_ACTION_REQUIRE_APPROVAL:
             for_budgets.ask(state, budget, tally)
 
@@ -368,22 +342,10 @@ class Budgets:
         """The limit has changed: thresholds are crossed or left by it, and those that wait may start."""
         self._leave(tally)
         self.note(tally)
+        self.at_edge.update(tally.paused)
 
     def _resolve(self, tally: Tally, percent: int) -> None:
         self._state.alerts.resolve(ALERT_KIND_BUDGET_THRESHOLD, tally.budget_id, percent=percent)
-
-    def _stop(self, tally: Tally, task_id: str, why: str) -> None:
-        """Tells the agent of a task to let go; the task fails when it has."""
-        state = self._state
-        current = state.task(task_id)
-        if current.state != TASK_STATE_RUNNING:
-            return
-        task = copied(current)
-        task.state = TASK_STATE_CANCELLING
-        task.failure.CopyFrom(TaskFailure(reason="BUDGET_EXCEEDED", message=why, retryable=False))
-        task.state_reason = why
-        stamp(task.state_time, state.tick_ns())
-        state.put_task(task, EVENT_KIND_TASK_CANCELLING, ("state", "failure"))
 
     # -- what others see -----------------------------------------------------------------------
 
@@ -395,27 +357,30 @@ class Budgets:
 
     def put(self, tally: Tally, kind: EventKind.ValueType, changed: tuple[str, ...]) -> Budget:
         """Records how a budget stands, with an event."""
-        current = self._state.standing.find(Budget, tally.budget_id)
-        assert current is not None, "a tally is of a budget"
-        budget = copied(current)
+        budget = copied(self.budget(tally))
         budget.status.CopyFrom(self.status(tally))
         return self._state.standing.put(budget, kind, changed)
 
-    def _stir(self, tally: Tally) -> None:
+    def stir(self, tally: Tally) -> None:
         """Its figures have changed: an event is due soon, and something may leave its window."""
         self._state.schedule(self._state.now_ns + _TELL_AFTER_NS, tally.budget_id)
 
-    def _told(self, tally: Tally) -> str:
+    def budget(self, tally: Tally) -> Budget:
+        """The budget that the figures are of, as it was put last."""
         budget = self._state.standing.find(Budget, tally.budget_id)
-        name = budget.spec.display_name if budget is not None else tally.budget_id
-        return f"budget {name} has spent {self._spent_of(tally)}"
+        assert budget is not None, "a tally is of a budget"
+        return budget
+
+    def told(self, tally: Tally) -> str:
+        """As "budget nightly has spent $4.00 of $5.00"."""
+        return f"budget {self.budget(tally).spec.display_name} has spent {self._spent_of(tally)}"
 
     def _spent_of(self, tally: Tally) -> str:
         """As "$4.00 of $5.00"."""
         limit = words(tally.measure, tally.limit + tally.extended)
         return f"{words(tally.measure, tally.spent)} of {limit}"
 
-    def _write_holds(self, task_id: str) -> None:
+    def write_holds(self, task_id: str) -> None:
         """Keeps what a running attempt holds in its row."""
         lease = self._state.leases.by_task.get(task_id)
         if lease is None:
@@ -470,19 +435,21 @@ class Budgets:
             self._load_holds(lease)
 
     def _load_holds(self, lease: Lease) -> None:
-        held = []
+        state, held = self._state, []
         for one in lease.record.budget_holds:
             tally = self.tallies.get(one.budget_id)
             if tally is not None:
                 reserved, spent = units_of(one.reserved), units_of(one.spent)
-                hold = Hold(tally, max(reserved + spent, 0), reserved, spent)
+                overrun = units_of(one.overrun) if one.HasField("overrun") else 0
+                let = units_of(one.granted) if one.HasField("granted") else 0
+                hold = Hold(tally, reserved + spent - overrun, reserved, spent, let)
                 tally.load_hold(lease.task_id, hold)
                 held.append(hold)
         if held:
             self._held[lease.task_id] = tuple(held)
-            times = [hold.granted for hold in held if hold.tally.measure == "wall_time"]
-            if times:
-                self._watch_time(lease, min(times))
+            if any(hold.spent and hold.spent >= hold.granted for hold in held):
+                self.at_edge[lease.task_id] = None
+            edges.watch_time(state, lease)
 
     def trim(self) -> None:
         """Forgets classes of needs that nobody waits with, once they are many; between batches only."""

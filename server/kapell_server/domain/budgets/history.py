@@ -1,16 +1,22 @@
 """What tasks of a template have used so far: the estimate of those that declare none.
 
-Of each template the latest attempts that succeeded, in memory: after a restart it is learnt anew, and until then
-the default of each budget is reserved.
+Of each template the latest attempts that succeeded, in memory. What was before the start is read from the database
+when a template is first asked about; of a task that was tried more than once that is what all its attempts have used.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from kapell_server.domain.budgets.amounts import Measure
+from kapell_server.domain.budgets.amounts import Measure, milliseconds
+from kapell_server.domain.times import timestamp_ns
+from kapell_server.domain.usage.entry import usage_id_of_task
+
+if TYPE_CHECKING:
+    from kapell_server.domain.state import State
 
 ENOUGH = 5
 """Fewer attempts say nothing."""
@@ -53,7 +59,8 @@ class Used:
 class History:
     """The latest attempts of each template. A guess that a failed batch has spoilt is still a guess: not undone."""
 
-    def __init__(self) -> None:
+    def __init__(self, state: State) -> None:
+        self._state = state
         self._used: dict[str, deque[Used]] = {}
         self._habits: dict[str, Habits] = {}
         self._news: dict[str, int] = {}
@@ -63,26 +70,40 @@ class History:
         """What is known of a template."""
         if not template_id:
             return None
-        news = self._news.get(template_id, 0)
-        if news and (news >= _REFRESH or template_id not in self._habits):
-            latest = self._used[template_id]
-            if len(latest) >= ENOUGH:
-                self._habits[template_id] = _habits(latest)
-                self._news[template_id] = 0
+        latest = self._known(template_id)
+        news = self._news[template_id]
+        if news and (news >= _REFRESH or template_id not in self._habits) and len(latest) >= ENOUGH:
+            self._habits[template_id] = _habits(latest)
+            self._news[template_id] = 0
         return self._habits.get(template_id)
 
     def note(self, template_id: str, used: Used) -> None:
         """An attempt at a task of the template has succeeded."""
-        if not template_id:
-            return
-        if template_id not in self._used and len(self._used) >= _TEMPLATES:
-            forgotten = next(iter(self._used))
-            del self._used[forgotten]
-            self._habits.pop(forgotten, None)
-            self._news.pop(forgotten, None)
-        latest = self._used.setdefault(template_id, deque(maxlen=_LOOKED_BACK))
-        latest.append(used)
-        self._news[template_id] = self._news.get(template_id, 0) + 1
+        if template_id:
+            self._known(template_id).append(used)
+            self._news[template_id] += 1
+
+    def _known(self, template_id: str) -> deque[Used]:
+        """The latest attempts of a template; the first time as the database has them."""
+        latest = self._used.get(template_id)
+        if latest is None:
+            if len(self._used) >= _TEMPLATES:
+                forgotten = next(iter(self._used))
+                del self._used[forgotten], self._news[forgotten]
+                self._habits.pop(forgotten, None)
+            latest = self._used[template_id] = deque(self._load(template_id), maxlen=_LOOKED_BACK)
+            self._news[template_id] = len(latest)
+        return latest
+
+    def _load(self, template_id: str) -> Iterator[Used]:
+        state = self._state
+        attempts = state.loader.load_succeeded(template_id, _LOOKED_BACK)
+        state.usage.prefetch_totals(usage_id_of_task(attempt.task_id) for attempt in attempts)
+        for attempt in reversed(attempts):
+            own = state.usage.total(usage_id_of_task(attempt.task_id)).own
+            took = milliseconds(timestamp_ns(attempt.end_time) - timestamp_ns(attempt.start_time))
+            tokens = own.figures().input + own.figures().output
+            yield Used(own.cost, tokens, took) if own.records else Used(None, None, took)
 
 
 def _habits(latest: Iterable[Used]) -> Habits:

@@ -27,6 +27,7 @@ def reserve_budget(state: State, request: ReserveBudgetRequest) -> ReserveBudget
     """Reserves an amount where there is room for it."""
     tally = tally_of(state, request.budget_id)
     units = checked(request.amount, tally.measure, "amount")
+    state.budgets.turn(tally)
     if tally.blocks(units):
         raise _exceeded(tally, units)
     reservation = Reservation(
@@ -47,6 +48,7 @@ def settle_reservation(state: State, request: SettleReservationRequest) -> Budge
     """Spends what was used, and releases the rest."""
     tally = _tally(state, request.reservation_id)
     units = checked(request.amount, tally.measure, "amount")
+    state.budgets.turn(tally)
     if units:
         tally.use(tally.holds[request.reservation_id], units)
         tally.spend(units)

@@ -26,8 +26,7 @@ def resume(state: State, tally: Tally, extend_by: int) -> Budget:
     if tally.crossed <= tally.lifted and not extend_by:
         return _found(state, tally)
     if extend_by:
-        ends_ns = state.now_ns + tally.window.length_ns if isinstance(tally.window, Rolling) else tally.end_ns
-        tally.set(extended=tally.extended + extend_by, extension_end_ns=ends_ns)
+        extend(state, tally, extend_by)
     tally.set(lifted=tally.crossed, spent=tally.spent)
     current = copied(_found(state, tally))
     stamp(current.update_time, state.tick_ns())
@@ -35,6 +34,12 @@ def resume(state: State, tally: Tally, extend_by: int) -> Budget:
     state.standing.put(current, EVENT_KIND_BUDGET_UPDATED, ("status",))
     state.budgets.review(tally)
     return _found(state, tally)
+
+
+def extend(state: State, tally: Tally, by: int) -> None:
+    """The limit grows by so much, for this window."""
+    ends_ns = state.now_ns + tally.window.length_ns if isinstance(tally.window, Rolling) else tally.end_ns
+    tally.set(extended=tally.extended + by, extension_end_ns=ends_ns)
 
 
 def answer(state: State, budget_id: str, *, approved: bool) -> None:

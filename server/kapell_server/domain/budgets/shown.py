@@ -15,8 +15,10 @@ def describe(record: TaskAttempt, held: Iterable[Hold], *, ended: bool = False) 
     """Adds holds to the record of an attempt."""
     for hold in held:
         reserved = 0 if ended else hold.reserved
-        describe = hold.tally.describe_hold
-        record.budget_holds.append(hold.tally.untouched(reserved) if not hold.spent else describe(reserved, hold.spent))
+        if hold.spent or hold.let:
+            record.budget_holds.append(hold.tally.describe_hold(reserved, hold.spent, hold.overrun, hold.let))
+        else:
+            record.budget_holds.append(hold.tally.untouched(reserved))
 
 
 def differs(before: BudgetStatus, now: BudgetStatus) -> bool:

@@ -42,6 +42,13 @@ class Hold:
     """All that was ever reserved for it."""
     reserved: int
     spent: int = 0
+    let: int = 0
+    """How much of it goes beyond the limit, as somebody has approved."""
+
+    @property
+    def overrun(self) -> int:
+        """What was used beyond all that was reserved."""
+        return max(0, self.spent - self.granted)
 
     def restore(self, granted: int, reserved: int, spent: int) -> None:
         """Undoes a change."""
@@ -66,6 +73,8 @@ class Tally:
         self._untouched: dict[int, BudgetHold] = {}
         self.waiting: set[int] = set()
         """Classes of needs that tasks were parked under. Those without a task do no harm."""
+        self.paused: dict[str, None] = {}
+        """Tasks whose attempts are told to use no more until there is room."""
         status = budget.status
         self.extended = units_of(status.extended_by) if status.HasField("extended_by") else 0
         self.extension_end_ns = timestamp_ns(status.extension_end_time)
@@ -136,8 +145,10 @@ class Tally:
         self.reserved -= hold.reserved
 
     def release(self, holder_id: str) -> None:
-        """The work of a holder has ended: what it has not used is free."""
+        """The work of a holder has ended: what it has not used is free; of what was let beyond the limit, nobody's."""
         hold = self.holds[holder_id]
+        if unused := min(hold.let, hold.reserved, self.extended):
+            self.set(extended=self.extended - unused)
         self._unhold(holder_id, hold)
         self._state.on_rollback(self.load_hold, holder_id, hold)
 
@@ -196,23 +207,39 @@ class Tally:
             times = [self.end_ns]
         return min((time for time in (*times, self.extension_end_ns) if time), default=0)
 
+    def is_over(self) -> bool:
+        """Whether anything has left the window by now: whoever spends rolls first, however late the timer is."""
+        now = self._state.now_ns
+        leaves_ns = self.end_ns if isinstance(self.window, Calendar) else 0
+        if isinstance(self.window, Rolling) and self.slices:
+            leaves_ns = self.window.leaves_ns(min(self.slices))
+        return 0 < leaves_ns <= now or 0 < self.extension_end_ns <= now
+
     def roll(self) -> bool:
         """Lets go what has left the window by now. Whether anything has."""
         state = self._state
         now = state.now_ns
         if isinstance(self.window, Calendar) and now >= self.end_ns:
-            self.set(end_ns=self.window.span(now).end_ns, extended=0, extension_end_ns=0, lifted=frozenset())
+            self.set(end_ns=self.window.span(now).end_ns, lifted=frozenset())
+            self._end_extension()
             moved = True
         else:
             moved = 0 < self.extension_end_ns <= now
             if moved:
-                self.set(extended=0, extension_end_ns=0)
+                self._end_extension()
         gone = [slice_ns for slice_ns in self.slices if 0 < self.window.leaves_ns(slice_ns) <= now]
         for slice_ns in gone:
             self.set(spent=self.spent - self.slices[slice_ns])
             state.remove(self.slices, slice_ns)
             state.assign(state.pending.budget_spend, (self.budget_id, slice_ns), 0)
         return moved or bool(gone)
+
+    def _end_extension(self) -> None:
+        self.set(extended=0, extension_end_ns=0)
+        for hold in self.holds.values():
+            if hold.let:
+                self._state.on_rollback(setattr, hold, "let", hold.let)
+                hold.let = 0
 
     def left_behind(self) -> frozenset[int]:
         """Thresholds that were crossed and are not any more."""
@@ -237,11 +264,15 @@ class Tally:
             found = self._untouched[need] = self.describe_hold(need, 0)
         return found
 
-    def describe_hold(self, reserved: int, spent: int) -> BudgetHold:
+    def describe_hold(self, reserved: int, spent: int, overrun: int = 0, let: int = 0) -> BudgetHold:
         """A hold, as a message."""
         told = BudgetHold(budget_id=self.budget_id)
         set_amount(told.reserved, self.measure, reserved)
         set_amount(told.spent, self.measure, spent)
+        if overrun:
+            set_amount(told.overrun, self.measure, overrun)
+        if let:
+            set_amount(told.granted, self.measure, let)
         return told
 
     # -- for people --------------------------------------------------------------------------
@@ -281,6 +312,9 @@ class Tally:
         status.crossed_percents.extend(sorted(self.crossed))
         status.lifted_percents.extend(sorted(self.lifted))
         status.holders = len(self.holds)
+        status.paused = len(self.paused)
+        if self.room < 0:
+            set_amount(status.overrun, measure, -self.room)
 
 
 def class_of(need: int) -> int:

@@ -34,10 +34,11 @@ from kapell.v1.lock_pb2 import (
     RenewLocksResponse,
 )
 
+from kapell_server.domain.access import Caller
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.locks import deadlock, grants
 from kapell_server.domain.locks.entries import Held, Item, Wait, order_of, owner_key
-from kapell_server.domain.locks.owners import check_may_use, claim
+from kapell_server.domain.locks.owners import check_may_use, claim, is_own
 from kapell_server.domain.locks.paths import PathError, canonical, covers
 from kapell_server.domain.locks.views import shown_ticket
 from kapell_server.domain.times import duration_ns
@@ -188,8 +189,11 @@ def force_release(state: State, request: ForceReleaseLocksRequest) -> ForceRelea
     return ForceReleaseLocksResponse(locks=locks, revision=state.revision, fencing_token=state.revision)
 
 
-def check_fence(state: State, request: CheckFenceRequest, now_ns: int) -> CheckFenceResponse:
-    """The lock that covers the path with this token. Raises FENCING_TOKEN_STALE. Reads memory only."""
+def check_fence(state: State, request: CheckFenceRequest, caller: Caller, now_ns: int) -> CheckFenceResponse:
+    """The lock that covers the path with this token. Raises FENCING_TOKEN_STALE. Reads memory only.
+
+    For agents and programs it must be their own: another's token proves nothing, wherever they have it from.
+    """
     path = path_of(request.path, "path")
     held = state.locks.by_token.get(request.fencing_token)
     why = ""
@@ -197,6 +201,8 @@ def check_fence(state: State, request: CheckFenceRequest, now_ns: int) -> CheckF
         why = "no lock with this token is held any more"
     elif not covers(held.path, path):
         why = f"the token is that of {held.path}, which does not cover it"
+    elif caller.is_fenced and not is_own(held.lock.owner, caller):
+        why = f"the token is of another, {grants.name_of(held.lock.owner)}"
     elif not held.exclusive and request.mode != LOCK_MODE_SHARED:
         why = "the lock is SHARED, which does for reading only"
     elif _is_over(state, held, now_ns):

@@ -1,13 +1,14 @@
 """Whose locks they are to be, and who may speak for them.
 
-An agent speaks for its own attempts, and for the sessions and acquisitions it made itself. Users speak for all:
-what a token of theirs may do is for its scopes to say.
+Each speaks for the sessions and acquisitions it made itself, and an agent for its own attempts. A user also speaks for
+those of the agents that it has registered, an administrator for all.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kapell.v1.common_pb2 import SCOPE_ADMIN
 from kapell.v1.error_pb2 import ERROR_REASON_NOT_OWNER
 from kapell.v1.lock_pb2 import AcquireLocksRequest, LockOwner, LockSession
 from kapell.v1.watch_pb2 import ACTOR_KIND_AGENT, ACTOR_KIND_SYSTEM, Actor
@@ -18,7 +19,7 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.domain.locks.entries import Owner
 from kapell_server.domain.locks.grants import lock_lost
 from kapell_server.domain.times import SECOND, duration_ns
-from kapell_server.domain.workers import attempt
+from kapell_server.domain.workers import attempt, speaking
 
 if TYPE_CHECKING:
     from kapell_server.domain.state import State
@@ -55,15 +56,25 @@ def live_session(state: State, session_id: str) -> tuple[LockSession, Owner]:
     return session, owner
 
 
+def is_own(owner: LockOwner, caller: Caller) -> bool:
+    """Whether locks of this owner are those of an agent, or of the attempt that a program works on."""
+    if caller.lease is not None:
+        return (owner.task_id, owner.attempt) == (caller.lease.task_id, caller.lease.attempt)
+    return caller.agent_id == owner.agent_id or caller.actor() == owner.actor
+
+
 def check_may_use(state: State, owner: LockOwner) -> None:
-    """Refuses agents what is not theirs, with NOT_OWNER."""
+    """Refuses callers what is not theirs, with NOT_OWNER."""
     caller = state.caller
-    if caller.kind is not CallerKind.AGENT or caller.agent_id == owner.agent_id or caller.actor() == owner.actor:
+    if caller.kind is CallerKind.SYSTEM or SCOPE_ADMIN in caller.scopes or caller.actor() == owner.actor:
         return
     whose = owner.agent_id or owner.actor.id
+    if speaking.speaks(state.find_agent(whose), caller):
+        return
     raise KapellError(
         ERROR_REASON_NOT_OWNER,
-        f"The lock or session belongs to {whose}, not to {caller.agent_id}. An agent may use its own only.",
+        f"The lock or session belongs to {whose}, not to {caller.name}. Use the token that it was made with;"
+        " an administrator can take locks away with ForceReleaseLocks.",
         metadata={"agent_id": whose},
     )
 

@@ -10,6 +10,7 @@ from kapell.v1.agent_pb2 import AGENT_STATE_ACTIVE
 from kapell.v1.worker_pb2 import LeaseTasksRequest
 
 from kapell_server.domain.queueing.polls import Poll
+from kapell_server.domain.queueing.ready import ReadyEntry
 from kapell_server.domain.state import State
 from kapell_server.domain.times import SECOND
 from kapell_server.domain.workers import attempt, worker
@@ -104,16 +105,28 @@ def _serve_one(state: State, waiting: Poll, budget: dict[Poll, int]) -> Lease | 
     if turn % _STARVING_TURN == 0:
         starving_ns = state.now_ns - int(state.settings.starving_after * SECOND)
     entry = state.queues.next_for(waiting.agent_types, starving_ns=starving_ns)
+    if entry is not None and _lacks(state, waiting, entry):
+        entry = _next_it_may_pay(state, waiting)
     if entry is None:
         return None
     task = state.task(entry.task_id)
     if waiting.taken and task.content_bytes > budget[waiting]:
         return None
-    if state.budgets.agent_lacks(waiting.agent_id, task) is not None:
-        return None
     budget[waiting] -= task.content_bytes
     state.assign(state.turns, waiting.agent_id, turn)
     return attempt.grant(state, task, waiting.agent_id, waiting.poll_id)
+
+
+def _lacks(state: State, waiting: Poll, entry: ReadyEntry) -> bool:
+    """Whether a budget of the agent itself has no room for a task."""
+    return state.budgets.agent_lacks(waiting.agent_id, state.task(entry.task_id)) is not None
+
+
+def _next_it_may_pay(state: State, waiting: Poll) -> ReadyEntry | None:
+    """The first task that the agent's own budget has room for; those before it are left to other agents."""
+    if state.budgets.agent_is_stopped(waiting.agent_id):
+        return None
+    return state.queues.next_suiting(waiting.agent_types, lambda entry: not _lacks(state, waiting, entry))
 
 
 def _prefetch(state: State, polls: list[Poll]) -> None:

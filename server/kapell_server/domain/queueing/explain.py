@@ -11,6 +11,7 @@ from kapell.v1.agent_pb2 import AGENT_STATE_ACTIVE, Agent
 from kapell.v1.approval_pb2 import APPROVAL_KIND_TASK_START
 from kapell.v1.queue_pb2 import QUEUE_STATE_PAUSED, Queue
 from kapell.v1.task_pb2 import (
+    ATTEMPT_WAIT_KIND_BUDGET,
     TASK_STATE_AWAITING_APPROVAL,
     TASK_STATE_CANCELLING,
     TASK_STATE_PENDING,
@@ -20,6 +21,7 @@ from kapell.v1.task_pb2 import (
     WAIT_KIND_AGENT_NOT_ASKING,
     WAIT_KIND_AGENTS_BUSY,
     WAIT_KIND_APPROVAL,
+    WAIT_KIND_BUDGET,
     WAIT_KIND_DEPENDENCY,
     WAIT_KIND_NO_AGENT,
     WAIT_KIND_NOT_BEFORE,
@@ -60,6 +62,8 @@ def explain(state: State, request: ExplainTaskRequest) -> ExplainTaskResponse:
         response.blockers.extend(_approvals(state, task))
     elif task.state == TASK_STATE_QUEUED:
         _explain_queued(state, task, response)
+    elif task.state == TASK_STATE_RUNNING and task.HasField("pause"):
+        response.blockers.append(_paused(state, task))
     elif task.state == TASK_STATE_CANCELLING:
         response.blockers.append(_letting_go(state, task))
     response.summary = _summary(task, response)
@@ -189,6 +193,20 @@ def _ids(agents: list[Agent]) -> list[str]:
     return [agent.agent_id for agent in agents[:NAMED]]
 
 
+def _paused(state: State, task: Task) -> Blocker:
+    """Why a running attempt is told to use no more, and whether it heeds that."""
+    pause = task.pause
+    heeds = "It waits" if task.waiting.kind == ATTEMPT_WAIT_KIND_BUDGET else "It is told to pause"
+    asked = f" Approval {pause.approval_id} decides about it." if pause.approval_id else ""
+    text = f"{heeds}: {pause.reason}.{asked}"
+    blocker = Blocker(kind=WAIT_KIND_BUDGET, message=text, blocked_by=[pause.budget_id])
+    blocker.since_time.CopyFrom(pause.since_time)
+    tally = state.budgets.tallies.get(pause.budget_id)
+    if tally is not None and (next_ns := tally.next_ns()):
+        stamp(blocker.until_time, next_ns)
+    return blocker
+
+
 def _letting_go(state: State, task: Task) -> Blocker:
     text = f"Agent {task.lease.agent_id} was told to stop and has not yet let go."
     blocker = Blocker(kind=WAIT_KIND_AGENT_LETTING_GO, message=text, blocked_by=[task.lease.agent_id])
@@ -198,7 +216,7 @@ def _letting_go(state: State, task: Task) -> Blocker:
 
 
 def _summary(task: Task, response: ExplainTaskResponse) -> str:
-    if task.state == TASK_STATE_RUNNING:
+    if task.state == TASK_STATE_RUNNING and not response.blockers:
         return f"It is running: agent {task.lease.agent_id} has it."
     if task.state in TASK_FINAL:
         why = f": {task.state_reason}" if task.state_reason else ""

@@ -123,6 +123,26 @@ class Queues:
         running[agent_type] = running.get(agent_type, 0) + by
         running[ALL] = running.get(ALL, 0) + by
 
+    def next_suiting(self, agent_types: Iterable[str], suits: Callable[[ReadyEntry], bool]) -> ReadyEntry | None:
+        """What an agent is to get next that cannot take just any: the best that suits it, of those that come first."""
+        best: ReadyEntry | None = None
+        for agent_type in agent_types:
+            if not self.is_open(agent_type):
+                continue
+            first = self.ready.in_order(agent_type, _LOOKED_THROUGH)
+            self._state.prefetch_tasks([entry.task_id for entry in first])
+            entry = next((one for one in first if suits(one) and not self._is_set_aside(one)), None)
+            if entry is not None and (best is None or _across_types(entry) < _across_types(best)):
+                best = entry
+        return best
+
+    def _is_set_aside(self, entry: ReadyEntry) -> bool:
+        """Whether a gate holds a task back, under which it is parked then."""
+        name = self.closed(entry)
+        if name and self._parked_now < _MOST_PARKED:
+            self._park(entry, name)
+        return bool(name)
+
     def next_for(self, agent_types: Iterable[str], *, starving_ns: int) -> ReadyEntry | None:
         """What an agent of these types is to get next; the oldest, where it waits since before `starving_ns`."""
         best: ReadyEntry | None = None
@@ -383,6 +403,8 @@ def _across_types(entry: ReadyEntry) -> tuple[int, int, str]:
     return entry.negative_priority, entry.queue_ns, entry.task_id
 
 
+_LOOKED_THROUGH = 256
+"""Most tasks that are looked through for one that suits an agent."""
 _MOST_PARKED = 2_000
 """Most tasks that one batch parks: a flood of them must not keep everybody else waiting."""
 _SOON = SECOND // 1000

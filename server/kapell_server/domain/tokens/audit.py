@@ -1,12 +1,13 @@
 """The audit log: which commands are recorded, and what of them.
 
-An entry is written with what it tells of, in one transaction. What was refused has changed nothing
-and is not recorded; the server's own log tells of it.
+An entry is written with what it tells of, in one transaction. Of what was refused only attempts at what is for
+administrators are recorded, and these at a bounded pace (`rpc/refusals`).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from kapell.v1 import common_pb2
 from kapell.v1.audit_pb2 import AuditEntry
 
 from kapell_server.domain.access import CallerKind
+from kapell_server.domain.copied import copied
 from kapell_server.domain.times import stamp
 
 if TYPE_CHECKING:
@@ -34,9 +36,7 @@ def note(state: State, request: Any) -> None:
     method = audited_method(type(request))
     if not method or state.caller.kind is CallerKind.SYSTEM:
         return
-    state.audit_number += 1
     entry = AuditEntry(
-        number=state.audit_number,
         actor=state.caller.actor(),
         token_id=state.caller.token_id,
         peer=state.caller.peer,
@@ -45,6 +45,20 @@ def note(state: State, request: Any) -> None:
         revision=state.revision,
     )
     stamp(entry.audit_time, state.now_ns)
+    _append(state, entry)
+
+
+def note_refusals(state: State, entries: Iterable[AuditEntry]) -> None:
+    """Records attempts that were refused a while ago."""
+    for entry in entries:
+        numbered = copied(entry)
+        numbered.revision = state.revision
+        _append(state, numbered)
+
+
+def _append(state: State, entry: AuditEntry) -> None:
+    state.audit_number += 1
+    entry.number = state.audit_number
     state.pending.audit.append(entry)
     state.on_rollback(_take_back, state)
 

@@ -18,6 +18,7 @@ from kapell.v1.error_pb2 import (
     ERROR_REASON_TASK_NOT_FOUND,
     ERROR_REASON_USAGE_CONFLICT,
 )
+from kapell.v1.task_pb2 import TaskAttempt
 from kapell.v1.usage_pb2 import (
     USAGE_BASIS_DERIVED,
     USAGE_BASIS_ESTIMATED,
@@ -44,7 +45,7 @@ from kapell_server.domain.usage.growth import Growth
 from kapell_server.domain.usage.raw import read_raw
 from kapell_server.domain.usage.reading import RawUsage, RawUsageError, plain
 from kapell_server.domain.usage.series import Step, step_of
-from kapell_server.domain.workers.leases import Lease
+from kapell_server.domain.workers.speaking import attempt_of_the_past
 
 _MOST_RAW = 16_384
 _DAY = 86_400 * SECOND
@@ -63,18 +64,22 @@ class _Use:
 
 
 def record_usage(state: State, request: RecordUsageRequest) -> RecordUsageResponse:
-    """Takes the records of a client, each for itself."""
-    outcomes = take(state, request.records)
+    """Takes the records of a client, each for itself; those of a program are its attempt's."""
+    lease_id = state.caller.lease
+    lease = state.leases.meant_by(lease_id) if lease_id is not None else None
+    if lease_id is not None and lease is None:
+        raise attempt_of_the_past(lease_id)
+    outcomes = take(state, request.records, lease.record if lease is not None else None)
     return RecordUsageResponse(outcomes=outcomes, revision=state.revision)
 
 
-def take(state: State, records: Sequence[UsageRecord], lease: Lease | None = None) -> list[UsageOutcome]:
-    """Takes records, as those of the lease's attempt where there is one; an outcome for each."""
+def take(state: State, records: Sequence[UsageRecord], attempt: TaskAttempt | None = None) -> list[UsageOutcome]:
+    """Takes records, as those of one attempt where it is said, which may have ended; an outcome for each."""
     read = [_read(record) for record in records]
     uses = [use for one in read if not isinstance(one, UsageOutcome) for use in one]
-    _prefetch(state, (use.record for use in uses), lease)
+    _prefetch(state, (use.record for use in uses), attempt)
     growth = Growth(state)
-    outcomes = [one if isinstance(one, UsageOutcome) else _take_all(state, one, lease, growth) for one in read]
+    outcomes = [one if isinstance(one, UsageOutcome) else _take_all(state, one, attempt, growth) for one in read]
     growth.apply()
     return outcomes
 
@@ -84,12 +89,12 @@ def refused(outcomes: Iterable[UsageOutcome]) -> list[UsageOutcome]:
     return [outcome for outcome in outcomes if outcome.kind == USAGE_OUTCOME_KIND_REFUSED]
 
 
-def _prefetch(state: State, records: Iterable[UsageRecord], lease: Lease | None) -> None:
+def _prefetch(state: State, records: Iterable[UsageRecord], attempt: TaskAttempt | None) -> None:
     found = list(records)
     state.usage.prefetch((record.record_id for record in found), (record.series for record in found))
     task_ids = {record.task_id for record in found if record.task_id}
-    if lease is not None:
-        task_ids.add(lease.task_id)
+    if attempt is not None:
+        task_ids.add(attempt.task_id)
     # A task, its parent, the parent's parent: a query for each generation, not for each task.
     while task_ids:
         state.prefetch_tasks(task_ids)
@@ -177,7 +182,7 @@ def _check(record: UsageRecord) -> None:
 # -- taking ----------------------------------------------------------------------------------
 
 
-def _take_all(state: State, uses: Sequence[_Use], lease: Lease | None, growth: Growth) -> UsageOutcome:
+def _take_all(state: State, uses: Sequence[_Use], attempt: TaskAttempt | None, growth: Growth) -> UsageOutcome:
     """All uses that one sent record tells of, together or not at all; the outcome is that of the first."""
     mark = state.mark()
     kept = growth.mark()
@@ -185,7 +190,7 @@ def _take_all(state: State, uses: Sequence[_Use], lease: Lease | None, growth: G
     for use in uses:
         record_id = use.record.record_id
         try:
-            outcomes.append(_take(state, use, lease, growth))
+            outcomes.append(_take(state, use, attempt, growth))
         except KapellError as error:
             state.rollback(mark)
             growth.rollback(kept)
@@ -194,11 +199,11 @@ def _take_all(state: State, uses: Sequence[_Use], lease: Lease | None, growth: G
     return (news or outcomes)[0]
 
 
-def _take(state: State, use: _Use, lease: Lease | None, growth: Growth) -> UsageOutcome:
+def _take(state: State, use: _Use, attempt: TaskAttempt | None, growth: Growth) -> UsageOutcome:
     record = use.record
-    if lease is not None:
-        _own(record, lease)
-    step = step_of(state, record, own=lease is not None) if record.series else None
+    if attempt is not None:
+        _own(record, attempt)
+    step = step_of(state, record, own=attempt is not None) if record.series else None
     if record.series and step is None:
         return UsageOutcome(record_id=record.series, kind=USAGE_OUTCOME_KIND_DUPLICATE)
     if step is not None and not step.is_record:
@@ -214,7 +219,7 @@ def _take(state: State, use: _Use, lease: Lease | None, growth: Growth) -> Usage
             # Whose it is was said before; by now the task may be gone.
             record.ClearField("task_id")
             record.ClearField("agent_id")
-    _place(state, record, lease)
+    _place(state, record, attempt)
     if current is not None:
         record = _next_version(record, current.record)
     if step is not None:
@@ -229,9 +234,9 @@ def _go_on(state: State, series: str, step: Step, growth: Growth) -> list[Entry]
     return [keep(state, fresh, entry, growth) for entry, fresh in step.amended]
 
 
-def _own(record: UsageRecord, lease: Lease) -> None:
-    """Makes the use that of the lease's attempt. NOT_OWNER where it claims to be another's."""
-    for name, own in (("task_id", lease.task_id), ("agent_id", lease.agent_id)):
+def _own(record: UsageRecord, attempt: TaskAttempt) -> None:
+    """Makes the use that of the attempt. NOT_OWNER where it claims to be another's."""
+    for name, own in (("task_id", attempt.task_id), ("agent_id", attempt.agent_id)):
         said = getattr(record, name)
         if said and said != own:
             raise KapellError(
@@ -240,7 +245,7 @@ def _own(record: UsageRecord, lease: Lease) -> None:
                 metadata={name: said},
             )
         setattr(record, name, own)
-    record.attempt = lease.attempt
+    record.attempt = attempt.attempt
 
 
 def _is_news(record: UsageRecord, versions: Sequence[Entry]) -> bool:
@@ -286,9 +291,9 @@ def _next_version(record: UsageRecord, current: UsageRecord) -> UsageRecord:
     return record
 
 
-def _place(state: State, record: UsageRecord, lease: Lease | None) -> None:
+def _place(state: State, record: UsageRecord, attempt: TaskAttempt | None) -> None:
     """Whose use it is: of which task and agent. TASK_NOT_FOUND or AGENT_NOT_FOUND."""
-    if lease is None and record.agent_id and state.find_agent(record.agent_id) is None:
+    if attempt is None and record.agent_id and state.find_agent(record.agent_id) is None:
         raise KapellError(
             ERROR_REASON_AGENT_NOT_FOUND,
             f"Agent {record.agent_id} was not found. Leave agent_id out to record the usage all the same.",

@@ -9,7 +9,6 @@ from __future__ import annotations
 from google.protobuf.struct_pb2 import Struct
 from kapell.v1.error_pb2 import (
     ERROR_REASON_LEASE_LOST,
-    ERROR_REASON_NOT_OWNER,
     ERROR_REASON_REQUEST_INVALID,
 )
 from kapell.v1.task_pb2 import (
@@ -48,14 +47,18 @@ from kapell.v1.watch_pb2 import (
     EventKind,
 )
 from kapell.v1.worker_pb2 import (
+    LEASE_DIRECTIVE_CANCEL,
+    LEASE_DIRECTIVE_CONTINUE,
+    LEASE_DIRECTIVE_PAUSE,
     CompleteTaskRequest,
     FailTaskRequest,
+    LeaseDirective,
     ProviderRateLimit,
     ReleaseTaskRequest,
     ReportProgressRequest,
 )
 
-from kapell_server.domain.access import Caller, CallerKind
+from kapell_server.domain.access import Caller, CallerKind, LeaseId
 from kapell_server.domain.copied import copied
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.locks import task_locks
@@ -63,7 +66,7 @@ from kapell_server.domain.secrets import use
 from kapell_server.domain.state import State
 from kapell_server.domain.tasks import deadlines, retry
 from kapell_server.domain.times import SECOND, duration_ns, set_duration, stamp, timestamp_ns
-from kapell_server.domain.workers import liveness
+from kapell_server.domain.workers import liveness, speaking
 from kapell_server.domain.workers.leases import Lease
 
 TOTAL_IS_OVER = "it was not done within its total timeout"
@@ -104,7 +107,8 @@ def grant(state: State, current: Task, agent_id: str, poll_id: str) -> Lease:
 def held(state: State, token: str) -> tuple[Lease, Task]:
     """The lease and task a genuine, current token speaks of, confirmed by being spoken of. The fence."""
     lease = check_token(state, token, state.caller)
-    renew(state, lease, state.now_ns)
+    if state.caller.kind is not CallerKind.PROGRAM:  # whose agent may be gone
+        renew(state, lease, state.now_ns)
     return lease, state.task(lease.task_id)
 
 
@@ -113,16 +117,37 @@ def check_token(state: State, token: str, caller: Caller) -> Lease:
     lease_id = state.keyring.parse_lease_token(token)
     if lease_id is None:
         raise lease_lost("", 0, "its token is damaged or was not minted by this server")
-    lease = state.leases.by_task.get(lease_id.task_id)
-    if lease is None or not lease.is_meant_by(lease_id):
+    lease = state.leases.meant_by(lease_id)
+    if lease is None:
         raise lease_lost(lease_id.task_id, lease_id.attempt, "the attempt has ended or was given to another agent")
-    if caller.kind is CallerKind.AGENT and caller.agent_id != lease.agent_id:
-        raise KapellError(
-            ERROR_REASON_NOT_OWNER,
-            f"The lease belongs to agent {lease.agent_id}, not to {caller.agent_id}. Use the token of its holder.",
-            metadata={"agent_id": lease.agent_id},
-        )
+    _check_speaker(state, lease_id, lease.agent_id, caller)
     return lease
+
+
+def _check_speaker(state: State, lease_id: LeaseId, agent_id: str, caller: Caller) -> None:
+    """NOT_OWNER where the caller is neither the attempt's program nor may speak for its agent."""
+    if caller.lease == lease_id or (caller.kind is CallerKind.AGENT and caller.agent_id == agent_id):
+        return
+    speaking.check(state.find_agent(agent_id), agent_id, caller)
+
+
+def told_of(state: State, token: str) -> TaskAttempt:
+    """The attempt that a genuine token is of, also where it has ended; LEASE_LOST or NOT_OWNER otherwise.
+
+    For what is true of an attempt whatever became of it. It is never a leave to change its task: that is `held`.
+    """
+    lease_id = state.keyring.parse_lease_token(token)
+    if lease_id is None:
+        raise lease_lost("", 0, "its token is damaged or was not minted by this server")
+    lease = state.leases.by_task.get(lease_id.task_id)
+    record = lease.record if lease is not None else None
+    if record is None or record.attempt != lease_id.attempt:
+        record = state.find_attempt(lease_id.task_id, lease_id.attempt)
+    # A task that was deleted and made again under its id counts its attempts from 1 again.
+    if record is None or timestamp_ns(record.start_time) != lease_id.start_ns:
+        raise lease_lost(lease_id.task_id, lease_id.attempt, "its task was deleted")
+    _check_speaker(state, lease_id, record.agent_id, state.caller)
+    return record
 
 
 def renew(state: State, lease: Lease, now_ns: int) -> None:
@@ -138,6 +163,13 @@ def lease_lost(task_id: str, attempt: int, why: str) -> KapellError:
         f"The lease is lost: {why}. Stop working on the task and discard its result.",
         metadata={"task_id": task_id, "attempt": str(attempt)} if task_id else None,
     )
+
+
+def directive(task: Task) -> LeaseDirective.ValueType:
+    """What the agent of a leased task is to do about it."""
+    if task.state == TASK_STATE_CANCELLING:
+        return LEASE_DIRECTIVE_CANCEL
+    return LEASE_DIRECTIVE_PAUSE if task.HasField("pause") else LEASE_DIRECTIVE_CONTINUE
 
 
 def report_progress(state: State, request: ReportProgressRequest) -> Task:
@@ -331,6 +363,7 @@ def _let_go(current: Task) -> Task:
     task = copied(current)
     task.ClearField("lease")
     task.ClearField("waiting")
+    task.ClearField("pause")
     task_locks.given_back(task)
     if task.concurrency_keys and not task.HasField("first_queue_time"):
         task.first_queue_time.CopyFrom(task.queue_time)

@@ -47,6 +47,10 @@ class Lease:
     def start_ns(self) -> int:
         return timestamp_ns(self.record.start_time)
 
+    @property
+    def lease_id(self) -> LeaseId:
+        return LeaseId(self.task_id, self.attempt, self.start_ns)
+
     def is_meant_by(self, lease_id: LeaseId) -> bool:
         """Whether a genuine token speaks of this very attempt."""
         return self.attempt == lease_id.attempt and self.start_ns == lease_id.start_ns
@@ -76,6 +80,11 @@ class LeaseTable:
         self.add(lease)
         held = self.by_agent[lease.agent_id].values()
         self.by_agent[lease.agent_id] = {one.task_id: one for one in sorted(held, key=lambda one: one.start_ns)}
+
+    def meant_by(self, lease_id: LeaseId) -> Lease | None:
+        """The live lease of an attempt; None where it has ended."""
+        lease = self.by_task.get(lease_id.task_id)
+        return lease if lease is not None and lease.is_meant_by(lease_id) else None
 
     def of_agent(self, agent_id: str) -> list[Lease]:
         """The agent's leases, oldest first."""

@@ -15,20 +15,18 @@ from kapell.v1.agent_pb2 import (
     Agent,
 )
 from kapell.v1.error_pb2 import (
-    ERROR_REASON_NOT_OWNER,
     ERROR_REASON_REQUEST_INVALID,
     ERROR_REASON_TOKEN_INVALID,
 )
-from kapell.v1.task_pb2 import ATTEMPT_WAIT_KIND_APPROVAL, TASK_STATE_CANCELLING, AttemptWait, Task
+from kapell.v1.task_pb2 import ATTEMPT_WAIT_KIND_APPROVAL, ATTEMPT_WAIT_KIND_BUDGET, AttemptWait, Task
 from kapell.v1.usage_pb2 import UsageOutcome, UsageRecord
 from kapell.v1.watch_pb2 import EVENT_KIND_AGENT_SPAWNED
 from kapell.v1.worker_pb2 import (
     AGENT_DIRECTIVE_DRAIN,
     AGENT_DIRECTIVE_NONE,
     AGENT_DIRECTIVE_STOP,
-    LEASE_DIRECTIVE_CANCEL,
-    LEASE_DIRECTIVE_CONTINUE,
     LEASE_DIRECTIVE_LOST,
+    LEASE_DIRECTIVE_PAUSE,
     AgentDirective,
     BatchCompleteTasksRequest,
     BatchCompleteTasksResponse,
@@ -41,7 +39,6 @@ from kapell.v1.worker_pb2 import (
     HeartbeatRequest,
     HeartbeatResponse,
     LeaseBeat,
-    LeaseDirective,
     RegisterWorkerRequest,
     RegisterWorkerResponse,
     ReleaseTaskRequest,
@@ -50,16 +47,22 @@ from kapell.v1.worker_pb2 import (
     ReportProgressResponse,
     ReportUsageRequest,
     ReportUsageResponse,
+    ReportWorkspacesRequest,
+    ReportWorkspacesResponse,
 )
 
 from kapell_server.domain.access import CallerKind
+from kapell_server.domain.budgets import edges
 from kapell_server.domain.errors import KapellError
+from kapell_server.domain.secrets import use
 from kapell_server.domain.state import State
+from kapell_server.domain.tasks import workspace
 from kapell_server.domain.times import SECOND, set_duration, stamp
 from kapell_server.domain.transitions import AGENT_FINAL, agent_state_conflict
 from kapell_server.domain.usage import ledger
 from kapell_server.domain.workers import agent as agents
 from kapell_server.domain.workers import attempt, liveness
+from kapell_server.domain.workers import speaking as speaking_for
 from kapell_server.domain.workers.leases import Lease
 
 
@@ -98,9 +101,12 @@ def _register_spawned(state: State, agent_id: str, instance_key: str) -> Agent:
 
 
 def _register_external(state: State, request: RegisterWorkerRequest) -> Agent:
+    """A key finds the agents again that its own user has registered: whoever else knows it gets another agent."""
     for agent_id, key in state.instance_keys.items():
         known = state.agents.get(agent_id)
-        if key == request.instance_key and known is not None and known.state not in AGENT_FINAL:
+        if key != request.instance_key or known is None or known.state in AGENT_FINAL:
+            continue
+        if known.runtime == speaking_for.EXTERNAL and known.creator == state.caller.actor():
             state.see_agent(agent_id)
             return agents.revive(state, known) if known.state == AGENT_STATE_LOST else known
     if not request.agent_types:
@@ -114,7 +120,7 @@ def _register_external(state: State, request: RegisterWorkerRequest) -> Agent:
         agent_id=state.new_id("agent"),
         display_name=request.display_name or request.agent_types[0],
         agent_types=request.agent_types,
-        runtime="external",
+        runtime=speaking_for.EXTERNAL,
         state=AGENT_STATE_PENDING,
         slots_total=request.slots or 1,
         labels=request.labels,
@@ -130,16 +136,14 @@ def speaking(state: State, agent_id: str) -> Agent:
     caller = state.caller
     if caller.kind is CallerKind.AGENT:
         if caller.agent_id != agent_id:
-            raise KapellError(
-                ERROR_REASON_NOT_OWNER,
-                f"This token speaks for agent {caller.agent_id}, not for {agent_id}. Use that agent's own token.",
-                metadata={"agent_id": agent_id},
-            )
+            raise speaking_for.not_spoken_for(None, agent_id, caller)
         current = state.find_agent(agent_id)
         if current is None or current.instance != caller.instance:
             raise token_of_the_past(agent_id)
         return current
-    return state.agent(agent_id)
+    found = state.agent(agent_id)
+    speaking_for.check(found, agent_id, caller)
+    return found
 
 
 def token_of_the_past(agent_id: str) -> KapellError:
@@ -164,10 +168,13 @@ def heartbeat(state: State, request: HeartbeatRequest) -> HeartbeatResponse:
         return response
     current = hear(state, current)
     for beat in request.leases:
-        directive = _beat(state, current.agent_id, beat)
-        status = response.leases.add(lease_token=beat.lease_token, directive=directive)
-        if beat.usage and directive != LEASE_DIRECTIVE_LOST:
-            status.refused_usage.extend(_take_usage(state, beat.lease_token, beat.usage))
+        status = response.leases.add(lease_token=beat.lease_token)
+        if beat.usage:
+            status.refused_usage.extend(_take_usage(state, beat.lease_token, beat.usage, late=True))
+        task = _beat(state, current.agent_id, beat)
+        status.directive = LEASE_DIRECTIVE_LOST if task is None else attempt.directive(task)
+        if task is not None and status.directive == LEASE_DIRECTIVE_PAUSE:
+            status.pause.CopyFrom(task.pause)
     response.revision = state.revision
     return response
 
@@ -182,11 +189,12 @@ def hear(state: State, current: Agent) -> Agent:
     return current
 
 
-def _beat(state: State, agent_id: str, beat: LeaseBeat) -> LeaseDirective.ValueType:
+def _beat(state: State, agent_id: str, beat: LeaseBeat) -> Task | None:
+    """What is said of one lease; its task as it is by then, None where the lease is lost."""
     lease_id = state.keyring.parse_lease_token(beat.lease_token)
     lease = state.leases.by_task.get(lease_id.task_id) if lease_id is not None else None
     if lease is None or lease.agent_id != agent_id or lease_id is None or not lease.is_meant_by(lease_id):
-        return LEASE_DIRECTIVE_LOST
+        return None
     attempt.renew(state, lease, state.now_ns)
     task = state.task(lease.task_id)
     if beat.HasField("progress"):
@@ -195,7 +203,10 @@ def _beat(state: State, agent_id: str, beat: LeaseBeat) -> LeaseDirective.ValueT
         task = attempt.note_waiting(state, lease, task, _waiting(state, lease, task, beat))
     if beat.program_ended:
         liveness.note_ended(state, lease)
-    return LEASE_DIRECTIVE_CANCEL if task.state == TASK_STATE_CANCELLING else LEASE_DIRECTIVE_CONTINUE
+    if lease.task_id in state.budgets.at_edge or lease.waiting == ATTEMPT_WAIT_KIND_BUDGET:
+        edges.meet(state, lease.task_id)
+        task = state.task(lease.task_id)
+    return task
 
 
 def _waiting(state: State, lease: Lease, task: Task, beat: LeaseBeat) -> AttemptWait:
@@ -219,32 +230,49 @@ def agent_directive(current: Agent) -> AgentDirective.ValueType:
 def report_progress(state: State, request: ReportProgressRequest) -> ReportProgressResponse:
     """Records the progress of one attempt."""
     task = attempt.report_progress(state, request)
-    cancelling = task.state == TASK_STATE_CANCELLING
-    directive = LEASE_DIRECTIVE_CANCEL if cancelling else LEASE_DIRECTIVE_CONTINUE
-    return ReportProgressResponse(directive=directive, revision=task.revision)
+    return ReportProgressResponse(directive=attempt.directive(task), revision=task.revision)
+
+
+def report_workspaces(state: State, request: ReportWorkspacesRequest) -> ReportWorkspacesResponse:
+    """Records what one attempt has left in its workspace."""
+    lease, current = attempt.held(state, request.lease_token)
+    told = use.redactor(state, current, lease.agent_id).message(request).workspaces
+    task = workspace.note(state, current, lease.attempt, told)
+    return ReportWorkspacesResponse(directive=attempt.directive(task), revision=task.revision)
 
 
 def report_usage(state: State, request: ReportUsageRequest) -> ReportUsageResponse:
-    """Records what one attempt has used."""
-    lease, task = attempt.held(state, request.lease_token)
-    outcomes = ledger.take(state, request.records, lease)
-    cancelling = task.state == TASK_STATE_CANCELLING
-    directive = LEASE_DIRECTIVE_CANCEL if cancelling else LEASE_DIRECTIVE_CONTINUE
-    return ReportUsageResponse(directive=directive, revision=state.revision, outcomes=outcomes)
+    """Records what one attempt has used, also where it has ended: it was paid for. All else stays behind the fence."""
+    record = attempt.told_of(state, request.lease_token)
+    lease = state.leases.by_task.get(record.task_id)
+    response = ReportUsageResponse(directive=LEASE_DIRECTIVE_LOST)
+    if lease is not None and lease.attempt == record.attempt:
+        attempt.renew(state, lease, state.now_ns)
+        response.outcomes.extend(ledger.take(state, request.records, record))
+        edges.meet(state, record.task_id)
+        task = state.task(record.task_id)
+        response.directive = attempt.directive(task)
+        if response.directive == LEASE_DIRECTIVE_PAUSE:
+            response.pause.CopyFrom(task.pause)
+    else:
+        response.outcomes.extend(ledger.take(state, request.records, record))
+    response.revision = state.revision
+    return response
 
 
-def _take_usage(state: State, token: str, records: Sequence[UsageRecord]) -> list[UsageOutcome]:
+def _take_usage(state: State, token: str, records: Sequence[UsageRecord], *, late: bool = False) -> list[UsageOutcome]:
     """Records what came along with another report; those that were refused.
 
-    Nothing where the attempt has ended: a report that is repeated had its usage taken the first time.
+    Nothing where the attempt has ended, unless it may be `late`: a report that is repeated had its usage taken the
+    first time, and one that is refused takes nothing.
     """
     if not records:
         return []
     try:
-        lease = attempt.check_token(state, token, state.caller)
+        record = attempt.told_of(state, token) if late else attempt.check_token(state, token, state.caller).record
     except KapellError:
         return []  # What is wrong with the token is for the report itself to say.
-    return ledger.refused(ledger.take(state, records, lease))
+    return ledger.refused(ledger.take(state, records, record))
 
 
 def complete_task(state: State, request: CompleteTaskRequest) -> CompleteTaskResponse:

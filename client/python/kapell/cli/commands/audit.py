@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,11 +10,32 @@ from kapell.cli import options
 from kapell.cli.app import App
 from kapell.cli.output import as_data, write_line, write_list
 from kapell.cli.shape import command
+from kapell.cli.times import MOMENT_OR_AGE
 from kapell.cli.token_views import AUDIT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kapell import Client
     from kapell.v1.audit_pb2 import AuditEntry
+
+
+def _filter(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Which entries: --user, --method, --since, --until; the command hands them on as they are."""
+    for option in (
+        click.option("--user", "principals", multiple=True, metavar="USER", help="Done by this user."),
+        click.option(
+            "--method", "methods", multiple=True, metavar="METHOD", help="This method: TokenService.RevokeToken."
+        ),
+        click.option(
+            "--since", "start", type=MOMENT_OR_AGE, metavar="TIME|AGE", help="From when on. [default: from ever]"
+        ),
+        click.option(
+            "--until", "end", type=MOMENT_OR_AGE, metavar="TIME|AGE", help="Until when. [default: without end]"
+        ),
+    ):
+        function = option(function)
+    return function
 
 
 @command(
@@ -23,17 +44,16 @@ if TYPE_CHECKING:
     examples="""
         kapell audit list
         kapell audit list --user alice -o wide
-        kapell audit list --method TokenService.CreateToken
+        kapell audit list --method TokenService.CreateToken --since 7d
     """,
 )
-@click.option("--user", "principals", multiple=True, metavar="USER", help="Done by this user.")
-@click.option("--method", "methods", multiple=True, metavar="METHOD", help="This method, as TokenService.RevokeToken.")
+@_filter
 @options.limit
 @options.output
 @click.pass_obj
-def list_(app: App, /, principals: tuple[str, ...], methods: tuple[str, ...], limit: int) -> None:
+def list_(app: App, /, limit: int, **wanted: Any) -> None:
     async def work(client: Client) -> list[AuditEntry]:
-        found = client.audit.iterate(principals=principals, methods=methods, page_size=min(limit + 1, 1000))
+        found = client.audit.iterate(**wanted, page_size=min(limit + 1, 1000))
         return await options.take(found, limit + 1)
 
     entries = app.run(work)
@@ -43,19 +63,20 @@ def list_(app: App, /, principals: tuple[str, ...], methods: tuple[str, ...], li
 
 @command(
     "export",
-    "Print the whole audit log, the oldest entry first, one line of JSON each.",
+    "Print the audit log, the oldest entry first, one line of JSON each; however long it is.",
     examples="""
         kapell audit export
-        kapell audit export | tail -1
+        kapell audit export --since 2026-01-01 --until 2026-02-01 > january.jsonl
     """,
 )
+@_filter
 @options.server
 @click.pass_obj
-def export(app: App, /) -> None:
+def export(app: App, /, **wanted: Any) -> None:
     from kapell.v1.common_pb2 import LIST_ORDER_OLDEST_FIRST
 
     async def work(client: Client) -> None:
-        async for entry in client.audit.iterate(order=LIST_ORDER_OLDEST_FIRST, page_size=1000):
+        async for entry in client.audit.iterate(**wanted, order=LIST_ORDER_OLDEST_FIRST, page_size=1000):
             write_line(as_data(entry), "jsonl")
 
     app.run(work)

@@ -117,6 +117,8 @@ def set_(app: App, /, provider: str, model: str, dry_run: bool, **said: Any) -> 
         )
     )
     write_changed([price], PRICES, app.terminal, app.output)
+    if app.is_table:
+        note(app.terminal.err("What was recorded keeps its cost. Cost it anew with: kapell price reprice", "dim"))
 
 
 @command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -50,6 +51,8 @@ def _filter(function: Callable[..., Any]) -> Callable[..., Any]:
 def _groups(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in value.split(",") if name.strip())
     for name in names:
+        if name == "label:":
+            raise click.BadParameter("a label needs its name, for example label:team", param_hint="--by")
         if name not in (*_GROUPS, *_BUCKETS) and not name.startswith("label:"):
             known = ", ".join((*_GROUPS, "label:NAME", *_BUCKETS))
             raise click.BadParameter(f"{name!r} is none of: {known}", param_hint="--by")
@@ -94,9 +97,11 @@ def show(app: App, /, by: tuple[str, ...], zone: str, labels: dict[str, str], **
         write_one(answer, sums_view(groups, bucket, zone, exact=True), app.terminal, app.output)
         return
     view = sums_view(groups, bucket, zone, exact=not app.terminal.is_tty)
-    write_list(answer.rows, view, app.terminal, app.output, empty="Nothing was used in this time.")
+    in_all = query["start"] is None and not (query["task_ids"] or query["root_task_ids"])
+    time = "the last 30 days" if in_all and query["end"] is None else "this time"
+    write_list(answer.rows, view, app.terminal, app.output, empty=f"Nothing was used in {time}.")
     if app.is_table and app.terminal.is_tty and answer.rows:
-        write(f"Total: {cost_of(answer.total)}")
+        write(f"Total{' of the last 30 days' if time != 'this time' else ''}: {cost_of(answer.total)}")
     for model in answer.unpriced_models:
         name = f"{model.provider}/{model.model}" if model.provider else model.model or "calls without a model"
         hint = f"No price is known for {name} (records: {model.records}). Set one with: kapell price set --help"
@@ -135,6 +140,10 @@ def export(app: App, /, format_: str, superseded: bool, labels: dict[str, str], 
     import csv
 
     from kapell.v1.common_pb2 import LIST_ORDER_OLDEST_FIRST
+
+    if query["start"] is None and not (query["task_ids"] or query["root_task_ids"]):
+        # What `usage show` sums.
+        query["start"] = (query["end"] or datetime.now(UTC)) - timedelta(days=30)
 
     async def work(client: Client) -> None:
         table = csv.writer(sys.stdout, lineterminator="\n")
@@ -199,6 +208,8 @@ def _csv_row(record: UsageRecord) -> list[object]:
 def estimate(app: App, /, **said: Any) -> None:
     if bool(said["model"]) is bool(said["template_id"]):
         raise click.UsageError("Name a model with --model, or a template with --template; one of the two.")
+    if said["cache_read"] + said["cache_write"] > said["input_"]:
+        raise click.UsageError("--cache-read and --cache-write are parts of --input-tokens, which is less.")
     from kapell.records import usage_record
 
     record = usage_record(
@@ -228,6 +239,8 @@ def _write_estimate(app: App, answer: EstimateCostResponse, runs: int) -> None:
         write(line)
     if answer.note:
         note(app.terminal.err(answer.note, "yellow"))
+    if not answer.HasField("cost") and not answer.HasField("history"):
+        note(app.terminal.err("See which models have a price with: kapell price list", "dim"))
 
 
 def _estimate_lines(answer: EstimateCostResponse, runs: int, *, is_tty: bool) -> list[Line]:
