@@ -360,9 +360,9 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         key="max_calls_at_once",
-        default=128,
+        default=32,
         read=_count,
-        help="how many calls of one user or agent are at work at once; more wait in line (default 128)",
+        help="how many calls of one user or agent are at work at once; more wait in line (default 32)",
     ),
     Setting(
         key="max_calls_a_second",

@@ -53,7 +53,7 @@ _PERMISSIONS = {
 _WORKSPACE_KEYS = ("directory", "git_worktree")
 _WORKTREE_KEYS = ("repositories", "branch", "directory", "setup", "restart_on_retry", "keep_uncommitted", "merge")
 _REPOSITORY_KEYS = ("name", "path", "base_ref")
-_MERGE_KEYS = ("check", "check_timeout", "rebase")
+_MERGE_KEYS = ("check", "check_timeout", "rebase", "on_success")
 _SETUP_KEYS = ("argv", "timeout", "inputs")
 _FORMATS = {
     "text": agent_pb2.RESULT_FORMAT_TEXT,
@@ -257,6 +257,7 @@ def _merge(table: Any, where: str) -> WorkspaceMergePolicy:
     merge = WorkspaceMergePolicy(
         check=_strings(table.get("check", []), f"{where}.check"),
         rebase=expect(table.get("rebase", False), bool, f"{where}.rebase", "true or false"),
+        on_success=expect(table.get("on_success", False), bool, f"{where}.on_success", "true or false"),
     )
     if "check_timeout" in table:
         merge.check_timeout.CopyFrom(_duration(table["check_timeout"], f"{where}.check_timeout"))

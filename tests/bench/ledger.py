@@ -17,6 +17,7 @@ from kapell.v1.usage_pb2 import (
     QueryUsageResponse,
     RecordUsageRequest,
     TokenCounts,
+    UsageFilter,
     UsageRecord,
 )
 
@@ -27,7 +28,7 @@ from tests.bench.suite import Setting, benchmark
 from tests.bench.working import dispatch_times, register
 
 USAGE = "/kapell.v1.UsageService/"
-AGENTS, BURST = 10, 20
+AGENTS, BURST, TEAMS = 10, 20, 12
 MODELS = ("claude-sonnet-4-5", "claude-haiku-4-5", "gpt-5", "gemini-2.5-pro")
 YEAR_BEGINS = 1_735_689_600
 YEAR = 365 * 86_400
@@ -56,11 +57,14 @@ def records(agents: Sequence[str], seed: int) -> Iterator[UsageRecord]:
             )
 
 
-def requests(agents: Sequence[str], seed: int, size: int) -> Iterator[bytes]:
-    """Batches of so many records."""
+def requests(agents: Sequence[str], seed: int, size: int, teams: int = 0) -> Iterator[bytes]:
+    """Batches of so many records; with a label that has so many values."""
     found = records(agents, seed)
     while True:
-        yield RecordUsageRequest(records=list(itertools.islice(found, size))).SerializeToString()
+        batch = list(itertools.islice(found, size))
+        for number, record in enumerate(batch if teams else ()):
+            record.labels["team"] = f"team-{number // BURST % teams}"
+        yield RecordUsageRequest(records=batch).SerializeToString()
 
 
 @benchmark("ledger")
@@ -130,7 +134,7 @@ async def dispatch_beside_a_flood(setting: Setting) -> Sequence[Row]:
 
 @benchmark("ledger-million", long=True)
 async def sums_of_a_year(setting: Setting) -> Sequence[Row]:
-    """QueryUsage over a year of --tasks records: by day, model and agent in three zones, and by month."""
+    """QueryUsage over a year of --tasks records: by day, model and agent in three zones, by month and by label."""
     day = {"bucket": USAGE_BUCKET_DAY, "group_by": ["model", "agent"]}
     asked = {
         "day × model × agent, UTC": day,
@@ -142,6 +146,13 @@ async def sums_of_a_year(setting: Setting) -> Sequence[Row]:
             "group_by": ["model"],
             "time_zone": "Europe/Berlin",
         },
+        "label": {"group_by": ["label:team"]},
+        "month × label × model, Europe/Berlin": {
+            "bucket": USAGE_BUCKET_MONTH,
+            "group_by": ["label:team", "model"],
+            "time_zone": "Europe/Berlin",
+        },
+        "day × model with a label": {**day, "group_by": ["model"], "filter": UsageFilter(labels={"team": "team-1"})},
     }
     found: dict[str, list[list[float]]] = {name: [] for name in asked}
     with kapell(setting.directory) as server:
@@ -153,18 +164,19 @@ async def sums_of_a_year(setting: Setting) -> Sequence[Row]:
                 for name, fields in asked.items():
                     found[name].append(await _times(query, fields, setting.tasks))
     return [
-        Row(
-            name=f"{name}: a year of {setting.tasks:,} records, p{share}",
-            unit="ms",
-            figures=[percentile(times, share) * 1e3 for times in found[name]],
-        )
+        _figure(f"{name}: a year of {setting.tasks:,} records, p{share}", found[name], share)
         for name in asked
         for share in (50, 99)
     ]
 
 
+def _figure(name: str, times: Sequence[Sequence[float]], share: int) -> Row:
+    milliseconds = [percentile(one, share) * 1e3 for one in times]
+    return Row(name=name, unit="ms", figures=milliseconds, compared=milliseconds, compared_unit="ms")
+
+
 async def _fill(client: RawClient, agents: Sequence[str], count: int) -> None:
-    source = itertools.islice(requests(agents, 0, 1_000), -(-count // 1_000))
+    source = itertools.islice(requests(agents, 0, 1_000, teams=TEAMS), -(-count // 1_000))
     await asyncio.gather(*[_send(client, source) for _ in range(CALLERS)])
 
 
@@ -178,5 +190,6 @@ async def _times(query: object, fields: dict[str, object], count: int) -> list[f
         answer = await query(request)  # type: ignore[operator]
         times.append(time.perf_counter() - begin)
     total = QueryUsageResponse.FromString(answer).total
-    assert total.records == -(-count // 1_000) * 1_000, "the sums are of all records"
+    everything = -(-count // 1_000) * 1_000
+    assert total.records == everything if "filter" not in fields else 0 < total.records < everything, "of all records"
     return times

@@ -175,6 +175,13 @@ def test_what_is_left_out_is_counted_exactly(room: int) -> None:
     assert left or first == rows
 
 
+def test_what_is_nothing_but_words_has_the_room_of_the_screen() -> None:
+    text = "\n".join(f"line {number}" for number in range(5))
+
+    assert "line 4" in _plain(card_rows(_facts(details=text), _terminal(), 22))
+    assert "more rows" in _plain(card_rows(_facts(details=text, command="make"), _terminal(), 22))
+
+
 def test_a_narrow_terminal_shows_the_same_facts() -> None:
     rows = card_rows(_facts(**ORDINARY), _terminal(40), 22)
 

@@ -149,6 +149,32 @@ def test_what_is_riskier_is_in_no_batch(shell: Shell) -> None:
     assert run.finish().code == 130
 
 
+# -- one after the other ----------------------------------------------------------------------
+
+
+def test_what_became_of_one_is_told_before_the_next_comes(shell: Shell) -> None:
+    for number in range(2):
+        waiting(shell, f"next{number}", f"next{number}")
+    run = shell.open_terminal("approval", "watch", "--task", "task_next0", "--task", "task_next1")
+    run.expect(KEYS)
+
+    run.type("a")
+
+    assert "(approved by admin)" in run.expect(KEYS)
+    run.type("\x03")
+    assert run.finish().code == 130
+
+
+def test_a_vote_is_told_of_where_more_are_needed(shell: Shell) -> None:
+    run = run_here(shell, "voted", "echo one", "--quorum", "2")
+
+    run.type("a")
+    run.expect("Your vote is taken in: 1 of 2 votes")
+    run.type("\x03")
+
+    assert run.finish().code == 130
+
+
 # -- rule -------------------------------------------------------------------------------------
 
 
@@ -162,6 +188,7 @@ def test_an_approval_may_be_remembered(shell: Shell) -> None:
     run.type("e")
     run.expect("For how long")
     run.type("8")
+    run.expect(r"approve starts of type=remembered, everywhere, up to the risk medium, until ")
     run.expect(r"1 of the latest \d+")
     run.expect(r"its like by the rule\? \[y\]")
     run.type("y")

@@ -243,7 +243,7 @@ def test_the_input_of_a_tool_may_be_edited() -> None:
 
 def test_a_batch_decides_what_is_of_one_kind_and_tells_of_each() -> None:
     world = World()
-    ids = [world.create(prompt=f"p{number}", approval=ASK) for number in range(3)]
+    ids = [world.create(prompt=f"ls p{number}", approval=ASK) for number in range(3)]
     approvals = [waiting(world, task_id) for task_id in ids]
     decide(world, approvals[1], "deny")
     shown = [ShownApproval(approval_id=one.approval_id, shown_hash=one.content_hash) for one in approvals]

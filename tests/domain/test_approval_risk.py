@@ -156,6 +156,8 @@ CRITICAL | echo 'rm -rf /' | sh
 CRITICAL | printf 'rm -rf /\n' | bash -s
 CRITICAL | f() { rm -rf /; }; f
 CRITICAL | true || false; (sleep 9; rm -rf ~) &
+CRITICAL | watch 'rm -rf /'
+CRITICAL | watch -n 5 rm -rf /
 CRITICAL | find / -delete
 CRITICAL | find /etc -type f -delete
 CRITICAL | python3 -c 'import os; os.system("rm -rf /")'
@@ -204,6 +206,12 @@ HIGH     | PATH=.:$PATH ls
 HIGH     | export LD_PRELOAD=./x.so; ls
 MEDIUM   | python -c 'print(1)'
 MEDIUM   | node script.js
+MEDIUM   | git diff --outp=x
+MEDIUM   | git grep --open-files=sh x
+MEDIUM   | sort --outp=x y
+MEDIUM   | ag --pager sh x
+MEDIUM   | find . -fprint0 x
+MEDIUM   | 'ls /'
 MEDIUM   | X=ls; $X
 """
 
@@ -338,6 +346,24 @@ def test_plain_words_come_out_as_they_went_in(words: list[str]) -> None:
 
     assert shape.parts[0].words == words
     assert shape.is_plain
+
+
+NESTED = [
+    "awk " + " ".join("'" + '"abc"' * 300 + "'" for _ in range(8)),
+    "echo 'echo \"echo rm -rf x | sh\" | sh' | sh; " * 300,
+    "python3 -c '" + "rm " * 600 + "';" + "X=$X$X;" * 500,
+    "; ".join(f"A{number}=b$A{number - 1}" for number in range(500)) + "; $A499" * 100,
+]
+
+
+@pytest.mark.parametrize("command", NESTED)
+def test_what_is_nested_is_looked_at_a_bounded_number_of_times(command: str) -> None:
+    before = take_apart.cache_info()
+
+    assess("Run", ApprovalContent(command=command))
+
+    after = take_apart.cache_info()
+    assert after.hits + after.misses - before.hits - before.misses <= 2_000
 
 
 @pytest.mark.parametrize(

@@ -96,3 +96,15 @@ def test_one_shell_among_several_agents_is_enough() -> None:
     serve(world, "sh", "-c", "{prompt}")
 
     assert level_of(world, "frobnicate")[0] == "MEDIUM"
+
+
+def test_starts_of_a_shell_are_of_one_kind_where_they_run_the_same_programs() -> None:
+    world = World()
+
+    def signature(prompt: str, agent_type: str = "shell") -> str:
+        return waiting(world, world.create(agent_type, prompt=prompt, approval=ASK)).signature
+
+    assert signature("ls a") == signature("ls b") == "start:shell:- ls"
+    assert signature("git push") != signature("git pull")
+    assert signature("echo $(id)") != signature("echo $(ls)"), "what is doubtful is like nothing else"
+    assert signature("Write a poem", "poet") == signature("Write a song", "poet") == "start:poet:-"

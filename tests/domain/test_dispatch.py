@@ -386,3 +386,19 @@ def test_several_calls_of_one_agent_share_its_slots(count: int) -> None:
 
     assert sum(len(poll.taken) for poll in polls) == count
     assert world.agent(agent_id).slots_used == count
+
+
+def test_what_comes_next_is_looked_for_once_for_many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    look = ReadyIndex.about_first
+
+    def counted(ready: ReadyIndex, agent_type: str, count: int) -> list[ReadyEntry]:
+        looks.append(count)
+        return look(ready, agent_type, count)
+
+    monkeypatch.setattr(ReadyIndex, "about_first", counted)
+    world = World()
+    queue(world, "abcdefgh")
+
+    assert names(world, world.poll(world.register(slots=8), max_tasks=8)) == "abcdefgh"
+    assert looks == [8]

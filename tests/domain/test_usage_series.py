@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from google.type.money_pb2 import Money
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kapell.v1.price_pb2 import Price, SetPriceRequest
 from kapell.v1.usage_pb2 import (
@@ -69,6 +69,7 @@ def reports(draw: st.DrawFn) -> list[tuple[dict[str, int], int | None, int]]:
 
 
 @settings(max_examples=150)
+@example(history=[({}, 0, 0), ({"cache_write_1h_tokens": 1}, None, 0)], model="gpt-5", seed=None)
 @given(history=reports(), model=st.sampled_from(("gpt-5", "wonder-1")), seed=st.none() | st.integers(0, 5))
 def test_the_sum_of_a_series_is_what_was_told_last_of_each_field(
     history: list[tuple[dict[str, int], int | None, int]], model: str, seed: int | None

@@ -97,6 +97,21 @@ def test_a_merge_of_what_is_not_there_any_more_is_refused() -> None:
     assert errors[0].metadata["head_commit"] == "2"
 
 
+def test_an_attempt_may_say_how_it_has_merged() -> None:
+    world = World()
+    task_id = world.running()
+    told(world, task_id, "1")
+    merged = TaskWorkspace(name="a", branch="mine", head_commit="1", merge=WorkspaceMerge(outcome=MERGE_OUTCOME_MERGED))
+
+    for _ in range(2):
+        world.do(ReportWorkspacesRequest(lease_token=world.token(task_id), workspaces=[merged]))
+    told(world, task_id, "1")
+
+    assert world.events.count("task.merged") == 1
+    kept = world.task(task_id).workspaces[0].merge
+    assert (kept.outcome, kept.time.ToNanoseconds()) == (MERGE_OUTCOME_MERGED, world.state.now_ns)
+
+
 def test_a_task_that_is_being_cancelled_still_says_what_it_has_left() -> None:
     world = World()
     task_id = world.running()

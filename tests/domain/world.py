@@ -349,12 +349,18 @@ class World:
         """The agent as committed."""
         return self.rows.agents[agent_id]
 
-    def poll(self, agent_id: str, max_tasks: int = 1, poll_id: str = "", caller: Caller = USER) -> Poll:
+    def poll(self, agent_id: str, max_tasks: int = 1, poll_id: str = "", caller: Caller | None = None) -> Poll:
         """A LeaseTasks call that waits if there is nothing; `taken` holds the leases it has got."""
-        found: Poll = self.do(LeaseTasksRequest(agent_id=agent_id, max_tasks=max_tasks, poll_id=poll_id), caller=caller)
+        request = LeaseTasksRequest(agent_id=agent_id, max_tasks=max_tasks, poll_id=poll_id)
+        found: Poll = self.do(request, caller=caller or self._voice(agent_id))
         return found
 
-    def lease(self, agent_id: str, caller: Caller = USER) -> str:
+    def _voice(self, agent_id: str) -> Caller:
+        """Who speaks for the agent: the user who has registered it, or itself where it was spawned."""
+        found = self.rows.agents.get(agent_id)
+        return USER if found is None or found.runtime == "external" else as_agent(found)
+
+    def lease(self, agent_id: str, caller: Caller | None = None) -> str:
         """The task that the agent is given now, which must be one."""
         [lease] = self.poll(agent_id, caller=caller).taken
         return str(lease.task_id)
@@ -365,18 +371,18 @@ class World:
         record = self.rows.attempts.get((task_id, number), TaskAttempt())
         return self.keyring.lease_token(task_id, number, timestamp_ns(record.start_time))
 
-    def beat(self, agent_id: str, *task_ids: str, caller: Caller = USER) -> Any:
+    def beat(self, agent_id: str, *task_ids: str, caller: Caller | None = None) -> Any:
         """A heartbeat that names the leases of these tasks."""
         request = HeartbeatRequest(agent_id=agent_id)
         for task_id in task_ids:
             request.leases.add(lease_token=self.token(task_id))
-        return self.do(request, caller=caller)
+        return self.do(request, caller=caller or self._voice(agent_id))
 
     def complete(self, task_id: str, result: str = "") -> Any:
         request = CompleteTaskRequest(lease_token=self.token(task_id))
         if result:
             request.result.string_value = result
-        return self.do(request)
+        return self.do(request, caller=self._voice(self.task(task_id).lease.agent_id))
 
     def fail(self, task_id: str, *, retryable: bool | None = None, reason: str = "EXIT_CODE") -> Any:
         failure = TaskFailure(reason=reason, message="it broke", retryable=retryable)

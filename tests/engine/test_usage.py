@@ -359,6 +359,19 @@ async def test_a_page_looks_at_a_bounded_number_of_records(
     assert pages >= 110 // 7
 
 
+async def test_no_more_sums_are_held_than_there_may_be_rows(
+    on_sqlite: LiveEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await history(on_sqlite, 3, 100)
+    year = {"start_time": moment("2026-01-01T00:00:00Z"), "end_time": moment("2027-01-02T00:00:00Z")}
+    rows = len((await query(on_sqlite, group_by=["task", "model"], **year)).rows)
+    monkeypatch.setattr(usage_reads, "_MOST_FOUND", rows - 1)
+
+    with pytest.raises(KapellError, match=f"more than {rows - 1} rows") as refusal:
+        await query(on_sqlite, group_by=["task", "model"], **year)
+    assert refusal.value.reason_name == "USAGE_QUERY_TOO_LARGE"
+
+
 @pytest.mark.parametrize("name", ["task", "root_task", "label:team", "label:gone"])
 async def test_sums_of_whole_days_by_one_value_read_no_records(
     live: LiveEngine, name: str, monkeypatch: pytest.MonkeyPatch

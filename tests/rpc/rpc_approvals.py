@@ -273,9 +273,9 @@ APPROVALS: dict[str, Case] = {
         ),
         holds=lambda answer: answer.matched == 1 and answer.looked_at >= 1,
         refused={
-            "REQUEST_INVALID: anything": lambda scene: Ask(
+            "REQUEST_INVALID: a demand of a tool": lambda scene: Ask(
                 approval_pb2.PreviewApprovalRuleRequest(
-                    spec=approval_pb2.ApprovalRuleSpec(effect=approval_pb2.RULE_EFFECT_APPROVE)
+                    spec=approval_pb2.ApprovalRuleSpec(effect=approval_pb2.RULE_EFFECT_REQUIRE, tool="bash")
                 )
             )
         },

@@ -6,11 +6,11 @@ from typing import Any
 
 from google.protobuf.message import Message
 from google.type.money_pb2 import Money
-from kapell.v1 import price_pb2, usage_pb2
+from kapell.v1 import price_pb2, task_pb2, usage_pb2
 from kapell.v1.watch_pb2 import WatchOptions
-from kapell.v1.worker_pb2 import ReportUsageRequest
+from kapell.v1.worker_pb2 import LEASE_DIRECTIVE_LOST, ReportUsageRequest
 
-from tests.rpc.rpc_cases import Case, of_lease, of_lease_worker, of_watch
+from tests.rpc.rpc_cases import Case, Make, of_lease, of_lease_worker, of_watch
 from tests.rpc.scene import Ask, Scene
 
 
@@ -101,10 +101,25 @@ def _anew(scene: Scene) -> Ask:
     return Ask(usage_pb2.RepriceUsageRequest(filter=usage_pb2.UsageFilter(models=[record.model])))
 
 
+def _of_a_deleted_task(scene: Scene) -> Ask:
+    """What an attempt has used is taken whatever became of it, as long as its task is there."""
+    running = scene.succeeded()
+    late = Ask(ReportUsageRequest(lease_token=running.lease_token, records=[use(scene)]), running.worker.token)
+    assert scene.call("ReportUsage", late).directive == LEASE_DIRECTIVE_LOST
+    scene.ask("DeleteTask", task_pb2.DeleteTaskRequest(task_id=running.task_id))
+    return late
+
+
+def _refused_usage() -> dict[str, Make]:
+    of_all = of_lease(ReportUsageRequest, records=[usage_pb2.UsageRecord(record_id="r")])
+    del of_all["LEASE_LOST: the attempt has ended"]
+    return {**of_all, "LEASE_LOST: its task was deleted": _of_a_deleted_task}
+
+
 REPORT_USAGE = Case(
     works=lambda scene: of_lease_worker(ReportUsageRequest, records=[use(scene)])(scene),
     holds=lambda answer: [outcome.version for outcome in answer.outcomes] == [1],
-    refused=of_lease(ReportUsageRequest, records=[usage_pb2.UsageRecord(record_id="r")]),
+    refused=_refused_usage(),
     malformed=({"leaseToken": "t"}, "records"),
 )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
+from itertools import islice
 from typing import Any
 
 import grpc
@@ -13,8 +15,9 @@ from kapell_server.domain.errors import KapellError
 from kapell_server.rpc import limits
 from kapell_server.rpc.limits import CallLimits, Share, Shares
 from kapell_server.rpc.logins import FailedLogins, host_of
+from kapell_server.rpc.pipeline import hold
 
-from tests.rpc.conftest import ADMIN_TOKEN, KEYRING, failure, running
+from tests.rpc.conftest import ADMIN_TOKEN, KEYRING, METHODS, failure, raw_call, running
 from tests.rpc.rpc_bodies import VALID
 from tests.rpc.test_pipeline import Blocking, encoded
 
@@ -67,6 +70,7 @@ async def test_too_long_a_line_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         await share.line_up()
 
     assert refused.value.reason_name == "RATE_LIMITED"
+    assert refused.value.retry_after, "or the SDK would not come again"
 
 
 def test_calls_over_the_rate_are_put_off_and_then_refused() -> None:
@@ -125,6 +129,44 @@ async def test_a_flood_of_one_caller_does_not_keep_another_from_being_served() -
     assert event_pb2.GetLogInfoResponse.FromString(data).revision == 7
 
 
+async def test_a_flood_beyond_its_line_is_refused_while_another_gets_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MOST_WAITING", 10)
+    blocking = Blocking()
+
+    async def answer(request: Any, caller: Any) -> bytes:
+        return event_pb2.GetLogInfoResponse(revision=7).SerializeToString()
+
+    async with (
+        running({"GetTask": blocking.unary, "GetLogInfo": answer}, limits=CallLimits(at_once=2)) as server,
+        AsyncExitStack() as stack,
+    ):
+        # Several connections are one principal.
+        channels = [
+            await stack.enter_async_context(
+                grpc.aio.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)])
+            )
+            for _ in range(3)
+        ]
+        request = encoded("GetTask", VALID["GetTask"])
+        flood = [
+            asyncio.ensure_future(raw_call(channels[number % 3], METHODS["GetTask"], request)) for number in range(20)
+        ]
+
+        refused = [await failure(first) for first in islice(asyncio.as_completed(flood), 8)]
+        data = await server.call("GetLogInfo", token=KEYRING.agent_token("agent_1", 1))
+
+        assert event_pb2.GetLogInfoResponse.FromString(data).revision == 7
+        assert {(call.code, call.info.reason) for call in refused} == {
+            (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")
+        }
+        assert all("RetryInfo" in call.details for call in refused)
+        waiting = [call for call in flood if not call.done()]
+        assert len(waiting) == 12, "two at work, ten in line"
+        for call in waiting:
+            call.cancel()
+        await asyncio.wait(waiting)
+
+
 async def test_a_caller_that_is_too_fast_is_told_when_to_come_again() -> None:
     async def answer(request: Any, caller: Any) -> bytes:
         return task_pb2.CountTasksResponse().SerializeToString()
@@ -142,6 +184,12 @@ async def test_a_caller_that_is_too_fast_is_told_when_to_come_again() -> None:
 
 async def _raise(error: Exception) -> None:
     raise error
+
+
+def test_the_more_is_refused_the_longer_it_is_held_back() -> None:
+    assert hold(1) == hold(100) == 0.25
+    assert hold(400) == 1.0, "so 400 come again in a second"
+    assert hold(5_000) == 2.0
 
 
 def test_failed_logins_are_limited_by_address_and_good_tokens_never_are() -> None:

@@ -149,7 +149,7 @@ NO_COMMAND = {
     "UsageService.WatchUsage": "`kapell event watch --kind usage.update` shows it",
     "AdminService.GetDiagnostics": "for operators' dashboards; `kapell status` shows what a person needs",
     "AgentService.UpdateAgent": "labels and names are given when an agent is spawned; changing them is for programs",
-    "ApprovalService.BatchDecideApprovals": "for screens that show several at once; a shell decides one by one",
+    "ApprovalService.BatchDecideApprovals": "the key b of a card; a script decides one by one",
     "ApprovalService.CancelApproval": "for the agent that has asked; a person denies, or cancels the task",
     "ApprovalService.RequestApproval": "for agents, with the token of a lease",
     "ApprovalService.WaitApproval": "for agents; a person watches the task",

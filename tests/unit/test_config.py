@@ -268,7 +268,7 @@ def test_a_profile_asks_for_worktrees(tmp_path: Path) -> None:
         branch = "work/{task_id}"
         setup = { argv = ["npm", "ci"], inputs = ["package-lock.json"], timeout = "5m" }
         restart_on_retry = true
-        merge = { check = ["make", "test"], check_timeout = "20m", rebase = true }
+        merge = { check = ["make", "test"], check_timeout = "20m", rebase = true, on_success = true }
         """,
     )
 
@@ -287,7 +287,7 @@ def test_a_profile_asks_for_worktrees(tmp_path: Path) -> None:
         1200,
         True,
     )
-    assert (spec.restart_on_retry, spec.keep_uncommitted) == (True, False)
+    assert (spec.restart_on_retry, spec.keep_uncommitted, spec.merge.on_success) == (True, False, True)
 
 
 @pytest.mark.parametrize(

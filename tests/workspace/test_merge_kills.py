@@ -9,9 +9,9 @@ import sys
 import pytest
 from kapell.v1.workspace_pb2 import MERGE_OUTCOME_MERGED
 
+from tests.workspace.desk import Desk, writes
 from tests.workspace.repositories import git, show
 from tests.workspace.test_merging import desk, merged
-from tests.workspace.test_task_worktrees import Desk, writes
 
 __all__ = ["desk"]
 
@@ -47,6 +47,7 @@ def run_killed(desk: Desk, at: int) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=False, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checked_out", [False, True])
 async def test_killed_before_any_step_the_base_is_before_or_after_and_the_next_try_ends_it(
     desk: Desk, checked_out: bool

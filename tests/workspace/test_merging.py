@@ -16,8 +16,8 @@ from kapell.v1.workspace_pb2 import (
     WorkspaceMerge,
 )
 
+from tests.workspace.desk import Desk, writes
 from tests.workspace.repositories import commit, git, repository, show
-from tests.workspace.test_task_worktrees import Desk, writes
 
 
 async def yes() -> None:

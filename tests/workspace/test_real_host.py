@@ -12,8 +12,15 @@ import pytest
 from kapell import Client
 from kapell.discovery import Endpoint
 from kapell.v1.agent_pb2 import AGENT_STATE_ACTIVE, AgentSpec, CommandRuntime
-from kapell.v1.task_pb2 import TASK_STATE_CANCELLED, TASK_STATE_SUCCEEDED
-from kapell.v1.workspace_pb2 import GitWorktree, WorkspaceRepository, WorkspaceSpec
+from kapell.v1.task_pb2 import TASK_STATE_CANCELLED, TASK_STATE_FAILED, TASK_STATE_SUCCEEDED
+from kapell.v1.workspace_pb2 import (
+    MERGE_OUTCOME_CONFLICT,
+    MERGE_OUTCOME_MERGED,
+    GitWorktree,
+    WorkspaceMergePolicy,
+    WorkspaceRepository,
+    WorkspaceSpec,
+)
 
 from tests.support.server_process import ServerProcess
 from tests.workspace.repositories import repository, show
@@ -25,8 +32,8 @@ async def client(server_process: ServerProcess) -> AsyncIterator[Client]:
         yield connected
 
 
-async def spawn(client: Client, shop: Path) -> None:
-    worktree = GitWorktree(repositories=[WorkspaceRepository(name="shop", path=str(shop))])
+async def spawn(client: Client, shop: Path, merge: WorkspaceMergePolicy | None = None) -> None:
+    worktree = GitWorktree(repositories=[WorkspaceRepository(name="shop", path=str(shop))], merge=merge)
     spec = AgentSpec(
         agent_types=["coder"],
         slots=2,
@@ -98,3 +105,40 @@ async def test_a_cancelled_task_keeps_what_it_has_done(client: Client, tmp_path:
     assert ended.state == TASK_STATE_CANCELLED
     assert [left.files_changed for left in ended.workspaces] == [1]
     assert show(shop, f"kapell/{task.task_id}:first") == "1"
+
+
+async def test_success_merges_where_the_profile_says_so(client: Client, tmp_path: Path) -> None:
+    shop = repository(tmp_path / "shop")
+    await spawn(client, shop, WorkspaceMergePolicy(on_success=True, check=["test", "-e", "README.md"]))
+
+    tasks = [await client.tasks.create("coder", f"echo {name} > {name}") for name in ("one", "two")]
+    ended = [await client.tasks.wait(task.task_id) for task in tasks]
+    bad = await client.tasks.run("coder", "rm README.md")
+    held = [lock async for lock in client.locks.iterate()]
+
+    assert [task.state for task in ended] == [TASK_STATE_SUCCEEDED] * 2
+    assert [task.workspaces[0].merge.outcome for task in ended] == [MERGE_OUTCOME_MERGED] * 2
+    assert [(shop / name).read_text() for name in ("one", "two")] == ["one\n", "two\n"]
+    assert (bad.state, bad.failure.reason, bad.attempt) == (TASK_STATE_FAILED, "MERGE_FAILED", 1)
+    assert show(shop, "main:README.md") == "# Shop"
+    assert held == []
+
+
+async def test_a_conflict_fails_the_attempt_that_was_to_merge(client: Client, tmp_path: Path) -> None:
+    shop = repository(tmp_path / "shop")
+    await spawn(client, shop, WorkspaceMergePolicy(on_success=True))
+    up, gate = tmp_path / "up", tmp_path / "gate"
+    os.mkfifo(up)
+    os.mkfifo(gate)
+    slow = await client.tasks.create("coder", f"echo slow > same; echo > {up}; cat {gate}")
+    await asyncio.to_thread(up.read_text)
+    await client.tasks.run("coder", "echo fast > same")
+
+    await asyncio.to_thread(gate.write_text, "go on")
+    ended = await client.tasks.wait(slow.task_id)
+
+    assert (ended.state, ended.failure.reason) == (TASK_STATE_FAILED, "MERGE_FAILED")
+    assert ended.failure.message.endswith("were changed in main, too: same")
+    assert ended.workspaces[0].merge.outcome == MERGE_OUTCOME_CONFLICT
+    assert show(shop, "main:same") == "fast"
+    assert show(shop, f"{ended.workspaces[0].branch}:same") == "slow"

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,71 +12,13 @@ from google.protobuf.duration_pb2 import Duration
 from kapell._worker.outcome import TaskFailed
 from kapell._workspace import worktrees
 from kapell._workspace.git import Git
-from kapell._workspace.registry import Record, Registry
 from kapell.errors import Exhausted
-from kapell.host.task_worktrees import TaskWorktrees
 from kapell.runtimes.contract import Workspace
-from kapell.v1.task_pb2 import Task
-from kapell.v1.workspace_pb2 import GitWorktree, WorkspaceRepository, WorkspaceSetup
+from kapell.v1.workspace_pb2 import WorkspaceRepository, WorkspaceSetup
 
 from tests.host.attempts import RecordedAttempt
+from tests.workspace.desk import Desk, exit_code, writes
 from tests.workspace.repositories import commit, git, repository, show, write
-
-Work = Callable[[Workspace], object]
-
-
-class Desk:
-    """A host's worktrees, and attempts that work in them."""
-
-    def __init__(self, tmp_path: Path, **spec: object) -> None:
-        self.shop = tmp_path / "shop"
-        self.root = tmp_path / "data" / "workspaces"
-        self.registry = Registry(self.root)
-        self.spec = GitWorktree(
-            **{"repositories": [WorkspaceRepository(name="shop", path=str(self.shop))], **spec}  # type: ignore[arg-type]
-        )
-
-    async def attempt(
-        self, work: Work = lambda place: None, *, task_id: str = "task_one", number: int = 1
-    ) -> RecordedAttempt:
-        """One attempt from its beginning to its end."""
-        attempt = RecordedAttempt(task_id=task_id, attempt=number)
-        task = Task(task_id=task_id, agent_type="coder")
-        made = TaskWorktrees(self.spec, self.root, agent_id="agent_one")
-        async with made.of(attempt, task) as trees:
-            attempt.workspace = trees.workspace
-
-            async def run() -> object:
-                return work(trees.workspace)
-
-            await trees.keep_work(run())
-        return attempt
-
-    async def refusal(self, **more: object) -> TaskFailed:
-        with pytest.raises(TaskFailed) as caught:
-            await self.attempt(**more)  # type: ignore[arg-type]
-        assert caught.value.reason == "SETUP_FAILED"
-        return caught.value
-
-    def record(self, task_id: str = "task_one", name: str = "shop") -> Record:
-        found = self.registry.find(task_id, name)
-        assert found is not None
-        return found
-
-
-@pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    repository(tmp_path / "shop")
-    return Desk(tmp_path)
-
-
-def exit_code(script: str, *args: Path) -> int:
-    """How a Python program of its own ends."""
-    return subprocess.run([sys.executable, "-c", script, *map(str, args)], check=False).returncode
-
-
-def writes(**files: str) -> Work:
-    return lambda place: write(place.directory, files)
 
 
 async def test_a_task_gets_a_worktree_and_a_branch_of_its_own(desk: Desk) -> None:
@@ -269,81 +208,6 @@ async def test_a_detached_head_is_a_base_that_nothing_comes_into(desk: Desk) -> 
     await desk.attempt(writes(one="1"))
 
     assert desk.record().base_ref == ""
-
-
-async def test_what_cannot_be_worked_in_is_said(desk: Desk, tmp_path: Path) -> None:
-    def asked(path: Path, **more: str) -> Desk:
-        return Desk(tmp_path, repositories=[WorkspaceRepository(name="x", path=str(path), **more)])
-
-    (tmp_path / "plain").mkdir()
-    (tmp_path / "empty").mkdir()
-    git(tmp_path / "empty", "init", "--quiet")
-    outer = repository(tmp_path / "outer")
-    git(outer, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(desk.shop), "inner")
-    git(outer, "commit", "--quiet", "-m", "Add it")
-
-    said = {
-        name: (await asked(path, **more).refusal())
-        for name, path, more in (
-            ("plain", tmp_path / "plain", {}),
-            ("gone", tmp_path / "gone", {}),
-            ("empty", tmp_path / "empty", {}),
-            ("ref", desk.shop, {"base_ref": "nowhere"}),
-            ("outer", outer, {}),
-        )
-    }
-
-    assert "it is no git repository - correct the path" in said["plain"].message
-    assert said["gone"].message.endswith("is no directory - correct the path")
-    assert said["empty"].message.endswith("has no commit yet - make a first one")
-    assert "does not know 'nowhere' - correct base_ref" in said["ref"].message
-    assert "has the submodule 'inner'" in said["outer"].message
-    assert not any(failure.retryable for failure in said.values())
-    assert [desk.registry.of(owner) for owner in desk.registry.owners()] == []
-
-
-async def test_a_branch_of_somebody_else_is_left_alone(desk: Desk) -> None:
-    git(desk.shop, "branch", "kapell/task_one")
-
-    refused = await desk.refusal()
-
-    assert "the branch kapell/task_one is in" in refused.message
-    assert git(desk.shop, "branch", "--list", "kapell/*").split() == ["kapell/task_one"]
-
-
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        (lambda desk, at: shutil.rmtree(at), "was moved or deleted; its branch kapell/task_one is still in"),
-        (lambda desk, at: git(at, "switch", "--quiet", "-c", "mine"), "is on mine, not on kapell/task_one"),
-        (lambda desk, at: git(at, "checkout", "--quiet", "--detach"), "is on no branch, not on kapell/task_one"),
-        (lambda desk, at: git(at, "reset", "--quiet", "--hard", "main"), "was moved by hand, and has lost"),
-        (lambda desk, at: (at / ".git").unlink(), "its mark is gone"),
-        (lambda desk, at: (shutil.rmtree(at), repository(at)), "its mark is gone"),
-        (lambda desk, at: (desk.shop.rename(desk.shop.with_name("old")), repository(desk.shop)), "moved or replaced"),
-    ],
-    ids=["deleted", "other branch", "detached", "moved branch", "no link", "foreign", "other repository"],
-)
-async def test_a_worktree_that_is_not_the_tasks_any_more_is_refused(
-    desk: Desk, damage: Callable[[Desk, Path], object], said: str
-) -> None:
-    await desk.attempt(writes(one="1"))
-    at = Path(desk.record().directory)
-
-    damage(desk, at)
-    refused = await desk.refusal(number=2)
-
-    assert said in refused.message
-    assert refused.retryable is False
-
-
-async def test_a_copied_data_directory_does_not_take_over_the_worktrees(desk: Desk, tmp_path: Path) -> None:
-    await desk.attempt(writes(one="1"))
-    shutil.copytree(tmp_path / "data", tmp_path / "copy" / "data", symlinks=True)
-    copied = Desk(tmp_path)
-    copied.root = tmp_path / "copy" / "data" / "workspaces"
-
-    assert "belongs to another data directory" in (await copied.refusal(number=2)).message
 
 
 async def test_hooks_and_variables_of_git_do_not_reach_a_workspace(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

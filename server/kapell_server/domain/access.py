@@ -170,7 +170,7 @@ class Keyring:
             lease_id = self._parse("attempt:", token.removeprefix(_ATTEMPT))
             if lease_id is None:
                 return None
-            name = f"a program of {lease_id.task_id}"
+            name = f"attempt {lease_id.attempt} of {lease_id.task_id}"
             return Caller(kind=CallerKind.PROGRAM, name=name, scopes=PROGRAM_SCOPES, lease=lease_id)
         if token.startswith("kapell_agent_"):
             subject, _, mac = token.removeprefix("kapell_agent_").rpartition(".")

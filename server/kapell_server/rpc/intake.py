@@ -21,6 +21,8 @@ import structlog
 from grpc._cython import cygrpc
 from grpc.aio import _server
 
+from kapell_server.supervise import Supervisor
+
 _log = structlog.get_logger(__name__)
 
 SLOTS = 256
@@ -44,15 +46,15 @@ class Prefetch:
         self._slots = slots
         self._came: deque[Any] = deque()
         self._asked: asyncio.Future[Any] | None = None
-        self._open: set[asyncio.Task[None]] = set()
+        self._tasks = Supervisor()
+        self._open = 0
         self._stopping = False
 
     def next(self) -> asyncio.Future[Any]:
         """The next call. Opens the requests that are missing: all at first, later those that have failed."""
-        while len(self._open) < self._slots:
-            task = asyncio.get_running_loop().create_task(self._request_calls())
-            self._open.add(task)
-            task.add_done_callback(self._open.discard)
+        while self._open < self._slots:
+            self._open += 1
+            self._tasks.spawn(self._request_calls(), name="intake")
         self._asked = asked = _Prompt()
         if self._came:
             asked.set_result(self._came.popleft())
@@ -69,6 +71,7 @@ class Prefetch:
             try:
                 call = await self._request()
             except Exception as error:
+                self._open -= 1
                 if self._asked is not None and not self._asked.done():
                     self._asked.set_exception(error)
                 return

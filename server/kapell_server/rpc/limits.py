@@ -1,8 +1,8 @@
 """What one caller may ask of the server at a time, so that a flood of one does not delay the others.
 
 Three limits for each principal. Unary calls at work: those beyond wait in line, in order, behind their
-own and nobody else's. That holds from where grpc has handed a call over; before, calls of all wait for one
-another, so what a connection may have open at a time (`max_calls_of_connection`) bounds a flood there. Calls a
+own and nobody else's; once the line is full, they are refused. That needs an intake that is faster than the
+work (`rpc/intake`): what grpc has not handed over yet is first come, first served. Calls a
 second: those beyond it are put off, up to a second, then refused. Open watches and long polls: beyond
 it they are refused. Agents are principals of their own. A refusal is held back for a moment, or a
 client that repeats it at once would cost as much as if it were served.
@@ -19,8 +19,10 @@ from kapell.v1.error_pb2 import ERROR_REASON_RATE_LIMITED, ERROR_REASON_TOO_MANY
 from kapell_server.domain.access import Caller
 from kapell_server.domain.errors import KapellError
 
-MOST_WAITING = 10_000
-"""Calls of one principal that stand in line; the next one is refused."""
+MOST_WAITING = 5_000
+"""Calls of one principal that stand in line, as many as a connection may have open; the next one is refused."""
+_COME_AGAIN = 1.0
+"""When to repeat what found the line full, seconds."""
 PATIENCE = 1.0
 """How long a call over the rate is put off rather than refused, seconds."""
 _BURST = 1.0
@@ -32,7 +34,8 @@ _PRINCIPALS = 4096
 class CallLimits:
     """Of each principal. 0 is no limit."""
 
-    at_once: int = 128
+    at_once: int = 32
+    """More would do nothing for speed, and with 64 the intake falls behind the work (decision 0020)."""
     a_second: int = 10_000
     watches: int = 5_000
     polls: int = 5_000
@@ -91,6 +94,7 @@ class Share:
                 f"{MOST_WAITING:,} calls with this token wait already, behind {self._limits.at_once} at work."
                 " Wait for answers before sending more.",
                 metadata={"limit": str(MOST_WAITING)},
+                retry_after=_COME_AGAIN,
             )
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)

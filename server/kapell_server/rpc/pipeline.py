@@ -57,9 +57,12 @@ WORKER_SERVICE = "kapell.v1.WorkerService"
 _ASKING = frozenset({"kapell.v1.ApprovalService", "kapell.v1.TaskService", "CreateChildTasks"})
 # A long poll answers this much before its client's deadline, seconds, so that the answer arrives.
 ANSWER_MARGIN = 0.25
-# How long a refusal for asking too much is held back, and how many at a time, seconds.
+# How long a refusal for asking too much is held back, seconds: longer the more of them wait already, so that those
+# who repeat at once cost no more for being many.
 HOLD = 0.25
-MOST_HELD = 2_000
+LONGEST_HOLD = 2.0
+REFUSALS_A_SECOND = 400
+MOST_HELD = 5_000
 
 Response = Message | bytes
 Unary = Callable[[Any, Caller], Awaitable[Response]]
@@ -363,7 +366,7 @@ class Pipeline:
         if shown.reason == ERROR_REASON_RATE_LIMITED and self._held < MOST_HELD:
             self._held += 1
             try:
-                await asyncio.sleep(HOLD)
+                await asyncio.sleep(hold(self._held))
             finally:
                 self._held -= 1
         status = status_of(shown)
@@ -377,6 +380,11 @@ class Pipeline:
             " deadline. Whether it took effect is open: repeat it with the same request_id, or give it"
             " a longer deadline.",
         )
+
+
+def hold(held: int) -> float:
+    """Seconds that a refusal is held back where `held` are, itself among them."""
+    return min(LONGEST_HOLD, max(HOLD, held / REFUSALS_A_SECOND))
 
 
 def _taking(method: Method) -> Callable[[bytes], Any]:

@@ -40,6 +40,8 @@ from kapell_server.store.usage_tables import usage_keys, usage_labels, usage_rec
 
 MOST_ROWS = 20_000
 """Rows one answer may have: it would be more than about 3 MiB."""
+_MOST_FOUND = 4 * MOST_ROWS
+"""Sums that are held while they are put together: some of them may come to nothing."""
 MOST_READ = 250_000
 """Records one answer may be summed from where no index and no sums serve: about two seconds of one reader."""
 _MOST_UNPRICED = 100
@@ -345,19 +347,25 @@ def _sum_up(
             group = groups[key_id, values] = _group(request.group_by, dims_of[key_id], values)
         place = stretch, group
         line = found.get(place)
+        if line is None and len(found) == _MOST_FOUND:
+            raise _too_many(f"more than {_MOST_FOUND}")
         found[place] = sums if line is None else list(map(operator.add, line, sums))
         if sums[8]:
             unpriced[key_id] = unpriced.get(key_id, 0) + sums[8]
     kept = [(place, Sums._make(line)) for place, line in found.items() if any(line)]
     if len(kept) > MOST_ROWS:
-        raise KapellError(
-            ERROR_REASON_USAGE_QUERY_TOO_LARGE,
-            f"The answer would have {len(kept)} rows, at most {MOST_ROWS} are given. "
-            "Group by less, ask for longer stretches, or set a filter.",
-            metadata={"limit": str(MOST_ROWS)},
-        )
+        raise _too_many(str(len(kept)))
     kept.sort(key=lambda one: (one[0][0], -one[1].cost, one[0][1]))
     return _response(kept, wanted, unpriced, dims_of)
+
+
+def _too_many(rows: str) -> KapellError:
+    return KapellError(
+        ERROR_REASON_USAGE_QUERY_TOO_LARGE,
+        f"The answer would have {rows} rows, at most {MOST_ROWS} are given. "
+        "Group by less, ask for longer stretches, or set a filter.",
+        metadata={"limit": str(MOST_ROWS)},
+    )
 
 
 def _restricts(asked: UsageFilter) -> bool:

@@ -112,10 +112,14 @@ async def merge(registry: Registry, merge: Merge, confirm: Callable[[], Awaitabl
         now = registry.find(merge.record.task_id, merge.record.name)
         if now is None or now.head != merge.record.head:
             raise Refused(f"the worktree of {merge.record.task_id} was released or has changed meanwhile - look again")
-        merge = replace(merge, record=now)
-        for _ in range(_TRIES):
-            with contextlib.suppress(_BaseMoved):
-                return await _try(registry, merge, confirm)
+        return await merge_held(registry, replace(merge, record=now), confirm)
+
+
+async def merge_held(registry: Registry, merge: Merge, confirm: Callable[[], Awaitable[None]]) -> WorkspaceMerge:
+    """As `merge`, by who holds the lock of the worktrees already."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(_BaseMoved):
+            return await _try(registry, merge, confirm)
     raise Refused(f"{merge.into} is moved all the time - merge once it stands still")
 
 

@@ -34,7 +34,7 @@ _LEAST_BODY = 5
 _MOST_FACT = 2
 """Rows of a fact that agents may write at length."""
 _MOST_REASONS = 3
-_WANTS = {1: "to start", 2: "to use a tool", 3: "an answer", 4: "to spend more"}
+_WANTS = {2: "to use a tool", 3: "an answer", 4: "to spend more"}
 
 
 def card_rows(facts: Facts, terminal: Terminal, height: int, *, whole: bool = False) -> list[str]:
@@ -50,7 +50,8 @@ def card_rows(facts: Facts, terminal: Terminal, height: int, *, whole: bool = Fa
     for label, text in _facts(facts):
         after.fact(label, [text])
     if approval.content.details:
-        after.fact("Why", [approval.content.details.strip("\n").expandtabs(4)], most=_MOST_FACT)
+        most = _MOST_FACT if _texts(approval) else max(_MOST_FACT, height - len(drawing.rows) - len(after.rows) - 1)
+        after.fact("Why", [approval.content.details.strip("\n").expandtabs(4)], most=most)
     body, hidden = _body(approval, terminal)
     room = height - len(drawing.rows) - len(after.rows)
     if hidden + drawing.hidden + after.hidden:
@@ -100,7 +101,7 @@ class _Drawing:
         if len(rows) > most and not self._whole:
             left = len(rows) - most
             dots = "…" if self._terminal.marks else "..."
-            rows = [*rows[: most - 1], f"{rows[most - 1][: width - 24]}{dots} {left} more rows: --all"]
+            rows = [*rows[: most - 1], f"{rows[most - 1][: width - 24]}{dots} {left} more row{'s' * (left > 1)}: --all"]
         head = self._terminal.out(f"{label:<{_LABEL}}", "dim") if label else ""
         for number, row in enumerate(rows):
             lead = head if number == 0 else " " * (_LABEL if label else 0)
@@ -169,7 +170,11 @@ def _body(approval: Approval, terminal: Terminal) -> tuple[list[tuple[str, list[
 
 
 def _sentence(approval: Approval) -> str:
+    from kapell.v1.approval_pb2 import APPROVAL_KIND_TASK_START
+
     asker = who(approval.requested_by)
+    if approval.kind == APPROVAL_KIND_TASK_START:
+        return f"{asker} wants an agent of type {approval.agent_type} to start: {approval.task_name}"
     kind = f" ({approval.agent_type})" if approval.agent_type else ""
     tool = f" {approval.content.tool}" if approval.content.tool else ""
     wants = _WANTS.get(approval.kind, "something")
@@ -179,7 +184,11 @@ def _sentence(approval: Approval) -> str:
 def _told(reasons: list[str], whole: bool) -> list[str]:
     if whole or len(reasons) <= _MOST_REASONS:
         return reasons
-    return [*reasons[:_MOST_REASONS], f"{len(reasons) - _MOST_REASONS} more reasons: --all"]
+    return [*reasons[:_MOST_REASONS], _more(len(reasons) - _MOST_REASONS)]
+
+
+def _more(left: int) -> str:
+    return f"{left} more reason{'s' * (left > 1)}: --all"
 
 
 def _facts(facts: Facts) -> list[tuple[str, str]]:
@@ -189,7 +198,9 @@ def _facts(facts: Facts) -> list[tuple[str, str]]:
     state = state_cell(approval).text
     votes = "; ".join(map(decision_text, approval.decisions))
     blocks = (
-        "not known"
+        "what its budget holds back"
+        if approval.budget_id
+        else "not known"
         if facts.blocks is None
         else f"{facts.blocks} tasks wait for it"
         if facts.blocks != 1

@@ -36,6 +36,7 @@ from kapell.v1.approval_pb2 import (
     ApprovalOutcome,
     ApprovalRuleSpec,
 )
+from kapell.v1.approval_policy_pb2 import APPROVAL_STATE_PENDING
 
 _MOST_TYPED = 2_000
 _MOST_BATCH = 100
@@ -43,17 +44,22 @@ _MOST_EXAMPLES = 5
 _ENTER, _ESCAPE, _ERASE = "\r\n", "\x1b", "\x7f\x08"
 _IS_OVER = frozenset({"APPROVAL_ALREADY_DECIDED", "APPROVAL_CHANGED", "APPROVAL_NOT_FOUND"})
 _HELP = """
-a  approve it; where the risk is high another key follows, where it is critical the target is typed
-d  deny it, with a reason that the agent gets to read
-e  edit the prompt, the input or the arguments in $EDITOR, look at the difference, and approve it with that
-r  approve it, and make a rule that approves its like: where, for how long, after a look at what it would have matched
-b  decide all that ask for the same kind of thing, up to the risk medium, after a look at the list
-s  show all of it, however long   l  later: leave it waiting   Ctrl-L  draw it anew   Ctrl-C  leave
+a  approve; high risk takes another key, critical risk the target, typed
+d  deny, with a reason that the agent gets to read
+e  edit in $EDITOR what it would be given, see the difference, approve with it
+r  approve, and have a rule approve its like: which, where and for how long
+b  list all that ask for the same kind of thing, and decide those together
+s  show all of it, however long       l  later: leave it waiting (or Ctrl-D)
+   Ctrl-L draws it anew, Esc goes back, Ctrl-C leaves; the tasks wait on
 """.strip()
 
 
 class Dialogue:
-    """Asks about one approval. `is_sending` while a decision is on its way, `is_left` once nobody sits there."""
+    """Asks about one approval.
+
+    `is_sending` while a decision is on its way, `is_decided` once it has ended the approval, `is_left` once nobody
+    sits there.
+    """
 
     def __init__(self, app: App, client: Client, live: LiveLine, keys: Keys) -> None:
         self._app = app
@@ -61,6 +67,7 @@ class Dialogue:
         self._live = live
         self._keys = keys
         self.is_sending = False
+        self.is_decided = False
         self.is_left = False
 
     async def decide(self, approval_id: str) -> None:
@@ -195,9 +202,12 @@ class Dialogue:
         """Decides about what was drawn. False where it could not be, and may be tried again."""
         try:
             with self._sending():
-                await self._client.approvals.decide(approval, option, comment=comment)
+                answer = await self._client.approvals.decide(approval, option, comment=comment)
         except KapellError as error:
             return self._refused(error)
+        self.is_decided = answer.state != APPROVAL_STATE_PENDING
+        if not self.is_decided:
+            self._say([f"Your vote is taken in: {answer.state_reason}."], "dim")
         return True
 
     def _refused(self, error: KapellError) -> bool:
@@ -234,6 +244,7 @@ class Dialogue:
                         await card_edit.decide(self._client, approval, what, text)
                 except KapellError as error:
                     return self._refused(error)
+                self.is_decided = True
                 return True
             if key != "e":
                 return False
@@ -260,7 +271,8 @@ class Dialogue:
             for one in page.approvals
             if one.approval_id != approval.approval_id and one.risk.level <= RISK_LEVEL_MEDIUM
         ]
-        return [approval, *others[: max(1, screen_rows() - 6)]] if others else []
+        most = min(max(1, screen_rows() - 6), _MOST_BATCH - 1)
+        return [approval, *others[:most]] if others else []
 
     async def _batch(self, approval: Approval, alike: Sequence[Approval]) -> bool:
         width = self._app.terminal.width
@@ -286,7 +298,9 @@ class Dialogue:
         self._say(
             [f"{len(alike) - len(failed)} of {len(alike)} were decided: {option}.", *map(_failure, failed)], "dim"
         )
-        return approval.approval_id not in {outcome.approval_id for outcome in failed}
+        mine = next(outcome for outcome in answer.outcomes if outcome.approval_id == approval.approval_id)
+        self.is_decided = not mine.message and mine.state != APPROVAL_STATE_PENDING
+        return not mine.message
 
     # -- rule ------------------------------------------------------------------------------------
 
@@ -299,7 +313,7 @@ class Dialogue:
         except KapellError as error:
             return self._refused(error)
         examples = [f"  {one.approval_id}  {visible(one.title)}" for one in found.examples[:_MOST_EXAMPLES]]
-        told = [f"It would have approved {preview_text(found)}.", *examples]
+        told = [card_rule.words_of(spec), f"It would have approved {preview_text(found)}.", *examples]
         self._say(told, "plain")
         if found.anything:
             self._say([OPEN], "red")
@@ -312,10 +326,9 @@ class Dialogue:
             with self._sending():
                 rule = await self._client.approvals.create_rule(spec)
                 self._say([f"{rule.rule_id} is made; revoke it with: kapell approval forget {rule.rule_id}"], "dim")
-                await self._client.approvals.decide(approval, "approve")
         except KapellError as error:
             return self._refused(error)
-        return True
+        return await self._send(approval, "approve")
 
     async def _rule(self, approval: Approval) -> ApprovalRuleSpec | None:
         """Asks for the pattern, the scope and the end of a rule; None where that was broken off."""

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from kapell.cli.approval_views import RISKS, matches_text
+from kapell.cli.times import local
 from kapell.v1.approval_pb2 import (
     APPROVAL_KIND_TASK_START,
     APPROVAL_KIND_TOOL_PERMISSION,
@@ -14,7 +16,9 @@ from kapell.v1.approval_pb2 import (
     RISK_LEVEL_MEDIUM,
     RULE_EFFECT_APPROVE,
     Approval,
+    ApprovalRule,
     ApprovalRuleSpec,
+    RiskLevel,
 )
 
 ENDS = (
@@ -59,6 +63,16 @@ def spec_of(approval: Approval, scope: str, seconds: int, pattern: str) -> Appro
         spec.expire_time.CopyFrom(Timestamp(seconds=int(time.time()) + seconds))
     spec.max_risk = max(approval.risk.level, RISK_LEVEL_MEDIUM)
     return spec
+
+
+def words_of(spec: ApprovalRuleSpec) -> str:
+    """What a rule would approve, and where it ends, in a line."""
+    what = "starts" if APPROVAL_KIND_TASK_START in spec.kinds else "what tools ask for"
+    scoped = bool(spec.task_id or spec.root_task_id or spec.template_id)
+    end = f"until {local(spec.expire_time)}" if spec.HasField("expire_time") else "without an end"
+    risk = RISKS[RiskLevel.Name(spec.max_risk)][0]
+    where = "" if scoped else ", everywhere"
+    return f"The rule: approve {what} of {matches_text(ApprovalRule(spec=spec))}{where}, up to the risk {risk}, {end}."
 
 
 def keys_text(keys: Sequence[tuple[str, str]]) -> str:

@@ -20,6 +20,8 @@ from kapell.client import Client
 from kapell.v1.approval_pb2 import Approval
 from kapell.v1.approval_policy_pb2 import APPROVAL_STATE_PENDING
 
+_EVENT = 2.0
+"""Seconds to wait for the event of a decision that was made here."""
 _ANSWER = 30.0
 """Seconds to wait for the answer to a decision whose event has come before it."""
 
@@ -114,6 +116,8 @@ class Desk:
                     await asyncio.wait((asked,), timeout=_ANSWER)
                 if asked.done():
                     asked.result()
+                if dialogue.is_decided:  # What became of it is told before the next card comes.
+                    await asyncio.wait((over,), timeout=_EVENT)
                 self._is_left = dialogue.is_left
             finally:
                 for one in (asked, over):

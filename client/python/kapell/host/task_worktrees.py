@@ -15,16 +15,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kapell._worker.outcome import TaskFailed
-from kapell._workspace import commands, results, worktrees
+from kapell._workspace import commands, merging, results, worktrees
 from kapell._workspace.git import GitFailed, in_thread
 from kapell._workspace.registry import Damaged, Record, Registry
 from kapell._workspace.worktrees import Refused, Wanted
-from kapell.errors import KapellError, LeaseLost
+from kapell.errors import KapellError, LeaseLost, LockLost
 from kapell.runtimes._setup import inherited
 from kapell.runtimes.contract import Attempt, Workspace
 from kapell.v1.common_pb2 import LOG_STREAM_SYSTEM
 from kapell.v1.task_pb2 import Task
-from kapell.v1.workspace_pb2 import GitWorktree, TaskWorkspace
+from kapell.v1.workspace_pb2 import (
+    MERGE_OUTCOME_MERGED,
+    MERGE_OUTCOME_REFUSED,
+    GitWorktree,
+    TaskWorkspace,
+    WorkspaceMerge,
+)
 
 DEFAULT_BRANCH = "kapell/{task_id}"
 _SETUP_SECONDS = 600.0
@@ -160,12 +166,15 @@ class Worktrees:
         except Exception:
             await self._take_in(has_failed=True)
             raise
-        await self._take_in(has_failed=False)
+        told = await self._take_in(has_failed=False)
+        if self._spec.merge.on_success and told:
+            await self._merge(told)
         return result
 
-    async def _take_in(self, *, has_failed: bool) -> None:
+    async def _take_in(self, *, has_failed: bool) -> list[TaskWorkspace]:
+        """What it has told of the repositories; nothing where the attempt is not ours any more."""
         if self._attempt.lease_lost.is_set():
-            return
+            return []
         try:
             told = [await self._settle(record) for record in self._records]
             await self._report(told)
@@ -177,6 +186,44 @@ class Worktrees:
             if not has_failed:
                 # A branch that has not all of the work must not pass for the work.
                 raise TaskFailed("WORKSPACE_FAILED", text) from error
+            return []
+        return told
+
+    async def _merge(self, told: list[TaskWorkspace]) -> None:
+        """Brings each branch into its base. Raises TaskFailed with MERGE_FAILED for the first that cannot be."""
+        for record, left in zip(self._records, told, strict=True):
+            try:
+                left.merge.CopyFrom(await self._unless_stopped(self._merged(record, told)))
+            except (Refused, GitFailed, OSError, KapellError) as error:
+                text = str(error)[:2000]
+                left.merge.CopyFrom(WorkspaceMerge(outcome=MERGE_OUTCOME_REFUSED, message=text))
+            await self._report(told)
+            if left.merge.outcome != MERGE_OUTCOME_MERGED:
+                text = f"{left.branch} was not merged: {left.merge.message}"
+                if left.merge.paths:
+                    text += ": " + ", ".join(left.merge.paths)
+                raise TaskFailed("MERGE_FAILED", text, retryable=False)
+
+    async def _merged(self, record: Record, told: list[TaskWorkspace]) -> WorkspaceMerge:
+        plan = await in_thread(merging.planned, record)
+        held = self._attempt.lock(*await in_thread(merging.lock_paths, plan), note=f"merge of {record.task_id}")
+
+        async def confirm() -> None:
+            await held.verify()
+            # Taken by the server only as long as the attempt is ours.
+            await self._attempt.report_workspaces(told)
+
+        ended = None
+        try:
+            async with contextlib.AsyncExitStack() as holding:
+                with self._attempt.waiting("lock", f"to merge {record.branch}"):
+                    await holding.enter_async_context(held)
+                ended = await merging.merge_held(self._registry, plan, confirm)
+        except LockLost:
+            # Lost after the base has moved, it has done its duty.
+            if ended is None:
+                raise
+        return ended
 
     async def _report(self, told: list[TaskWorkspace]) -> None:
         try:

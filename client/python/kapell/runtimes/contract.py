@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, Unpack
+from typing import Literal, Protocol, Unpack
 
 from kapell._locks.environment import KnownLock
+from kapell._locks.holding import HeldLocks
 from kapell._worker.approvals import Verdict
 from kapell.records import UsageFields
 from kapell.rules.redaction import Redactor
@@ -74,6 +76,14 @@ class Attempt(Protocol):
     @property
     def log_full(self) -> bool:
         """Whether the attempt's log has reached its limit; what is logged from then on is dropped."""
+        ...
+
+    def lock(self, *paths: str, timeout: float | None = None, note: str = "") -> HeldLocks:
+        """More locks for the length of an `async with`, exclusive; they end with the attempt at the latest."""
+        ...
+
+    def waiting(self, kind: Literal["lock"], detail: str = "") -> AbstractContextManager[None]:
+        """Says that the work waits, for as long as the block lasts."""
         ...
 
     def progress(self, fraction: float | None, step: str = "", message: str = "") -> None:

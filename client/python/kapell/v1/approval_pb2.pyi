@@ -549,7 +549,9 @@ class Approval(_message.Message):
     the title, which a new name of the task would change, is left empty.
     """
     signature: _builtins.str
-    """What kind of request this is: the same for those that differ in details only, as in "tool:shell:bash git push"."""
+    """What kind of request this is: the same for those that differ in details only, as in "tool:shell:bash git push". For
+    starts the type and the template, and where a shell runs the prompt its programs: "start:shell:- git push".
+    """
     request_key: _builtins.str
     """The name under which the agent asked; see RequestApprovalRequest.request_key."""
     parked: _builtins.bool

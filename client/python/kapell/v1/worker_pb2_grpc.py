@@ -164,8 +164,8 @@ class WorkerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReportWorkspaces(self, request, context):
-        """Says what the attempt has left in its workspace, in the place of what was said before. A merge that was recorded
-        stays where its commit is still the head.
+        """Says what the attempt has left in its workspace, and how it has merged that, in the place of what was said before.
+        A merge that was recorded stays where its commit is still the head and nothing newer is said.
         Errors: LEASE_LOST, NOT_OWNER.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

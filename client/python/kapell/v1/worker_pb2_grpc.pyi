@@ -68,8 +68,8 @@ class WorkerServiceStub:
     Errors: LEASE_LOST (no such attempt: the token is damaged, or its task was deleted), NOT_OWNER.
     """
     ReportWorkspaces: _grpc.UnaryUnaryMultiCallable[_worker_pb2.ReportWorkspacesRequest, _worker_pb2.ReportWorkspacesResponse]
-    """Says what the attempt has left in its workspace, in the place of what was said before. A merge that was recorded
-    stays where its commit is still the head.
+    """Says what the attempt has left in its workspace, and how it has merged that, in the place of what was said before.
+    A merge that was recorded stays where its commit is still the head and nothing newer is said.
     Errors: LEASE_LOST, NOT_OWNER.
     """
     AppendTaskLogs: _grpc.UnaryUnaryMultiCallable[_worker_pb2.AppendTaskLogsRequest, _worker_pb2.AppendTaskLogsResponse]
@@ -149,8 +149,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     Errors: LEASE_LOST (no such attempt: the token is damaged, or its task was deleted), NOT_OWNER.
     """
     ReportWorkspaces: _aio.UnaryUnaryMultiCallable[_worker_pb2.ReportWorkspacesRequest, _worker_pb2.ReportWorkspacesResponse]  # type: ignore[assignment]
-    """Says what the attempt has left in its workspace, in the place of what was said before. A merge that was recorded
-    stays where its commit is still the head.
+    """Says what the attempt has left in its workspace, and how it has merged that, in the place of what was said before.
+    A merge that was recorded stays where its commit is still the head and nothing newer is said.
     Errors: LEASE_LOST, NOT_OWNER.
     """
     AppendTaskLogs: _aio.UnaryUnaryMultiCallable[_worker_pb2.AppendTaskLogsRequest, _worker_pb2.AppendTaskLogsResponse]  # type: ignore[assignment]
@@ -263,8 +263,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_pb2.ReportWorkspacesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_worker_pb2.ReportWorkspacesResponse, _abc.Awaitable[_worker_pb2.ReportWorkspacesResponse]]:
-        """Says what the attempt has left in its workspace, in the place of what was said before. A merge that was recorded
-        stays where its commit is still the head.
+        """Says what the attempt has left in its workspace, and how it has merged that, in the place of what was said before.
+        A merge that was recorded stays where its commit is still the head and nothing newer is said.
         Errors: LEASE_LOST, NOT_OWNER.
         """
 

@@ -186,8 +186,13 @@ class WorkspaceMergePolicy(_message.Message):
     CHECK_FIELD_NUMBER: _builtins.int
     CHECK_TIMEOUT_FIELD_NUMBER: _builtins.int
     REBASE_FIELD_NUMBER: _builtins.int
+    ON_SUCCESS_FIELD_NUMBER: _builtins.int
     rebase: _builtins.bool
     """The branch's commits are put on top of the base one by one. Default: one commit of a merge."""
+    on_success: _builtins.bool
+    """An attempt that has succeeded merges what it has done before it counts as such, under its own lease and locks.
+    Where that cannot be, it fails with MERGE_FAILED, and is not tried again: its branch stays, to be merged by hand.
+    """
     @_builtins.property
     def check(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Program and arguments of the check, at most 64, run in a checkout of the merged whole before the base moves;
@@ -204,10 +209,11 @@ class WorkspaceMergePolicy(_message.Message):
         check: _abc.Iterable[_builtins.str] | None = ...,
         check_timeout: _duration_pb2.Duration | None = ...,
         rebase: _builtins.bool = ...,
+        on_success: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["check_timeout", b"check_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "check_timeout", b"check_timeout", "rebase", b"rebase"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "check_timeout", b"check_timeout", "on_success", b"on_success", "rebase", b"rebase"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -293,7 +299,7 @@ class TaskWorkspace(_message.Message):
     """The attempt that has left it so. Filled in by the server."""
     @_builtins.property
     def merge(self) -> Global___WorkspaceMerge:
-        """The latest try to merge head_commit; unset where there was none. Filled in by the server."""
+        """The latest try to merge head_commit; unset where there was none. See WorkspaceMergePolicy.on_success."""
 
     def __init__(
         self,

@@ -47,10 +47,13 @@ def content_hash(
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def signature_of(approval: Approval, content: ApprovalContent) -> str:
-    """What kind of request it is: the same for those that differ in details only."""
+def signature_of(approval: Approval, content: ApprovalContent, command: str = "") -> str:
+    """What kind of request it is: the same for those that differ in details only.
+
+    `command` is what a start would run, where a shell runs it: of one type are then only starts of the same programs.
+    """
     if approval.kind == APPROVAL_KIND_TASK_START:
-        text = f"start:{approval.agent_type}:{approval.template_id or '-'}"
+        text = f"start:{approval.agent_type}:{approval.template_id or '-'} {_gist(command)}".rstrip()
     elif approval.kind == APPROVAL_KIND_BUDGET:
         text = f"budget:{approval.budget_id}"
     elif approval.kind == APPROVAL_KIND_QUESTION:

@@ -83,7 +83,7 @@ def missing(policy: ApprovalPolicy, voters: Iterable[Actor], *, escalated: bool)
 
 def demands_of(approval: TaskApproval) -> list[ApprovalDemand]:
     """All demands that a task stands under; none where nobody asks for an approval."""
-    if not approval.HasField("policy"):
+    if not approval.demanded_by:
         return []
     first = ApprovalDemand(policy=approval.policy, demanded_by=approval.demanded_by, author=approval.author)
     return [first, *approval.also]

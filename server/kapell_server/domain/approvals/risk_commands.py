@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import posixpath
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -292,7 +293,9 @@ _PERSISTENT = re2.compile(
     r"(authorized_keys|/etc/cron|/etc/systemd|/etc/profile|\.(bash|zsh)(rc|_profile|env)|\.profile|\.git/hooks/"
     r"|/etc/ld\.so|LaunchAgents)"
 )
-_DEEPEST = 3
+_DEEPEST = 2
+_MOST_WITHIN = 12
+"""Texts within a part that are looked at as commands of their own: so a look at a hostile one ends soon."""
 _TELLING = frozenset({"destructive-command", "runs-downloaded-code", "encoded-payload", "remote-control", "secrets"})
 _WRITERS = frozenset(
     {"cp", "mv", "tee", "install", "ln", "touch", "mkdir", "rsync", "rm", "rmdir", "truncate", "tar", "unzip"}
@@ -312,14 +315,28 @@ def of_command(command: str, directory: str, workspace: str, *, depth: int = 0) 
     if not shape.is_readable:
         yield Finding("unreadable", HIGH, "the command cannot be taken apart: its quotes do not end, or it is too long")
     yield from _of_text(command)
-    for part in (*shape.parts, *resolved(shape)):
-        yield from _of_part(part, directory, workspace)
-        within = [echoed_into_shell(part), *commands_in_code(part)] if depth < _DEEPEST else []
-        for text in filter(None, within):
-            # Of what may not be a command at all only what would be grave is told.
-            found = of_command(text, directory, workspace, depth=depth + 1)
-            yield from (one for one in found if one.level >= HIGH and one.code in _TELLING)
+    told: dict[str, int] = {}
+    for part in shape.parts:
+        for finding in _of_whole(part, directory, workspace, depth):
+            if finding.code == "substitution" and finding.code in told:
+                continue  # Once is enough: scripts are full of them.
+            told[finding.code] = max(finding.level, told.get(finding.code, MEDIUM))
+            yield finding
+    for part in resolved(shape):
+        # Only what is graver with the values of variables than without them.
+        found = _of_whole(part, directory, workspace, depth)
+        yield from (one for one in found if one.level > told.get(one.code, MEDIUM))
     yield from _of_flow(shape)
+
+
+def _of_whole(part: Part, directory: str, workspace: str, depth: int) -> Iterator[Finding]:
+    """What is said of a part, and of what it runs that is not spelt as a command."""
+    yield from _of_part(part, directory, workspace)
+    within = itertools.chain([echoed_into_shell(part)], commands_in_code(part)) if depth < _DEEPEST else ()
+    for text in itertools.islice(filter(None, within), _MOST_WITHIN):
+        # Of what may not be a command at all only what would be grave is told.
+        found = of_command(text, directory, workspace, depth=depth + 1)
+        yield from (one for one in found if one.level >= HIGH and one.code in _TELLING)
 
 
 def _of_text(command: str) -> Iterator[Finding]:
@@ -349,13 +366,13 @@ def _of_part(part: Part, directory: str, workspace: str) -> Iterator[Finding]:
             yield Finding(rule.code, rule.level, rule.message.replace("{words}", shown))
     if words and _is_put_together(part):
         yield Finding("unknown-program", HIGH, f"which program runs is known only then: {shown}")
-    elif part.is_dynamic:
+    elif part.is_dynamic and words:
         yield Finding("substitution", MEDIUM, f"is put together only when it runs: {shown}")
     if program in INTERPRETERS - SHELLS:
         yield from _of_interpreter(words, shown, part)
     elif program in SHELLS and not only_looks(program, words):
         yield Finding("runs-code", MEDIUM, f"runs a script that is not shown: {shown}")
-    elif program and not told and not only_looks(program, words):
+    elif words and not told and not only_looks(program, words):
         yield Finding("unknown-command", MEDIUM, f"what it does is not known: {shown}")
     named = words[1:] if program in ("export", "declare", "typeset", "readonly", "local") else []
     for assignment in (*part.assignments, *named):

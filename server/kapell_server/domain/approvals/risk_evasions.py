@@ -44,7 +44,7 @@ def resolved(shape: Shape) -> Iterator[Part]:
         for assignment in [*part.assignments, *(part.words[1:] if part.program == "export" else ())]:
             name, equals, value = assignment.partition("=")
             if equals and len(value) <= _MOST_RESOLVED and len(known) < 50:
-                known[name] = _VARIABLE.sub(lambda match: known.get(match.group(1) or match.group(2), ""), value)
+                known[name] = _with_known(value, known)
 
 
 def _filled(word: str, known: dict[str, str]) -> list[str]:
@@ -54,8 +54,13 @@ def _filled(word: str, known: dict[str, str]) -> list[str]:
     names = {one or other for one, other in _VARIABLE.findall(word)}
     if not names & known.keys():
         return [word]
-    text = _VARIABLE.sub(lambda match: known.get(match.group(1) or match.group(2), match.group(0)), word)
-    return text[:_MOST_RESOLVED].split() or [word]
+    return _with_known(word, known).split() or [word]
+
+
+def _with_known(text: str, known: dict[str, str]) -> str:
+    """A text with the variables that are known; the others stay as they stand there."""
+    filled = _VARIABLE.sub(lambda match: known.get(match.group(1) or match.group(2), match.group(0)), text)
+    return str(filled)[:_MOST_RESOLVED]
 
 
 def commands_in_code(part: Part) -> Iterator[str]:

@@ -19,7 +19,8 @@ _NOT_WITH = {
     "date": ("-s", "--set"),
     "file": ("-C",),
     "rg": ("--pre", "--hostname-bin"),
-    "find": ("-fprint", "-fprintf", "-fls", "-exec", "-execdir", "-ok", "-okdir", "-delete"),
+    "ag": ("--pager",),
+    "find": ("-fprint", "-fprint0", "-fprintf", "-fls", "-exec", "-execdir", "-ok", "-okdir", "-delete"),
     "fd": ("-x", "-X", "--exec", "--exec-batch"),
     "diff": ("--output",),
 }
@@ -29,12 +30,11 @@ _MOST_OPERANDS = {"hostname": 0, "uniq": 1}
 
 _GIT_LOOKING = """
     status log show diff rev-parse ls-files ls-tree blame describe shortlog cat-file merge-base rev-list name-rev grep
-    for-each-ref show-ref count-objects check-ignore diff-tree diff-index diff-files version help whatchanged
+    for-each-ref show-ref count-objects check-ignore diff-tree diff-index diff-files version whatchanged
 """
 _GIT_LOOKS = frozenset(_GIT_LOOKING.split())
 _GIT_NOT_WITH = (
     "--output",
-    "-O",
     "--open-files-in-pager",
     "--ext-diff",
     "--textconv",
@@ -65,14 +65,21 @@ def only_looks(program: str, words: list[str]) -> bool:
     )
 
 
+def _is_any(word: str, options: tuple[str, ...]) -> bool:
+    return any(word == option or (option.startswith("--") and _is_option(word, option)) for option in options)
+
+
 def _is_script_option(word: str) -> bool:
     return word.startswith("-") and not word.startswith("--") and "c" in word
 
 
 def _is_option(word: str, option: str) -> bool:
-    """Whether a word is this option, perhaps with its value, or has its letter among others."""
-    if word == option or word.startswith(f"{option}="):
+    """Whether a word is this option, perhaps with its value or cut short, or has its letter among others."""
+    name = word.split("=", 1)[0]
+    if name == option:
         return True
+    if option.startswith("--"):
+        return name.startswith("--") and len(name) > 2 and option.startswith(name)
     is_letter = len(option) == 2 and word.startswith("-") and not word.startswith("--")
     return is_letter and option[1] in word[1:]
 
@@ -81,7 +88,7 @@ def _git_looks(words: list[str]) -> bool:
     rest = words[1:]
     while rest[:1] == ["-C"] or rest[:1] in (["--no-pager"], ["-P"]):
         rest = rest[2 if rest[0] == "-C" else 1 :]
-    if not rest or any(word.split("=", 1)[0] in _GIT_NOT_WITH or word.startswith("-O") for word in rest):
+    if not rest or any(word.startswith("-O") or _is_any(word, _GIT_NOT_WITH) for word in rest):
         return False
     verb, operands = rest[0], rest[1:]
     if verb in _GIT_LISTS:

@@ -49,6 +49,8 @@ PREFIXES: dict[str, frozenset[str]] = {
     "unshare": frozenset(),
 }
 """Programs that run the rest of their words, with those of their options that take a value."""
+_BY_SHELL = frozenset({"watch", "parallel"})
+"""Those that give the rest of their words to a shell, as one text."""
 _BY_OPTION = {"su": ("-c", "--command"), "runuser": ("-c", "--command"), "script": ("-c", "--command")}
 """Programs that take a command behind an option."""
 _OF_SSH = frozenset({f"-{letter}" for letter in "bcDEFIiJLlmOopRSWw"})
@@ -164,7 +166,7 @@ def _run_by(part: Part) -> Iterator[str | list[str]]:
         while program == "env" and rest and "=" in rest[0]:
             rest = rest[1:]
         if rest:
-            yield rest
+            yield " ".join(rest) if program in _BY_SHELL else rest
     elif program == "trap":
         yield from words[1:2]
     elif program == "alias":

@@ -38,7 +38,7 @@ from kapell.v1.watch_pb2 import (
 
 from kapell_server.domain.approvals import demands, policy, rules
 from kapell_server.domain.approvals.content import content_hash, signature_of
-from kapell_server.domain.approvals.start_risk import assess_start
+from kapell_server.domain.approvals.start_risk import assess_start, scripts_of
 from kapell_server.domain.copied import copied
 from kapell_server.domain.times import stamp
 from kapell_server.domain.transitions import TASK_FINAL
@@ -162,9 +162,11 @@ def _approval(state: State, task: Task, shown: ApprovalContent, shown_hash: str)
         content_hash=shown_hash,
         retry=task.retries,
     )
-    approval.risk.CopyFrom(assess_start(state, task, shown))
+    scripts = scripts_of(state, task, shown)
+    approval.risk.CopyFrom(assess_start(shown, scripts))
     policy.fill(approval, demands.combined(demands.demands_of(task.approval), task.creator), state.now_ns)
-    approval.signature = signature_of(approval, shown)
+    command = next((script.text for script in scripts if script.is_certain), "")
+    approval.signature = signature_of(approval, shown, command)
     stamp(approval.create_time, state.tick_ns())
     return approval
 

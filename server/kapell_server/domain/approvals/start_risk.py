@@ -29,11 +29,16 @@ _SHELL_TYPES = SHELLS | {"shell"}
 _PLACE = re2.compile(r"\{\{|\}\}|\{(prompt|task_id|attempt|agent_type|input|input\.[^{}]+)\}")
 _MARK = "kapell-what-is-given"
 _MOST_AGENTS = 50
+_MOST_SCRIPTS = 5
 
 
-def assess_start(state: State, task: Task, shown: ApprovalContent) -> Risk:
+def scripts_of(state: State, task: Task, shown: ApprovalContent) -> list[Script]:
+    """What the agents that serve the type of a task would run, as far as that is known; none where nobody serves it."""
+    return list(dict.fromkeys(_scripts(state, task, shown)))[:_MOST_SCRIPTS]
+
+
+def assess_start(shown: ApprovalContent, scripts: list[Script]) -> Risk:
     """The risk of what a task would do, by what is known of the agents that serve its type."""
-    scripts = list(dict.fromkeys(_scripts(state, task, shown)))
     return assess("", shown, scripts, is_known=bool(scripts))
 
 

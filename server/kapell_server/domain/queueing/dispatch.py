@@ -71,14 +71,17 @@ def dispatch(state: State) -> list[Poll]:
         return []
     served: dict[Poll, None] = {}
     budget = dict.fromkeys(polls, state.settings.max_offer_bytes)
+    ahead = 0
     while polls:
-        _prefetch(state, polls)
+        if ahead <= 0:
+            ahead = _prefetch(state, polls)
         still_hungry = []
         for waiting in polls:
             # Another poll of the same agent may have taken its last slot in this round.
             lease = _serve_one(state, waiting, budget) if _free(state, waiting) > 0 else None
             if lease is None:
                 continue
+            ahead -= 1
             waiting.taken.append(lease)
             state.on_rollback(waiting.taken.pop)
             served[waiting] = None
@@ -129,9 +132,11 @@ def _next_it_may_pay(state: State, waiting: Poll) -> ReadyEntry | None:
     return state.queues.next_suiting(waiting.agent_types, lambda entry: not _lacks(state, waiting, entry))
 
 
-def _prefetch(state: State, polls: list[Poll]) -> None:
-    """Loads the tasks that are about to be leased, in one query."""
+def _prefetch(state: State, polls: list[Poll]) -> int:
+    """Loads the tasks that are about to be leased, in one query; how many these are."""
     wanted = min(sum(_free(state, waiting) for waiting in polls), _LOOK_AHEAD)
     types = {agent_type for waiting in polls for agent_type in waiting.agent_types}
     ready = state.queues.ready
-    state.prefetch_tasks([entry.task_id for agent_type in types for entry in ready.about_first(agent_type, wanted)])
+    next_ids = [entry.task_id for agent_type in types for entry in ready.about_first(agent_type, wanted)]
+    state.prefetch_tasks(next_ids)
+    return len(next_ids)

@@ -207,7 +207,10 @@ def _take(state: State, use: _Use, attempt: TaskAttempt | None, growth: Growth) 
     if record.series and step is None:
         return UsageOutcome(record_id=record.series, kind=USAGE_OUTCOME_KIND_DUPLICATE)
     if step is not None and not step.is_record:
-        return _outcome(_go_on(state, record.series, step, growth)[0].record, USAGE_OUTCOME_KIND_CORRECTED)
+        amended = _go_on(state, record.series, step, growth)
+        if amended:
+            return _outcome(amended[0].record, USAGE_OUTCOME_KIND_CORRECTED)
+        return UsageOutcome(record_id=record.series, kind=USAGE_OUTCOME_KIND_DUPLICATE)
     versions = state.usage.versions(record.record_id)
     current = versions[-1] if versions else None
     kind = USAGE_OUTCOME_KIND_RECORDED

@@ -26,7 +26,10 @@ _REASONED = "a later report of its series tells of reasoning"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a report adds: the totals after it, whether there is more for a record of its own, what it amends."""
+    """What a report adds: the totals after it, whether there is more for a record of its own, what it amends.
+
+    Neither where a first cost is 0: it says that tokens of the series cost nothing of their own.
+    """
 
     series: Series
     is_record: bool
@@ -50,7 +53,7 @@ def step_of(state: State, record: UsageRecord, *, own: bool) -> Step | None:
     amended, left = _amended(state, record, known.count, late, settles, own) if late or settles else ([], 0)
     added = added._replace(reasoning=added.reasoning - late)
     is_record = any(added) or bool(units) or (cost or 0) > (known.cost or 0)
-    if not is_record and not amended:
+    if not is_record and not amended and (cost is None or known.cost is not None):
         return None
     figures = known.figures.joined(total)
     grown = Series(

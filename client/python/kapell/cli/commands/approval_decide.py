@@ -216,6 +216,6 @@ def approve_task(
 async def _waited_for(client: Client, task_id: str) -> Approval | None:
     """What the task waits for, as it will be shown; None where it waits for nothing, which is the server's to tell."""
     task = await client.tasks.get(task_id)
-    page = await client.approvals.list(task_ids=[task_id])
+    page = await client.approvals.list(task_ids=[task_id], page_size=100)
     named = {task.parked.approval_id, task.approval.approval_id} - {""}
     return next((one for one in page.approvals if one.approval_id in named), None)
