@@ -16,6 +16,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from kapell.v1 import agent_pb2
 from kapell.v1.agent_pb2 import (
+    AcpRuntime,
     AgentLimits,
     AgentPool,
     AgentProfile,
@@ -34,7 +35,7 @@ from kapell.v1.workspace_pb2 import (
 )
 
 _PROFILE_KEYS = (
-    *("description", "agent_types", "slots", "command", "llm", "python", "api_access"),
+    *("description", "agent_types", "slots", "command", "acp", "llm", "python", "api_access"),
     *("limits", "restart", "pool", "workspace"),
 )
 _RESTART_KEYS = ("mode", "first_pause", "longest_pause", "max_restarts", "stable_after")
@@ -61,6 +62,16 @@ _LLM_KEYS = (
     "timeout",
 )
 _PYTHON_KEYS = ("app", "path", "secrets")
+_ACP_KEYS = (
+    *("argv", "env", "env_from_secret", "working_directory", "kill_grace", "start_timeout", "session"),
+    *("permissions", "mode", "model", "auth_method", "hide_thoughts"),
+)
+_SESSIONS = {"task": agent_pb2.ACP_SESSION_PER_TASK, "agent": agent_pb2.ACP_SESSION_PER_AGENT}
+_PERMISSIONS = {
+    "ask": agent_pb2.ACP_PERMISSIONS_ASK,
+    "allow-reads": agent_pb2.ACP_PERMISSIONS_ALLOW_READS,
+    "deny": agent_pb2.ACP_PERMISSIONS_DENY,
+}
 _WORKSPACE_KEYS = ("directory", "git_worktree")
 _WORKTREE_KEYS = ("repositories", "branch", "directory", "setup", "restart_on_retry", "keep_uncommitted", "merge")
 _REPOSITORY_KEYS = ("name", "path", "base_ref")
@@ -208,7 +219,42 @@ def _python(table: Any, where: str) -> PythonRuntime:
     )
 
 
-_RUNTIMES: dict[str, Callable[[Any, str], Any]] = {"command": _command, "llm": _llm, "python": _python}
+def _acp(table: Any, where: str) -> AcpRuntime:
+    expect(table, dict, where, "a table")
+    refuse_unknown(table, _ACP_KEYS, where)
+    directory = _text(table, "working_directory", where)
+    acp = AcpRuntime(
+        argv=_strings(table.get("argv", []), f"{where}.argv"),
+        env=_texts(table.get("env", {}), f"{where}.env"),
+        env_from_secret=_texts(table.get("env_from_secret", {}), f"{where}.env_from_secret"),
+        working_directory=str(Path(directory).expanduser()) if directory else "",
+        session=_word(table, "session", _SESSIONS, where),
+        permissions=_word(table, "permissions", _PERMISSIONS, where),
+        mode=_text(table, "mode", where),
+        model=_text(table, "model", where),
+        auth_method=_text(table, "auth_method", where),
+        hide_thoughts=expect(table.get("hide_thoughts", False), bool, f"{where}.hide_thoughts", "true or false"),
+    )
+    for key in ("kill_grace", "start_timeout"):
+        if key in table:
+            getattr(acp, key).CopyFrom(_duration(table[key], f"{where}.{key}"))
+    return acp
+
+
+def _text(table: Mapping[str, Any], key: str, where: str) -> str:
+    text: str = expect(table.get(key, ""), str, f"{where}.{key}", "text")
+    return text
+
+
+def _word(table: Mapping[str, Any], key: str, words: Mapping[str, int], where: str) -> Any:
+    """One of some words as a value of its enum; the first is the default."""
+    word = expect(table.get(key, next(iter(words))), str, f"{where}.{key}", "text")
+    if word not in words:
+        raise ConfigError(f"{where}.{key} must be one of {', '.join(words)}, not {word!r}.")
+    return words[word]
+
+
+_RUNTIMES: dict[str, Callable[[Any, str], Any]] = {"command": _command, "acp": _acp, "llm": _llm, "python": _python}
 
 
 def _workspace(value: Any, where: str) -> WorkspaceSpec | None:
