@@ -49,6 +49,7 @@ class Agents:
         profile: str = "",
         *,
         spec: pb.AgentSpec | None = None,
+        working_directory: str = "",
         agent_id: str = "",
         display_name: str = "",
         labels: Mapping[str, str] | None = None,
@@ -57,6 +58,8 @@ class Agents:
     ) -> pb.Agent:
         """Starts an agent from a profile of the server's configuration, or from `spec`.
 
+        With `working_directory`, an absolute path, the profile's program runs there; this needs the scope
+        spawn_inline where the profile's `directories` do not name it.
         Returns when it is recorded; with `wait` (at most 60 s) when it is ACTIVE or has failed.
         """
         if bool(profile) == (spec is not None):
@@ -68,6 +71,7 @@ class Agents:
             agent_id=agent_id,
             display_name=display_name,
             labels=labels or {},
+            working_directory=working_directory,
             wait=duration(wait),
             request_id=request_id or new_request_id(),
         )

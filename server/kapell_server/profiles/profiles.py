@@ -16,12 +16,12 @@ from kapell.v1.agent_pb2 import AgentProfile, AgentSpec
 
 from kapell_server.profiles.runtimes import RUNTIMES
 from kapell_server.profiles.supervision import limits, pool, restart
-from kapell_server.profiles.values import ConfigError, expect, refuse_unknown, strings
+from kapell_server.profiles.values import ConfigError, expect, path_of, refuse_unknown, strings
 from kapell_server.profiles.workspaces import workspace
 
 _PROFILE_KEYS = (
     *("description", "agent_types", "slots", "command", "acp", "llm", "python", "api_access"),
-    *("limits", "restart", "pool", "workspace"),
+    *("limits", "restart", "pool", "workspace", "directories"),
 )
 _API_ACCESS = {"attempt": agent_pb2.API_ACCESS_ATTEMPT, "none": agent_pb2.API_ACCESS_NONE}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -57,7 +57,10 @@ def _profile(name: str, table: Any, where: str) -> AgentProfile:
     if "restart" in table:
         spec.restart.CopyFrom(restart(table["restart"], f"{where}.restart"))
     description = expect(table.get("description", ""), str, f"{where}.description", "text")
-    profile = AgentProfile(profile=name, description=description, spec=_checked(spec, where))
+    places = strings(table.get("directories", []), f"{where}.directories")
+    directories = [path_of(place, f"{where}.directories[{at}]") for at, place in enumerate(places)]
+    profile = AgentProfile(profile=name, description=description, spec=_checked(spec, where), directories=directories)
+    _checked(profile, where)
     if "pool" in table:
         profile.pool.CopyFrom(_checked(pool(table["pool"], f"{where}.pool"), f"{where}.pool"))
     return profile

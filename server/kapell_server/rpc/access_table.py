@@ -34,7 +34,8 @@ It ends with the attempt. Of what it opens, the column says:
 - **its task**: the task of this attempt, and no other.
 
 What exists but is out of reach, and what does not exist, is refused alike: NOT_OWNER. A spawn ticket opens
-RegisterWorker alone. SpawnAgent with a spec, rather than a profile, needs `spawn_inline` as well.
+RegisterWorker alone. SpawnAgent with a spec, rather than a profile, needs `spawn_inline` as well;
+so does a profile that is given a working directory which its `directories` do not name.
 Calls marked as audited are recorded in the audit log (`kapell audit list`).
 
 | Rpc | Scope | Agents | Programs | Audited |

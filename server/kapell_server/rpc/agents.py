@@ -7,16 +7,16 @@ from collections.abc import AsyncGenerator, Collection, Mapping
 from typing import TYPE_CHECKING
 
 from kapell.v1 import agent_pb2
-from kapell.v1.error_pb2 import ERROR_REASON_DEADLINE_EXCEEDED, ERROR_REASON_PROFILE_NOT_FOUND
+from kapell.v1.error_pb2 import ERROR_REASON_DEADLINE_EXCEEDED
 
 from kapell_server.domain.access import Caller
 from kapell_server.domain.errors import KapellError
 from kapell_server.domain.transitions import AGENT_FINAL
 from kapell_server.domain.workers.agent import without_secrets
 from kapell_server.engine.facts import SpawnCommand
-from kapell_server.rpc.auth import check_inline
 from kapell_server.rpc.durations import seconds
 from kapell_server.rpc.pipeline import waits
+from kapell_server.rpc.spawning import spec_for
 from kapell_server.watch.filters import for_agents
 from kapell_server.watch.follow import Watches
 
@@ -62,9 +62,7 @@ class AgentServicer:
     async def SpawnAgent(
         self, request: agent_pb2.SpawnAgentRequest, caller: Caller, patience: float
     ) -> bytes | agent_pb2.SpawnAgentResponse:
-        if not request.profile:
-            check_inline(caller)
-        spec = self._spec(request)
+        spec = spec_for(request, caller, self._profiles)
         self._spawner.find_program(spec)
         command = SpawnCommand(request=request, profile=request.profile, spec=spec)
         answer = await self._engine.submit(command, caller)
@@ -133,20 +131,6 @@ class AgentServicer:
             profile.CopyFrom(self._profiles[name])
             profile.spec.CopyFrom(without_secrets(profile.spec))
         return response
-
-    def _spec(self, request: agent_pb2.SpawnAgentRequest) -> agent_pb2.AgentSpec:
-        if not request.profile:
-            return request.spec
-        profile = self._profiles.get(request.profile)
-        if profile is None:
-            known = ", ".join(sorted(self._profiles))
-            raise KapellError(
-                ERROR_REASON_PROFILE_NOT_FOUND,
-                f"There is no profile {request.profile!r}; the configuration has {known}."
-                " Use one of them, add it to kapell.toml, or send a spec.",
-                metadata={"profile": request.profile, "known": known},
-            )
-        return profile.spec
 
     async def _until(self, agent_id: str, states: Collection[int], wait: float) -> agent_pb2.Agent:
         """The agent once it is in one of the states, or as it is after `wait` seconds."""

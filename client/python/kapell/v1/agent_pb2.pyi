@@ -936,6 +936,7 @@ class AgentProfile(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
+    DIRECTORIES_FIELD_NUMBER: _builtins.int
     profile: _builtins.str
     """The name."""
     description: _builtins.str
@@ -948,6 +949,12 @@ class AgentProfile(_message.Message):
     def pool(self) -> Global___AgentPool:
         """Its agents come and go by themselves. Unset: they are spawned by hand."""
 
+    @_builtins.property
+    def directories(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Directories, at most 32, that its agents may be given, and any below them, by whoever may spawn it; absolute
+        paths. Elsewhere takes the scope SPAWN_INLINE. Empty: everywhere does.
+        """
+
     def __init__(
         self,
         *,
@@ -955,10 +962,11 @@ class AgentProfile(_message.Message):
         description: _builtins.str = ...,
         spec: Global___AgentSpec | None = ...,
         pool: Global___AgentPool | None = ...,
+        directories: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "pool", b"pool", "profile", b"profile", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "directories", b"directories", "pool", b"pool", "profile", b"profile", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1233,6 +1241,7 @@ class SpawnAgentRequest(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WORKING_DIRECTORY_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """An id of the client's choice, "agent_" and up to 58 of a-z, 0-9, _ and -. Empty: the server mints one."""
     display_name: _builtins.str
@@ -1241,6 +1250,11 @@ class SpawnAgentRequest(_message.Message):
     """A profile of the configuration, by name."""
     request_id: _builtins.str
     """As in CreateTask."""
+    working_directory: _builtins.str
+    """Where the agent's program runs in place of what the profile says; an absolute path, for profiles that run a
+    program and have no workspace. Needs the scope SPAWN_INLINE where it is not below one of
+    AgentProfile.directories. Empty: as the profile says.
+    """
     @_builtins.property
     def spec(self) -> Global___AgentSpec:
         """A spec given here."""
@@ -1263,10 +1277,11 @@ class SpawnAgentRequest(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         wait: _duration_pb2.Duration | None = ...,
         request_id: _builtins.str = ...,
+        working_directory: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile", "source", b"source", "spec", b"spec", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "display_name", b"display_name", "labels", b"labels", "profile", b"profile", "request_id", b"request_id", "source", b"source", "spec", b"spec", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "display_name", b"display_name", "labels", b"labels", "profile", b"profile", "request_id", b"request_id", "source", b"source", "spec", b"spec", "wait", b"wait", "working_directory", b"working_directory"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["profile", "spec"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015

@@ -100,7 +100,7 @@ class AgentServiceServicer:
         """Starts an agent process on the server's machine, from a profile of the
         configuration or from a runtime given here. Answers when the agent is recorded,
         or, with wait, when it is ACTIVE or has failed.
-        Errors: PROFILE_NOT_FOUND, PROGRAM_NOT_FOUND, AGENT_LIMIT, ID_TAKEN, REQUEST_INVALID.
+        Errors: PROFILE_NOT_FOUND, PROGRAM_NOT_FOUND, AGENT_LIMIT, ID_TAKEN, REQUEST_INVALID, SCOPE_MISSING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,7 +37,7 @@ class AgentServiceStub:
     """Starts an agent process on the server's machine, from a profile of the
     configuration or from a runtime given here. Answers when the agent is recorded,
     or, with wait, when it is ACTIVE or has failed.
-    Errors: PROFILE_NOT_FOUND, PROGRAM_NOT_FOUND, AGENT_LIMIT, ID_TAKEN, REQUEST_INVALID.
+    Errors: PROFILE_NOT_FOUND, PROGRAM_NOT_FOUND, AGENT_LIMIT, ID_TAKEN, REQUEST_INVALID, SCOPE_MISSING.
     """
     GetAgent: _grpc.UnaryUnaryMultiCallable[_agent_pb2.GetAgentRequest, _agent_pb2.GetAgentResponse]
     """Reads one agent.
@@ -89,7 +89,7 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """Starts an agent process on the server's machine, from a profile of the
     configuration or from a runtime given here. Answers when the agent is recorded,
     or, with wait, when it is ACTIVE or has failed.
-    Errors: PROFILE_NOT_FOUND, PROGRAM_NOT_FOUND, AGENT_LIMIT, ID_TAKEN, REQUEST_INVALID.
+    Errors: PROFILE_NOT_FOUND, PROGRAM_NOT_FOUND, AGENT_LIMIT, ID_TAKEN, REQUEST_INVALID, SCOPE_MISSING.
     """
     GetAgent: _aio.UnaryUnaryMultiCallable[_agent_pb2.GetAgentRequest, _agent_pb2.GetAgentResponse]  # type: ignore[assignment]
     """Reads one agent.
@@ -144,7 +144,7 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Starts an agent process on the server's machine, from a profile of the
         configuration or from a runtime given here. Answers when the agent is recorded,
         or, with wait, when it is ACTIVE or has failed.
-        Errors: PROFILE_NOT_FOUND, PROGRAM_NOT_FOUND, AGENT_LIMIT, ID_TAKEN, REQUEST_INVALID.
+        Errors: PROFILE_NOT_FOUND, PROGRAM_NOT_FOUND, AGENT_LIMIT, ID_TAKEN, REQUEST_INVALID, SCOPE_MISSING.
         """
 
     @_abc_1.abstractmethod

@@ -81,14 +81,14 @@ def spawn(
     **command_options: Any,
 ) -> None:
     spec = _spec(profile, **command_options)
-    if profile and command_options["cwd"]:
-        spec = app.run(lambda client: _moved(client, profile, command_options["cwd"]))
+    cwd = _directory(command_options["cwd"]) if profile and command_options["cwd"] else ""
     if dry_run:
-        return _show_only(app, profile, spec)
+        return _show_only(app, profile, spec, cwd)
     agent = app.run(
         lambda client: client.agents.spawn(
             "" if spec else profile or "",
             spec=spec,
+            working_directory=cwd,
             agent_id=agent_id,
             display_name=name,
             labels=labels,
@@ -140,20 +140,6 @@ def _spec(
     return AgentSpec(agent_types=agent_types, slots=slots or 0, command=command)
 
 
-async def _moved(client: Client, profile: str, cwd: str) -> AgentSpec:
-    """What the profile makes, at work in another directory."""
-    from kapell.rules.programs import program_of
-
-    spec = (await _profile(client, profile)).spec
-    program = program_of(spec)
-    if program is None:
-        raise click.UsageError(
-            f"--cwd is for profiles that run a program; {profile} runs {spec.WhichOneof('runtime')}."
-        )
-    program.working_directory = _directory(cwd)
-    return spec
-
-
 def _directory(cwd: str) -> str:
     from pathlib import Path
 
@@ -170,11 +156,15 @@ def _argv(program: str) -> list[str]:
     return argv
 
 
-def _show_only(app: App, /, profile: str | None, spec: AgentSpec | None) -> None:
+def _show_only(app: App, /, profile: str | None, spec: AgentSpec | None, cwd: str) -> None:
     """The dry run: what an agent would be made of."""
+    from kapell.rules.programs import program_of
     from kapell.v1.agent_pb2 import AgentProfile
 
     found = AgentProfile(profile=profile or "-", spec=spec) if spec else app.run(lambda c: _profile(c, profile or ""))
+    program = program_of(found.spec)
+    if cwd and program is not None:
+        program.working_directory = cwd
     note("Dry run: would spawn an agent made of this. Nothing was changed.")
     write_changed([found], PROFILES, app.terminal, app.output)
 
