@@ -21,7 +21,8 @@ from tests.host.test_host_real_server import client as client  # a fixture
 from tests.host.test_runtimes_real_server import lines_of
 from tests.support.model_endpoint import Call, ModelEndpoint, Refusal, Reply, model_endpoint
 
-PROGRAMS = Path(__file__).parents[2] / ".venv/agents/node_modules/.bin"
+INSTALLED = Path(__file__).parents[2] / ".venv/agents"
+PROGRAMS = [INSTALLED / "node_modules/.bin", INSTALLED / "aider/bin", INSTALLED / "mini/bin"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(170)]
 
@@ -71,20 +72,40 @@ def opencode(spec: AgentSpec, url: str, home: Path) -> None:
     )
 
 
+def aider(spec: AgentSpec, url: str, home: Path) -> None:
+    spec.command.argv.extend(["--model", "openai/small", "--edit-format", "whole"])
+    spec.command.env.update({"OPENAI_API_BASE": f"{url}/v1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"})
+    spec.command.env_from_secret["OPENAI_API_KEY"] = "model-key"
+
+
+def mini(spec: AgentSpec, url: str, home: Path) -> None:
+    spec.command.argv.extend(["--model", "openai/small"])
+    spec.command.env.update({"OPENAI_API_BASE": f"{url}/v1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"})
+    spec.command.env_from_secret["OPENAI_API_KEY"] = "model-key"
+
+
 @dataclass(frozen=True)
 class Driven:
     """How a program is pointed at the scripted model, and what the model says to have a file written."""
 
     point: Callable[[AgentSpec, str, Path], None]
-    write: Call
+    write: Call | str
+    """A tool that it calls, or what the model says to the same end."""
     before: tuple[Reply, ...] = field(default=())
     """What it asks first, whatever the task is."""
+    last: Call | None = None
+    """A tool by which the model ends its work with "All done"; None where it only says so."""
+    answers: int = 2
+    """How often the model is asked until the work is done."""
 
 
+SUBMIT = Call("bash", {"command": "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT && echo All done"})
 AGENTS = {
+    "aider": Driven(aider, "made.txt\n```\nmade\n```\n\nAll done", answers=1),
     "claude": Driven(claude, Call("Write", {"file_path": "made.txt", "content": "made\n"})),
     "codex": Driven(codex, Call("exec_command", {"cmd": "echo made > made.txt"})),
     "gemini": Driven(gemini, Call("write_file", {"file_path": "made.txt", "content": "made\n"})),
+    "mini": Driven(mini, Call("bash", {"command": "echo made > made.txt"}), last=SUBMIT),
     "opencode": Driven(
         opencode, Call("write", {"filePath": "made.txt", "content": "made\n"}), (Reply(text="A title"),)
     ),
@@ -93,22 +114,25 @@ AGENTS = {
 
 def script(name: str, *rest: Reply | Refusal) -> tuple[Reply | Refusal, ...]:
     """The file is written first."""
-    writing = Reply(text="I will make it", calls=(AGENTS[name].write,), input_tokens=200, output_tokens=33)
-    return (*AGENTS[name].before, writing, *rest)
+    write = AGENTS[name].write
+    said = "I will make it" if isinstance(write, Call) else f"I will make it\n\n{write}"
+    calls = (write,) if isinstance(write, Call) else ()
+    return (*AGENTS[name].before, Reply(text=said, calls=calls, input_tokens=200, output_tokens=33), *rest)
 
 
 async def spawned(client: Client, name: str, model: ModelEndpoint, place: Path) -> Path:
     """Spawns an agent of the built-in profile; gives the directory it works in."""
-    program = PROGRAMS / name
-    if not program.exists():
-        pytest.skip(f"{program} is not there: make agents")
+    if not any((place / name).exists() for place in PROGRAMS):
+        pytest.skip(f"{name} is not in {INSTALLED}: make agents")
     home, work = place / "home", place / "work"
     home.mkdir()
     work.mkdir()
     await client.secrets.set("model-key", "sk-no-key-at-all")
     spec = built_in()[name].spec
     spec.command.working_directory = str(work)
-    spec.command.env.update({"HOME": str(home), "PATH": f"{PROGRAMS}:/usr/local/bin:/usr/bin:/bin"})
+    spec.command.env.update(
+        {"HOME": str(home), "PATH": ":".join([*map(str, PROGRAMS), "/usr/local/bin:/usr/bin:/bin"])}
+    )
     AGENTS[name].point(spec, model.url, home)
     agent = await client.agents.spawn(spec=spec, wait=20)
     assert agent.state == AGENT_STATE_ACTIVE, agent.state_reason
@@ -117,20 +141,22 @@ async def spawned(client: Client, name: str, model: ModelEndpoint, place: Path) 
 
 @pytest.mark.parametrize("name", AGENTS)
 async def test_a_task_becomes_a_file_a_result_and_usage(client: Client, tmp_path: Path, name: str) -> None:
-    async with model_endpoint(*script(name, Reply(text="All done", input_tokens=100, output_tokens=10))) as model:
+    last = AGENTS[name].last
+    ending = Reply(text="All done", calls=(last,) if last else (), input_tokens=100, output_tokens=10)
+    async with model_endpoint(*script(name, ending)) as model:
         work = await spawned(client, name, model, tmp_path)
         task = await client.tasks.run(name, "Make made.txt", max_attempts=1)
         said = await lines_of(client, task.task_id)
 
     assert task.state == TASK_STATE_SUCCEEDED, (task.failure, said)
-    assert from_value(task.result) == "All done"
+    assert str(from_value(task.result)).endswith("All done")
     assert (work / "made.txt").read_text() == "made\n"
     assert "I will make it" in said
     assert not [line for line in said if line.startswith('{"')]
     records = (await client.usage.list(task_ids=[task.task_id])).records
     tokens = [record.tokens for record in records]
-    assert sum(one.uncached_input_tokens for one in tokens) == 300
-    assert sum(one.output_tokens for one in tokens) == 43
+    assert sum(one.uncached_input_tokens for one in tokens) == (200, 300)[AGENTS[name].answers - 1]
+    assert sum(one.output_tokens for one in tokens) == (33, 43)[AGENTS[name].answers - 1]
     assert all("Make made.txt" in json.dumps(asked.body) for asked in model.asked)
 
 

@@ -81,6 +81,8 @@ class RecordedAttempt:
         self.record_ids.append(record_id)
 
     async def budget_room(self) -> None:
+        if not self.paused.is_set():
+            return
         waits = [asyncio.create_task(event.wait()) for event in (self.continued, self.cancelled)]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

@@ -13,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kapell._worker.outcome import RateLimited, TaskFailed
 from kapell.runtimes.adapters import _ADAPTERS, adapter_for
-from kapell.runtimes.adapters.contract import Effect, Say, Session, Step, Use, Verdict
+from kapell.runtimes.adapters.contract import Effect, Recording, Say, Session, Step, Use, Verdict
+from kapell.runtimes.adapters.reading import event_of
 from kapell.v1 import agent_pb2
 
 TRANSCRIPTS = Path(__file__).parent / "transcripts"
 OUTPUTS = {name: output for output, name in _ADAPTERS.items()}
+KINDS = (".jsonl", ".txt")
 NOW = 1_800_000_000.0
 
 
@@ -51,14 +53,24 @@ class Run:
 
 
 def transcript(name: str) -> list[str]:
-    return (TRANSCRIPTS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    [file] = (TRANSCRIPTS / f"{name}{kind}" for kind in KINDS if (TRANSCRIPTS / f"{name}{kind}").exists())
+    return file.read_text(encoding="utf-8").splitlines()
 
 
 def read(
-    name: str, lines: Sequence[str] | None = None, *, code: int = 0, stderr: str = "", argv: Sequence[str] = ()
+    name: str,
+    lines: Sequence[str] | None = None,
+    *,
+    code: int = 0,
+    stderr: str = "",
+    argv: Sequence[str] = (),
+    record: str = "",
 ) -> Run:
     adapter = adapter_for(OUTPUTS[name], argv or [name])
     assert adapter is not None
+    if record:
+        assert isinstance(adapter, Recording)
+        adapter.take_record(record)
     effects = [effect for line in (transcript(name) if lines is None else lines) for effect in adapter.feed(line)]
     return Run(effects, adapter.end(code=code, stderr=stderr, now=NOW))
 
@@ -74,7 +86,7 @@ def test_every_output_of_the_api_is_read_and_has_a_transcript() -> None:
     }
 
     assert set(_ADAPTERS) == in_the_api
-    assert {path.stem for path in TRANSCRIPTS.glob("*.jsonl")} == set(OUTPUTS)
+    assert {path.stem for path in TRANSCRIPTS.iterdir() if path.suffix in KINDS} == set(OUTPUTS)
     assert adapter_for(agent_pb2.PROGRAM_OUTPUT_PLAIN, ["sh"]) is None
 
 
@@ -321,6 +333,119 @@ def test_opencode_says_in_words_why_it_failed() -> None:
     assert "opencode auth login" in failure.message
 
 
+def test_aider_tells_its_steps_and_counts_what_was_sent() -> None:
+    run = read("aider", argv=["aider", "--no-stream"])
+
+    assert [step for step, _, _ in run.steps] == ["asking", "asking"]
+    assert ("asking", "openai/small", None) in run.steps
+    assert not [line for line in run.said if '"event"' in line]
+    assert [use.payload for use in run.used] == [
+        {
+            "provider": "openai",
+            "model": "small",
+            "input_tokens": given,
+            "cache_read_tokens": 0,
+            "cache_write_5m_tokens": 0,
+            "output_tokens": out,
+            "estimated": False,
+        }
+        for given, out in ((1200, 33), (100, 10))
+    ]
+
+
+def test_what_aider_counts_by_itself_or_rounds_is_an_estimate() -> None:
+    lines = transcript("aider")
+    cached = [line.replace("1.2k sent,", "1.2k sent, 1.1k cache hit,") for line in lines]
+
+    streamed, first = (
+        read("aider").used[0].payload,
+        read("aider", cached, argv=["aider", "--no-stream"]).used[0].payload,
+    )
+
+    assert streamed["estimated"]
+    assert (first["input_tokens"], first["cache_read_tokens"], first["estimated"]) == (1200, 1100, True)
+
+
+@pytest.mark.parametrize(
+    ("said", "reason", "words"),
+    [
+        (
+            "litellm.AuthenticationError: AuthenticationError: OpenAIException - Incorrect API key provided",
+            "AUTH_MISSING",
+            "env_from_secret",
+        ),
+        ("litellm.RateLimitError: RateLimitError: OpenAIException - slow down", "RATE_LIMITED", "slow down"),
+        ("litellm.BadRequestError: OpenAIException - bad request", "AGENT_ERROR", "bad request"),
+    ],
+)
+def test_aider_that_got_no_answer_has_failed_though_it_exits_with_0(said: str, reason: str, words: str) -> None:
+    lines = transcript("aider")
+    asked = next(number for number, line in enumerate(lines) if "message_send_starting" in line)
+
+    failure = read("aider", [*lines[: asked + 1], said, "", lines[-1]]).failure
+
+    assert failure.reason == reason
+    assert words in failure.message
+
+
+def test_aider_that_gives_an_edit_up_has_failed() -> None:
+    lines = transcript("aider")
+
+    failure = read("aider", [*lines[:-1], "Only 3 reflections allowed, stopping.", lines[-1]]).failure
+
+    assert failure.reason == "AGENT_ERROR"
+    assert "could not make the edit" in failure.message
+
+
+def trajectory(**info: Any) -> str:
+    kept = json.loads((TRANSCRIPTS / "mini.trajectory.json").read_text(encoding="utf-8"))
+    kept["info"].update(info)
+    return json.dumps(kept)
+
+
+def test_mini_tells_its_steps_and_leaves_its_instructions_out() -> None:
+    run = read("mini")
+
+    assert [step for step, _, _ in run.steps] == ["step 1", "step 2"]
+    assert "echo made > made.txt; cat made.txt" in run.said
+    assert not [line for line in run.said if line.startswith("─") or "instructions" in line]
+
+
+def test_mini_counts_the_answers_in_its_trajectory_each_with_an_id_of_its_own() -> None:
+    used = read("mini", record=trajectory()).used
+
+    assert [use.payload["usage"]["prompt_tokens"] for use in used] == [200, 100]
+    assert {use.payload["model"] for use in used} == {"small"}
+    assert len({use.record_id for use in used}) == 2
+    assert all(use.record_id.startswith("mini:chatcmpl-") for use in used)
+
+
+def test_minis_result_is_what_it_submits() -> None:
+    run = read("mini", [], record=trajectory(submission="made it\n"))
+
+    assert (run.verdict.message, run.verdict.failure) == ("made it", None)
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [("LimitsExceeded", "MAX_BUDGET"), ("RepeatedFormatError", "AGENT_ERROR"), ("AuthenticationError", "AUTH_MISSING")],
+)
+def test_mini_says_in_words_why_it_failed(status: str, reason: str) -> None:
+    said = ["Exit:", "litellm.AuthenticationError: Incorrect API key provided", "Saved trajectory to 't.json'"]
+
+    run = read("mini", said, record=trajectory(exit_status=status, submission=""))
+
+    assert run.failure.reason == reason
+    assert len(run.used) == 2
+
+
+def test_the_file_of_mini_is_the_one_that_its_command_line_names() -> None:
+    for argv in (["mini", "-o", "/srv/t.json"], ["mini", "--output=/srv/t.json", "-y"]):
+        adapter = adapter_for(OUTPUTS["mini"], argv)
+        assert isinstance(adapter, Recording)
+        assert adapter.record == "/srv/t.json"
+
+
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -332,18 +457,25 @@ _JSON = st.recursive(
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_no_line_makes_an_adapter_fail(name: str, data: st.DataObject) -> None:
-    lines = [_distorted(json.loads(line), data) for line in transcript(name)]
+    lines = transcript(name)
+    for at in data.draw(st.sets(st.integers(0, len(lines) - 1), max_size=10)):
+        lines[at] = _distorted(lines[at], data)
     lines += data.draw(st.lists(st.text(max_size=40), max_size=3))
+    record = TRANSCRIPTS / f"{name}.trajectory.json"
+    kept = "\n".join(_distorted(record.read_text(), data).splitlines()) if record.exists() else ""
 
-    run = read(name, lines, code=data.draw(st.integers(0, 255)), stderr=data.draw(st.text(max_size=40)))
+    run = read(name, lines, code=data.draw(st.integers(0, 255)), stderr=data.draw(st.text(max_size=40)), record=kept)
 
     assert all(isinstance(text, str) for text in (run.verdict.message, *run.said, *run.sessions))
     assert all(isinstance(step, str) and isinstance(message, str) for step, message, _ in run.steps)
 
 
-def _distorted(event: Any, data: st.DataObject) -> str:
-    """An event of a transcript with one of its values replaced by another kind of value."""
-    place = event
+def _distorted(line: str, data: st.DataObject) -> str:
+    """A line of a transcript with one of its values replaced by another kind of value, or a part of it by text."""
+    event = event_of(line)
+    if event is None:
+        return line[: data.draw(st.integers(0, len(line)))] + data.draw(st.text(max_size=8))
+    place: Any = event
     for _ in range(data.draw(st.integers(0, 4))):
         keys = list(place) if isinstance(place, dict) else list(range(len(place)))
         deeper = [key for key in keys if isinstance(place[key], (dict, list)) and place[key]]

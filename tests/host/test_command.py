@@ -386,18 +386,6 @@ async def _paused(tmp_path: Path, script: str) -> tuple[asyncio.Task[object], Re
     return running, attempt, gate
 
 
-async def test_a_program_is_stopped_while_its_attempt_is_paused(tmp_path: Path) -> None:
-    running, attempt, gate = await _paused(tmp_path, "echo $$; read line < GATE; echo $line")
-
-    writing = asyncio.create_task(asyncio.to_thread(gate.write_text, "go on\n"))
-    assert not running.done()
-    attempt.continued.set()
-
-    assert await asyncio.wait_for(running, 20) == f"{attempt.stdout[0]}\ngo on"
-    await writing
-    assert any("SIGCONT" in remark for remark in attempt.remarks)
-
-
 @pytest.mark.parametrize("how", ["cancelled", "lost"])
 async def test_a_stopped_program_is_ended_with_its_attempt(tmp_path: Path, how: str) -> None:
     running, attempt, _ = await _paused(tmp_path, "trap 'echo tidied; exit 0' TERM; echo $$; read line < GATE")

@@ -203,6 +203,8 @@ def step(face: Any, name: str, arguments: list[Any]) -> None:
     match name, arguments:
         case "environment", [variable]:
             face.say(os.environ.get(variable, "(not set)"))
+        case "process_id", []:
+            face.say(str(os.getpid()))
         case "stderr", [text]:
             print(text, file=sys.stderr, flush=True)
         case "raw", [text]:

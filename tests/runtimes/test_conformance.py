@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,45 @@ async def test_two_attempts_run_side_by_side_and_are_stopped_apart(play: Play) -
     await failure_of(runs[1])
 
     assert still_runs
+
+
+async def until_stopped(pid: str) -> None:
+    await asyncio.to_thread(os.waitid, os.P_PID, int(pid), os.WSTOPPED | os.WNOWAIT)
+
+
+async def paused(play: Play, gate: Path) -> tuple[asyncio.Task[object], RecordedAttempt]:
+    """A program that waits at a gate, and was stopped by then because a budget has no room."""
+    os.mkfifo(gate)
+    attempt = RecordedAttempt()
+    running = begun(play(["process_id"], ["read_pipe", str(gate)], ["say", "on"]), attempt)
+    [pid] = await attempt.until_stdout(1)
+    attempt.paused.set()
+    await attempt.until_remark("SIGSTOP")
+    await until_stopped(pid)
+    return running, attempt
+
+
+async def test_a_program_is_stopped_while_its_attempt_is_paused(play: Play, tmp_path: Path) -> None:
+    running, attempt = await paused(play, tmp_path / "gate")
+
+    opening = asyncio.create_task(asyncio.to_thread((tmp_path / "gate").write_text, "go on\n"))
+    has_gone_on = len(attempt.stdout) > 1 or running.done()
+    attempt.continued.set()
+
+    assert str(await asyncio.wait_for(running, 20)).endswith("on")
+    await opening
+    assert not has_gone_on
+    assert any("SIGCONT" in remark for remark in attempt.remarks)
+
+
+@pytest.mark.parametrize("how", ["cancel", "lose"])
+async def test_a_program_that_is_stopped_is_ended_with_its_attempt(play: Play, tmp_path: Path, how: str) -> None:
+    running, attempt = await paused(play, tmp_path / "gate")
+
+    getattr(attempt, how)()
+    await failure_of(running)
+
+    assert not is_running(attempt.stdout[0])
 
 
 @pytest.mark.parametrize(("last", "reason"), [(["exit", 0], ""), (["exit", 9], "EXIT_CODE"), (["crash"], "SIGNAL")])

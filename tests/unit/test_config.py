@@ -402,6 +402,15 @@ def test_profiles_of_coding_agents_lift_no_bound_and_take_the_prompt_by_standard
     assert not [bound for bound in ("dangerous", "bypass", "yolo", "full-access", "--auto ") if bound in words]
 
 
+def test_profiles_of_aider_and_mini_take_no_prompt_for_a_command(tmp_path: Path) -> None:
+    aider, mini = (loaded(tmp_path).profiles[name].spec for name in ("aider", "mini"))
+
+    assert not invalid(aider) + invalid(mini)
+    assert install_hint("aider") and install_hint("mini")
+    assert aider.command.stdin == "\n{prompt}", "a prompt that begins with / or ! would be a command to it"
+    assert "--task={prompt}" in mini.command.argv, "a prompt may begin with a dash"
+
+
 def test_a_profile_says_how_output_is_read_and_sessions_are_continued(tmp_path: Path) -> None:
     table = '[profiles.c.command]\nargv = ["claude"]\noutput = "claude"\nresume_argv = ["claude", "{session}"]'
 

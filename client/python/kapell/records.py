@@ -11,7 +11,13 @@ from google.type.money_pb2 import Money
 
 from kapell.errors import InvalidRequest
 from kapell.messages import Instant, Seconds, duration, struct, timestamp
-from kapell.v1.usage_pb2 import RawUsageFormat, TokenCounts, UsageRecord
+from kapell.v1.usage_pb2 import (
+    USAGE_BASIS_ESTIMATED,
+    USAGE_BASIS_UNSPECIFIED,
+    RawUsageFormat,
+    TokenCounts,
+    UsageRecord,
+)
 
 NANO = 10**9
 Dollars: TypeAlias = Decimal | int | float | str | Money
@@ -38,6 +44,7 @@ class UsageFields(TypedDict, total=False):
     service_tier: str
     source: str
     series: str
+    estimated: bool
 
 
 def usage_record(
@@ -61,6 +68,7 @@ def usage_record(
     service_tier: str = "",
     source: str = "",
     series: str = "",
+    estimated: bool = False,
 ) -> UsageRecord:
     """One use of a model, for the ledger.
 
@@ -68,7 +76,7 @@ def usage_record(
     `reasoning_tokens` are a part of `output_tokens`. `record_id` is the provider's id of the response, so
     that it counts once however often it is recorded; left out, a fresh one makes this call count once.
     `cost` in dollars is what the provider says it cost; without it the price table decides. With `series`
-    the figures are running totals. Raises InvalidRequest where the parts are more than the whole.
+    the figures are running totals; `estimated` ones are said to be a guess. Raises InvalidRequest where the parts are more than the whole.
     """
     uncached = input_tokens - cache_read_tokens - cache_write_5m_tokens - cache_write_1h_tokens
     if uncached < 0:
@@ -99,6 +107,7 @@ def usage_record(
         service_tier=service_tier,
         source=source,
         series=series,
+        basis=USAGE_BASIS_ESTIMATED if estimated else USAGE_BASIS_UNSPECIFIED,
     )
 
 

@@ -13,7 +13,10 @@ from kapell.v1.agent_pb2 import AgentProfile, AgentSpec, CommandRuntime
 
 def built_in() -> dict[str, AgentProfile]:
     """The profiles by name, made anew."""
-    return {profile.profile: profile for profile in (_shell(), _claude(), _codex(), _gemini(), _opencode())}
+    return {
+        profile.profile: profile
+        for profile in (_shell(), _aider(), _claude(), _codex(), _gemini(), _mini(), _opencode())
+    }
 
 
 def _shell() -> AgentProfile:
@@ -24,6 +27,33 @@ def _shell() -> AgentProfile:
 def _agent(name: str, title: str, command: CommandRuntime) -> AgentProfile:
     spec = AgentSpec(agent_types=[name], slots=1, command=command)
     return AgentProfile(profile=name, description=f"Gives the prompt of each task to {title}.", spec=spec)
+
+
+def _aider() -> AgentProfile:
+    # What it commits would be commits of its own; what it runs at the word of its model would be unasked.
+    argv = ["aider", "--message-file", "/dev/stdin", "--yes-always", "--no-auto-commits", "--no-suggest-shell-commands"]
+    argv += ["--no-pretty", "--no-stream", "--no-fancy-input", "--no-detect-urls", "--disable-playwright"]
+    argv += ["--no-check-update", "--no-show-release-notes", "--no-show-model-warnings"]
+    argv += ["--no-analytics", "--analytics-log", "/dev/stdout"]
+    argv += ["--chat-history-file", "/dev/null", "--input-history-file", "/dev/null"]
+    command = CommandRuntime(
+        argv=argv,
+        stdin="\n{prompt}",  # A first line that begins with / or ! would be a command to it.
+        env={"PYTHONUNBUFFERED": "1", "COLUMNS": "2000"},
+        output=agent_pb2.PROGRAM_OUTPUT_AIDER,
+    )
+    return _agent("aider", "aider", command)
+
+
+def _mini() -> AgentProfile:
+    # It has no other way to work unattended: every command that its model wants is run.
+    command = CommandRuntime(
+        argv=["mini", "--yolo", "--exit-immediately", "--output={artifacts_dir}/trajectory.json", "--task={prompt}"],
+        env={"PYTHONUNBUFFERED": "1", "COLUMNS": "2000", "MSWEA_CONFIGURED": "true", "MSWEA_SILENT_STARTUP": "1"},
+        output=agent_pb2.PROGRAM_OUTPUT_MINI,
+    )
+    command.env.update({"MSWEA_COST_TRACKING": "ignore_errors", "MSWEA_MODEL_RETRY_STOP_AFTER_ATTEMPT": "3"})
+    return _agent("mini", "mini-swe-agent, which runs any command its model asks for", command)
 
 
 def _claude() -> AgentProfile:

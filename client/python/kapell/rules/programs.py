@@ -5,11 +5,13 @@ from __future__ import annotations
 from kapell.v1.agent_pb2 import AcpRuntime, AgentSpec, CommandRuntime
 
 _INSTALL = {
+    "aider": "pipx install aider-chat",
     "claude": "npm install -g @anthropic-ai/claude-code",
     "claude-code-acp": "npm install -g @zed-industries/claude-code-acp",
     "codex": "npm install -g @openai/codex",
     "codex-acp": "npm install -g @zed-industries/codex-acp",
     "gemini": "npm install -g @google/gemini-cli",
+    "mini": "pipx install mini-swe-agent",
     "opencode": "npm install -g opencode-ai",
     "qwen": "npm install -g @qwen-code/qwen-code",
 }

@@ -44,7 +44,8 @@ def prepare(
     the environment: the program gets it in another way. Raises TaskFailed with PROGRAM_NOT_FOUND or SETUP_FAILED,
     and what to do about it.
     """
-    values = placeholders.values_of(task, attempt.attempt)
+    input_file, result_file, artifacts = directory / "input.json", directory / "result", directory / "artifacts"
+    values = placeholders.values_of(task, attempt.attempt, str(artifacts))
     continued = (
         session.session_id if session is not None and session.directory == lasting_directory(spec, attempt) else ""
     )
@@ -58,7 +59,6 @@ def prepare(
         raise TaskFailed("SETUP_FAILED", str(error), retryable=False) from error
     _check_arguments([*argv, *(f"{name}={text}" for name, text in extra.items())])
     _check_secrets(attempt.secrets, spec)
-    input_file, result_file, artifacts = directory / "input.json", directory / "result", directory / "artifacts"
     environment = {
         **inherited(os.environ),
         **_api(attempt),

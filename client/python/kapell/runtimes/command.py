@@ -117,7 +117,8 @@ class Command(ProgramRuntime):
         attempt.log(f"started {launch.argv[0]}, process {program.pid}", LOG_STREAM_SYSTEM)
         if launch.session:
             attempt.log(f"continues session {launch.session} of an earlier attempt", LOG_STREAM_SYSTEM)
-        ending, capture, verdict = await self._watch(program, attempt, abandoned, transcript)
+        ending, capture = await self._watch(program, attempt, abandoned, transcript)
+        verdict = await _told(transcript, launch, ending, capture)
         if launch.session and verdict.session_refused and not attempt.cancelled.is_set() and not abandoned.is_set():
             raise _SessionRefused
         attempt.program_ended()
@@ -140,7 +141,7 @@ class Command(ProgramRuntime):
 
     async def _watch(
         self, program: Program, attempt: Attempt, abandoned: asyncio.Event, transcript: Transcript | None
-    ) -> tuple[Ending, Capture, Verdict]:
+    ) -> tuple[Ending, Capture]:
         """From the start of the program until nothing of it is left and all that it has said is told."""
         as_json = self._spec.result_format == RESULT_FORMAT_JSON
         keep = _result.MAX_JSON_BYTES if as_json else _result.TEXT_BYTES
@@ -159,11 +160,7 @@ class Command(ProgramRuntime):
             ending = await program.end()
             await capture.drain()
         remark(attempt, ending)
-        if transcript is None:
-            return ending, capture, Verdict()
-        verdict = transcript.end(code=ending.code, stderr=capture.stderr.kept.text())
-        capture.stdout.kept.add(verdict.message.encode(errors="replace"))
-        return ending, capture, verdict
+        return ending, capture
 
     async def _stop(self, program: Program, attempt: Attempt, abandoned: asyncio.Event) -> None:
         grace = DEFAULT_KILL_GRACE
@@ -184,3 +181,13 @@ class Command(ProgramRuntime):
         result = _result.read(self._spec.result_format, result_file, capture.stdout.kept, program=program)
         _usage.report(result, attempt)
         return result
+
+
+async def _told(transcript: Transcript | None, launch: Launch, ending: Ending, capture: Capture) -> Verdict:
+    """What the adapter makes of all that the program has said; its last message stands for standard output."""
+    if transcript is None:
+        return Verdict()
+    await asyncio.to_thread(transcript.read_record, launch.directory)
+    verdict = transcript.end(code=ending.code, stderr=capture.stderr.kept.text())
+    capture.stdout.kept.add(verdict.message.encode(errors="replace"))
+    return verdict

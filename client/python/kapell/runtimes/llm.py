@@ -106,6 +106,9 @@ class Llm:
             body["max_tokens"] = self._spec.max_tokens
         if self._spec.HasField("temperature"):
             body["temperature"] = self._spec.temperature
+        if attempt.paused.is_set():
+            attempt.log("paused: a budget has no room for more, so the model is not asked yet", LOG_STREAM_SYSTEM)
+        await attempt.budget_room()
         attempt.progress(None, "asking", f"{self._spec.model}, answer {number + 1}" if number else self._spec.model)
         try:
             async with asyncio.timeout(self._timeout) as limit:

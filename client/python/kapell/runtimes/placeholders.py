@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from kapell._worker.values import from_struct
 from kapell.v1.task_pb2 import Task
 
-NAMES = ("prompt", "task_id", "attempt", "agent_type", "input")
+NAMES = ("prompt", "task_id", "attempt", "agent_type", "artifacts_dir", "input")
 WITH_SESSION = (*NAMES, "session")
 """What the command line that continues a session may name."""
 _PART = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
@@ -49,13 +49,14 @@ def fill(template: str, values: Mapping[str, object]) -> str:
     return _PART.sub(lambda part: _replacement(part, values), template)
 
 
-def values_of(task: Task, attempt: int) -> dict[str, object]:
+def values_of(task: Task, attempt: int, artifacts_dir: str = "") -> dict[str, object]:
     """What the placeholders of a task stand for."""
     return {
         "prompt": task.prompt,
         "task_id": task.task_id,
         "attempt": attempt,
         "agent_type": task.agent_type,
+        "artifacts_dir": artifacts_dir,
         "input": from_struct(task.input),
     }
 

@@ -187,6 +187,10 @@ class _ProgramOutputEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Program
     """`gemini -o stream-json`."""
     PROGRAM_OUTPUT_OPENCODE: _ProgramOutput.ValueType  # 5
     """`opencode run --format json`."""
+    PROGRAM_OUTPUT_AIDER: _ProgramOutput.ValueType  # 6
+    """`aider --message-file /dev/stdin --no-pretty --no-stream --analytics-log /dev/stdout`, with PYTHONUNBUFFERED."""
+    PROGRAM_OUTPUT_MINI: _ProgramOutput.ValueType  # 7
+    """`mini --yolo --exit-immediately --output {artifacts_dir}/trajectory.json`, of mini-swe-agent from version 2 on."""
 
 class ProgramOutput(_ProgramOutput, metaclass=_ProgramOutputEnumTypeWrapper):
     """How what a program prints is read. Beside PLAIN, for the programs of that name with the options named here: their
@@ -206,6 +210,10 @@ PROGRAM_OUTPUT_GEMINI: ProgramOutput.ValueType  # 4
 """`gemini -o stream-json`."""
 PROGRAM_OUTPUT_OPENCODE: ProgramOutput.ValueType  # 5
 """`opencode run --format json`."""
+PROGRAM_OUTPUT_AIDER: ProgramOutput.ValueType  # 6
+"""`aider --message-file /dev/stdin --no-pretty --no-stream --analytics-log /dev/stdout`, with PYTHONUNBUFFERED."""
+PROGRAM_OUTPUT_MINI: ProgramOutput.ValueType  # 7
+"""`mini --yolo --exit-immediately --output {artifacts_dir}/trajectory.json`, of mini-swe-agent from version 2 on."""
 Global___ProgramOutput: _TypeAlias = ProgramOutput  # noqa: Y015
 
 class _AcpSession:
@@ -355,7 +363,7 @@ Global___TerminateMode: _TypeAlias = TerminateMode  # noqa: Y015
 @_typing.final
 class CommandRuntime(_message.Message):
     """Runs a program for each task. In argv, stdin and env values these placeholders are
-    replaced: {prompt}, {task_id}, {attempt}, {agent_type}, {input} (all of it as JSON),
+    replaced: {prompt}, {task_id}, {attempt}, {agent_type}, {artifacts_dir}, {input} (all of it as JSON),
     {input.name} (one entry; strings bare, everything else as JSON). A brace that is
     meant as one is doubled. The program also finds KAPELL_TASK_ID, KAPELL_ATTEMPT,
     KAPELL_AGENT_ID, KAPELL_PROMPT, KAPELL_INPUT_FILE, KAPELL_RESULT_FILE and KAPELL_ARTIFACTS_DIR

@@ -6,6 +6,9 @@
     the program ends before that   EXIT_CODE or SIGNAL, with the last lines of standard error
     it does not speak the protocol PROTOCOL_ERROR; does not answer: NO_ANSWER; wants a sign-in: AUTH_REQUIRED
 
+While a budget has no room for what the attempt would use, the agent is stopped (SIGSTOP), as a program of a command is;
+terminals that it has opened go on.
+
 A cancelled task gets session/cancel, SIGTERM after a grace, and SIGKILL after another; a lost lease SIGKILL at once.
 """
 
@@ -25,7 +28,16 @@ from kapell.runtimes import _result, _usage, placeholders
 from kapell.runtimes._output import Capture
 from kapell.runtimes._processes import become_subreaper
 from kapell.runtimes._program import Ending, Launch, Program
-from kapell.runtimes._running import DEFAULT_KILL_GRACE, ProgramRuntime, died, first, keep_artifacts, remark, with_tail
+from kapell.runtimes._running import (
+    DEFAULT_KILL_GRACE,
+    ProgramRuntime,
+    died,
+    first,
+    keep_artifacts,
+    keep_pauses,
+    remark,
+    with_tail,
+)
 from kapell.runtimes._setup import prepare
 from kapell.runtimes.acp.conversation import Conversation, Gone
 from kapell.runtimes.acp.files import Files, place_of
@@ -132,6 +144,7 @@ class _Turn:
         program.written = lambda: self._wire.read + self._capture.stderr.kept.total
         self._ended_by_itself = False
         self._is_buried = False
+        self._is_asked = asyncio.Event()
 
     async def run(self, *, is_private: bool, abandoned: asyncio.Event) -> None:
         """From the start of the program until nothing of it is left. Raises TaskFailed and Gone."""
@@ -160,7 +173,9 @@ class _Turn:
                 self._converse(talk, is_private=is_private), name=f"turn of {self._task.task_id}"
             )
             held.push_async_callback(_ended, work)
-            await self._until_over(work, talk, abandoned)
+            pausing = asyncio.create_task(self._keep_pauses(), name=f"pauses of {self._task.task_id}")
+            held.push_async_callback(_ended, pausing)
+            await self._until_over(work, pausing, talk, abandoned)
         if work.cancelled():
             raise Gone
         work.result()
@@ -183,6 +198,7 @@ class _Turn:
         text = _prompt_of(self._task)
         if goes_on and self._spec.session != ACP_SESSION_PER_AGENT:
             text = f"{_GO_ON}\n\n{text}"
+        self._is_asked.set()
         reason = await talk.prompt(text)
         self.updates.finish()
         if reason != "end_turn":
@@ -222,10 +238,18 @@ class _Turn:
             owner = self._runtime.agent_id
         return KeptSession(self._launch.environment, self._launch.directory, program=self._launch.path, owner=owner)
 
-    async def _until_over(self, work: asyncio.Task[None], talk: Conversation, abandoned: asyncio.Event) -> None:
+    async def _keep_pauses(self) -> None:
+        """From the prompt on: before it nothing is used, and answers are waited for no longer than so."""
+        await self._is_asked.wait()
+        await keep_pauses(self._program, self._attempt)
+
+    async def _until_over(
+        self, work: asyncio.Task[None], pausing: asyncio.Task[None], talk: Conversation, abandoned: asyncio.Event
+    ) -> None:
         """Until the turn is over, or is to end; then ends the program in the way that fits."""
         cancelled, lost = self._attempt.cancelled, self._attempt.lease_lost
         await first(asyncio.wait((work,)), self._program.exited(), cancelled.wait(), lost.wait(), abandoned.wait())
+        await _ended(pausing)  # It lets a program that is stopped go on, so that it hears what it is told.
         if lost.is_set() or abandoned.is_set():
             return
         if cancelled.is_set():

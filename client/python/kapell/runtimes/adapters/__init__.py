@@ -14,9 +14,11 @@ from kapell.v1 import agent_pb2
 from kapell.v1.agent_pb2 import ProgramOutput
 
 _ADAPTERS = {
+    agent_pb2.PROGRAM_OUTPUT_AIDER: "aider",
     agent_pb2.PROGRAM_OUTPUT_CLAUDE: "claude",
     agent_pb2.PROGRAM_OUTPUT_CODEX: "codex",
     agent_pb2.PROGRAM_OUTPUT_GEMINI: "gemini",
+    agent_pb2.PROGRAM_OUTPUT_MINI: "mini",
     agent_pb2.PROGRAM_OUTPUT_OPENCODE: "opencode",
 }
 

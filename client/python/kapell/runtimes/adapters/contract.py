@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from kapell._worker.outcome import TaskFailed
 
@@ -59,6 +59,18 @@ class Verdict:
     """What is known of usage only now."""
     session_refused: bool = False
     """The session it was to continue is not known to it; nothing was done."""
+
+
+@runtime_checkable
+class Recording(Protocol):
+    """What an adapter is besides where its program keeps a file about its run."""
+
+    record: str
+    """The file; relative to the program's directory. Empty where the command line names none."""
+
+    def take_record(self, said: str) -> None:
+        """What is in the file, told before the end; not called where it is not there, or too large."""
+        ...
 
 
 class Adapter(Protocol):

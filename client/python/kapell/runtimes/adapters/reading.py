@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -61,9 +62,11 @@ def text(event: Mapping[str, Any], *names: str) -> str:
 
 
 def number(event: Mapping[str, Any], name: str) -> float | None:
-    """The number under a name."""
+    """The number under a name; none that is not finite."""
     found = event.get(name)
-    return found if isinstance(found, int | float) and not isinstance(found, bool) else None
+    if isinstance(found, bool) or (isinstance(found, float) and not math.isfinite(found)):
+        return None
+    return found if isinstance(found, int | float) else None
 
 
 def cut(shown: str, most: int = SHOWN) -> str:
