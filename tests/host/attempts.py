@@ -34,6 +34,7 @@ class RecordedAttempt:
     lease_lost: asyncio.Event = field(default_factory=asyncio.Event)
     paused: asyncio.Event = field(default_factory=asyncio.Event)
     continued: asyncio.Event = field(default_factory=asyncio.Event)
+    is_waiting: asyncio.Event = field(default_factory=asyncio.Event)
     room: asyncio.Event = field(default_factory=asyncio.Event)
     artifacts: dict[str, bytes] = field(default_factory=dict)
     refused: dict[str, Exception] = field(default_factory=dict)
@@ -83,6 +84,7 @@ class RecordedAttempt:
     async def budget_room(self) -> None:
         if not self.paused.is_set():
             return
+        self.is_waiting.set()
         waits = [asyncio.create_task(event.wait()) for event in (self.continued, self.cancelled)]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -182,6 +184,11 @@ class RecordedAttempt:
             while not any(text in remark for remark in self.remarks):
                 self._changed.clear()
                 await self._changed.wait()
+
+    async def until_waiting(self) -> None:
+        """Waits until the work waits for room in a budget."""
+        async with asyncio.timeout(20):
+            await self.is_waiting.wait()
 
     async def until_stdout(self, count: int) -> list[str]:
         """Waits until the program has written `count` lines."""

@@ -6,20 +6,15 @@ import asyncio
 
 from kapell import Worker
 from kapell.v1.task_pb2 import Task
-from kapell.worker import TaskContext, TaskFailed
+from kapell.worker import TaskContext
 
-answers, fails, hangs, forecasts = Worker(), Worker(), Worker(), Worker()
+answers, hangs, forecasts = Worker(), Worker(), Worker()
 graceful = Worker()
 
 
 @answers.task("played")
 async def answer(ctx: TaskContext, task: Task) -> object:
     return task.prompt
-
-
-@fails.task("played")
-async def fail(ctx: TaskContext, task: Task) -> object:
-    raise TaskFailed("NOT_TODAY", "on purpose")
 
 
 @hangs.task("played")

@@ -353,6 +353,15 @@ def test_aider_tells_its_steps_and_counts_what_was_sent() -> None:
     ]
 
 
+def test_what_aider_says_below_an_answer_is_not_the_models() -> None:
+    lines = transcript("aider")
+    told = max(number for number, line in enumerate(lines) if line.startswith("Tokens: "))
+
+    run = read("aider", [*lines[: told + 1], "HTTPSConnectionPool: Max retries exceeded", *lines[told + 1 :]])
+
+    assert run.verdict.message == "All done"
+
+
 def test_what_aider_counts_by_itself_or_rounds_is_an_estimate() -> None:
     lines = transcript("aider")
     cached = [line.replace("1.2k sent,", "1.2k sent, 1.1k cache hit,") for line in lines]

@@ -19,9 +19,12 @@ from kapell.v1.agent_pb2 import AgentLimits, AgentSpec
 from kapell.v1.task_pb2 import Task
 
 from tests.host.attempts import RecordedAttempt
-from tests.runtimes.casts import CASTS
+from tests.runtimes.casts import CASTS, PROGRAMS, WORKERS, Stage
+from tests.support.model_endpoint import model_endpoint
 
-TASK = Task(task_id="task_one", prompt="hello")
+TASK = Task(task_id="task_one", agent_type="played", prompt="hello")
+programs = pytest.mark.parametrize("play", PROGRAMS, indirect=True)
+workers = pytest.mark.parametrize("play", WORKERS, indirect=True)
 
 Play = Callable[..., Runtime]
 
@@ -33,15 +36,17 @@ async def play(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 
     def build(*steps: list[Any], **script: Any) -> Runtime:
         limits = AgentLimits(**script.pop("limits", {}))
-        spec = CASTS[request.param](tmp_path, {"steps": steps, **script})
+        spec = CASTS[request.param](stage, {"steps": steps, **script})
         spec.limits.CopyFrom(limits)
         runtime = runtimes.build(spec, agent_id="agent_one", directory=tmp_path / f"agent-{len(made)}")
         made.append(runtime)
         return runtime
 
-    yield build
-    for runtime in made:
-        await runtime.close()
+    async with model_endpoint() as model:
+        stage = Stage(tmp_path, model)
+        yield build
+        for runtime in made:
+            await runtime.close()
 
 
 async def failure_of(running: asyncio.Future[object] | asyncio.Task[object]) -> TaskFailed:
@@ -62,8 +67,14 @@ def is_running(pid: str) -> bool:
     return process is not None and not process.is_zombie
 
 
+def test_every_runtime_of_the_api_is_there_and_tested() -> None:
+    in_the_api = {field.name for field in AgentSpec.DESCRIPTOR.oneofs_by_name["runtime"].fields}
+
+    assert set(runtimes._RUNTIMES) == in_the_api == set(CASTS)
+
+
 def test_runtime_this_version_lacks_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="it has: acp, command"):
+    with pytest.raises(ValueError, match="it has: acp, command, llm, python"):
         runtimes.build(AgentSpec(), agent_id="agent_one", directory=tmp_path)
 
 
@@ -75,9 +86,25 @@ async def test_what_it_says_is_logged_and_is_the_result(play: Play) -> None:
     assert result == "hello"
     assert to_value(result) is not None
     assert attempt.stdout == ["hello"]
+
+
+@programs
+async def test_the_end_of_a_program_is_told(play: Play) -> None:
+    attempt = RecordedAttempt()
+
+    await play(["say", "hello"]).run(attempt, TASK)
+
     assert attempt.has_ended
 
 
+async def test_failure_is_told_in_words(play: Play) -> None:
+    failure = await failure_of(begun(play(["fail"]), RecordedAttempt()))
+
+    assert failure.reason
+    assert "it went wrong" in failure.message
+
+
+@programs
 async def test_failure_is_told_with_its_last_words(play: Play) -> None:
     attempt = RecordedAttempt()
 
@@ -88,6 +115,7 @@ async def test_failure_is_told_with_its_last_words(play: Play) -> None:
     assert attempt.stderr == ["it went wrong"]
 
 
+@workers
 async def test_progress_is_told(play: Play) -> None:
     attempt = RecordedAttempt()
 
@@ -98,6 +126,7 @@ async def test_progress_is_told(play: Play) -> None:
     assert "half" in (step, message)
 
 
+@workers
 async def test_usage_is_reported(play: Play) -> None:
     attempt = RecordedAttempt()
 
@@ -107,6 +136,7 @@ async def test_usage_is_reported(play: Play) -> None:
     assert "0.25" in str(attempt.used)
 
 
+@programs
 async def test_files_that_it_leaves_are_kept(play: Play) -> None:
     attempt = RecordedAttempt()
 
@@ -115,6 +145,7 @@ async def test_files_that_it_leaves_are_kept(play: Play) -> None:
     assert attempt.artifacts == {"report.txt": b"all is well"}
 
 
+@programs
 async def test_secrets_reach_the_program_and_are_masked_in_what_it_says(play: Play) -> None:
     attempt = RecordedAttempt(secrets={"API_KEY": "tops3cret-value"})
 
@@ -124,6 +155,7 @@ async def test_secrets_reach_the_program_and_are_masked_in_what_it_says(play: Pl
     assert "(not set)" not in str(result)
 
 
+@programs
 async def test_locks_are_told(play: Play) -> None:
     lock = KnownLock(path="shop/src", mode="exclusive", lock_id="lock_1", fencing_token=7)
 
@@ -132,6 +164,7 @@ async def test_locks_are_told(play: Play) -> None:
     assert parse(str(result)) == [lock]
 
 
+@programs
 async def test_cancel_ends_it_also_where_it_ignores_that(play: Play) -> None:
     attempt = RecordedAttempt()
     running = begun(play(["leave"], ["hang"]), attempt)
@@ -144,6 +177,7 @@ async def test_cancel_ends_it_also_where_it_ignores_that(play: Play) -> None:
     assert [is_running(pid) for pid in pids] == [False, False]
 
 
+@programs
 async def test_lost_lease_ends_it_without_grace(play: Play) -> None:
     attempt = RecordedAttempt()
     running = begun(play(["leave"], ["hang"]), attempt)
@@ -156,7 +190,8 @@ async def test_lost_lease_ends_it_without_grace(play: Play) -> None:
     assert not any("cancelled" in remark for remark in attempt.remarks)
 
 
-async def test_cancelled_caller_stops_the_work(play: Play) -> None:
+@programs
+async def test_cancelled_caller_ends_the_program(play: Play) -> None:
     attempt = RecordedAttempt()
     running = begun(play(["leave"], ["hang"]), attempt)
     pids = (await attempt.until_stdout(3))[:2]
@@ -166,6 +201,37 @@ async def test_cancelled_caller_stops_the_work(play: Play) -> None:
         await asyncio.wait_for(running, 20)
 
     assert [is_running(pid) for pid in pids] == [False, False]
+
+
+async def test_cancelled_caller_stops_the_work(play: Play) -> None:
+    attempt = RecordedAttempt()
+    running = begun(play(["hang"]), attempt)
+    await attempt.until_stdout(1)
+
+    running.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(running, 20)
+
+
+@pytest.mark.parametrize("play", ["llm", "python"], indirect=True)
+@pytest.mark.parametrize("goes_on", [True, False])
+async def test_what_runs_no_program_uses_nothing_while_its_attempt_is_paused(play: Play, goes_on: bool) -> None:
+    attempt = RecordedAttempt()
+    attempt.paused.set()
+    running = begun(play(["say", "hello"]), attempt)
+    await attempt.until_waiting()
+    said = list(attempt.stdout)
+
+    if goes_on:
+        attempt.continued.set()
+        assert await asyncio.wait_for(running, 20) == "hello"
+    else:
+        attempt.cancel()
+        assert (await failure_of(running)).reason == "CANCELLED"
+
+    assert said == []
+    assert attempt.stdout == (["hello"] if goes_on else [])
 
 
 async def test_two_attempts_run_side_by_side_and_are_stopped_apart(play: Play) -> None:
@@ -200,6 +266,7 @@ async def paused(play: Play, gate: Path) -> tuple[asyncio.Task[object], Recorded
     return running, attempt
 
 
+@programs
 async def test_a_program_is_stopped_while_its_attempt_is_paused(play: Play, tmp_path: Path) -> None:
     running, attempt = await paused(play, tmp_path / "gate")
 
@@ -213,6 +280,7 @@ async def test_a_program_is_stopped_while_its_attempt_is_paused(play: Play, tmp_
     assert any("SIGCONT" in remark for remark in attempt.remarks)
 
 
+@programs
 @pytest.mark.parametrize("how", ["cancel", "lose"])
 async def test_a_program_that_is_stopped_is_ended_with_its_attempt(play: Play, tmp_path: Path, how: str) -> None:
     running, attempt = await paused(play, tmp_path / "gate")
@@ -223,6 +291,7 @@ async def test_a_program_that_is_stopped_is_ended_with_its_attempt(play: Play, t
     assert not is_running(attempt.stdout[0])
 
 
+@programs
 @pytest.mark.parametrize(("last", "reason"), [(["exit", 0], ""), (["exit", 9], "EXIT_CODE"), (["crash"], "SIGNAL")])
 async def test_whatever_it_leaves_behind_ends_with_it(play: Play, last: list[Any], reason: str) -> None:
     attempt = RecordedAttempt()
@@ -237,6 +306,7 @@ async def test_whatever_it_leaves_behind_ends_with_it(play: Play, last: list[Any
         assert error.reason == reason
 
 
+@programs
 async def test_garbage_is_logged_and_does_no_harm(play: Play) -> None:
     attempt = RecordedAttempt()
 
@@ -247,6 +317,7 @@ async def test_garbage_is_logged_and_does_no_harm(play: Play) -> None:
     assert "hello" in said
 
 
+@programs
 async def test_what_is_beyond_its_limits_is_ended(play: Play) -> None:
     attempt = RecordedAttempt()
 
@@ -256,6 +327,7 @@ async def test_what_is_beyond_its_limits_is_ended(play: Play) -> None:
     assert (failure.reason, failure.retryable) == ("LIMIT_EXCEEDED", False)
 
 
+@programs
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["flood", "raw_flood"])
 async def test_a_gigabyte_of_output_takes_little_memory(play: Play, how: str) -> None:

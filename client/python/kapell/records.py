@@ -76,7 +76,8 @@ def usage_record(
     `reasoning_tokens` are a part of `output_tokens`. `record_id` is the provider's id of the response, so
     that it counts once however often it is recorded; left out, a fresh one makes this call count once.
     `cost` in dollars is what the provider says it cost; without it the price table decides. With `series`
-    the figures are running totals; `estimated` ones are said to be a guess. Raises InvalidRequest where the parts are more than the whole.
+    the figures are running totals; `estimated` says that they are a guess. Raises InvalidRequest where the
+    parts are more than the whole.
     """
     uncached = input_tokens - cache_read_tokens - cache_write_5m_tokens - cache_write_1h_tokens
     if uncached < 0:

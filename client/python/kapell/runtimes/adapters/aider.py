@@ -25,7 +25,6 @@ _EDIT = re.compile(r"(?:Applied edit to|Commit \S+) (.+)")
 _CACHE = re.compile(r"(\d+(?:\.\d+)?)([kM]?) cache (hit|write)")
 _TIMES = {"": 1, "k": 1_000, "M": 1_000_000}
 _GIVEN_UP = re.compile(r"Only \d+ reflections allowed")
-_NO_MODEL = "Please try again with a different model"
 
 
 def build(argv: Sequence[str]) -> Aider:
@@ -40,6 +39,8 @@ class Aider:
         self._streams = streams
         self._model = ""
         self._lines: list[str] = []
+        self._answered = 0
+        """How many of the lines are the answer; below it are figures, and what aider says itself."""
         self._cached = {"hit": 0, "write": 0}
         self._is_asking = False
         self._message = ""
@@ -55,10 +56,11 @@ class Aider:
             case "message_send_starting":
                 self._is_asking = True
                 self._lines.clear()
+                self._answered = 0
                 yield Step("asking", self._model)
             case "message_send":
                 self._is_asking = False
-                self._message = "\n".join(self._lines).strip()
+                self._message = "\n".join(self._lines[: self._answered or None]).strip()
                 yield from self._used(part(event, "properties"))
             case "exit":
                 self._ended = True
@@ -80,6 +82,7 @@ class Aider:
         if found := _MODEL.match(line):
             self._model = found[1]
         elif line.startswith("Tokens: "):
+            self._answered = len(self._lines)
             for figure, times, kind in _CACHE.findall(line):
                 self._cached[kind] = round(min(float(figure), 1e9) * _TIMES[times])
         elif found := _EDIT.match(line):
