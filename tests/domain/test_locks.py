@@ -9,6 +9,7 @@ from kapell_server.domain.locks import lock
 from kapell_server.engine.facts import ChildrenAwaited
 
 from tests.domain.lock_world import LockWorld, Over
+from tests.domain.world import USER
 
 
 @pytest.fixture
