@@ -196,11 +196,12 @@ def test_an_attempt_changes_no_record_of_another_task(changes: dict[str, Any]) -
     mine, other = world.running(), world.running()
     send(world, record("theirs", task_id=other, tokens={"output_tokens": 5}))
     send(world, record("nobodys", tokens={"output_tokens": 5}))
+    send(world, record("before", task_id=mine, agent_id=world.register(), tokens={"output_tokens": 5}))
     before = counting(world)
 
     claim = {"tokens": {}, **changes}
     report = ReportUsageRequest(lease_token=world.token(mine), records=[record("theirs", **claim)])
-    by_program = RecordUsageRequest(records=[record("theirs", **claim), record("nobodys", **claim)])
+    by_program = RecordUsageRequest(records=[record(name, **claim) for name in ("theirs", "nobodys", "before")])
     by_agent = world.do(report, caller=as_agent(world.agent(world.task(mine).lease.agent_id)))
     outcomes = [*by_agent.outcomes, *world.do(by_program, caller=as_program(world, mine)).outcomes]
 

@@ -328,7 +328,7 @@ class UsageRecord(_message.Message):
     correction: _builtins.bool
     """Says that it replaces what is recorded under its record_id. Without it, figures that are no larger than the
     recorded ones change nothing, larger ones (a stream that went on) replace them, and others are refused. Agents and
-    their programs change records of their task only, with it or without.
+    their programs change what they have used for their task only, with it or without.
     """
     note: _builtins.str
     """Why it was corrected, at most 500 characters."""

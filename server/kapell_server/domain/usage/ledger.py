@@ -254,11 +254,11 @@ def _own(record: UsageRecord, attempt: TaskAttempt) -> None:
 
 
 def _check_own(recorded: UsageRecord, attempt: TaskAttempt) -> None:
-    """An attempt changes what its task has used, and nobody else's. Raises NOT_OWNER."""
-    if recorded.task_id != attempt.task_id:
+    """An attempt changes what its agent has used for its task, and nobody else's. Raises NOT_OWNER."""
+    if recorded.task_id != attempt.task_id or recorded.agent_id not in ("", attempt.agent_id):
         raise KapellError(
             ERROR_REASON_NOT_OWNER,
-            f"Usage {recorded.record_id} is in the ledger as another's, so {attempt.task_id} cannot change it."
+            f"Usage {recorded.record_id} is in the ledger as another's, so {attempt.agent_id} cannot change it."
             " Use the id that the provider gave to the response.",
             metadata={"record_id": recorded.record_id},
         )
