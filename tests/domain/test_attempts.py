@@ -36,6 +36,7 @@ from kapell.v1.worker_pb2 import (
     RegisterWorkerRequest,
     ReleaseTaskRequest,
     ReportProgressRequest,
+    ReportUsageRequest,
 )
 from kapell_server.engine.facts import AgentProcessExited
 
@@ -497,13 +498,14 @@ def test_what_a_dying_process_was_offered_counts_as_an_attempt() -> None:
     assert (world.task(task_id).state, world.task(task_id).attempts_used) == (TASK_STATE_FAILED, 1)
 
 
-def test_a_program_that_goes_on_does_not_keep_its_agents_lease() -> None:
+@pytest.mark.parametrize("kind", [ReportProgressRequest, ReportUsageRequest])
+def test_a_program_that_goes_on_does_not_keep_its_agents_lease(kind: type[Any]) -> None:
     world = World()
     task_id = world.running()
     program = as_program(world, task_id)
 
     for step in range(4):
-        world.do(by_token(world.token(task_id))[0], caller=program)
+        world.do(kind(lease_token=world.token(task_id)), caller=program)
         world.advance(3 if step < 3 else 2)
 
     assert world.task(task_id).state == TASK_STATE_QUEUED
