@@ -18,14 +18,9 @@ from typing import Any
 
 from kapell.v1.agent_pb2 import AgentProfile
 
-from kapell_server.built_in_profiles import built_in
-from kapell_server.profiles import (
-    ConfigError,
-    expect,
-    read_profiles,
-    read_seconds,
-    refuse_unknown,
-)
+from kapell_server.profiles.built_in import built_in
+from kapell_server.profiles.profiles import read_profiles
+from kapell_server.profiles.values import ConfigError, expect, read_seconds, refuse_unknown
 
 __all__ = ["SETTINGS", "Config", "ConfigError", "Setting", "load"]
 

@@ -15,7 +15,7 @@ from kapell import Client
 from kapell._worker.values import from_value
 from kapell.v1.agent_pb2 import AGENT_STATE_ACTIVE, AgentSpec
 from kapell.v1.task_pb2 import TASK_STATE_SUCCEEDED
-from kapell_server.built_in_profiles import built_in
+from kapell_server.profiles.built_in import built_in
 
 from tests.host.test_host_real_server import client as client  # a fixture
 from tests.host.test_runtimes_real_server import lines_of

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Unpack
 
 from kapell._locks.environment import KnownLock
+from kapell._worker.approvals import Verdict
 from kapell.records import UsageFields
 from kapell.rules.redaction import Redactor
 from kapell.runtimes.contract import Workspace
+from kapell.v1.approval_pb2 import Approval, ApprovalDecision
+from kapell.v1.approval_policy_pb2 import APPROVAL_STATE_APPROVED, APPROVAL_STATE_REJECTED
 from kapell.v1.artifact_pb2 import Artifact
 from kapell.v1.common_pb2 import LOG_STREAM_STDERR, LOG_STREAM_STDOUT, LOG_STREAM_SYSTEM, LogStream
 from kapell.v1.workspace_pb2 import TaskWorkspace
@@ -39,6 +42,11 @@ class RecordedAttempt:
     used: list[dict[str, object]] = field(default_factory=list)
     record_ids: list[str] = field(default_factory=list)
     secrets: dict[str, str] = field(default_factory=dict)
+    asked: list[dict[str, object]] = field(default_factory=list)
+    verdicts: asyncio.Queue[Verdict] = field(default_factory=asyncio.Queue)
+    foreign_locks: dict[str, str] = field(default_factory=dict)
+    lost_locks: str = ""
+    checked: list[set[str]] = field(default_factory=list)
     workspace: Workspace | None = None
     workspaces: list[TaskWorkspace] = field(default_factory=list)
     token: str = ""
@@ -96,6 +104,43 @@ class RecordedAttempt:
 
     async def log_room(self) -> None:
         await self.room.wait()
+
+    async def approve(self, title: str, **shown: object) -> Verdict:
+        """Answers with the next of the verdicts; as the worker does, it ends with the task."""
+        self.asked.append({"title": title, **shown})
+        self._changed.set()
+        answer = asyncio.ensure_future(self.verdicts.get())
+        stop = asyncio.ensure_future(self.cancelled.wait())
+        try:
+            await asyncio.wait((answer, stop), return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise asyncio.CancelledError("the task was cancelled while it waited for an approval")
+            return answer.result()
+        finally:
+            answer.cancel()
+            stop.cancel()
+
+    async def lock_refusal(self, paths: Iterable[str]) -> str:
+        """What is locked by others, as `foreign_locks` has it: the holder by path; `lost_locks` refuses all."""
+        asked = set(paths)
+        if self.lost_locks:
+            return self.lost_locks
+        self.checked.append(asked)
+        return "; ".join(f"{path} is locked by {self.foreign_locks[path]}" for path in asked & {*self.foreign_locks})
+
+    def decide(self, option: str = "approve", comment: str = "") -> None:
+        """What a person does."""
+        state = APPROVAL_STATE_REJECTED if option == "deny" else APPROVAL_STATE_APPROVED
+        decision = ApprovalDecision(option=option, approves=option != "deny", comment=comment)
+        self.verdicts.put_nowait(Verdict(Approval(state=state, decisions=[decision])))
+
+    async def until_asked(self, count: int = 1) -> dict[str, object]:
+        """Waits until so many approvals were asked for; the last of them."""
+        async with asyncio.timeout(20):
+            while len(self.asked) < count:
+                self._changed.clear()
+                await self._changed.wait()
+        return self.asked[-1]
 
     async def upload_artifact(self, path: Path, *, name: str) -> Artifact:
         name.encode()

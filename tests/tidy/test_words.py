@@ -39,6 +39,7 @@ HOSTS = {
     "ai.google.dev",
     "docs.x.ai",
     "api-docs.deepseek.com",
+    "agentclientprotocol.com",
     "mistral.ai",
 }
 URL = re.compile(r"https?://([A-Za-z0-9.-]+)")

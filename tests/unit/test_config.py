@@ -10,6 +10,8 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from kapell.rules.programs import install_hint
 from kapell.v1.agent_pb2 import (
+    ACP_PERMISSIONS_ALLOW_READS,
+    ACP_SESSION_PER_AGENT,
     PROGRAM_OUTPUT_CLAUDE,
     RESTART_MODE_ALWAYS,
     RESTART_MODE_ON_FAILURE,
@@ -131,7 +133,6 @@ def test_a_misspelt_key_is_refused_with_the_close_spelling(tmp_path: Path) -> No
         ("[retention]\nmax_agents = 5", "retention: there is no key `max_agents`"),
         ("server = 3", "server must be a table, not a whole number (3)"),
         ("[server", "is not valid TOML"),
-        ("[profiles.x]\nslots = 1", "profiles.x has no command"),
         ('[profiles.x]\ncommand = "ls"', "profiles.x.command must be a table, not text ('ls')"),
         ("[profiles.x]\ncommand = { argv = [] }", "profiles.x.command.argv: must contain at least 1"),
         ("[profiles.x]\ncommand = { argv = [1] }", "profiles.x.command.argv[0] must be text"),
@@ -147,6 +148,12 @@ def test_a_misspelt_key_is_refused_with_the_close_spelling(tmp_path: Path) -> No
             '[profiles.x]\ncommand = { argv = ["true"], working_directory = "here" }',
             "profiles.x.command.working_directory",
         ),
+        ('[profiles.x]\nacp = { argv = ["true"], stdin = "x" }', "there is no key `stdin`"),
+        ('[profiles.x]\nacp = { argv = ["true"], session = "day" }', "session must be one of task, agent, not 'day'"),
+        ('[profiles.x]\nacp = { argv = ["true"], permissions = "yes" }', "must be one of ask, allow-reads, deny"),
+        ('[profiles.x]\nacp = { argv = ["true"], kill_grace = "2m" }', "profiles.x.acp.kill_grace"),
+        ('[profiles.x]\nacp = { argv = ["{task}"] }', "take the placeholders"),
+        ('[profiles.x]\nslots = 2\nacp = { argv = ["true"], session = "agent" }', "needs slots = 1"),
         (
             '[profiles.x]\nworkspace = "here"\ncommand = { argv = ["true"] }',
             'profiles.x.workspace must be "none" or a table such as { directory = "/srv/shop" }',
@@ -209,6 +216,33 @@ def test_a_profile_becomes_a_spec(tmp_path: Path) -> None:
     assert dict(profile.spec.command.env) == {"A": "b"}
     assert profile.spec.command.result_format == RESULT_FORMAT_JSON
     assert profile.spec.command.kill_grace.seconds == 2
+
+
+def test_a_profile_may_be_of_an_acp_agent(tmp_path: Path) -> None:
+    config = loaded(
+        tmp_path,
+        """
+        [profiles.gemini.acp]
+        argv = ["gemini", "--acp"]
+        env_from_secret = { GEMINI_API_KEY = "gemini" }
+        working_directory = "/srv"
+        session = "agent"
+        permissions = "allow-reads"
+        mode = "plan"
+        model = "pro"
+        auth_method = "gemini-api-key"
+        kill_grace = "2s"
+        start_timeout = "3m"
+        hide_thoughts = true
+        """,
+    )
+
+    acp = config.profiles["gemini"].spec.acp
+    assert (list(acp.argv), acp.working_directory) == (["gemini", "--acp"], "/srv")
+    assert dict(acp.env_from_secret) == {"GEMINI_API_KEY": "gemini"}
+    assert (acp.session, acp.permissions) == (ACP_SESSION_PER_AGENT, ACP_PERMISSIONS_ALLOW_READS)
+    assert (acp.mode, acp.model, acp.auth_method) == ("plan", "pro", "gemini-api-key")
+    assert (acp.kill_grace.seconds, acp.start_timeout.seconds, acp.hide_thoughts) == (2, 180, True)
 
 
 def test_a_profile_names_a_workspace(tmp_path: Path) -> None:
@@ -431,7 +465,7 @@ def test_a_profile_runs_handlers_in_python(tmp_path: Path) -> None:
 
 
 def test_a_profile_has_one_runtime(tmp_path: Path) -> None:
-    assert "has no command, llm, python" in refusal(tmp_path, "[profiles.x]\nslots = 1")
+    assert "has no command, acp, llm, python" in refusal(tmp_path, "[profiles.x]\nslots = 1")
     both = LLM + '[profiles.triage.python]\napp = "a:b"'
     assert "has llm and python" in refusal(tmp_path, both)
 

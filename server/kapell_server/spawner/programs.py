@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from kapell.rules.programs import install_hint
+from kapell.rules.programs import install_hint, program_of
 from kapell.v1.agent_pb2 import AgentSpec
 from kapell.v1.error_pb2 import ERROR_REASON_PROGRAM_NOT_FOUND
 
@@ -22,9 +22,9 @@ def find_program(spec: AgentSpec, environ: Mapping[str, str]) -> str:
     there is a task: it is given back as it stands. Empty for a spec without a program.
     Raises KapellError PROGRAM_NOT_FOUND.
     """
-    if not spec.HasField("command"):
+    command = program_of(spec)
+    if command is None:
         return ""
-    command = spec.command
     name = command.argv[0].replace("{{", "\0").replace("}}", "\1")
     if "{" in name:
         return command.argv[0]

@@ -12,8 +12,8 @@ from kapell._locks.environment import KnownLock
 from kapell.errors import FencingTokenStale
 
 if TYPE_CHECKING:
-    from kapell.client import Client
-    from kapell.v1.lock_pb2 import Lock
+    from kapell.locks import Locks
+    from kapell.v1.lock_pb2 import Lock, LockOwner
 
 AT_A_TIME = 16
 _NAMED = 3
@@ -27,18 +27,18 @@ class Missing:
     why: str
 
 
-async def missing(client: Client, needed: Iterable[str], ours: Iterable[KnownLock]) -> list[Missing]:
+async def missing(locks: Locks, needed: Iterable[str], ours: Iterable[KnownLock]) -> list[Missing]:
     """Those of the paths that no exclusive lock of ours covers, in force. Raises KapellError: then nobody knows."""
-    check = _Fences(client)
+    check = _Fences(locks)
     ours = list(ours)
     wanted = sorted(set(needed))
     reasons = await asyncio.gather(*(check.reason(path, ours) for path in wanted))
     return [Missing(path=path, why=why) for path, why in zip(wanted, reasons, strict=True) if why]
 
 
-async def stale(client: Client, ours: Iterable[KnownLock]) -> list[Missing]:
+async def stale(locks: Locks, ours: Iterable[KnownLock]) -> list[Missing]:
     """Those of our locks that are not in force any more."""
-    check = _Fences(client)
+    check = _Fences(locks)
     ours = list(ours)
     good = await asyncio.gather(*(check.is_good(lock) for lock in ours))
     return [
@@ -48,11 +48,30 @@ async def stale(client: Client, ours: Iterable[KnownLock]) -> list[Missing]:
     ]
 
 
+async def refusal(locks: Locks, needed: Iterable[str], ours: Iterable[KnownLock]) -> str:
+    """Why an attempt may not change what has these lock paths, in words; empty where it may.
+
+    With locks of its own: what they cover, and only while all of them are in force. Without any: what nobody
+    else has locked. Raises KapellError: then nobody knows.
+    """
+    ours, needed = list(ours), sorted(set(needed))
+    if not ours:
+        for path in needed:
+            if others := await in_the_way(locks, path, ours):
+                return "; ".join(f"{lock.path} is locked by {_holder(lock.owner)}" for lock in others)
+        return ""
+    found = await missing(locks, needed, ours) or await stale(locks, ours)
+    if not found:
+        return ""
+    held = "; ".join(f"{one.path} by {_holder(one.owner)}" for one in await in_the_way(locks, found[0].path, ours))
+    return f"lock {found[0].path}: {found[0].why}" + (f" - it is held: {held}" if held else "")
+
+
 class _Fences:
     """Asks about each lock once, however many files it covers."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, locks: Locks) -> None:
+        self._locks = locks
         self._gate = asyncio.Semaphore(AT_A_TIME)
         self._asked: dict[KnownLock, asyncio.Task[bool]] = {}
 
@@ -77,14 +96,19 @@ class _Fences:
     async def _ask(self, lock: KnownLock) -> bool:
         async with self._gate:
             try:
-                await self._client.locks.check_fence(lock.path, lock.fencing_token, shared=lock.mode == "shared")
+                await self._locks.check_fence(lock.path, lock.fencing_token, shared=lock.mode == "shared")
             except FencingTokenStale:
                 return False
         return True
 
 
-async def in_the_way(client: Client, path: str, ours: Iterable[KnownLock]) -> list[Lock]:
+async def in_the_way(locks: Locks, path: str, ours: Iterable[KnownLock]) -> list[Lock]:
     """Locks of others that touch the path, a few of them."""
     own = {lock.lock_id for lock in ours}
-    page = await client.locks.list(path=path, page_size=_NAMED + len(own))
+    page = await locks.list(path=path, page_size=_NAMED + len(own))
     return [lock for lock in page.locks if lock.lock_id not in own][:_NAMED]
+
+
+def _holder(owner: LockOwner) -> str:
+    name = owner.task_id or owner.session_id or owner.actor.id
+    return name + (f", attempt {owner.attempt}" if owner.task_id else "") + (f" ({owner.note})" if owner.note else "")

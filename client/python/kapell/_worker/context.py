@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Literal, Unpack
 
+from kapell._guard import fences
 from kapell._locks.environment import KnownLock, known
 from kapell._locks.holding import HeldLocks, wanted_locks
 from kapell._upload import creation, upload
@@ -19,6 +20,7 @@ from kapell._worker.leases import Lease
 from kapell._worker.session import Session
 from kapell._worker.values import from_struct, printable
 from kapell.errors import LeaseLost
+from kapell.locks import Locks
 from kapell.messages import Instant, Seconds, new_request_id, struct, timestamp
 from kapell.records import UsageFields, raw_usage_record, usage_record
 from kapell.rules.redaction import Redactor
@@ -27,6 +29,7 @@ from kapell.v1.approval_pb2 import (
     APPROVAL_KIND_QUESTION,
     APPROVAL_KIND_TOOL_PERMISSION,
     ApprovalContent,
+    ApprovalKind,
     ApprovalOption,
     RequestApprovalRequest,
 )
@@ -114,6 +117,14 @@ class TaskContext:
         return HeldLocks(
             self._session.connection, wanted, timeout=timeout, owner_lost=self._lease.lost, uses=self._lock_uses
         )
+
+    async def lock_refusal(self, paths: Iterable[str]) -> str:
+        """Why what has these lock paths may not be changed now; empty where it may.
+
+        An attempt with locks changes what they cover, all of them in force; one without any, what nobody else has
+        locked. Raises KapellError where nobody knows.
+        """
+        return await fences.refusal(Locks(self._session.connection), paths, self.locks)
 
     @property
     def secrets(self) -> Mapping[str, str]:
@@ -257,11 +268,16 @@ class TaskContext:
         workspace: str = "",
         reversible: bool | None = None,
         policy: ApprovalPolicy | None = None,
+        options: Mapping[str, str] | None = None,
+        remember: Collection[str] = (),
         key: str = "",
         park: bool = False,
         resume: Mapping[str, object] | None = None,
     ) -> Verdict:
         """Asks a person whether it may go on, and waits for the answer, which is true where it may.
+
+        `options`, labels by ids, are further ways to say yes; `option` of the answer tells which it was. Choosing one
+        of `remember` also makes a rule that approves the same for the task and all below it, for 24 h.
 
         It goes on waiting through restarts of the server; heartbeats say so, and it does not count as stalled.
         A refusal is an answer, with its `comment`, and no exception; so is an expiry. Under a `key` a later
@@ -282,7 +298,16 @@ class TaskContext:
             input=struct(input),
             reversible=reversible,
         )
-        return await self._ask(title, content, policy=policy, key=key, park=park, resume=resume)
+        return await self._ask(
+            title,
+            content,
+            _choices(options, remember),
+            kind=APPROVAL_KIND_TOOL_PERMISSION,
+            policy=policy,
+            key=key,
+            park=park,
+            resume=resume,
+        )
 
     async def ask(
         self,
@@ -300,28 +325,37 @@ class TaskContext:
         Else as `approve`.
         """
         content = ApprovalContent(details=approvals.details_text(details))
-        choices = [ApprovalOption(option_id=name, label=label) for name, label in (options or {}).items()]
-        return await self._ask(question, content, choices, policy=policy, key=key, park=park, resume=resume)
+        return await self._ask(
+            question,
+            content,
+            _choices(options),
+            kind=APPROVAL_KIND_QUESTION,
+            policy=policy,
+            key=key,
+            park=park,
+            resume=resume,
+        )
 
     async def _ask(
         self,
         title: str,
         content: ApprovalContent,
-        options: Iterable[ApprovalOption] | None = None,
+        options: list[ApprovalOption],
         *,
+        kind: ApprovalKind.ValueType,
         policy: ApprovalPolicy | None,
         key: str,
         park: bool,
         resume: Mapping[str, object] | None,
     ) -> Verdict:
-        """`options` make it a question; an empty list one that wants a text."""
+        """A question without options wants a text."""
         request = RequestApprovalRequest(
             lease_token=self._lease.token,
-            kind=APPROVAL_KIND_TOOL_PERMISSION if options is None else APPROVAL_KIND_QUESTION,
+            kind=kind,
             title=printable(title)[:300],
             content=content,
             options=options,
-            free_text=options is not None and not options,
+            free_text=kind == APPROVAL_KIND_QUESTION and not options,
             policy=policy,
             request_key=key,
             park=park,
@@ -368,3 +402,10 @@ class TaskContext:
             self._lease.lose()
             raise
         self._lease.follow(answer.directive)
+
+
+def _choices(options: Mapping[str, str] | None, remember: Collection[str] = ()) -> list[ApprovalOption]:
+    return [
+        ApprovalOption(option_id=name, label=label, remember=name in remember)
+        for name, label in (options or {}).items()
+    ]

@@ -27,7 +27,7 @@ from kapell.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from kapell.cli.approval_facts import Facts
-    from kapell.v1.approval_pb2 import Approval
+    from kapell.v1.approval_pb2 import Approval, ApprovalOption
 
 _LABEL = 8
 _LEAST_BODY = 5
@@ -149,9 +149,14 @@ def _texts(approval: Approval) -> list[tuple[str, str]]:
     texts = [("Command", content.command), ("Diff", content.diff), ("Prompt", content.prompt)]
     if content.HasField("input"):
         texts.append(("Input", json.dumps(as_data(content.input), ensure_ascii=False, indent=1, sort_keys=True)))
-    answers = [f"{one.option_id}: {one.label} {one.description}".rstrip() for one in approval.options]
-    texts.append(("Options", "\n".join(answers)))
+    texts.append(("Options", "\n".join(map(_answer, approval.options))))
     return [(title, text) for title, text in texts if text]
+
+
+def _answer(option: ApprovalOption) -> str:
+    """What may be chosen. What it does besides is said in our words: those of the option are the agent's."""
+    besides = "\n  also approves the same in this task and below it, for 24 h, by a rule" if option.remember else ""
+    return f"{option.option_id}: {option.label} {option.description}".rstrip() + besides
 
 
 def _body(approval: Approval, terminal: Terminal) -> tuple[list[tuple[str, list[str]]], int]:

@@ -225,12 +225,15 @@ def command_text(spec: AgentSpec) -> str:
     """What a spec runs: its program and arguments, quoted for a shell, the model it asks, or its app in Python."""
     import shlex
 
+    from kapell.rules.programs import program_of
+
     match spec.WhichOneof("runtime"):
         case "llm":
             return f"{spec.llm.model} at {spec.llm.base_url}"
         case "python":
             return spec.python.app
-    return shlex.join(spec.command.argv)
+    program = program_of(spec)
+    return shlex.join(program.argv) if program is not None else ""
 
 
 def spawn_command(agent_type: str, profiles: Iterable[AgentProfile]) -> str:
@@ -255,7 +258,7 @@ def agent_card(agent: Agent) -> list[Line]:
         Line("Profile", agent.profile),
         Line("Runtime", agent.runtime),
         Line("Command", command_text(agent.spec) if agent.HasField("spec") else ""),
-        Line("Directory", agent.spec.command.working_directory),
+        Line("Directory", _directory(agent.spec)),
         Line("Workspace", place_text(agent.spec.workspace)),
         Line("Labels", labels_text(agent.labels)),
         Line("Process", str(agent.pid) if agent.pid else ""),
@@ -265,6 +268,13 @@ def agent_card(agent: Agent) -> list[Line]:
         Line("Created", times.local(agent.create_time)),
         Line("Ended", times.local(agent.end_time)),
     ]
+
+
+def _directory(spec: AgentSpec) -> str:
+    from kapell.rules.programs import program_of
+
+    program = program_of(spec)
+    return program.working_directory if program is not None else ""
 
 
 def _restarts(agent: Agent) -> str:

@@ -15,6 +15,7 @@ from kapell.v1.agent_pb2 import AgentSpec
 __all__ = ["Attempt", "Runtime", "build"]
 
 _RUNTIMES = {
+    "acp": "kapell.runtimes.acp.runtime",
     "command": "kapell.runtimes.command",
     "llm": "kapell.runtimes.llm",
     "python": "kapell.runtimes.python",

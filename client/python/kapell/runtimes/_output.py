@@ -226,9 +226,10 @@ class Capture:
         self._pipes: list[asyncio.ReadTransport] = []
         self._running: list[asyncio.Task[None]] = []
 
-    async def open(self, stdout: IO[bytes], stderr: IO[bytes]) -> None:
-        """Begins to read the pipes, which are the capture's from now on."""
-        await self._read(self.stdout, stdout, "stdout")
+    async def open(self, stdout: IO[bytes] | None, stderr: IO[bytes]) -> None:
+        """Begins to read the pipes, which are the capture's from now on; without `stdout` another one reads it."""
+        if stdout is not None:
+            await self._read(self.stdout, stdout, "stdout")
         await self._read(self.stderr, stderr, "stderr")
 
     async def drain(self) -> None:

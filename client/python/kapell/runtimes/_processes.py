@@ -183,6 +183,14 @@ def reap(pid: int) -> None:
         os.waitpid(pid, os.WNOHANG)
 
 
+def signal_name(number: int) -> str:
+    """The name of a signal, as in SIGKILL."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def _is_still(process: Process) -> bool:
     now = look_at(process.pid)
     return now is not None and now.start == process.start

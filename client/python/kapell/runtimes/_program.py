@@ -47,6 +47,8 @@ class Launch:
     """A file to read from; nothing where it is None."""
     session: str = ""
     """The session of an earlier attempt that it continues."""
+    talks: bool = False
+    """Its standard input is a pipe, `Program.stdin`, in the place of a file."""
     open_files: int = 0
     """Files that each of its processes may have open; 0 where that is not limited."""
 
@@ -107,6 +109,12 @@ class Program:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def stdin(self) -> IO[bytes]:
+        """For a launch that `talks`."""
+        assert self._process.stdin is not None
+        return self._process.stdin
 
     @property
     def stdout(self) -> IO[bytes]:
@@ -185,6 +193,8 @@ class Program:
         """Closes our ends of its pipes, for those that nobody reads."""
         self.stdout.close()
         self.stderr.close()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
 
     def _watch_exit(self) -> None:
         loop = asyncio.get_running_loop()
@@ -204,7 +214,7 @@ def _spawn(launch: Launch, mark: str, status: int) -> subprocess.Popen[bytes]:
     told = (str(status), str(os.getpid()), str(launch.open_files))
     shim = [sys.executable, "-I", "-S", _SHIM, *told, launch.path, *launch.argv]
     with contextlib.ExitStack() as opened:
-        stdin: int | IO[bytes] = subprocess.DEVNULL
+        stdin: int | IO[bytes] = subprocess.PIPE if launch.talks else subprocess.DEVNULL
         if launch.stdin is not None:
             stdin = opened.enter_context(launch.stdin.open("rb"))
         return subprocess.Popen(

@@ -23,6 +23,7 @@ from kapell.runtimes import _artifacts
 from kapell.runtimes._family import Families
 from kapell.runtimes._limits import Limits
 from kapell.runtimes._output import Kept
+from kapell.runtimes._processes import signal_name
 from kapell.runtimes._program import Ending, Launch, Program, ProgramNotStarted
 from kapell.runtimes.contract import Attempt
 from kapell.v1.agent_pb2 import AgentLimits
@@ -45,6 +46,7 @@ class ProgramRuntime(ABC):
         self._limits = Limits(limits or AgentLimits())
         self._guards: dict[asyncio.Task[Any] | None, asyncio.Task[TaskFailed | None]] = {}
         """By the attempt's own task: who looks whether its program keeps within the limits."""
+        self._beside: set[asyncio.Task[TaskFailed | None]] = set()
         if is_subreaper:
             asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._families.reap_orphans)
 
@@ -97,6 +99,18 @@ class ProgramRuntime(ABC):
         if self._limits.are_watched:
             guard = asyncio.create_task(self._limits.enforce(program), name=f"limits of {program.pid}")
             self._guards[asyncio.current_task()] = guard
+        return program
+
+    async def start_beside(self, launch: Launch) -> Program:
+        """Starts one more program of an attempt. The limits are its own: they end this program only.
+
+        Raises as `Program.start`.
+        """
+        program = await Program.start(replace(launch, open_files=self._limits.open_files), self._families)
+        if self._limits.are_watched:
+            guard = asyncio.create_task(self._limits.enforce(program), name=f"limits of {program.pid}")
+            self._beside.add(guard)
+            guard.add_done_callback(self._beside.discard)
         return program
 
     async def _verdict(self) -> TaskFailed | None:
@@ -165,7 +179,7 @@ def remark(attempt: Attempt, ending: Ending) -> None:
 def died(program: str, ending: Ending, stderr: Kept) -> TaskFailed:
     """The failure of a program that ended by a signal or with a code other than 0, with its last words."""
     if ending.signal:
-        name = _signal_name(ending.signal)
+        name = signal_name(ending.signal)
         details: dict[str, object] = {"signal": name, "number": ending.signal}
         text = f"{program} was ended by {name}"
         if ending.out_of_memory:
@@ -181,13 +195,6 @@ def with_tail(text: str, stderr: Kept) -> str:
     lines = stderr.text().split("\n")[-_STDERR_LINES:]
     tail = "\n".join(lines).strip("\n")
     return f"{text}:\n{tail}" if tail.strip() else text
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 async def first(*events: Coroutine[Any, Any, object]) -> None:

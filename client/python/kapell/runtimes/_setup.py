@@ -36,11 +36,13 @@ def prepare(
     agent_id: str,
     directory: Path,
     session: KnownSession | None = None,
+    tells_prompt: bool = True,
 ) -> Launch:
     """Fills in the templates and writes the files of one attempt below `directory`.
 
-    It continues `session` where it runs in the directory of that. Raises TaskFailed with PROGRAM_NOT_FOUND
-    or SETUP_FAILED, and what to do about it.
+    It continues `session` where it runs in the directory of that. Without `tells_prompt` the prompt is not in
+    the environment: the program gets it in another way. Raises TaskFailed with PROGRAM_NOT_FOUND or SETUP_FAILED,
+    and what to do about it.
     """
     values = placeholders.values_of(task, attempt.attempt)
     continued = (
@@ -71,7 +73,7 @@ def prepare(
         "KAPELL_RESULT_FILE": str(result_file),
         "KAPELL_ARTIFACTS_DIR": str(artifacts),
         VARIABLE: dump(attempt.locks),
-        **_prompt(task, attempt),
+        **(_prompt(task, attempt) if tells_prompt else {}),
     }
     try:
         artifacts.mkdir()
@@ -84,7 +86,7 @@ def prepare(
             "SETUP_FAILED", f"the files of the attempt cannot be written in {directory}: {error}"
         ) from error
     return Launch(
-        path=_find(argv[0], environment, working_directory),
+        path=find_program(argv[0], environment, working_directory),
         argv=argv,
         environment=environment,
         directory=working_directory,
@@ -202,8 +204,11 @@ def _working_directory(spec: CommandRuntime, attempt: Attempt, directory: Path) 
     return chosen
 
 
-def _find(program: str, environment: Mapping[str, str], directory: Path) -> str:
-    """The file to execute: as the shell finds it, with the program's own PATH and directory."""
+def find_program(program: str, environment: Mapping[str, str], directory: Path) -> str:
+    """The file to execute: as the shell finds it, with the program's own PATH and directory.
+
+    Raises TaskFailed PROGRAM_NOT_FOUND.
+    """
     if "/" in program:
         file = directory / program
         if file.is_file():

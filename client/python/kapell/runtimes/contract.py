@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Literal, Protocol, Unpack
 
 from kapell._locks.environment import KnownLock
 from kapell._locks.holding import HeldLocks
+from kapell._worker.approvals import Verdict
 from kapell.records import UsageFields
 from kapell.rules.redaction import Redactor
 from kapell.v1.artifact_pb2 import Artifact
@@ -116,6 +117,36 @@ class Attempt(Protocol):
 
     async def log_room(self) -> None:
         """Waits until the log takes more without growing beyond its memory."""
+        ...
+
+    async def approve(
+        self,
+        title: str,
+        *,
+        details: str = "",
+        command: str = "",
+        diff: str = "",
+        paths: Iterable[str] = (),
+        hosts: Iterable[str] = (),
+        tool: str = "",
+        working_directory: str = "",
+        workspace: str = "",
+        options: Mapping[str, str] | None = None,
+        remember: Collection[str] = (),
+    ) -> Verdict:
+        """Asks a person whether it may go on, and waits for the answer, however long.
+
+        `options` are further ways to say yes, labels by ids; choosing one of `remember` also makes a rule.
+        Raises LeaseLost, and CancelledError when the task is cancelled.
+        """
+        ...
+
+    async def lock_refusal(self, paths: Iterable[str]) -> str:
+        """Why what has these lock paths may not be changed now; empty where it may.
+
+        An attempt with locks changes what they cover, all of them in force; one without any, what nobody else has
+        locked. Raises KapellError where nobody knows.
+        """
         ...
 
     async def upload_artifact(self, path: Path, *, name: str) -> Artifact:

@@ -208,6 +208,70 @@ PROGRAM_OUTPUT_OPENCODE: ProgramOutput.ValueType  # 5
 """`opencode run --format json`."""
 Global___ProgramOutput: _TypeAlias = ProgramOutput  # noqa: Y015
 
+class _AcpSession:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AcpSessionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AcpSession.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ACP_SESSION_UNSPECIFIED: _AcpSession.ValueType  # 0
+    """As ACP_SESSION_PER_TASK."""
+    ACP_SESSION_PER_TASK: _AcpSession.ValueType  # 1
+    """A session for each task. A later attempt at the task goes on with the session of the one before, where the
+    agent can load sessions and works in the same directory, on the same machine.
+    """
+    ACP_SESSION_PER_AGENT: _AcpSession.ValueType  # 2
+    """One session for all tasks of the agent, so that it remembers what it did before, under the same conditions.
+    Needs slots = 1. The program ends with each task all the same.
+    """
+
+class AcpSession(_AcpSession, metaclass=_AcpSessionEnumTypeWrapper):
+    """Whether an ACP agent begins anew with each task."""
+
+ACP_SESSION_UNSPECIFIED: AcpSession.ValueType  # 0
+"""As ACP_SESSION_PER_TASK."""
+ACP_SESSION_PER_TASK: AcpSession.ValueType  # 1
+"""A session for each task. A later attempt at the task goes on with the session of the one before, where the
+agent can load sessions and works in the same directory, on the same machine.
+"""
+ACP_SESSION_PER_AGENT: AcpSession.ValueType  # 2
+"""One session for all tasks of the agent, so that it remembers what it did before, under the same conditions.
+Needs slots = 1. The program ends with each task all the same.
+"""
+Global___AcpSession: _TypeAlias = AcpSession  # noqa: Y015
+
+class _AcpPermissions:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AcpPermissionsEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AcpPermissions.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ACP_PERMISSIONS_UNSPECIFIED: _AcpPermissions.ValueType  # 0
+    """As ACP_PERMISSIONS_ASK."""
+    ACP_PERMISSIONS_ASK: _AcpPermissions.ValueType  # 1
+    """Everything becomes an approval of a person, or of a rule."""
+    ACP_PERMISSIONS_ALLOW_READS: _AcpPermissions.ValueType  # 2
+    """Tools that the agent calls reading, searching or thinking, on files of the working directory alone, are allowed
+    without asking; the rest is asked.
+    """
+    ACP_PERMISSIONS_DENY: _AcpPermissions.ValueType  # 3
+    """Everything is refused, and the agent gets neither files to write nor terminals."""
+
+class AcpPermissions(_AcpPermissions, metaclass=_AcpPermissionsEnumTypeWrapper):
+    """What happens when an ACP agent asks for permission."""
+
+ACP_PERMISSIONS_UNSPECIFIED: AcpPermissions.ValueType  # 0
+"""As ACP_PERMISSIONS_ASK."""
+ACP_PERMISSIONS_ASK: AcpPermissions.ValueType  # 1
+"""Everything becomes an approval of a person, or of a rule."""
+ACP_PERMISSIONS_ALLOW_READS: AcpPermissions.ValueType  # 2
+"""Tools that the agent calls reading, searching or thinking, on files of the working directory alone, are allowed
+without asking; the rest is asked.
+"""
+ACP_PERMISSIONS_DENY: AcpPermissions.ValueType  # 3
+"""Everything is refused, and the agent gets neither files to write nor terminals."""
+Global___AcpPermissions: _TypeAlias = AcpPermissions  # noqa: Y015
+
 class _ApiAccess:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -533,6 +597,131 @@ class PythonRuntime(_message.Message):
 Global___PythonRuntime: _TypeAlias = PythonRuntime  # noqa: Y015
 
 @_typing.final
+class AcpRuntime(_message.Message):
+    """Drives an agent of the Agent Client Protocol, version 1, over its standard input and output: one program for each
+    task, one prompt. argv and env take the placeholders of CommandRuntime, and the program finds the same variables
+    in its environment but for KAPELL_PROMPT. Files and terminals are served in the working directory only. What the
+    attempt fails with: PROGRAM_NOT_FOUND, SETUP_FAILED, AUTH_REQUIRED, PROTOCOL_ERROR, NO_ANSWER, AGENT_ERROR, EXIT_CODE,
+    SIGNAL, MAX_TOKENS, MAX_TURN_REQUESTS, REFUSED, RATE_LIMITED.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class EnvEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class EnvFromSecretEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ARGV_FIELD_NUMBER: _builtins.int
+    ENV_FIELD_NUMBER: _builtins.int
+    ENV_FROM_SECRET_FIELD_NUMBER: _builtins.int
+    WORKING_DIRECTORY_FIELD_NUMBER: _builtins.int
+    KILL_GRACE_FIELD_NUMBER: _builtins.int
+    START_TIMEOUT_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    PERMISSIONS_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    AUTH_METHOD_FIELD_NUMBER: _builtins.int
+    HIDE_THOUGHTS_FIELD_NUMBER: _builtins.int
+    working_directory: _builtins.str
+    """Where the agent works, and what it may not leave; an absolute path. Empty: a fresh directory for each attempt,
+    removed afterwards.
+    """
+    session: Global___AcpSession.ValueType
+    """Whether it begins anew with each task."""
+    permissions: Global___AcpPermissions.ValueType
+    """What happens when it asks for permission."""
+    mode: _builtins.str
+    """The session mode, by an id that the agent knows, as in "plan". Empty: the agent's default."""
+    model: _builtins.str
+    """The model, by an id that the agent knows. Empty: the agent's default."""
+    auth_method: _builtins.str
+    """The way to sign in that is tried when the agent asks for it, by its id, as in "gemini-api-key". Empty: none."""
+    hide_thoughts: _builtins.bool
+    """Leaves the agent's thoughts out of the log."""
+    @_builtins.property
+    def argv(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Program and arguments, 1 to 256, as in ["gemini", "--acp"]; no shell is involved."""
+
+    @_builtins.property
+    def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """More environment; as in CommandRuntime."""
+
+    @_builtins.property
+    def env_from_secret(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Secrets put into the environment when the agent starts: the variable, and the secret's name."""
+
+    @_builtins.property
+    def kill_grace(self) -> _duration_pb2.Duration:
+        """Time between session/cancel and SIGTERM when a task is cancelled, and as much again between SIGTERM and SIGKILL.
+        Unset: 5 s; at most 30 s.
+        """
+
+    @_builtins.property
+    def start_timeout(self) -> _duration_pb2.Duration:
+        """How long the agent may take to answer before it gets the prompt. Unset: 60 s; at most 10 min."""
+
+    def __init__(
+        self,
+        *,
+        argv: _abc.Iterable[_builtins.str] | None = ...,
+        env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        env_from_secret: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        working_directory: _builtins.str = ...,
+        kill_grace: _duration_pb2.Duration | None = ...,
+        start_timeout: _duration_pb2.Duration | None = ...,
+        session: Global___AcpSession.ValueType = ...,
+        permissions: Global___AcpPermissions.ValueType = ...,
+        mode: _builtins.str = ...,
+        model: _builtins.str = ...,
+        auth_method: _builtins.str = ...,
+        hide_thoughts: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kill_grace", b"kill_grace", "start_timeout", b"start_timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "auth_method", b"auth_method", "env", b"env", "env_from_secret", b"env_from_secret", "hide_thoughts", b"hide_thoughts", "kill_grace", b"kill_grace", "mode", b"mode", "model", b"model", "permissions", b"permissions", "session", b"session", "start_timeout", b"start_timeout", "working_directory", b"working_directory"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcpRuntime: _TypeAlias = AcpRuntime  # noqa: Y015
+
+@_typing.final
 class RestartPolicy(_message.Message):
     """When an agent is started again, and when that is given up. It keeps its id; what it had goes back to the
     queue as when an agent ends. The pause doubles with each restart in a row.
@@ -635,6 +824,7 @@ class AgentSpec(_message.Message):
     AGENT_TYPES_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
     COMMAND_FIELD_NUMBER: _builtins.int
+    ACP_FIELD_NUMBER: _builtins.int
     LLM_FIELD_NUMBER: _builtins.int
     PYTHON_FIELD_NUMBER: _builtins.int
     WORKSPACE_FIELD_NUMBER: _builtins.int
@@ -652,6 +842,10 @@ class AgentSpec(_message.Message):
     @_builtins.property
     def command(self) -> Global___CommandRuntime:
         """A program for each task."""
+
+    @_builtins.property
+    def acp(self) -> Global___AcpRuntime:
+        """An agent of the Agent Client Protocol."""
 
     @_builtins.property
     def llm(self) -> Global___LlmRuntime:
@@ -679,6 +873,7 @@ class AgentSpec(_message.Message):
         agent_types: _abc.Iterable[_builtins.str] | None = ...,
         slots: _builtins.int = ...,
         command: Global___CommandRuntime | None = ...,
+        acp: Global___AcpRuntime | None = ...,
         llm: Global___LlmRuntime | None = ...,
         python: Global___PythonRuntime | None = ...,
         workspace: _workspace_pb2.WorkspaceSpec | None = ...,
@@ -686,11 +881,11 @@ class AgentSpec(_message.Message):
         limits: Global___AgentLimits | None = ...,
         restart: Global___RestartPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "limits", b"limits", "llm", b"llm", "python", b"python", "restart", b"restart", "runtime", b"runtime", "workspace", b"workspace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acp", b"acp", "command", b"command", "limits", b"limits", "llm", b"llm", "python", b"python", "restart", b"restart", "runtime", b"runtime", "workspace", b"workspace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_types", b"agent_types", "api_access", b"api_access", "command", b"command", "limits", b"limits", "llm", b"llm", "python", b"python", "restart", b"restart", "runtime", b"runtime", "slots", b"slots", "workspace", b"workspace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acp", b"acp", "agent_types", b"agent_types", "api_access", b"api_access", "command", b"command", "limits", b"limits", "llm", b"llm", "python", b"python", "restart", b"restart", "runtime", b"runtime", "slots", b"slots", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_runtime: _TypeAlias = _typing.Literal["command", "llm", "python"]  # noqa: Y015
+    _WhichOneofReturnType_runtime: _TypeAlias = _typing.Literal["command", "acp", "llm", "python"]  # noqa: Y015
     _WhichOneofArgType_runtime: _TypeAlias = _typing.Literal["runtime", b"runtime"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_runtime) -> _WhichOneofReturnType_runtime | None: ...
 
@@ -830,7 +1025,7 @@ class Agent(_message.Message):
     profile: _builtins.str
     """The profile it was spawned from; empty otherwise."""
     runtime: _builtins.str
-    """"command", "llm", "python", or "external" for a worker that registered by itself."""
+    """"command", "acp", "llm", "python", or "external" for a worker that registered by itself."""
     state: Global___AgentState.ValueType
     """Where it stands."""
     state_reason: _builtins.str

@@ -228,22 +228,30 @@ class ApprovalOption(_message.Message):
     OPTION_ID_FIELD_NUMBER: _builtins.int
     LABEL_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
+    REMEMBER_FIELD_NUMBER: _builtins.int
     option_id: _builtins.str
     """The word a decision names it by. Not "approve" and "deny", which are always there. Unique within the approval."""
     label: _builtins.str
     """What people read, at most 200 characters."""
     description: _builtins.str
     """More about it, at most 1,000 characters."""
+    remember: _builtins.bool
+    """Choosing it also makes a rule, in the name of who chose it, that approves the same from then on: the same tool
+    with the same command and paths, by agents of the same type, in the same task and all below it, at no higher
+    risk, for 24 h. Only for TOOL_PERMISSION. No rule is made where none could say just that: without command and
+    paths, with hosts, with a * or ? in them, at critical risk, with more than 20 paths, or where several must agree.
+    """
     def __init__(
         self,
         *,
         option_id: _builtins.str = ...,
         label: _builtins.str = ...,
         description: _builtins.str = ...,
+        remember: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "label", b"label", "option_id", b"option_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "label", b"label", "option_id", b"option_id", "remember", b"remember"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

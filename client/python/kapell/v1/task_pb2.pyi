@@ -624,7 +624,8 @@ class TaskFailure(_message.Message):
     QUEUE_TIMEOUT, RUN_TIMEOUT, TOTAL_TIMEOUT, STALLED, NOT_REPORTED, DEPENDENCY_FAILED,
     PROMPT_TOO_LARGE, APPROVAL_REJECTED, APPROVAL_EXPIRED, BUDGET_EXCEEDED.
     The command runtime's: EXIT_CODE,
-    SIGNAL, PROGRAM_NOT_FOUND, RESULT_INVALID, SETUP_FAILED. Others come from the worker.
+    SIGNAL, PROGRAM_NOT_FOUND, RESULT_INVALID, SETUP_FAILED; the acp runtime's: see AcpRuntime. Others come from the
+    worker.
     """
     message: _builtins.str
     """The failure in words, at most 4,000 characters."""

@@ -35,7 +35,7 @@ from kapell.v1.error_pb2 import (
 from kapell.v1.task_pb2 import ApproveTaskRequest, RetryTaskRequest, Task, TaskEdit
 from kapell.v1.watch_pb2 import EVENT_KIND_APPROVAL_DECIDED, EVENT_KIND_APPROVAL_VOTED
 
-from kapell_server.domain.approvals import expiry, outcome, policy, start
+from kapell_server.domain.approvals import expiry, outcome, policy, rules, start
 from kapell_server.domain.approvals.content import invalid
 from kapell_server.domain.copied import copied
 from kapell_server.domain.errors import KapellError
@@ -153,6 +153,8 @@ def _decide(state: State, current: Approval, decision: ApprovalDecision, edits: 
     approval.state_reason = f"{verb} by {decision.decider.id}"
     stamp(approval.end_time, state.now_ns)
     put = state.approvals.put(approval, EVENT_KIND_APPROVAL_DECIDED, ("state", "decisions"))
+    if decision.approves and edited is None and not decision.HasField("edited_input"):
+        rules.remember(state, put, decision.option)
     outcome.carry_out(state, put, edited)
     if edit is not None:
         state.keep_edit(state.task(approval.task_id), edit)

@@ -80,6 +80,8 @@ def _check(request: RequestApprovalRequest) -> None:
     if request.free_text and not is_question:
         raise invalid("free_text", "is for questions")
     ids = [option.option_id for option in request.options]
+    if is_question and any(option.remember for option in request.options):
+        raise invalid("options", "of a question cannot be remembered")
     if len({*ids}) < len(ids):
         raise invalid("options", "must have different option_ids")
     if request.resume_data.fields and not request.park:

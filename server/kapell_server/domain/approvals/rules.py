@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from kapell.v1.approval_pb2 import (
     APPROVAL_KIND_TASK_START,
     APPROVAL_KIND_TOOL_PERMISSION,
+    RISK_LEVEL_CRITICAL,
+    RISK_LEVEL_LOW,
     RISK_LEVEL_MEDIUM,
     RULE_EFFECT_APPROVE,
     RULE_EFFECT_DENY,
@@ -44,12 +46,15 @@ from kapell_server.domain.approvals.patterns import (
 )
 from kapell_server.domain.copied import copied
 from kapell_server.domain.errors import KapellError
-from kapell_server.domain.times import stamp, timestamp_ns
+from kapell_server.domain.times import SECOND, stamp, timestamp_ns
 
 if TYPE_CHECKING:
     from kapell_server.domain.state import State
 
 MOST_RULES = 500
+_MOST_PATHS = 20
+_MOST_PATTERN = 200
+_REMEMBERED_FOR = 24 * 3600 * SECOND
 _DECIDABLE = (APPROVAL_KIND_TASK_START, APPROVAL_KIND_TOOL_PERMISSION)
 
 
@@ -70,6 +75,33 @@ def create_rule(state: State, request: CreateApprovalRuleRequest) -> ApprovalRul
         rule.spec.max_risk = RISK_LEVEL_MEDIUM
     stamp(rule.create_time, state.tick_ns())
     return state.approvals.put_rule(rule, EVENT_KIND_APPROVAL_RULE_CREATED)
+
+
+def remember(state: State, approval: Approval, option_id: str) -> None:
+    """Makes the rule that a chosen option asks for, if there is one that says no more than what was shown."""
+    if not any(option.option_id == option_id and option.remember for option in approval.options):
+        return
+    content = state.approvals.content(approval.approval_id)
+    texts = (content.tool, content.command, *content.paths)
+    says_it = content.tool and (content.command or content.paths) and not content.hosts
+    if not says_it or any(sign in text for sign in "*?" for text in texts) or max(map(len, texts)) > _MOST_PATTERN:
+        return
+    is_for_people = approval.risk.level >= RISK_LEVEL_CRITICAL or approval.policy.quorum > 1
+    if is_for_people or len(content.paths) > _MOST_PATHS or state.standing.count(ApprovalRule) >= MOST_RULES:
+        return
+    spec = ApprovalRuleSpec(
+        effect=RULE_EFFECT_APPROVE,
+        kinds=[APPROVAL_KIND_TOOL_PERMISSION],
+        agent_type=approval.agent_type,
+        tool=content.tool,
+        commands=[content.command] if content.command else [],
+        paths=content.paths,
+        root_task_id=approval.root_task_id,
+        max_risk=max(approval.risk.level, RISK_LEVEL_LOW),
+        reason=f"remembered with the decision about {approval.approval_id}",
+    )
+    stamp(spec.expire_time, state.now_ns + _REMEMBERED_FOR)
+    create_rule(state, CreateApprovalRuleRequest(spec=spec))
 
 
 def delete_rule(state: State, request: DeleteApprovalRuleRequest) -> DeleteApprovalRuleResponse:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+from kapell.rules.programs import program_of
 from kapell.v1.agent_pb2 import (
     AGENT_STATE_ACTIVE,
     AGENT_STATE_DRAINING,
@@ -87,8 +88,10 @@ def without_secrets(spec: AgentSpec) -> AgentSpec:
     """The spec as everybody may read it: the values of its environment may be keys and passwords (S3)."""
     shown = AgentSpec()
     shown.CopyFrom(spec)
-    for name in shown.command.env:
-        shown.command.env[name] = HIDDEN
+    program = program_of(shown)
+    if program is not None:
+        for name in program.env:
+            program.env[name] = HIDDEN
     return shown
 
 

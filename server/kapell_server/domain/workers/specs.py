@@ -11,6 +11,8 @@ def secrets_of(spec: AgentSpec) -> dict[str, str]:
     match spec.WhichOneof("runtime"):
         case "command":
             return dict(spec.command.env_from_secret)
+        case "acp":
+            return dict(spec.acp.env_from_secret)
         case "llm":
             return {LLM_KEY: spec.llm.api_key_secret} if spec.llm.api_key_secret else {}
         case "python":
@@ -23,6 +25,8 @@ def title_of(spec: AgentSpec) -> str:
     match spec.WhichOneof("runtime"):
         case "command":
             return spec.command.argv[0].rsplit("/", 1)[-1][:200]
+        case "acp":
+            return spec.acp.argv[0].rsplit("/", 1)[-1][:200]
         case "llm":
             return spec.llm.model
         case "python":

@@ -142,12 +142,15 @@ def _spec(
 
 async def _moved(client: Client, profile: str, cwd: str) -> AgentSpec:
     """What the profile makes, at work in another directory."""
+    from kapell.rules.programs import program_of
+
     spec = (await _profile(client, profile)).spec
-    if not spec.HasField("command"):
+    program = program_of(spec)
+    if program is None:
         raise click.UsageError(
             f"--cwd is for profiles that run a program; {profile} runs {spec.WhichOneof('runtime')}."
         )
-    spec.command.working_directory = _directory(cwd)
+    program.working_directory = _directory(cwd)
     return spec
 
 

@@ -245,9 +245,9 @@ def _verdict(app: App, rules: Rules, needed: dict[str, str], *, all_ours: bool =
         from kapell._guard import fences
 
         async with asyncio.timeout(rules.timeout):
-            found = await fences.missing(client, needed, ours)
+            found = await fences.missing(client.locks, needed, ours)
             if all_ours and not found:
-                found = await fences.stale(client, ours)
+                found = await fences.stale(client.locks, ours)
             return await _told(client, found, needed, ours) if found else None
 
     try:
@@ -267,7 +267,7 @@ async def _told(client: Client, found: list[Missing], needed: dict[str, str], ou
     lines = [f"{needed.get(one.path, 'a command line')} (lock {one.path}): {one.why}" for one in found[:_LISTED]]
     if len(found) > _LISTED:
         lines.append(f"and {len(found) - _LISTED} more paths")
-    held = "; ".join(lock_words(lock) for lock in await in_the_way(client, found[0].path, ours))
+    held = "; ".join(lock_words(lock) for lock in await in_the_way(client.locks, found[0].path, ours))
     return Verdict(
         lines=lines,
         why=f"It is held: {held}." if held else "Nobody else holds it.",

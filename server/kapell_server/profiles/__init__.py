@@ -1,0 +1,1 @@
+"""Profiles: what agents are made of, as the configuration says it."""
