@@ -18,6 +18,8 @@ from kapell.v1.agent_pb2 import AcpRuntime, AgentSpec, CommandRuntime, LlmRuntim
 
 from tests.support.model_endpoint import ModelEndpoint, Refusal, Reply
 
+ROOT = str(Path(__file__).parents[2])
+"""Where a host finds the tests."""
 SCRIPTED = str(Path(__file__).with_name("scripted.py"))
 
 
@@ -67,8 +69,8 @@ def llm(stage: Stage, script: dict[str, Any]) -> AgentSpec:
 
 def python(stage: Stage, script: dict[str, Any]) -> AgentSpec:
     module = f"played_{uuid.uuid4().hex}"  # A process imports a module once.
-    code = f"from tests.runtimes.played import worker_of\n\nworker = worker_of({script['steps']!r})\n"
-    (stage.directory / f"{module}.py").write_text(code)
+    code = f"import sys\n\nsys.path.append({ROOT!r})\nfrom tests.runtimes.played import worker_of\n\n"
+    (stage.directory / f"{module}.py").write_text(f"{code}worker = worker_of({script['steps']!r})\n")
     runtime = PythonRuntime(app=f"{module}:worker", path=str(stage.directory))
     return AgentSpec(agent_types=["played"], slots=2, python=runtime)
 

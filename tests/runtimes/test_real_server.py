@@ -18,8 +18,9 @@ from kapell.v1.approval_pb2 import Approval
 from kapell.v1.task_pb2 import TASK_STATE_CANCELLED, TASK_STATE_SUCCEEDED, Task
 
 from tests.host.test_host import is_running
-from tests.runtimes.casts import CASTS, acp
+from tests.runtimes.casts import CASTS, PROGRAMS, WORKERS, Stage, acp
 from tests.runtimes.test_acp_service import permission
+from tests.support.model_endpoint import ModelEndpoint
 from tests.support.server_process import ServerProcess
 
 
@@ -68,10 +69,10 @@ async def asked(client: Client, task: Task) -> Approval:
     raise AssertionError("the watch has ended")
 
 
-@pytest.mark.parametrize("runtime", CASTS)
+@pytest.mark.parametrize("runtime", WORKERS)
 async def test_task_is_done(client: Client, tmp_path: Path, runtime: str) -> None:
     steps = [["progress", 50, "half"], ["say", "hello"], ["usage", 0.25]]
-    agent = await spawn(client, CASTS[runtime](tmp_path, {"steps": steps}))
+    agent = await spawn(client, CASTS[runtime](Stage(tmp_path, ModelEndpoint()), {"steps": steps}))
 
     task = await client.tasks.run("played", "do it")
     cost = (await client.tasks.get(task.task_id)).usage.cost
@@ -83,11 +84,11 @@ async def test_task_is_done(client: Client, tmp_path: Path, runtime: str) -> Non
     assert "hello" in await lines_of(client, task)
 
 
-@pytest.mark.parametrize("runtime", CASTS)
+@pytest.mark.parametrize("runtime", PROGRAMS)
 async def test_nothing_is_left_of_a_task_that_is_cancelled_and_of_an_agent_that_is_ended(
     client: Client, tmp_path: Path, runtime: str
 ) -> None:
-    agent = await spawn(client, CASTS[runtime](tmp_path, {"steps": [["leave"], ["hang"]]}))
+    agent = await spawn(client, CASTS[runtime](Stage(tmp_path, ModelEndpoint()), {"steps": [["leave"], ["hang"]]}))
     first = await client.tasks.create("played", "do it")
     pids = await until_logged(client, first, 2)
 
