@@ -16,7 +16,7 @@ from kapell.v1.agent_pb2 import CommandRuntime
 from kapell.v1.task_pb2 import Task
 
 from tests.host.attempts import RecordedAttempt
-from tests.host.test_adapters import transcript
+from tests.host.test_adapters import TRANSCRIPTS, transcript
 from tests.host.test_command import run, sh
 
 CLAUDE = agent_pb2.PROGRAM_OUTPUT_CLAUDE
@@ -191,3 +191,30 @@ async def test_a_session_id_that_is_none_is_never_an_argument(tmp_path: Path) ->
         await run(tmp_path, spec, TASK, second)
 
     assert "resumed" not in second.stdout
+
+
+MINI = agent_pb2.PROGRAM_OUTPUT_MINI
+OUTPUT = "--output={artifacts_dir}/trajectory.json"
+
+
+async def test_what_a_program_keeps_of_its_run_is_read_and_becomes_an_artifact(tmp_path: Path) -> None:
+    attempt = RecordedAttempt()
+    kept = TRANSCRIPTS / "mini.trajectory.json"
+    script = f'cp {kept} "${{0#--output=}}"; {printing(transcript("mini"))}'.replace("{", "{{").replace("}", "}}")
+
+    result = await run(tmp_path, CommandRuntime(argv=["sh", "-c", script, OUTPUT], output=MINI), TASK, attempt)
+
+    assert result == "All done"
+    assert len(attempt.used) == 2
+    assert attempt.artifacts == {"trajectory.json": kept.read_bytes()}
+
+
+@pytest.mark.parametrize("instead", ["mkfifo F", "ln -s /dev/zero F", "mkdir F", "true"])
+async def test_what_is_no_file_in_its_place_is_said_and_not_waited_for(tmp_path: Path, instead: str) -> None:
+    attempt = RecordedAttempt()
+    script = f'F="${{{{0#--output=}}}}"; {instead.replace("F", chr(34) + "$F" + chr(34))}; exit 3'
+
+    with pytest.raises(TaskFailed, match="code 3"):
+        await run(tmp_path, CommandRuntime(argv=["sh", "-c", script, OUTPUT], output=MINI), TASK, attempt)
+
+    assert any("cannot be read, so usage is not known" in remark for remark in attempt.remarks)

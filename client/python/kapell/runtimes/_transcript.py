@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import re
@@ -39,18 +40,18 @@ class Transcript:
             self._skips = True
             self._attempt.log(f"a line of more than {MAX_EVENT_BYTES} bytes was left out", LOG_STREAM_SYSTEM)
 
-    def read_record(self, directory: Path) -> None:
-        """Reads what the program, which has ended, has left about its run; `directory` is where it ran. Blocks."""
+    async def read_record(self, directory: Path) -> None:
+        """Reads what the program, which has ended, has left about its run; `directory` is where it ran."""
         if not isinstance(self._adapter, Recording) or not self._adapter.record:
             return
         try:
-            said = _text_of(directory / self._adapter.record)
+            said = await asyncio.to_thread(_text_of, directory / self._adapter.record)
         except OSError as error:
             self._attempt.log(
                 f"{self._adapter.record} cannot be read, so usage is not known: {error}", LOG_STREAM_SYSTEM
             )
         else:
-            self._adapter.take_record(said)
+            await asyncio.to_thread(self._adapter.take_record, said)
 
     def end(self, *, code: int, stderr: str) -> Verdict:
         """The program has ended and all of its output is read."""

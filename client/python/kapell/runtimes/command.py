@@ -187,7 +187,7 @@ async def _told(transcript: Transcript | None, launch: Launch, ending: Ending, c
     """What the adapter makes of all that the program has said; its last message stands for standard output."""
     if transcript is None:
         return Verdict()
-    await asyncio.to_thread(transcript.read_record, launch.directory)
+    await transcript.read_record(launch.directory)
     verdict = transcript.end(code=ending.code, stderr=capture.stderr.kept.text())
     capture.stdout.kept.add(verdict.message.encode(errors="replace"))
     return verdict

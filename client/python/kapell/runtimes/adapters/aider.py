@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kapell.runtimes.adapters.contract import Effect, Say, Step, Use, Verdict
-from kapell.runtimes.adapters.reading import cut, event_of, failure, number, part, text, unfinished
+from kapell.runtimes.adapters.reading import SHOWN, cut, event_of, failure, number, part, text, unfinished
 
 _HINT = (
     "give the profile the key of its provider, such as OPENAI_API_KEY: "
@@ -90,7 +90,7 @@ class Aider:
         elif _GIVEN_UP.match(line):
             self._given_up = f"it could not make the edit that its model wants: {cut(line)}"
         elif len(self._lines) < _MOST_LINES:
-            self._lines.append(line)
+            self._lines.append(line[:SHOWN])
 
     def _used(self, said: Mapping[str, Any]) -> Iterator[Effect]:
         given, out = int(number(said, "prompt_tokens") or 0), int(number(said, "completion_tokens") or 0)

@@ -13,7 +13,7 @@ from typing import Any
 
 from kapell._worker.outcome import TaskFailed
 from kapell.runtimes.adapters.contract import Effect, Say, Step, Use, Verdict
-from kapell.runtimes.adapters.reading import cut, failure, part, parts, text, unfinished
+from kapell.runtimes.adapters.reading import SHOWN, cut, failure, part, parts, text, unfinished
 
 _HINT = (
     "set it up with `mini-extra config setup` on this machine, or give the profile the model by --model and the key: "
@@ -61,7 +61,7 @@ class Mini:
             self._is_saved = True
         elif not self._is_preamble:
             if self._is_exit and len(self._words) < _MOST_LINES:
-                self._words.append(line)
+                self._words.append(line[:SHOWN])
             yield Say(line)
 
     def take_record(self, said: str) -> None:
