@@ -49,7 +49,24 @@ def as_data(message: Any) -> Any:
     from google.protobuf import json_format
     from google.protobuf.message import Message
 
-    return _with_integers(json_format.MessageToDict(message)) if isinstance(message, Message) else message
+    if not isinstance(message, Message):
+        return message
+    return _with_integers(_in_order(json_format.MessageToDict(message), message.DESCRIPTOR))
+
+
+def _in_order(data: Any, descriptor: Any) -> Any:
+    """Maps by their keys; the library has them in another order in each process."""
+    if not isinstance(data, dict) or descriptor.full_name.startswith("google.protobuf."):
+        return data
+    if descriptor.GetOptions().map_entry:
+        value = descriptor.fields_by_name["value"].message_type
+        return {key: _in_order(item, value) if value else item for key, item in sorted(data.items())}
+    types = {field.json_name: field.message_type for field in descriptor.fields if field.message_type}
+    for name in data.keys() & types.keys():
+        items = data[name]
+        told = [_in_order(item, types[name]) for item in (items if isinstance(items, list) else [items])]
+        data[name] = told if isinstance(items, list) else told[0]
+    return data
 
 
 def _with_integers(value: Any) -> Any:

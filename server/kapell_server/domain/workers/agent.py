@@ -90,7 +90,8 @@ def without_secrets(spec: AgentSpec) -> AgentSpec:
     shown.CopyFrom(spec)
     program = program_of(shown)
     if program is not None:
-        for name in program.env:
+        # A copy of the names: a map that is written to while it is read leaves some of them out.
+        for name in list(program.env):
             program.env[name] = HIDDEN
     return shown
 
