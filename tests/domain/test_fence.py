@@ -18,6 +18,7 @@ from kapell.v1.worker_pb2 import (
     LeaseBeat,
     ReleaseTaskRequest,
     ReportProgressRequest,
+    ReportUsageRequest,
 )
 
 from tests.domain.world import World, as_agent, as_program
@@ -96,13 +97,14 @@ def test_the_token_of_a_deleted_task_is_worth_nothing_for_one_of_the_same_id(ind
     assert answer.leases[0].directive == 3, "LOST"
 
 
-def test_a_program_that_goes_on_does_not_keep_its_agents_lease() -> None:
+@pytest.mark.parametrize("kind", [ReportProgressRequest, ReportUsageRequest])
+def test_a_program_that_goes_on_does_not_keep_its_agents_lease(kind: type[Any]) -> None:
     world = World()
     task_id = world.running()
     program = as_program(world, task_id)
 
     for step in range(4):
-        world.do(by_token(world.token(task_id))[0], caller=program)
+        world.do(kind(lease_token=world.token(task_id)), caller=program)
         world.advance(3 if step < 3 else 2)
 
     assert world.task(task_id).state == TASK_STATE_QUEUED
