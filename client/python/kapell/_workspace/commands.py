@@ -101,14 +101,19 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
 async def _reap(group: int) -> None:
     """Takes leave of those of the group that have become ours: a host is the parent of all orphans below it."""
     pause = 0.001
-    while pause < 1:
-        try:
-            ended, _ = os.waitpid(-group, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if not ended:  # They were killed, and there is no event for their end.
-            await asyncio.sleep(pause)
-            pause *= 2
+    # They were killed, and there is no event for their end.
+    while not _is_reaped(group) and pause < 1:
+        await asyncio.sleep(pause)
+        pause *= 2
+
+
+def _is_reaped(group: int) -> bool:
+    """Whether none of the group is our child any more."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-group, os.WNOHANG)[0]:
+            pass
+        return False
+    return True
 
 
 def _tail(descriptor: int) -> str:
