@@ -179,7 +179,7 @@ def _no_agent(state: State, agent_type: str) -> Blocker:
         setback = state.pools.setbacks.get(profile.profile)
         if profile.profile in state.pools.cramped:
             blocker.message = (
-                f"{what}; the pool {profile.profile} would start one, but the server may have no more agents"
+                f"{what}; the pool {profile.profile} starts no more, since the server may have no more agents"
             )
             blocker.message += f" than {state.settings.max_agents}. Terminate some, or raise max_agents."
             return blocker

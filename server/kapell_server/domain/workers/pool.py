@@ -121,13 +121,15 @@ class Pools:
         if agent.HasField("end_time") and not previous.HasField("end_time"):
             while self.cramped:
                 self._wake(self.cramped.pop(), self._state.now_ns)
-        if serves(previous) and not serves(agent):
-            if agent.profile in self.profiles:
-                self._wake(agent.profile, self._state.now_ns)
-        elif agent.slots_used <= previous.slots_used:
-            return
-        ready = self._state.queues.ready
-        self.demand_changed(one for one in agent.agent_types if ready.depth(one))
+        is_lost = serves(previous) and not serves(agent)
+        if is_lost and agent.profile in self.profiles:
+            self._wake(agent.profile, self._state.now_ns)
+        if is_lost or agent.slots_used > previous.slots_used:
+            ready = self._state.queues.ready
+            others = {name for one in agent.agent_types if ready.depth(one) for name in self._by_type.get(one, ())}
+            # What an agent takes of its own pool's tasks leaves that as it was.
+            for name in others - {agent.profile}:
+                self._wake(name, self._state.now_ns)
 
     def _wake(self, name: str, at_ns: int) -> None:
         self._state.schedule(at_ns, POOL_SUBJECT + name)
