@@ -36,11 +36,10 @@ from kapell.v1.worker_pb2 import (
     RegisterWorkerRequest,
     ReleaseTaskRequest,
     ReportProgressRequest,
-    ReportUsageRequest,
 )
 from kapell_server.engine.facts import AgentProcessExited
 
-from tests.domain.world import World, as_agent, as_program, as_ticket
+from tests.domain.world import World, as_agent, as_ticket
 
 FAILURE = TaskFailure(reason="EXIT_CODE", message="it broke")
 NEVER = RetryPolicy(max_attempts=1)
@@ -496,30 +495,3 @@ def test_what_a_dying_process_was_offered_counts_as_an_attempt() -> None:
     world.do(AgentProcessExited(agent_id, ProcessExit(signal=11)))
 
     assert (world.task(task_id).state, world.task(task_id).attempts_used) == (TASK_STATE_FAILED, 1)
-
-
-@pytest.mark.parametrize("kind", [ReportProgressRequest, ReportUsageRequest])
-def test_a_program_that_goes_on_does_not_keep_its_agents_lease(kind: type[Any]) -> None:
-    world = World()
-    task_id = world.running()
-    program = as_program(world, task_id)
-
-    for step in range(4):
-        world.do(kind(lease_token=world.token(task_id)), caller=program)
-        world.advance(3 if step < 3 else 2)
-
-    assert world.task(task_id).state == TASK_STATE_QUEUED
-    with world.refuses("LEASE_LOST"):
-        world.do(by_token(world.token(task_id))[0], caller=program)
-
-
-def test_a_program_speaks_for_no_other_attempt() -> None:
-    world = World()
-    mine, other = world.running(), world.running()
-    program = as_program(world, mine)
-
-    for command in by_token(world.token(other)):
-        with world.refuses("NOT_OWNER"):
-            world.do(command, caller=program)
-    with world.refuses("NOT_OWNER"):
-        world.do(HeartbeatRequest(agent_id=program.agent_id), caller=program)
