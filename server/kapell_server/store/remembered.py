@@ -18,7 +18,7 @@ _insert = sa.insert(answers)
 
 
 def request_key(caller: Caller, request_id: str) -> str:
-    """A request_id is good for the one who chose it; of programs that is the attempt that began at this time."""
+    """A request_id is good for who chose it; of programs that is an attempt, not its like of a task made anew."""
     if caller.lease is not None:
         return f"{caller.kind.value}:{caller.name}.{caller.lease.start_ns:x}/{request_id}"
     return f"{caller.kind.value}:{caller.name}/{request_id}"
