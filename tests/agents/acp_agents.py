@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -135,29 +136,22 @@ class Town:
         assert process.returncode == 0, (args, out, err)
         return out
 
-    async def listed(self) -> Mapping[str, object]:
-        """The agent as `kapell agent list` has it."""
-        [agent] = json.loads(await self.kapell("agent", "list", "-o", "json"))["agents"]
-        assert isinstance(agent, dict)
-        return agent
+    async def listed(self) -> str:
+        """The agents as `kapell agent list` has them."""
+        return await self.kapell("agent", "list")
 
     async def log(self) -> list[str]:
         async with self.client.tasks.logs(TASK_ID) as log:
             return [entry.text async for entry in log]
 
-    def processes(self) -> list[str]:
-        """Processes that work in the worktree, or have its home: the agent and what it has started."""
+    def processes(self) -> list[int]:
+        """Processes that have its home: the agent, and what it has started."""
         found = []
         for directory in Path("/proc").iterdir():
-            if directory.name.isdigit():
-                try:
-                    environment = (directory / "environ").read_bytes()
-                    command = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                except OSError:
-                    continue
-                if f"HOME={self.home}\0".encode() in environment:
-                    found.append(command)
-        return found
+            with contextlib.suppress(OSError):
+                if directory.name.isdigit() and f"HOME={self.home}\0".encode() in (directory / "environ").read_bytes():
+                    found.append(int(directory.name))
+        return sorted(found)
 
 
 def town(client: Client, server: ServerProcess, place: Path, environment: Mapping[str, str]) -> Town:

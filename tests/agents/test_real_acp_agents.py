@@ -16,6 +16,7 @@ from kapell.v1.task_pb2 import TASK_STATE_CANCELLED, TASK_STATE_SUCCEEDED
 
 from tests.agents.acp_agents import AGENTS, TASK_ID, Town, said, town
 from tests.cli.conftest import shell_environment
+from tests.host.test_host import is_running
 from tests.host.test_host_real_server import client as client  # a fixture
 from tests.support.model_endpoint import Reply, model_endpoint
 from tests.support.server_process import ServerProcess
@@ -23,7 +24,8 @@ from tests.workspace.repositories import show
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(170), pytest.mark.parametrize("name", AGENTS)]
 
-DONE = said("All done")
+# Qwen Code asks more often than its task needs.
+DONE = [said("All done")] * 5
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def place(client: Client, server_process: ServerProcess, tmp_path: Path) -> Town
 
 async def test_a_file_is_written_with_leave_from_another_terminal_and_merged(place: Town, name: str) -> None:
     writes = AGENTS[name].writes(place.worktree / "made.txt", "made\n")
-    async with model_endpoint(writes, DONE, tools_only=True) as model:
+    async with model_endpoint(writes, *DONE, tools_only=True) as model:
         await place.spawn(name, model.url)
         idle = await place.listed()
         await place.task()
@@ -53,7 +55,8 @@ async def test_a_file_is_written_with_leave_from_another_terminal_and_merged(pla
     assert "+made" in card
     assert list(asked.content.paths) == [f"{place.worktree}/made.txt"]
     assert "I will make it" in lines
-    assert [one["state"] for one in (idle, busy, free)] == ["AGENT_STATE_ACTIVE"] * 3
+    for listed, activity in ((idle, "idle"), (busy, "needs approval"), (free, "idle")):
+        assert activity in listed
     assert (place.worktree / "made.txt").read_text() == "made\n"
     kept = {artifact.name async for artifact in place.client.artifacts.iterate(TASK_ID)}
     assert kept == {"diff.patch", "commits.txt"}
@@ -66,7 +69,7 @@ async def test_a_file_is_written_with_leave_from_another_terminal_and_merged(pla
 
 async def test_what_was_used_is_in_the_ledger(place: Town, name: str) -> None:
     writes = AGENTS[name].writes(place.worktree / "made.txt", "made\n")
-    async with model_endpoint(writes, DONE, tools_only=True) as model:
+    async with model_endpoint(writes, *DONE, tools_only=True) as model:
         await place.spawn(name, model.url)
         await place.task()
         await place.client.approvals.decide(await place.asked(), "approve")
@@ -85,11 +88,11 @@ async def test_what_was_used_is_in_the_ledger(place: Town, name: str) -> None:
 
 async def test_a_command_that_is_refused_does_not_run_and_its_reason_reaches_the_model(place: Town, name: str) -> None:
     mark = place.home / "mark"
-    async with model_endpoint(AGENTS[name].runs(f"touch {mark}"), *[DONE] * 3, tools_only=True) as model:
+    async with model_endpoint(AGENTS[name].runs(f"touch {mark}"), *DONE, tools_only=True) as model:
         await place.spawn(name, model.url)
         await place.task()
         asked = await place.asked()
-        await place.kapell("approval", "deny", asked.approval_id, "-m", "marks are bad luck", "--yes")
+        await place.kapell("approval", "deny", asked.approval_id, "-m", "marks are bad luck")
         ended = await place.client.tasks.wait(TASK_ID)
 
     assert asked.content.command == f"touch {mark}"
@@ -117,17 +120,16 @@ async def test_a_task_that_is_cancelled_while_the_model_thinks_leaves_no_process
 
 async def test_an_open_question_outlives_the_death_of_the_server(place: Town, name: str) -> None:
     writes = AGENTS[name].writes(place.worktree / "made.txt", "made\n")
-    async with model_endpoint(writes, DONE, tools_only=True) as model:
+    async with model_endpoint(writes, *DONE, tools_only=True) as model:
         await place.spawn(name, model.url)
         await place.task()
         asked = await place.asked()
-        working = place.processes()
+        program = place.processes()[0]
         await asyncio.to_thread(place.server.restart)
-        assert place.processes() == working
+        assert is_running(program)
         await place.kapell("approval", "approve", asked.approval_id, "--yes")
         ended = await place.client.tasks.wait(TASK_ID)
 
     assert (ended.state, ended.attempt) == (TASK_STATE_SUCCEEDED, 1), ended.failure
     assert (place.worktree / "made.txt").read_text() == "made\n"
-    assert len(model.asked) == 2
     assert place.processes() == []

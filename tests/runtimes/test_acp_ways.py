@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kapell.runtimes.placeholders import fill
+from kapell_server.config import load
 
 from tests.host.attempts import RecordedAttempt
 from tests.runtimes.test_acp import Make, make, notes
@@ -15,6 +18,23 @@ from tests.runtimes.test_acp_service import permission
 from tests.runtimes.test_conformance import TASK, begun
 
 __all__ = ["make"]
+
+GUIDE = Path(__file__).parents[2] / "server/docs/how-to/drive-an-acp-agent.md"
+
+
+def test_the_profile_of_the_guide_is_one(tmp_path: Path) -> None:
+    (tmp_path / "kapell.toml").write_text("".join(re.findall(r"```toml\n(.*?)```", GUIDE.read_text(), re.DOTALL)))
+
+    profile = load(flags={}, env={}, directory=tmp_path).profiles["coder"]
+
+    assert list(profile.spec.acp.argv) == ["gemini", "--acp"]
+    assert list(profile.spec.workspace.git_worktree.merge.check) == ["make", "test"]
+
+
+def test_the_permissions_for_opencode_of_the_guide_can_be_filled_in() -> None:
+    [told] = re.findall(r"OPENCODE_PERMISSION = '(.*?)'", GUIDE.read_text())
+
+    assert json.loads(fill(told, {})) == {"edit": "ask", "bash": "ask"}
 
 
 def chunk(text: str, **more: Any) -> list[Any]:
