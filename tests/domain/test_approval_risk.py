@@ -385,6 +385,6 @@ def test_hostile_texts_cost_little(text: str) -> None:
 
 @pytest.mark.parametrize("tool", ["edit", "delete", "move"])
 def test_tool_that_changes_files_and_tells_no_diff_is_of_medium_risk(tool: str) -> None:
-    risk = assess("Change a.py", ApprovalContent(tool=tool, paths=["/srv/shop/a.py"]))
+    risk = assess("Change a.py", ApprovalContent(tool=tool, paths=["/srv/shop/a.py"], workspace="/srv/shop"))
 
     assert risk.level == RISK_LEVEL_MEDIUM
