@@ -109,8 +109,8 @@ class DataDirectory:
 
         Its own folders and what lies beside them: in a folder that is closed nobody gets at the rest.
         """
-        mine = [self.path, *(path for path in sorted(self.path.iterdir()) if _is_ours(path.name))]
-        for path in mine:
+        home = self.path.resolve()  # it may be a link to another disk
+        for path in (home, *(path for path in sorted(home.iterdir()) if _is_ours(path.name))):
             try:
                 status = path.lstat()
                 wide = stat.S_IMODE(status.st_mode)

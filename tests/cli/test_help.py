@@ -37,7 +37,7 @@ def examples() -> Iterator[tuple[str, list[str]]]:
         assert isinstance(command, (Command, Group))
         for line in command.examples.splitlines():
             inner = re.findall(r"\$\((kapell [^)]*)\)", line)
-            for part in inner or line.split(" | "):
+            for part in inner or re.split(r" [|>] ", line):
                 words = shlex.split(part, comments=True)
                 if words and words[0] == "kapell":
                     yield f"{path}: {line}", words[1:]

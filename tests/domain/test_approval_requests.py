@@ -11,7 +11,7 @@ from kapell.v1.approval_policy_pb2 import APPROVAL_STATE_APPROVED, APPROVAL_STAT
 from kapell.v1.task_pb2 import ATTEMPT_STATE_RELEASED, ATTEMPT_WAIT_KIND_APPROVAL, TaskTimeouts
 
 from tests.domain.asking import ALICE, ask, ask_whole, decide, get, how, lasting, seen, state_of
-from tests.domain.world import World
+from tests.domain.world import World, as_program
 
 
 def resume(**values: object) -> Struct:
@@ -62,6 +62,17 @@ def test_a_parked_attempt_frees_its_agent_and_costs_nothing() -> None:
     assert world.attempt(task_id).state == ATTEMPT_STATE_RELEASED
     assert world.state.leases.used(agent_id) == 0
     assert "make" in world.explain(task_id).summary or "Run" in world.explain(task_id).summary
+
+
+def test_a_program_asks_but_does_not_end_the_attempt_by_parking_it() -> None:
+    world = World()
+    task_id = world.running()
+    wish = RequestApprovalRequest(lease_token=world.token(task_id), title="Go on?", park=True)
+
+    with world.refuses("REQUEST_INVALID"):
+        world.do(wish, caller=as_program(world, task_id))
+
+    assert state_of(world, task_id) == "RUNNING"
 
 
 @pytest.mark.parametrize(("option", "state"), [("approve", APPROVAL_STATE_APPROVED), ("deny", APPROVAL_STATE_REJECTED)])

@@ -35,7 +35,7 @@ from kapell_server.domain.usage.figures import Figures, Sums, nanos
 from kapell_server.domain.usage.reprice import RepriceCommand
 
 from tests.domain.usage_corpus import CORPUS
-from tests.domain.world import World, as_agent
+from tests.domain.world import World, as_agent, as_program
 
 
 def record(record_id: str = "msg_1", **fields: Any) -> UsageRecord:
@@ -188,6 +188,28 @@ def test_totals_of_task_tree_and_agent_are_the_sums_of_their_records() -> None:
     assert tree(world, root).cost == 309_000_000
     spent = world.rows.usage.totals[usage_id_of_agent(agent)]
     assert spent.own == own(world, leaf)
+
+
+@pytest.mark.parametrize("changes", [{"correction": True, "note": "mine"}, {"tokens": {"output_tokens": 10**6}}])
+def test_an_attempt_changes_no_record_of_another_task(changes: dict[str, Any]) -> None:
+    world = World()
+    mine, other = world.running(), world.running()
+    send(world, record("theirs", task_id=other, tokens={"output_tokens": 5}))
+    send(world, record("nobodys", tokens={"output_tokens": 5}))
+    send(world, record("before", task_id=mine, agent_id=world.register(), tokens={"output_tokens": 5}))
+    before = counting(world)
+
+    claim = {"tokens": {}, **changes}
+    report = ReportUsageRequest(lease_token=world.token(mine), records=[record("theirs", **claim)])
+    by_program = RecordUsageRequest(records=[record(name, **claim) for name in ("theirs", "nobodys", "before")])
+    by_agent = world.do(report, caller=as_agent(world.agent(world.task(mine).lease.agent_id)))
+    outcomes = [*by_agent.outcomes, *world.do(by_program, caller=as_program(world, mine)).outcomes]
+
+    assert {outcome.reason for outcome in outcomes} == {"NOT_OWNER"}
+    assert counting(world) == before
+    assert own(world, other).output == 5
+    again = record("theirs", task_id=other, tokens={"output_tokens": 5})
+    assert kinds(send(world, again)) == ["DUPLICATE"]
 
 
 def test_records_outlive_their_task_and_may_still_be_sent_again() -> None:

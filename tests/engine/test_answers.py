@@ -16,6 +16,7 @@ from kapell.v1.task_pb2 import (
     CancelTasksRequest,
     CreateTaskRequest,
     DeleteTaskRequest,
+    RecordTaskMergeRequest,
     ReprioritizeTasksRequest,
     RetryTaskRequest,
     RetryTasksRequest,
@@ -24,12 +25,15 @@ from kapell.v1.task_pb2 import (
     TaskSpec,
     UpdateTaskRequest,
 )
+from kapell.v1.workspace_pb2 import MERGE_OUTCOME_REFUSED, TaskWorkspace, WorkspaceMerge
 from kapell_server.domain.access import user
 from kapell_server.domain.tasks.bulk_job import RESPONSES
 from kapell_server.engine.commands import DECIDERS
 from kapell_server.engine.facts import AgentProcessExited, SpawnCommand
 
 from tests.support.live_engine import SPEC, LiveEngine, new_task
+
+REFUSED = WorkspaceMerge(outcome=MERGE_OUTCOME_REFUSED)
 
 
 def mutators() -> list[Any]:
@@ -45,6 +49,7 @@ def mutators() -> list[Any]:
         CancelTasksRequest(filter=TaskFilter(task_ids=["task_queued"])),
         RetryTasksRequest(all=True),
         ReprioritizeTasksRequest(all=True, priority=1),
+        RecordTaskMergeRequest(task_id="task_left", name="shop", head_commit="abc", merge=REFUSED),
         DeleteTaskRequest(task_id="task_ended"),
         SpawnCommand(SpawnAgentRequest(spec=SPEC), "", SPEC),
         UpdateAgentRequest(agent=agent, update_mask=FieldMask(paths=["display_name"])),
@@ -90,6 +95,11 @@ async def test_a_repeat_gets_the_first_answer_and_changes_nothing(stage: LiveEng
     if isinstance(request, worker_pb2.CreateChildTasksRequest):
         await stage.create("parent")
         request.lease_token = (await stage.offer(await stage.register("parent"))).lease_token
+    if isinstance(request, RecordTaskMergeRequest):
+        await stage.create("git", task_id=request.task_id)
+        left = TaskWorkspace(name=request.name, head_commit=request.head_commit)
+        offer = await stage.offer(await stage.register("git"))
+        await stage.call(worker_pb2.ReportWorkspacesRequest(lease_token=offer.lease_token, workspaces=[left]))
     first = await stage.call(request)
     events = len(await stage.log())
 

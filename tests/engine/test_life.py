@@ -18,6 +18,8 @@ from kapell.v1.agent_pb2 import (
 )
 from kapell.v1.common_pb2 import ProcessExit
 from kapell.v1.error_pb2 import ERROR_REASON_STORAGE_FULL
+from kapell.v1.event_pb2 import Event
+from kapell.v1.queue_pb2 import GetQueueStatsRequest
 from kapell.v1.task_pb2 import CancelTaskRequest
 from kapell.v1.worker_pb2 import (
     LEASE_DIRECTIVE_CANCEL,
@@ -26,6 +28,7 @@ from kapell.v1.worker_pb2 import (
     LeaseTasksRequest,
     RegisterWorkerRequest,
 )
+from kapell_server.domain import access
 from kapell_server.domain.errors import KapellError
 from kapell_server.engine.facts import AgentProcessExited, AgentStartFailed
 
@@ -39,6 +42,19 @@ async def test_accepted_commands_are_finished_before_the_stop(live: LiveEngine) 
 
     assert [answer.task.revision for answer in await accepted] == list(range(1, 21))
     assert (await live.refusal(new_task())).reason_name == "SERVER_DRAINING"
+
+
+async def test_what_a_batch_entails_is_not_the_doing_of_who_only_asked(live: LiveEngine) -> None:
+    agent_id = await live.register()
+    await live.create()
+    begun = live.engine.revision
+
+    polling = live.call(LeaseTasksRequest(agent_id=agent_id))
+    await asyncio.gather(polling, live.call(GetQueueStatsRequest(), caller=access.user("curious")))
+
+    events = [Event.FromString(record.data) for record in await live.log() if record.revision > begun]
+    assert events[-1].agent.current_task_ids, "the agent is told to be busy in this batch"
+    assert "curious" not in {event.actor.id for event in events}
 
 
 async def test_stopping_twice_is_stopping_once(on_sqlite: LiveEngine) -> None:

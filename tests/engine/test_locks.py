@@ -211,7 +211,7 @@ async def test_a_failed_commit_hands_nothing_over(live: LiveEngine) -> None:
     assert (await live.refusal(release(lock))).reason_name == "STORAGE_BUSY"
 
     assert not call.done()
-    assert live.engine.check_fence(CheckFenceRequest(path="p", fencing_token=lock.fencing_token)).lock.path == "p"
+    assert live.engine.check_fence(CheckFenceRequest(path="p", fencing_token=lock.fencing_token), USER).lock.path == "p"
     await live.call(release(lock))
     assert (await call).locks[0].path == "p"
 
@@ -229,7 +229,7 @@ async def test_locks_of_an_attempt_go_with_its_task(live: LiveEngine) -> None:
     refusal = await live.refusal(acquire("p", lease_token=offer.lease_token))
     assert refusal.reason_name == "LEASE_LOST"
     with pytest.raises(KapellError, match="no good"):
-        live.engine.check_fence(CheckFenceRequest(path="p", fencing_token=lock.fencing_token))
+        live.engine.check_fence(CheckFenceRequest(path="p", fencing_token=lock.fencing_token), USER)
 
 
 async def test_an_attempt_keeps_its_locks_over_a_restart(live: LiveEngine) -> None:

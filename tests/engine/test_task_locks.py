@@ -14,7 +14,7 @@ from kapell.v1.task_pb2 import (
 )
 from kapell.v1.worker_pb2 import Offer
 
-from tests.support.live_engine import LiveEngine
+from tests.support.live_engine import USER, LiveEngine
 
 
 def items(*paths: str) -> list[LockItem]:
@@ -62,7 +62,7 @@ async def test_running_attempts_keep_their_locks_and_those_that_wait_are_parked_
 
     await live.restart()
 
-    live.engine.check_fence(CheckFenceRequest(path="repo/a", fencing_token=token))
+    live.engine.check_fence(CheckFenceRequest(path="repo/a", fencing_token=token), USER)
     assert list((await live.task("task_holder")).locks) == list(offer.task.locks)
     for task_id in waiting:
         blocker = next(one for one in (await explain(live, task_id)).blockers if one.kind == WAIT_KIND_LOCK)

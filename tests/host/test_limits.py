@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from kapell._worker.outcome import TaskFailed
+from kapell.runtimes._family import Families
 from kapell.runtimes._output import Kept
 from kapell.runtimes._program import Ending
 from kapell.runtimes._running import died
@@ -84,3 +86,51 @@ def test_a_program_that_the_system_killed_for_want_of_memory_says_so() -> None:
 
     assert str(failure).startswith("SIGNAL: hungry was ended by SIGKILL: the system had no memory left")
     assert failure.details == {"signal": "SIGKILL", "number": 9, "out_of_memory": True}
+
+
+async def test_time_of_those_that_ended_out_of_sight_counts(tmp_path: Path) -> None:
+    orphans = """
+import os, time
+while True:
+    if not os.fork():
+        os.setsid()
+        if not os.fork():
+            while time.process_time() < 0.8:
+                pass
+            open("ended", "w").close()
+        os._exit(0)
+    os.wait()
+    while not os.path.exists("ended"):
+        time.sleep(0.01)
+    os.remove("ended")
+"""
+
+    with pytest.raises(TaskFailed, match="of processor time, and may use 2 s"):
+        await run(tmp_path, AgentLimits(cpu_time=Duration(seconds=2)), sys.executable, "-c", orphans)
+
+
+async def test_the_time_in_which_a_budget_stops_a_program_does_not_count(tmp_path: Path) -> None:
+    attempt = RecordedAttempt()
+    limits = AgentLimits(wall_time=Duration(seconds=3))
+    command = CommandRuntime(argv=["sh", "-c", "read line <go; echo done"], working_directory=str(tmp_path))
+    os.mkfifo(tmp_path / "go")
+    runtime = build(
+        AgentSpec(agent_types=["x"], command=command, limits=limits), agent_id="agent_one", directory=tmp_path
+    )
+    work = asyncio.create_task(runtime.run(attempt, a_task()))
+    try:
+        async with asyncio.timeout(60):
+            attempt.paused.set()
+            await attempt.until_remark("(SIGSTOP)")
+            await (await asyncio.create_subprocess_exec("sleep", "4")).wait()
+            attempt.continued.set()
+            await attempt.until_remark("(SIGCONT)")
+            await asyncio.to_thread((tmp_path / "go").write_text, "on\n")
+            assert await work == "done"
+    finally:
+        work.cancel()
+        await runtime.close()
+
+
+def test_a_program_that_has_ended_meanwhile_has_no_processes() -> None:
+    assert Families(is_subreaper=False).members(os.getpid()) == []

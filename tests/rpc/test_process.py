@@ -90,7 +90,9 @@ def test_a_read_only_data_directory_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_database_that_is_none_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "kapell.db").write_bytes(b"this is no database, whatever its name says" * 100)
+    database = tmp_path / "kapell.db"
+    database.write_bytes(b"this is no database, whatever its name says" * 100)
+    database.chmod(0o600)  # else there is a warning as well
 
     said = refusal("--data-dir", str(tmp_path), "--grpc-address", "127.0.0.1:0")
 

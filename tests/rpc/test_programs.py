@@ -85,6 +85,21 @@ def test_what_it_has_used_is_its_attempts(scene: Scene) -> None:
     assert found == {"of-record": own, "of-report": own}
 
 
+def test_no_answer_is_that_of_a_task_of_the_same_id_before(scene: Scene) -> None:
+    task_id = f"task_{scene.name('again')}"
+    request = usage_pb2.RecordUsageRequest(records=[usage("of-the-first")], request_id="once")
+    first = scene.running(task_id=task_id)
+    call(scene, first, "RecordUsage", request)
+    assert call(scene, first, "RecordUsage", request).replayed  # type: ignore[attr-defined]
+    end = worker_pb2.CompleteTaskRequest(lease_token=first.lease_token)
+    scene.call("CompleteTask", Ask(end, first.worker.token))
+    scene.ask("DeleteTask", task_pb2.DeleteTaskRequest(task_id=task_id))
+
+    anew = scene.running(task_id=task_id)
+
+    assert not call(scene, anew, "RecordUsage", request).replayed  # type: ignore[attr-defined]
+
+
 def test_it_asks_for_approvals_and_waits_for_them_but_decides_none(scene: Scene) -> None:
     mine, other = scene.running(), scene.running()
     wish = approval_pb2.RequestApprovalRequest(lease_token=mine.offer.attempt_token, title="May I?")

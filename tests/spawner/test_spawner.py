@@ -67,6 +67,7 @@ async def test_host_gets_its_files_and_only_the_allowed_environment(place: Place
         "KAPELL_ADDRESS": ADDRESS,
         "KAPELL_AGENT_ID": "agent_a",
         "KAPELL_MARK": f"{place.log_id}/agent_a",
+        "KAPELL_WORKSPACES_DIR": str(place.data_dir / "workspaces"),
         "KAPELL_SPEC_FILE": str(directory / "spec.json"),
     }
     assert (proc / "cwd").readlink() == directory

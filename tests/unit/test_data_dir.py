@@ -57,6 +57,19 @@ def test_what_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
     directory.release()
 
 
+def test_a_directory_behind_a_link_is_closed_as_any(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    disk.chmod(0o755)
+    (tmp_path / "data").symlink_to(disk)
+    directory = DataDirectory(tmp_path / "data")
+
+    directory.acquire()
+
+    assert mode(disk) == 0o700
+    directory.release()
+
+
 def mode(path: Path) -> int:
     return path.stat().st_mode & 0o777
 

@@ -124,6 +124,7 @@ class Batcher:
         run.served(closing.close(state))
         for command in questions:
             run.decide(command)
+        state.caller = _SCHEDULER
         run.end_polls()
         run.hand_over(state.locks.served)
         agent.describe_busy(state)

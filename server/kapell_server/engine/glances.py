@@ -21,7 +21,7 @@ from kapell.v1.usage_pb2 import RepriceUsageRequest, UsageRecord
 from kapell.v1.worker_pb2 import LEASE_DIRECTIVE_CONTINUE
 
 from kapell_server.clock import Clock
-from kapell_server.domain.access import Caller, CallerKind, LeaseId
+from kapell_server.domain.access import Caller, LeaseId
 from kapell_server.domain.locks import lock
 from kapell_server.domain.secrets import use
 from kapell_server.domain.state import State
@@ -50,8 +50,7 @@ class Glances(ABC):
         agent has just spoken, which is news.
         """
         lease = attempt.check_token(self._state, token, caller)
-        if renew and caller.kind is not CallerKind.PROGRAM:
-            attempt.renew(self._state, lease, self._clock.now_ns())
+        if renew and attempt.renew(self._state, lease, caller, self._clock.now_ns()):
             lease.news_ns = self._clock.now_ns()
         task = self._state.cached_task(lease.task_id)
         directive = attempt.directive(task) if task is not None else LEASE_DIRECTIVE_CONTINUE

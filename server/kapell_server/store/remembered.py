@@ -18,7 +18,9 @@ _insert = sa.insert(answers)
 
 
 def request_key(caller: Caller, request_id: str) -> str:
-    """A request_id is good for the one who chose it."""
+    """A request_id is good for who chose it; of programs that is an attempt, not its like of a task made anew."""
+    if caller.lease is not None:
+        return f"{caller.kind.value}:{caller.name}.{caller.lease.start_ns:x}/{request_id}"
     return f"{caller.kind.value}:{caller.name}/{request_id}"
 
 

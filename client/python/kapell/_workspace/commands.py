@@ -80,6 +80,8 @@ def key(argv: Sequence[str], inputs: Iterable[str], directory: Path) -> str:
     for name in inputs:
         digest.update(b"\0" + os.fsencode(name) + b"\0")
         try:
+            if not (directory / name).is_file():
+                raise FileNotFoundError  # An agent may have put a pipe there, which nobody would ever write to.
             with (directory / name).open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         except OSError:

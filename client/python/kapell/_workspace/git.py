@@ -35,6 +35,8 @@ _OPTIONS = {
     "rebase.autoStash": "false",
     "rebase.autoSquash": "false",
     "rebase.updateRefs": "false",
+    "rerere.enabled": "false",
+    "log.showSignature": "false",
     "core.safecrlf": "false",
     "submodule.recurse": "false",
     "advice.detachedHead": "false",

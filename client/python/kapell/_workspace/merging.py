@@ -12,11 +12,13 @@ first and moves the base last; it must be clean, and nobody's changes are touche
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from kapell._guard.workspace import name_of_common
 from kapell._locks import paths
@@ -31,6 +33,8 @@ from kapell.v1.workspace_pb2 import (
     MERGE_OUTCOME_MERGED,
     WorkspaceMerge,
 )
+
+_T = TypeVar("_T")
 
 CHECK_SECONDS = 600.0
 _MOST_LOCKS = 60
@@ -129,6 +133,7 @@ async def _try(registry: Registry, merge: Merge, confirm: Callable[[], Awaitable
     if done := await in_thread(_is_in, merge, old):
         await confirm()
         return _ended(registry, merge, done)
+    await in_thread(_checkout, Git(record.common), merge)
     scratch = registry.scratch(record.task_id, record.name)
     try:
         new, conflicts = await in_thread(_combined, merge, scratch, old)
@@ -142,16 +147,13 @@ async def _try(registry: Registry, merge: Merge, confirm: Callable[[], Awaitable
         if failed := await _checked(merge, scratch):
             return failed
         await confirm()
-        record.merging, record.merging_head = new, record.head
-        registry.put(record)
-        await in_thread(_advance, merge, old, new)
-        return _ended(registry, merge, new)
+        return await _unstoppable(_land, registry, merge, old, new)
     finally:
         await in_thread(_remove_scratch, merge, scratch)
 
 
 def _ready(merge: Merge) -> str:
-    """The commit of the base; everything that can be seen before is looked at first."""
+    """The commit of the base. Raises Refused where the branch is not what is to be merged."""
     git = Git(merge.record.common)
     if git.commit(merge.record.ref) != merge.record.head:
         raise Refused(
@@ -161,7 +163,6 @@ def _ready(merge: Merge) -> str:
     old = git.commit(merge.into)
     if old is None:
         raise Refused(f"{_short(merge.into)} is not there any more - say which branch is meant: --into BRANCH")
-    _checkout(git, merge)
     return old
 
 
@@ -215,6 +216,24 @@ async def _checked(merge: Merge, scratch: Path) -> WorkspaceMerge | None:
     return WorkspaceMerge(outcome=MERGE_OUTCOME_CHECK_FAILED, base_ref=merge.into, message=text[:2000])
 
 
+def _land(registry: Registry, merge: Merge, old: str, new: str) -> WorkspaceMerge:
+    """Moves the base, and keeps that it has moved. Raises _BaseMoved."""
+    record = merge.record
+    record.merging, record.merging_head = new, record.head
+    registry.put(record)
+    _advance(merge, old, new)
+    return _ended(registry, merge, new)
+
+
+async def _unstoppable(work: Callable[..., _T], *args: Any) -> _T:
+    """As `in_thread`, but a cancel comes too late: it must not hide that the base has moved."""
+    working = asyncio.create_task(asyncio.to_thread(work, *args), name="git")
+    while not working.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait((working,))
+    return working.result()
+
+
 def _advance(merge: Merge, old: str, new: str) -> None:
     """Moves the base. Raises _BaseMoved where it is not `old` any more."""
     shared = Git(merge.record.common)
@@ -223,7 +242,9 @@ def _advance(merge: Merge, old: str, new: str) -> None:
         if checkout is None:
             shared("update-ref", "-m", f"kapell: merge {merge.record.task_id}", merge.into, new, old)
         else:
-            Git(checkout)("merge", "--quiet", "--ff-only", "--no-verify", new)
+            # git would overwrite what is ignored there; and branch.NAME.mergeOptions might say --squash.
+            safe = ("--no-overwrite-ignore", "--no-squash")
+            Git(checkout)("merge", "--quiet", "--ff-only", "--no-verify", *safe, new)
     except GitFailed:
         if shared.commit(merge.into) != old:
             raise _BaseMoved from None

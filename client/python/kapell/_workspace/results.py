@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kapell._workspace import worktrees
 from kapell._workspace.git import Git, identity
-from kapell._workspace.registry import Record
+from kapell._workspace.registry import Record, Registry
 
 MOST_DIFF_BYTES = 16 * 1024 * 1024
 MOST_SUMMARY_BYTES = 1024 * 1024
@@ -28,11 +28,13 @@ def who(agent_id: str) -> dict[str, str]:
     return identity(f"Kapell agent {agent_id}", agent_id)
 
 
-def take_in(record: Record, *, message: str, commits: bool) -> list[str]:
+def take_in(registry: Registry, record: Record, *, message: str, commits: bool) -> list[str]:
     """Brings `head` and `dirty` of the record up to date, having committed what is not; remarks for the log.
 
     Without `commits`, and where git stands in the middle of something, all stays as it is, and is dirty.
+    Raises Refused where the agent has left something else than its worktree.
     """
+    worktrees.prove(registry, record)
     git = Git(record.directory, who(record.agent_id))
     worktrees.clear_locks(record)
     remarks = []
@@ -51,10 +53,10 @@ def take_in(record: Record, *, message: str, commits: bool) -> list[str]:
     return remarks
 
 
-def begin_anew(record: Record, *, attempt: int) -> str:
+def begin_anew(registry: Registry, record: Record, *, attempt: int) -> str:
     """Puts branch and worktree back to the base; what was there is kept as a branch, whose name is returned."""
     git = Git(record.directory, who(record.agent_id))
-    take_in(record, message="Left by an attempt that did not end", commits=True)
+    take_in(registry, record, message="Left by an attempt that did not end", commits=True)
     if record.dirty:
         raise worktrees.Refused(
             f"{record.directory} cannot be put back to its base: it has changes that no commit can take - "
@@ -91,8 +93,14 @@ def write_down(record: Record, directory: Path) -> tuple[list[Path], list[str]]:
         return [], []
     reach = f"{record.base}..{record.head}"
     wanted = {
-        "diff.patch": (MOST_DIFF_BYTES, ("diff", "--binary", "--full-index", *_PLAIN, record.base, record.head)),
-        "commits.txt": (MOST_SUMMARY_BYTES, ("log", "--stat", *_PLAIN, reach)),
+        "diff.patch": (
+            MOST_DIFF_BYTES,
+            ("diff", "--binary", "--full-index", *_PREFIXED, *_PLAIN, record.base, record.head),
+        ),
+        "commits.txt": (
+            MOST_SUMMARY_BYTES,
+            ("log", "--stat", "--format=medium", "--no-show-signature", *_PLAIN, reach),
+        ),
     }
     git, files, remarks = Git(record.common), [], []
     for name, (most, command) in wanted.items():
@@ -106,6 +114,8 @@ def write_down(record: Record, directory: Path) -> tuple[list[Path], list[str]]:
     return files, remarks
 
 
+# Nothing that a configuration could say about looks and programs.
+_PREFIXED = ("--src-prefix=a/", "--dst-prefix=b/")
 _PLAIN = ("--no-color", "--no-ext-diff", "--no-textconv", "--no-renames", "--ignore-submodules=none")
 
 
@@ -115,6 +125,6 @@ def _commit(git: Git, record: Record, message: str) -> list[str]:
     inner = [entry.partition("\t")[2] for entry in git.names("ls-files", "--stage", "-z") if entry.startswith(_GITLINK)]
     if inner:
         git("rm", "--quiet", "--cached", "--force", "--", *(f":(literal){name}" for name in inner))
-    if not git.holds("diff", "--cached", "--quiet", "HEAD", "--"):
+    if not git.holds("diff", "--cached", "--quiet", "--no-ext-diff", "HEAD", "--"):
         git("commit", "--quiet", "--no-verify", "--cleanup=verbatim", "-m", message)
     return [f"{name!r} of {record.name} is a repository of its own, and is in no branch of the task" for name in inner]

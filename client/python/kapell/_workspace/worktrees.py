@@ -103,8 +103,34 @@ def verify(registry: Registry, record: Record, *, brings_home: bool = False) -> 
 
     With `brings_home` an agent that was killed on a branch of its own is followed, as it is where an attempt ends.
     """
+    prove(registry, record)
+    directory, git = Path(record.directory), Git(record.directory)
+    if brings_home and not operations(git):
+        clear_locks(record)
+        bring_home(git, record)
+    at = current(git)
+    if at != record.ref:
+        shown = at.removeprefix("refs/heads/") or "no branch"
+        raise Refused(
+            f"{directory} is on {shown}, not on {record.branch} - "
+            f"put it back with: git -C {directory} switch {record.branch}"
+        )
+    head = git.commit("HEAD")
+    # While an attempt was at work, its agent may have rewritten its own commits.
+    if record.state != "working" and head != record.head and not is_ancestor(git, record.head, head):
+        raise Refused(
+            f"the branch {record.branch} was moved by hand, and has lost {record.head[:12]} - "
+            f"put it back with: git -C {directory} merge {record.head[:12]}, {_give_up(record)}"
+        )
+
+
+def prove(registry: Registry, record: Record) -> None:
+    """Makes sure that the directory is the worktree of this record, whatever has become of its branch.
+
+    git itself would go up to a repository around it where the link is gone. Raises Refused.
+    """
     directory, common = Path(record.directory), Path(record.common)
-    give_up = f"or give it up with: kapell workspace release {record.task_id} --force"
+    give_up = _give_up(record)
     if not common.is_dir() or identity_of(common) != record.common_id:
         raise Refused(f"the repository {record.common} was moved or replaced - put it back, {give_up}")
     if not directory.is_dir():
@@ -122,24 +148,6 @@ def verify(registry: Registry, record: Record, *, brings_home: bool = False) -> 
         raise Refused(f"{directory} is a worktree of {git_directory}, not of {common} - move it away, {give_up}")
     if mark != _mark(registry, record):
         raise Refused(f"{directory} belongs to another data directory of Kapell's: {mark.split()[-1]} - {give_up}")
-    git = Git(directory)
-    if brings_home and not operations(git):
-        clear_locks(record)
-        bring_home(git, record)
-    at = current(git)
-    if at != record.ref:
-        shown = at.removeprefix("refs/heads/") or "no branch"
-        raise Refused(
-            f"{directory} is on {shown}, not on {record.branch} - "
-            f"put it back with: git -C {directory} switch {record.branch}"
-        )
-    head = git.commit("HEAD")
-    # While an attempt was at work, its agent may have rewritten its own commits.
-    if record.state != "working" and head != record.head and not is_ancestor(git, record.head, head):
-        raise Refused(
-            f"the branch {record.branch} was moved by hand, and has lost {record.head[:12]} - "
-            f"put it back with: git -C {directory} merge {record.head[:12]}, {give_up}"
-        )
 
 
 def bring_home(git: Git, record: Record) -> list[str]:
@@ -268,6 +276,10 @@ def operations(git: Git) -> list[str]:
 
 def _git_directory(record: Record) -> Path:
     return Path(Git(record.directory).line("rev-parse", "--absolute-git-dir")).resolve()
+
+
+def _give_up(record: Record) -> str:
+    return f"or give it up with: kapell workspace release {record.task_id} --force"
 
 
 def _mark(registry: Registry, record: Record) -> str:

@@ -12,10 +12,10 @@ from typing import Any
 from kapell.cli.app import App
 from kapell.cli.approval_views import state_cell
 from kapell.cli.card_dialogue import Dialogue, commands
-from kapell.cli.keys import Keys, can_ask
+from kapell.cli.keys import Keys
 from kapell.cli.live import LiveLine
 from kapell.cli.output import note
-from kapell.cli.terminal import visible
+from kapell.cli.terminal import can_ask, visible
 from kapell.client import Client
 from kapell.v1.approval_pb2 import Approval
 from kapell.v1.approval_policy_pb2 import APPROVAL_STATE_PENDING

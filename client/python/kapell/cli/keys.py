@@ -89,8 +89,3 @@ class Keys:
         if not key:
             raise EOFError
         return key
-
-
-def can_ask() -> bool:
-    """Whether somebody sits there: keys can be read, and questions seen."""
-    return sys.stdin.isatty() and sys.stderr.isatty()

@@ -145,3 +145,8 @@ def cut(text: str, width: int, *, ellipsis: str = "…") -> str:
             break
         taken.append(character)
     return "".join(taken).rstrip() + ellipsis[:width]
+
+
+def can_ask() -> bool:
+    """Whether somebody sits there: keys can be read, and questions seen."""
+    return sys.stdin.isatty() and sys.stderr.isatty()

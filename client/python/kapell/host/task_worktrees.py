@@ -102,7 +102,7 @@ class TaskWorktrees:
         if not self._spec.restart_on_retry or record.attempt == attempt.attempt:
             attempt.log(f"goes on in {record.directory} on {record.branch}", LOG_STREAM_SYSTEM)
             return
-        kept = results.begin_anew(record, attempt=attempt.attempt)
+        kept = results.begin_anew(self._registry, record, attempt=attempt.attempt)
         after = f"; what was there is kept as {kept}" if kept else ""
         attempt.log(f"begins anew in {record.directory} on {record.branch}{after}", LOG_STREAM_SYSTEM)
 
@@ -180,7 +180,7 @@ class Worktrees:
             await self._report(told)
             if not self._attempt.cancelled.is_set():
                 await self._keep_diffs()
-        except (GitFailed, OSError) as error:
+        except (Refused, GitFailed, OSError) as error:
             text = f"the work could not be committed: {error}"
             self._attempt.log(text, LOG_STREAM_SYSTEM)
             if not has_failed:
@@ -241,7 +241,7 @@ class Worktrees:
 
     def _taken_in(self, record: Record) -> tuple[list[str], TaskWorkspace]:
         message = f"Work of {record.task_id}, attempt {record.attempt}\n\nNot committed by the agent itself.\n"
-        remarks = results.take_in(record, message=message, commits=not self._spec.keep_uncommitted)
+        remarks = results.take_in(self._registry, record, message=message, commits=not self._spec.keep_uncommitted)
         record.state = "idle"
         self._registry.put(record)
         counted = results.figures(record)
@@ -287,6 +287,8 @@ class Worktrees:
             stop.cancel()
             working.cancel()
             await asyncio.wait((working,))
+        if not working.cancelled() and working.exception() is None:
+            return working.result()  # It was too far to be stopped.
         raise TaskFailed("CANCELLED", "the work was stopped because the task was cancelled")
 
 

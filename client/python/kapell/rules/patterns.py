@@ -20,6 +20,8 @@ _KNOWN = {
     "(user|agent):[A-Za-z0-9][A-Za-z0-9._@-]{0,63}": "a user or an agent, such as user:alice or agent:agent_42",
     r"[a-zA-Z0-9][a-zA-Z0-9._/-]{0,62}(=[^\x00]{0,256})?": "a label such as team, or with its value team=web",
     r"https?://[^\s\x00/?#@]+([/?][^\s\x00#]*)?": "an http or https URL without user and fragment",
+    r"[A-Za-z0-9_][^\x00-\x20~^:?*\[\\\x7f]*": "a branch, tag or commit, such as main or release/1.2",
+    r"[^\x00/][^\x00]*": "a relative path, such as package.json",
 }
 """What is better said by an example."""
 _WRONG = re.compile(r"does not match regex pattern `(.+)`")

@@ -48,6 +48,8 @@ class Families:
         killed: set[tuple[int, int]] = set()
         pause = _PAUSE
         while True:
+            if self._is_subreaper:
+                self.reap_orphans()
             # The system's list of children can miss one while another ends, so "nobody" is asked twice.
             left = self._left_of(leader) or self._left_of(leader)
             if not left:
@@ -65,12 +67,18 @@ class Families:
         return any(not process.is_zombie and process.session == leader for process in self._left_of(leader))
 
     def members(self, leader: int) -> list[int]:
-        """Ids of the program's processes: itself, what it has started, and those of them that ran away."""
+        """Ids of the program's processes: itself, what it has started, and those of them that ran away.
+
+        May be asked in a thread, while programs come and go: it looks at a copy, and reaps nobody.
+        """
+        marks = dict(self._marks)
         first = _processes.look_at(leader)
-        if first is None:
+        if first is None or leader not in marks:
             return []
         found = {
-            process.pid for process in (*_with_descendants(first), *self._left_of(leader)) if not process.is_zombie
+            process.pid
+            for process in (*_with_descendants(first), *self._left_of(leader, marks))
+            if not process.is_zombie
         }
         return sorted(found)
 
@@ -83,10 +91,11 @@ class Families:
             if process is not None and process.is_zombie and process.session != os.getsid(0):
                 _processes.reap(pid)
 
-    def _left_of(self, leader: int) -> list[Process]:
+    def _left_of(self, leader: int, marks: dict[int, str] | None = None) -> list[Process]:
+        marks = self._marks if marks is None else marks
         if self._is_subreaper:
-            return self._left_among_orphans(leader)
-        mark = _entry(self._marks[leader])
+            return _left_among_orphans(leader, marks)
+        mark = _entry(marks[leader])
         first = _processes.look_at(leader)
         oldest = first.start if first is not None else 0
         return [
@@ -98,27 +107,27 @@ class Families:
             and (process.session == leader or mark in _processes.environment_of(process.pid))
         ]
 
-    def _left_among_orphans(self, leader: int) -> list[Process]:
-        self.reap_orphans()
-        found: list[Process] = []
-        for pid in _processes.children_of(os.getpid()):
-            process = None if pid in self._marks else _processes.look_at(pid)
-            if process is not None and self._owner(process) == leader:
-                found += _with_descendants(process)
-        return [process for process in found if not process.is_zombie]
 
-    def _owner(self, process: Process) -> int | None:
-        """The leader of the orphan's family; None for the host's own helpers and for the unknown."""
-        if process.session in self._marks:
-            return process.session
-        environment = _processes.environment_of(process.pid)
-        for leader, mark in self._marks.items():
-            if _entry(mark) in environment:
-                return leader
-        if process.session == os.getsid(0):
-            return None
-        only = len(self._marks) == 1
-        return next(iter(self._marks)) if only else None
+def _left_among_orphans(leader: int, marks: dict[int, str]) -> list[Process]:
+    found: list[Process] = []
+    for pid in _processes.children_of(os.getpid()):
+        process = None if pid in marks else _processes.look_at(pid)
+        if process is not None and _owner(process, marks) == leader:
+            found += _with_descendants(process)
+    return [process for process in found if not process.is_zombie]
+
+
+def _owner(process: Process, marks: dict[int, str]) -> int | None:
+    """The leader of the orphan's family; None for the host's own helpers and for the unknown."""
+    if process.session in marks:
+        return process.session
+    environment = _processes.environment_of(process.pid)
+    for leader, mark in marks.items():
+        if _entry(mark) in environment:
+            return leader
+    if process.session == os.getsid(0):
+        return None
+    return next(iter(marks)) if len(marks) == 1 else None
 
 
 def _entry(mark: str) -> bytes:

@@ -35,10 +35,14 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What a process uses, its ended children's time included."""
+    """What a process uses."""
 
     resident_bytes: int
     cpu_seconds: float
+    """With the time of those ended children that it took leave of."""
+    own_seconds: float
+    start: int
+    """As that of `Process`."""
 
 
 def become_subreaper() -> bool:
@@ -79,7 +83,8 @@ def use_of(pid: int) -> Use | None:
     except OSError:
         return None
     fields = text[text.rindex(")") + 2 :].split()
-    return Use(int(fields[21]) * _PAGE, sum(map(int, fields[11:15])) / _TICKS)
+    own, children = sum(map(int, fields[11:13])), sum(map(int, fields[13:15]))
+    return Use(int(fields[21]) * _PAGE, (own + children) / _TICKS, own / _TICKS, int(fields[19]))
 
 
 def own_bytes_of(pid: int) -> int:
@@ -219,6 +224,7 @@ def _use_with_psutil(pid: int) -> Use | None:
     try:
         found = psutil.Process(pid)
         with found.oneshot():
-            return Use(found.memory_info().rss, sum(found.cpu_times()[:4]))
+            times = found.cpu_times()
+            return Use(found.memory_info().rss, sum(times[:4]), sum(times[:2]), int(found.create_time() * 1000))
     except (psutil.Error, OSError):
         return None

@@ -78,6 +78,10 @@ class Program:
         self.written: Callable[[], int] = lambda: 0
         """How many bytes it has written so far, as far as whoever reads them tells."""
         self._oom_kills = _processes.oom_kills()
+        self._loop = asyncio.get_running_loop()
+        self._begun = self._loop.time()
+        self._stopped = 0.0
+        """When it was stopped; 0 while it runs."""
         self._watch_exit()
 
     @classmethod
@@ -134,6 +138,22 @@ class Program:
     def members(self) -> list[int]:
         """Ids of its processes: itself and all that it has started. Looks at the whole machine's, so in a thread."""
         return self._families.members(self.pid)
+
+    def seconds(self) -> float:
+        """How long it has run, without the time in which it was stopped."""
+        return (self._stopped or self._loop.time()) - self._begun
+
+    def halt(self) -> None:
+        """Stops its group for a while (SIGSTOP)."""
+        self.signal_group(signal.SIGSTOP)
+        self._stopped = self._stopped or self._loop.time()
+
+    def go_on(self) -> None:
+        """Lets its group go on after a `halt` (SIGCONT)."""
+        self.signal_group(signal.SIGCONT)
+        if self._stopped:
+            self._begun += self._loop.time() - self._stopped
+            self._stopped = 0.0
 
     async def exited(self) -> None:
         """Waits until the program itself has ended; what it started may still run."""

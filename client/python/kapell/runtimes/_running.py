@@ -78,7 +78,7 @@ class ProgramRuntime(ABC):
         try:
             return await self._work(attempt, task, directory, abandoned)
         except TaskFailed as failed:
-            exceeded = await self._verdict()
+            exceeded = self._verdict()
             if exceeded is None or failed.reason == "CANCELLED":
                 raise
             raise exceeded from failed
@@ -113,10 +113,11 @@ class ProgramRuntime(ABC):
             guard.add_done_callback(self._beside.discard)
         return program
 
-    async def _verdict(self) -> TaskFailed | None:
+    def _verdict(self) -> TaskFailed | None:
         """Why the attempt's program, which has ended, was ended by its limits; None where it was not."""
         guard = self._guards.get(asyncio.current_task())
-        return await guard if guard is not None else None
+        # It is done once it has ended the program; one that is not may wait for a program that nothing can end.
+        return guard.result() if guard is not None and guard.done() else None
 
 
 async def keep_artifacts(directory: Path, attempt: Attempt, abandoned: asyncio.Event) -> None:
@@ -135,12 +136,12 @@ async def keep_pauses(program: Program, attempt: Attempt) -> None:
     """Stops the program while a budget pauses the attempt; when this ends, it is stopped no more."""
     while True:
         await attempt.paused.wait()
-        program.signal_group(signal.SIGSTOP)
+        program.halt()
         attempt.log("paused: a budget has no room for more, so the program is stopped (SIGSTOP)", LOG_STREAM_SYSTEM)
         try:
             await attempt.budget_room()
         finally:
-            program.signal_group(signal.SIGCONT)
+            program.go_on()
         attempt.log("there is room in the budget: the program goes on (SIGCONT)", LOG_STREAM_SYSTEM)
 
 

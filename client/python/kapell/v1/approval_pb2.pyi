@@ -779,7 +779,8 @@ class RequestApprovalRequest(_message.Message):
     """
     park: _builtins.bool
     """Ends the attempt as RELEASED, unless it is decided at once; it costs no attempt. The task waits as
-    AWAITING_APPROVAL without an agent and is queued again with the decision, whatever that is.
+    AWAITING_APPROVAL without an agent and is queued again with the decision, whatever that is. Not for programs of
+    agents.
     """
     request_id: _builtins.str
     """Makes the call repeatable for 24 h: the same id and body get the first answer again. At most 64 characters."""

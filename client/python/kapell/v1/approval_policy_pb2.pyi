@@ -71,9 +71,11 @@ class _ExpiryAction:
 class _ExpiryActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExpiryAction.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     EXPIRY_ACTION_UNSPECIFIED: _ExpiryAction.ValueType  # 0
-    """The default: HOLD for TASK_START and BUDGET, which keep no agent waiting; DENY for the others."""
+    """The default: HOLD for what keeps no agent waiting, as TASK_START, and BUDGET about new work; DENY for the others."""
     EXPIRY_ACTION_DENY: _ExpiryAction.ValueType  # 1
-    """The approval is EXPIRED. A task that was to start FAILED with APPROVAL_EXPIRED; an agent learns of it."""
+    """The approval is EXPIRED. A task that was to start FAILED with APPROVAL_EXPIRED; an agent learns of it; an attempt
+    that a budget has paused is stopped, and its task fails with BUDGET_EXCEEDED.
+    """
     EXPIRY_ACTION_HOLD: _ExpiryAction.ValueType  # 2
     """It stays PENDING, is marked overdue, and waits on."""
     EXPIRY_ACTION_ESCALATE: _ExpiryAction.ValueType  # 3
@@ -85,9 +87,11 @@ class ExpiryAction(_ExpiryAction, metaclass=_ExpiryActionEnumTypeWrapper):
     """What happens when nobody has decided in time."""
 
 EXPIRY_ACTION_UNSPECIFIED: ExpiryAction.ValueType  # 0
-"""The default: HOLD for TASK_START and BUDGET, which keep no agent waiting; DENY for the others."""
+"""The default: HOLD for what keeps no agent waiting, as TASK_START, and BUDGET about new work; DENY for the others."""
 EXPIRY_ACTION_DENY: ExpiryAction.ValueType  # 1
-"""The approval is EXPIRED. A task that was to start FAILED with APPROVAL_EXPIRED; an agent learns of it."""
+"""The approval is EXPIRED. A task that was to start FAILED with APPROVAL_EXPIRED; an agent learns of it; an attempt
+that a budget has paused is stopped, and its task fails with BUDGET_EXCEEDED.
+"""
 EXPIRY_ACTION_HOLD: ExpiryAction.ValueType  # 2
 """It stays PENDING, is marked overdue, and waits on."""
 EXPIRY_ACTION_ESCALATE: ExpiryAction.ValueType  # 3

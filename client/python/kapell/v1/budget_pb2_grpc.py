@@ -148,7 +148,7 @@ class BudgetServiceServicer:
     def SettleReservation(self, request, context):
         """Says what the work of a reservation has used: that is spent, the rest is released. More than was reserved
         may be said, since it has been used.
-        Errors: RESERVATION_NOT_FOUND, REQUEST_INVALID.
+        Errors: RESERVATION_NOT_FOUND, REQUEST_INVALID, USAGE_LIMIT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -74,7 +74,7 @@ class BudgetServiceStub:
     SettleReservation: _grpc.UnaryUnaryMultiCallable[_budget_pb2.SettleReservationRequest, _budget_pb2.SettleReservationResponse]
     """Says what the work of a reservation has used: that is spent, the rest is released. More than was reserved
     may be said, since it has been used.
-    Errors: RESERVATION_NOT_FOUND, REQUEST_INVALID.
+    Errors: RESERVATION_NOT_FOUND, REQUEST_INVALID, USAGE_LIMIT.
     """
     ReleaseReservation: _grpc.UnaryUnaryMultiCallable[_budget_pb2.ReleaseReservationRequest, _budget_pb2.ReleaseReservationResponse]
     """Releases a reservation of which nothing was used.
@@ -120,7 +120,7 @@ class BudgetServiceAsyncStub(BudgetServiceStub):
     SettleReservation: _aio.UnaryUnaryMultiCallable[_budget_pb2.SettleReservationRequest, _budget_pb2.SettleReservationResponse]  # type: ignore[assignment]
     """Says what the work of a reservation has used: that is spent, the rest is released. More than was reserved
     may be said, since it has been used.
-    Errors: RESERVATION_NOT_FOUND, REQUEST_INVALID.
+    Errors: RESERVATION_NOT_FOUND, REQUEST_INVALID, USAGE_LIMIT.
     """
     ReleaseReservation: _aio.UnaryUnaryMultiCallable[_budget_pb2.ReleaseReservationRequest, _budget_pb2.ReleaseReservationResponse]  # type: ignore[assignment]
     """Releases a reservation of which nothing was used.
@@ -211,7 +211,7 @@ class BudgetServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_budget_pb2.SettleReservationResponse, _abc.Awaitable[_budget_pb2.SettleReservationResponse]]:
         """Says what the work of a reservation has used: that is spent, the rest is released. More than was reserved
         may be said, since it has been used.
-        Errors: RESERVATION_NOT_FOUND, REQUEST_INVALID.
+        Errors: RESERVATION_NOT_FOUND, REQUEST_INVALID, USAGE_LIMIT.
         """
 
     @_abc_1.abstractmethod

@@ -157,7 +157,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_USAGE_LIMIT: _ErrorReason.ValueType  # 113
     """RESOURCE_EXHAUSTED: the ledger's sums would have more nano-dollars or tokens than a whole number of 64 bits holds.
-    Metadata: limit. In outcomes of records, and of RepriceUsage.
+    Metadata: limit. In outcomes of records, and of RepriceUsage. SettleReservation: that of the budget; metadata
+    budget_id, too.
     """
     ERROR_REASON_APPROVAL_NOT_FOUND: _ErrorReason.ValueType  # 95
     """NOT_FOUND: no approval, or no rule, has this id. Metadata: approval_id or rule_id."""
@@ -349,7 +350,8 @@ In outcomes of records only.
 """
 ERROR_REASON_USAGE_LIMIT: ErrorReason.ValueType  # 113
 """RESOURCE_EXHAUSTED: the ledger's sums would have more nano-dollars or tokens than a whole number of 64 bits holds.
-Metadata: limit. In outcomes of records, and of RepriceUsage.
+Metadata: limit. In outcomes of records, and of RepriceUsage. SettleReservation: that of the budget; metadata
+budget_id, too.
 """
 ERROR_REASON_APPROVAL_NOT_FOUND: ErrorReason.ValueType  # 95
 """NOT_FOUND: no approval, or no rule, has this id. Metadata: approval_id or rule_id."""

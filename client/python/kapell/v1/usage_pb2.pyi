@@ -327,7 +327,8 @@ class UsageRecord(_message.Message):
     """The provider's tier of service, as "batch" or "priority"; empty for the standard one."""
     correction: _builtins.bool
     """Says that it replaces what is recorded under its record_id. Without it, figures that are no larger than the
-    recorded ones change nothing, larger ones (a stream that went on) replace them, and others are refused.
+    recorded ones change nothing, larger ones (a stream that went on) replace them, and others are refused. Agents and
+    their programs change what they have used for their task only, with it or without.
     """
     note: _builtins.str
     """Why it was corrected, at most 500 characters."""

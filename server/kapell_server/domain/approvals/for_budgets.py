@@ -60,6 +60,11 @@ def ask_about(state: State, task: Task, hold: Hold, more: int) -> Approval:
     )
 
 
+def is_asked(state: State, budget_id: str, task_id: str) -> bool:
+    """Whether the budget waits for an answer about a task."""
+    return open_of(state, budget_id, task_id) is not None
+
+
 def settled(state: State, budget_id: str, task_id: str, why: str) -> None:
     """What was asked about a task is no question any more."""
     withdraw_budget_approval(state, budget_id, why, task_id)
@@ -109,7 +114,7 @@ def _question_about(budget: Budget, task: Task, hold: Hold, more: int) -> tuple[
         f"reserved of budget {name}, and the budget has no room for more.\n"
         f"Approved: it may use {words(measure, more)} more; the limit of {limit} "
         f"grows for it by that, and by what it has used beyond the limit{until}.\n"
-        f"Refused: it is stopped, and its task fails with BUDGET_EXCEEDED."
+        f"Refused: it is stopped, and its task fails with BUDGET_EXCEEDED. Not answered in time: it is stopped, too."
     )
     if measure == "cost":
         content.estimated_cost.CopyFrom(amount(measure, more).cost)

@@ -19,9 +19,6 @@ from kapell_server.domain.times import duration_ns, set_duration, stamp
 if TYPE_CHECKING:
     from kapell_server.domain.state import State
 
-_PATIENT = frozenset({APPROVAL_KIND_TASK_START, APPROVAL_KIND_BUDGET})
-"""Kinds that keep no agent waiting."""
-
 
 def fill(approval: Approval, said: ApprovalPolicy, now_ns: int) -> None:
     """Gives a new approval its policy, defaults filled in, and the end of its time."""
@@ -31,8 +28,15 @@ def fill(approval: Approval, said: ApprovalPolicy, now_ns: int) -> None:
     if not filled.HasField("timeout"):
         set_duration(filled.timeout, DEFAULT_TIMEOUT)
     if not filled.on_expiry:
-        filled.on_expiry = EXPIRY_ACTION_HOLD if approval.kind in _PATIENT else EXPIRY_ACTION_DENY
+        filled.on_expiry = EXPIRY_ACTION_DENY if _keeps_an_agent(approval) else EXPIRY_ACTION_HOLD
     stamp(approval.expire_time, now_ns + duration_ns(filled.timeout))
+
+
+def _keeps_an_agent(approval: Approval) -> bool:
+    """Whether an agent waits for the answer, with its slot and its locks."""
+    if approval.kind == APPROVAL_KIND_BUDGET:
+        return bool(approval.task_id)
+    return approval.kind != APPROVAL_KIND_TASK_START
 
 
 def check_may_decide(state: State, approval: Approval) -> None:

@@ -54,6 +54,8 @@ def request_approval(state: State, request: RequestApprovalRequest) -> RequestAp
         raise task_state_conflict(task, "given an approval", (TASK_STATE_RUNNING,))
     request = use.redactor(state, task, lease.agent_id).message(request)
     _check(request)
+    if request.park and state.caller.kind is CallerKind.PROGRAM:
+        raise invalid("park", "is for agents", "Wait for the decision: programs do not end the attempt they work on.")
     fresh = _new(state, request, task, lease)
     known = _known(state, fresh, task)
     if known is not None:

@@ -212,12 +212,15 @@ def decide_by_rule(state: State, approval: Approval, rule: ApprovalRule) -> None
 
 
 def tidy(state: State, task: Task, deleted: bool) -> None:
-    """A task that has ended, or is to end, needs no decision any more."""
-    is_cancelled = task.state == TASK_STATE_CANCELLING and not task.HasField("failure")
-    if not deleted and task.state not in TASK_FINAL and not is_cancelled:
+    """A task that has ended, or is to end, needs no decision any more; one that is stopped, none about its budget."""
+    is_stopped = task.state == TASK_STATE_CANCELLING and not deleted
+    is_cancelled = is_stopped and not task.HasField("failure")
+    if not deleted and task.state not in TASK_FINAL and not is_stopped:
         return
-    why = "its task was deleted" if deleted else "its task is being cancelled" if is_cancelled else "its task has ended"
+    why = "its task was deleted" if deleted else "its task is being cancelled" if is_stopped else "its task has ended"
     for approval in state.approvals.of_task(task.task_id):
+        if is_stopped and not is_cancelled and approval.kind != APPROVAL_KIND_BUDGET:
+            continue
         put = withdraw(state, approval, why)
         if put.kind == APPROVAL_KIND_BUDGET:
             _carry_out(state, put)

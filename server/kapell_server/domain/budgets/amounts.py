@@ -14,6 +14,8 @@ Measure = Literal["cost", "tokens", "tasks", "wall_time"]
 
 NANO = 1_000_000_000
 """Units of cost in a dollar."""
+MOST_SUM = 2**63 - 1
+"""What a sum may be: its column holds no more."""
 _MS = 1_000_000
 """Nanoseconds in a millisecond."""
 
@@ -47,6 +49,14 @@ def nanos(money: Money) -> int:
 def milliseconds(ns: int) -> int:
     """Milliseconds, rounded up."""
     return -(-ns // _MS)
+
+
+def most_of_callers(measure: Measure) -> int:
+    """What callers may make spent or reserved of one budget, or extend it by: far from what cannot be summed.
+
+    The rest is for what tasks use, which is never refused. Of time the bound is what a Duration can be shown as.
+    """
+    return 10**14 if measure == "wall_time" else MOST_SUM // 2
 
 
 def set_amount(target: BudgetAmount, measure: Measure, units: int) -> None:

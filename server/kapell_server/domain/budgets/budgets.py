@@ -156,7 +156,9 @@ class Budgets:
             return
         needs = self.needs(task)
         if tallies := self.scopes.of_agent(task.lease.agent_id):
-            needs += self.scopes.needs_of(task, tallies, self.history.of(task.template_id))
+            named = {tally for tally, _ in needs}  # A task may name the budget of its agent.
+            others = [tally for tally in tallies if tally not in named]
+            needs += self.scopes.needs_of(task, others, self.history.of(task.template_id))
         if needs:
             held = tuple([tally.hold(task.task_id, need) for tally, need in needs])
             self._state.assign(self._held, task.task_id, held)
@@ -263,7 +265,12 @@ class Budgets:
 
     def turn(self, tally: Tally) -> None:
         """Lets go what has left the window by now; whoever spends does so first, since the timer may be late."""
-        if tally.is_over() and tally.roll():
+        if not tally.is_over():
+            return
+        let = [holder_id for holder_id, hold in tally.holds.items() if hold.let]
+        if tally.roll():
+            for holder_id in let:
+                self.write_holds(holder_id)
             self._leave(tally)
             self.wake(tally)
 
@@ -282,10 +289,10 @@ class Budgets:
             self._state.polls.touch_agent(tally.agent_id)
         if tally.paused and not tally.blocks(1):
             self.at_edge.update(tally.paused)
-        if tally.stopped or not tally.waiting:
+        if tally.stopped or not (tally.waiting or tally.paused):
             return
         ready = self._state.queues.ready
-        nothing_fits = False
+        nothing_fits = bool(tally.paused) and not tally.asks and tally.blocks(tally.usual)
         for need_class in sorted(tally.waiting):
             name = f"budget/{tally.budget_id}/{need_class}"
             if tally.tries(need_class) > 0:
@@ -447,7 +454,7 @@ class Budgets:
                 held.append(hold)
         if held:
             self._held[lease.task_id] = tuple(held)
-            if any(hold.spent and hold.spent >= hold.granted for hold in held):
+            if any(edges.used_beyond(state, lease, hold) >= 0 for hold in held):
                 self.at_edge[lease.task_id] = None
             edges.watch_time(state, lease)
 

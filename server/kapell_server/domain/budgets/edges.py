@@ -11,12 +11,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kapell.v1.approval_pb2 import Approval
-from kapell.v1.approval_policy_pb2 import APPROVAL_STATE_APPROVED, APPROVAL_STATE_REJECTED
-from kapell.v1.budget_pb2 import (
-    BUDGET_ACTION_CANCEL,
-    BUDGET_ACTION_REQUIRE_APPROVAL,
-    BudgetPause,
+from kapell.v1.approval_policy_pb2 import (
+    APPROVAL_STATE_APPROVED,
+    APPROVAL_STATE_CANCELLED,
+    APPROVAL_STATE_EXPIRED,
+    APPROVAL_STATE_REJECTED,
 )
+from kapell.v1.budget_pb2 import BUDGET_ACTION_CANCEL, BudgetPause
 from kapell.v1.task_pb2 import ATTEMPT_WAIT_KIND_BUDGET, TASK_STATE_CANCELLING, TASK_STATE_RUNNING, Task, TaskFailure
 from kapell.v1.watch_pb2 import (
     EVENT_KIND_BUDGET_UPDATED,
@@ -53,15 +54,16 @@ def meet_all(state: State) -> None:
 
 def meet(state: State, task_id: str) -> None:
     """Looks at one attempt: reserves more for what it uses beyond its reservation, or pauses, stops or continues it."""
-    state.budgets.at_edge.pop(task_id, None)
+    state.remove(state.budgets.at_edge, task_id)
     lease = state.leases.by_task.get(task_id)
     held = state.budgets.held(task_id)
     if lease is None or (task := state.task(task_id)).state != TASK_STATE_RUNNING:
         return
     stuck: Hold | None = None
+    too_far: Hold | None = None
     has_more = False
     for hold in held:
-        over = _over(state, lease, hold)
+        over = used_beyond(state, lease, hold)
         if over < 0:
             continue
         more = _room_for_more(hold, over)
@@ -70,13 +72,15 @@ def meet(state: State, task_id: str) -> None:
                 _reserve(state, hold, over, more)
                 has_more = True
         elif hold.tally.actions.get(FULL) != BUDGET_ACTION_CANCEL:
-            stuck = stuck or hold
+            if stuck is None or hold.tally.budget_id == task.pause.budget_id:
+                stuck = hold
         elif over:
-            stop(state, task_id, f"it has used more than was reserved, and {state.budgets.told(hold.tally)}")
-            return
+            too_far = too_far or hold
     if has_more:
         state.budgets.write_holds(task_id)
-    if stuck is not None:
+    if too_far is not None:
+        stop(state, task_id, f"it has used more than was reserved, and {state.budgets.told(too_far.tally)}")
+    elif stuck is not None:
         _pause(state, lease, task, stuck)
     elif task.HasField("pause"):
         _go_on(state, task)
@@ -108,7 +112,10 @@ def leave(state: State, task_id: str) -> None:
 
 
 def answer(state: State, approval: Approval) -> None:
-    """Whether a paused attempt may use more was decided. Where nobody has, it stays paused until there is room."""
+    """Whether a paused attempt may use more was decided, or is decided no more: no question, and no pause, hangs.
+
+    Without an answer in time it ends as with a no. A question that somebody has withdrawn is asked again.
+    """
     task_id = approval.task_id
     lease = state.leases.by_task.get(task_id)
     held = [hold for hold in state.budgets.held(task_id) if hold.tally.budget_id == approval.budget_id]
@@ -120,8 +127,12 @@ def answer(state: State, approval: Approval) -> None:
     if approval.state == APPROVAL_STATE_REJECTED:
         who = approval.decisions[-1].decider.id
         stop(state, task_id, f"{who} lets it use no more, and {state.budgets.told(hold.tally)}")
+    elif approval.state == APPROVAL_STATE_EXPIRED:
+        stop(state, task_id, f"nobody has let it use more in time, and {state.budgets.told(hold.tally)}")
+    elif approval.state == APPROVAL_STATE_CANCELLED:
+        state.budgets.at_edge[task_id] = None
     elif approval.state == APPROVAL_STATE_APPROVED:
-        _let(state, hold, max(0, _over(state, lease, hold)))
+        _let(state, hold, max(0, used_beyond(state, lease, hold)))
         state.budgets.write_holds(task_id)
         state.budgets.put(hold.tally, EVENT_KIND_BUDGET_UPDATED, ("status",))
         state.budgets.at_edge[task_id] = None
@@ -146,7 +157,7 @@ def stop(state: State, task_id: str, why: str) -> None:
     state.put_task(task, EVENT_KIND_TASK_CANCELLING, ("state", "failure"))
 
 
-def _over(state: State, lease: Lease, hold: Hold) -> int:
+def used_beyond(state: State, lease: Lease, hold: Hold) -> int:
     """By how much an attempt has used more than was ever reserved for it; negative while something is left."""
     if hold.tally.measure == "wall_time":
         used = milliseconds(max(0, state.now_ns - lease.start_ns))
@@ -155,7 +166,7 @@ def _over(state: State, lease: Lease, hold: Hold) -> int:
 
 
 def _usual(hold: Hold) -> int:
-    return max(hold.tally.default_need, 1)
+    return hold.tally.usual
 
 
 def _room_for_more(hold: Hold, over: int) -> int:
@@ -198,9 +209,9 @@ def _pause(state: State, lease: Lease, current: Task, hold: Hold) -> None:
     if is_new and current.HasField("pause"):
         _forget(state, current, "another budget is in its way now")
     state.assign(tally.paused, current.task_id, None)
-    waits = lease.waiting == ATTEMPT_WAIT_KIND_BUDGET or _over(state, lease, hold) > 0
-    asks = tally.actions.get(FULL) == BUDGET_ACTION_REQUIRE_APPROVAL and waits
-    if not is_new and (not asks or current.pause.approval_id):
+    waits = lease.waiting == ATTEMPT_WAIT_KIND_BUDGET or used_beyond(state, lease, hold) > 0
+    asks = tally.asks and waits
+    if not is_new and (not asks or for_budgets.is_asked(state, tally.budget_id, current.task_id)):
         return
     task = copied(current)
     if is_new:
@@ -210,7 +221,7 @@ def _pause(state: State, lease: Lease, current: Task, hold: Hold) -> None:
         task.pause.approval_id = approval.approval_id
     state.put_task(task, EVENT_KIND_TASK_PAUSED, ("pause",))
     state.budgets.stir(tally)
-    if tally.actions.get(FULL) != BUDGET_ACTION_REQUIRE_APPROVAL:
+    if not tally.asks:
         state.budgets.want_of_room(tally)
 
 

@@ -13,7 +13,7 @@ from kapell.v1.budget_pb2 import (
 from kapell.v1.error_pb2 import ERROR_REASON_BUDGET_EXCEEDED, ERROR_REASON_RESERVATION_NOT_FOUND
 from kapell.v1.watch_pb2 import EVENT_KIND_BUDGET_SPENT
 
-from kapell_server.domain.budgets.amounts import set_amount, words
+from kapell_server.domain.budgets.amounts import most_of_callers, set_amount, words
 from kapell_server.domain.budgets.budget import checked, tally_of
 from kapell_server.domain.budgets.tally import Tally
 from kapell_server.domain.errors import KapellError
@@ -28,7 +28,7 @@ def reserve_budget(state: State, request: ReserveBudgetRequest) -> ReserveBudget
     tally = tally_of(state, request.budget_id)
     units = checked(request.amount, tally.measure, "amount")
     state.budgets.turn(tally)
-    if tally.blocks(units):
+    if tally.blocks(units) or tally.spent + tally.reserved + units > most_of_callers(tally.measure):
         raise _exceeded(tally, units)
     reservation = Reservation(
         reservation_id=state.new_id("reservation"),
@@ -51,7 +51,7 @@ def settle_reservation(state: State, request: SettleReservationRequest) -> Budge
     state.budgets.turn(tally)
     if units:
         tally.use(tally.holds[request.reservation_id], units)
-        tally.spend(units)
+        tally.spend(units, most_of_callers(tally.measure))
     return _end(state, tally, request.reservation_id)
 
 

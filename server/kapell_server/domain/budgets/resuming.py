@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from kapell.v1.budget_pb2 import Budget
 from kapell.v1.watch_pb2 import EVENT_KIND_BUDGET_UPDATED
 
+from kapell_server.domain.budgets.amounts import most_of_callers
 from kapell_server.domain.budgets.tally import FULL, Tally
 from kapell_server.domain.budgets.windows import Rolling
 from kapell_server.domain.copied import copied
@@ -37,9 +38,10 @@ def resume(state: State, tally: Tally, extend_by: int) -> Budget:
 
 
 def extend(state: State, tally: Tally, by: int) -> None:
-    """The limit grows by so much, for this window."""
+    """The limit grows by so much, for this window, as far as can be summed."""
     ends_ns = state.now_ns + tally.window.length_ns if isinstance(tally.window, Rolling) else tally.end_ns
-    tally.set(extended=tally.extended + by, extension_end_ns=ends_ns)
+    most = most_of_callers(tally.measure)
+    tally.set(extended=min(tally.extended + by, most), extension_end_ns=ends_ns)
 
 
 def answer(state: State, budget_id: str, *, approved: bool) -> None:

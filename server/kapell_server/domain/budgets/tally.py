@@ -17,9 +17,11 @@ from kapell.v1.budget_pb2 import (
     BudgetState,
     BudgetStatus,
 )
+from kapell.v1.error_pb2 import ERROR_REASON_USAGE_LIMIT
 
-from kapell_server.domain.budgets.amounts import measure_of, set_amount, units_of
+from kapell_server.domain.budgets.amounts import MOST_SUM, measure_of, set_amount, units_of, words
 from kapell_server.domain.budgets.windows import Calendar, Rolling, window_of
+from kapell_server.domain.errors import KapellError
 from kapell_server.domain.times import stamp, timestamp_ns
 
 if TYPE_CHECKING:
@@ -90,6 +92,8 @@ class Tally:
         self.default_need = units_of(spec.default_estimate)
         self.actions: dict[int, BudgetAction.ValueType] = {one.percent: one.action for one in spec.thresholds}
         self.hard = self.actions.get(FULL, BUDGET_ACTION_NOTIFY) != BUDGET_ACTION_NOTIFY
+        self.asks = self.actions.get(FULL) == BUDGET_ACTION_REQUIRE_APPROVAL
+        self.usual = max(self.default_need, 1)
         self.judge()
 
     def judge(self) -> None:
@@ -168,8 +172,13 @@ class Tally:
         self.reserved += reserved - hold.reserved
         hold.restore(granted, reserved, spent)
 
-    def spend(self, units: int) -> None:
-        """So much was used; a negative number takes back, of the latest slices, at most what is there."""
+    def spend(self, units: int, most: int = MOST_SUM) -> None:
+        """So much was used; a negative number takes back, of the latest slices, at most what is there.
+
+        Raises USAGE_LIMIT where more than `most` would be spent.
+        """
+        if units > 0 and self.spent + units > most:
+            raise self._too_much(most)
         slice_ns = self.window.slice_of(self._state.now_ns)
         if units >= 0:
             self._spend_in(slice_ns, units)
@@ -179,6 +188,14 @@ class Tally:
             if taken:
                 self._spend_in(slice_ns, -taken)
                 units += taken
+
+    def _too_much(self, most: int) -> KapellError:
+        return KapellError(
+            ERROR_REASON_USAGE_LIMIT,
+            f"Budget {self.budget_id} cannot sum more than {words(self.measure, most)}. Check the figures; "
+            "where what it has is wrong, delete the budget and make it anew.",
+            metadata={"limit": str(most), "budget_id": self.budget_id},
+        )
 
     def _spend_in(self, slice_ns: int, units: int) -> None:
         state = self._state

@@ -217,6 +217,8 @@ def _take(state: State, use: _Use, attempt: TaskAttempt | None, growth: Growth) 
     if current is not None:
         if not _is_news(record, versions):
             return _outcome(current.record, USAGE_OUTCOME_KIND_DUPLICATE)
+        if attempt is not None:
+            _check_own(current.record, attempt)
         kind = USAGE_OUTCOME_KIND_CORRECTED
         if not record.correction:
             # Whose it is was said before; by now the task may be gone.
@@ -249,6 +251,17 @@ def _own(record: UsageRecord, attempt: TaskAttempt) -> None:
             )
         setattr(record, name, own)
     record.attempt = attempt.attempt
+
+
+def _check_own(recorded: UsageRecord, attempt: TaskAttempt) -> None:
+    """An attempt changes what its agent has used for its task, and nobody else's. Raises NOT_OWNER."""
+    if recorded.task_id != attempt.task_id or recorded.agent_id not in ("", attempt.agent_id):
+        raise KapellError(
+            ERROR_REASON_NOT_OWNER,
+            f"Usage {recorded.record_id} is in the ledger as another's, so {attempt.agent_id} cannot change it."
+            " Use the id that the provider gave to the response.",
+            metadata={"record_id": recorded.record_id},
+        )
 
 
 def _is_news(record: UsageRecord, versions: Sequence[Entry]) -> bool:

@@ -107,8 +107,7 @@ def grant(state: State, current: Task, agent_id: str, poll_id: str) -> Lease:
 def held(state: State, token: str) -> tuple[Lease, Task]:
     """The lease and task a genuine, current token speaks of, confirmed by being spoken of. The fence."""
     lease = check_token(state, token, state.caller)
-    if state.caller.kind is not CallerKind.PROGRAM:  # whose agent may be gone
-        renew(state, lease, state.now_ns)
+    renew(state, lease, state.caller, state.now_ns)
     return lease, state.task(lease.task_id)
 
 
@@ -150,10 +149,13 @@ def told_of(state: State, token: str) -> TaskAttempt:
     return record
 
 
-def renew(state: State, lease: Lease, now_ns: int) -> None:
-    """A sign of life: the lease lives for another full duration."""
+def renew(state: State, lease: Lease, caller: Caller, now_ns: int) -> bool:
+    """A sign of life: the lease lives for another full duration. Not by a program, whose agent may be gone."""
+    if caller.kind is CallerKind.PROGRAM:
+        return False
     lease.confirmed = True
     lease.expire_ns = now_ns + int(state.settings.lease_duration * SECOND)
+    return True
 
 
 def lease_lost(task_id: str, attempt: int, why: str) -> KapellError:

@@ -195,7 +195,7 @@ def _beat(state: State, agent_id: str, beat: LeaseBeat) -> Task | None:
     lease = state.leases.by_task.get(lease_id.task_id) if lease_id is not None else None
     if lease is None or lease.agent_id != agent_id or lease_id is None or not lease.is_meant_by(lease_id):
         return None
-    attempt.renew(state, lease, state.now_ns)
+    attempt.renew(state, lease, state.caller, state.now_ns)
     task = state.task(lease.task_id)
     if beat.HasField("progress"):
         task = attempt.note_progress(state, lease, task, beat.progress)
@@ -247,7 +247,7 @@ def report_usage(state: State, request: ReportUsageRequest) -> ReportUsageRespon
     lease = state.leases.by_task.get(record.task_id)
     response = ReportUsageResponse(directive=LEASE_DIRECTIVE_LOST)
     if lease is not None and lease.attempt == record.attempt:
-        attempt.renew(state, lease, state.now_ns)
+        attempt.renew(state, lease, state.caller, state.now_ns)
         response.outcomes.extend(ledger.take(state, request.records, record))
         edges.meet(state, record.task_id)
         task = state.task(record.task_id)

@@ -10,10 +10,9 @@ from kapell.cli import bulk, options
 from kapell.cli.app import App
 from kapell.cli.approval_views import APPROVALS, target_of
 from kapell.cli.errors import Exit, Refusal
-from kapell.cli.keys import can_ask
 from kapell.cli.output import note, write_changed
 from kapell.cli.shape import command
-from kapell.cli.terminal import visible
+from kapell.cli.terminal import can_ask, visible
 from kapell.cli.views import TASKS
 
 if TYPE_CHECKING:
