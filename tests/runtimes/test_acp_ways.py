@@ -15,7 +15,7 @@ from kapell_server.config import load
 from tests.host.attempts import RecordedAttempt
 from tests.runtimes.test_acp import Make, make, notes
 from tests.runtimes.test_acp_service import permission
-from tests.runtimes.test_conformance import TASK, begun
+from tests.runtimes.test_conformance import TASK, begun, failure_of
 
 __all__ = ["make"]
 
@@ -110,6 +110,21 @@ async def test_refusal_without_a_reason_is_no_prompt(make: Make) -> None:
     assert "again" not in attempt.stdout
 
 
+async def test_reason_is_no_prompt_once_the_task_is_cancelled(make: Make, tmp_path: Path) -> None:
+    attempt = RecordedAttempt()
+    agent = make(permission({"title": "ls"}), ["await_cancel"], then=[["environment", "HOME"]])
+    running = begun(agent, attempt)
+
+    await attempt.until_asked()
+    attempt.decide("deny", "not now")
+    await attempt.until_stdout(1)
+    attempt.cancel()
+    failure = await failure_of(running)
+
+    assert failure.reason == "CANCELLED"
+    assert "tells the agent why it was refused" not in attempt.remarks
+
+
 async def test_agent_that_is_always_refused_with_a_reason_ends(make: Make) -> None:
     attempt = RecordedAttempt()
     step = permission({"title": "ls"})
@@ -199,6 +214,14 @@ async def test_cost_of_the_session_is_counted_instead_of_tokens(make: Make) -> N
     await make(["usage", 0.1], turn={"usage": counted()}).run(attempt, TASK)
 
     assert [one["update"]["cost"]["amount"] for one in attempt.used] == [0.1]  # type: ignore[index]
+
+
+async def test_cost_that_is_told_after_tokens_is_not_counted_besides(make: Make) -> None:
+    attempt = RecordedAttempt()
+
+    await make(chunk("x", _meta={"usage": counted()}), ["usage", 0.1]).run(attempt, TASK)
+
+    assert used(attempt) == [("", 200, 0, 33, 0)]
 
 
 async def test_cost_of_nothing_leaves_it_to_the_tokens(make: Make) -> None:

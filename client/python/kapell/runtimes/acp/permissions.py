@@ -119,10 +119,11 @@ class Permissions:
         return _refusal(options, reason)
 
     def _title_of(self, call: ToolCall) -> str:
-        """What it is about, for people: a path as it is in the working directory, and what is done with it."""
-        title = call.title.replace(f"{self._place.directory}/", "") or call.kind or "use a tool"
-        is_path = call.title in call.paths and call.kind not in ("", "other")
-        return (f"{call.kind} {title}" if is_path else title)[:300]
+        """What it is about, for people; a bare path says what is done with it."""
+        title = call.title or call.kind or "use a tool"
+        if call.title in call.paths and call.kind not in ("", "other"):
+            title = f"{call.kind} {call.title.removeprefix(f'{self._place.directory}/')}"
+        return title[:300]
 
     def _only_reads(self, call: ToolCall) -> bool:
         """Whether a call says that it only reads, and every path that it names is in the working directory."""

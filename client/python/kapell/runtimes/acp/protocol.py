@@ -206,7 +206,7 @@ def _model_of(payload: Mapping[str, Any]) -> str:
     match payload.get("models"):
         case {"currentModelId": str(model_id), "availableModels": [*models]}:
             names = {one.get("modelId"): one.get("name") for one in models if isinstance(one, dict)}
-            return model_id if _PLAIN.fullmatch(model_id) else str(names.get(model_id) or "")
+            return model_id if _PLAIN.fullmatch(model_id) else str(names.get(model_id) or "")[:200]
     for option in payload.get("configOptions") or ():
         match option:
             case {"category": "model", "currentValue": str(model_id)} if _PLAIN.fullmatch(model_id):

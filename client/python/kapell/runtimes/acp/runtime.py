@@ -206,7 +206,7 @@ class _Turn:
             self.updates.pause()
             self.updates.spending.turn(tokens)
             remarks = self._permissions.remarks()
-            if not remarks or reason not in ("end_turn", "cancelled"):
+            if not remarks or reason not in ("end_turn", "cancelled") or self._attempt.cancelled.is_set():
                 break
             self._attempt.log("tells the agent why it was refused", LOG_STREAM_SYSTEM)
             text = "\n".join((_REFUSED, *remarks))

@@ -1,7 +1,7 @@
 """What the agent tells of its use: into the ledger, once, in the best words that it has for it.
 
 The protocol has the cost of a session so far (usage_update), and the tokens of a turn at its end. Qwen Code tells
-the tokens of each call besides. Cost goes before tokens, and calls before turns, so that nothing counts twice.
+the tokens of each call besides. What is told first is counted for the whole attempt, so that nothing counts twice.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Spending:
         self.model = ""
         """The model of the session, where the agent tells it."""
         self._attempt = attempt
-        self._costs = False
-        self._counts_calls = False
+        self._counted = ""
+        """What counts in this attempt: cost, calls or turns; empty until something was told."""
         self._payload: Mapping[str, Any] | None = None
         self._sent = 0.0
         self._cost_sent: object = None
@@ -41,14 +41,13 @@ class Spending:
 
     def call(self, tokens: Tokens) -> None:
         """The tokens of one call of a model."""
-        self._counts_calls = True
-        if not self._costs:
+        if self._counts("calls"):
             self._tell(tokens)
 
     def turn(self, turn: list[Tokens]) -> None:
         """The tokens of a whole turn."""
         self.finish()
-        if not self._costs and not self._counts_calls:
+        if turn and self._counts("turns"):
             for tokens in turn:
                 self._tell(tokens)
 
@@ -60,13 +59,17 @@ class Spending:
             return
         self._cost_sent, self._sent = cost, asyncio.get_running_loop().time()
         # Nothing is what agents tell of models whose price they do not know; the ledger may know it.
-        self._costs = self._costs or bool(cost.get("amount"))
-        if not self._costs:
+        if not cost.get("amount") or not self._counts("cost"):
             return
         try:
             self._attempt.usage_from(payload)
         except (InvalidRequest, TypeError, ValueError) as error:
             self._left_out(error)
+
+    def _counts(self, what: str) -> bool:
+        """Whether this is what counts; it is from now on where nothing else was."""
+        self._counted = self._counted or what
+        return self._counted == what
 
     def _tell(self, tokens: Tokens) -> None:
         fields: UsageFields = {
