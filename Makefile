@@ -34,7 +34,8 @@ test-slow: $(VENV)/.dev ## The tests that take minutes, crash tests among them
 .PHONY: agents
 agents: $(VENV)/.python ## Coding agents for tests/agents into .venv/agents, about 1.5 GB
 	npm install --prefix $(VENV)/agents --no-audit --no-fund --no-save \
-	  @openai/codex@0.169.0 @anthropic-ai/claude-code@2.1.197 @google/gemini-cli@0.61.0 opencode-ai@1.18.33
+	  @openai/codex@0.169.0 @anthropic-ai/claude-code@2.1.197 @google/gemini-cli@0.61.0 opencode-ai@1.18.33 \
+	  @qwen-code/qwen-code@0.24.4
 
 .PHONY: coverage
 coverage: $(VENV)/.dev ## Branch coverage of the core, which must not fall below 90 %
