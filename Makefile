@@ -34,10 +34,11 @@ test-slow: $(VENV)/.dev ## The tests that take minutes, crash tests among them
 .PHONY: agents
 agents: $(VENV)/.python ## Coding agents for tests/agents into .venv/agents, about 1.5 GB
 	npm install --prefix $(VENV)/agents --no-audit --no-fund --no-save \
-	  @openai/codex@0.169.0 @anthropic-ai/claude-code@2.1.197 @google/gemini-cli@0.61.0 opencode-ai@1.18.33
-	$(PYTHON) -m venv $(VENV)/agents/aider
+	  @openai/codex@0.169.0 @anthropic-ai/claude-code@2.1.197 @google/gemini-cli@0.61.0 opencode-ai@1.18.33 \
+	  @qwen-code/qwen-code@0.24.4
+	$(BIN)/python -m venv $(VENV)/agents/aider
 	$(VENV)/agents/aider/bin/pip install --quiet --disable-pip-version-check aider-chat==0.86.2
-	$(PYTHON) -m venv $(VENV)/agents/mini
+	$(BIN)/python -m venv $(VENV)/agents/mini
 	# Later versions of litellm want modules that they do not install.
 	$(VENV)/agents/mini/bin/pip install --quiet --disable-pip-version-check mini-swe-agent==2.4.6 litellm==1.81.10
 

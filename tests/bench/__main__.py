@@ -17,6 +17,7 @@ from pathlib import Path
 import uvloop
 
 from tests.bench import (
+    agents,
     budgeting,
     creating,
     flooding,
@@ -52,6 +53,7 @@ MODULES = (
     ledger,
     flooding,
     starting,
+    agents,
 )
 
 

@@ -26,9 +26,9 @@ from tests.domain.world import World, as_ticket
 IDLE = 60
 
 
-def pooled(least: int = 0, most: int = 4, slots: int = 1, *types: str) -> World:
+def pooled(least: int = 0, most: int = 4, slots: int = 1, *types: str, server_agents: int = 50) -> World:
     """A world with the pool "coder"."""
-    world = World(lease_duration=1e6, silent_after=1e5, max_agents=50)
+    world = World(lease_duration=1e6, silent_after=1e5, max_agents=server_agents)
     spec = AgentSpec(agent_types=types or ["coder"], slots=slots, command=CommandRuntime(argv=["true"]))
     pool = AgentPool(min_agents=least, max_agents=most, idle_stop=Duration(seconds=IDLE))
     world.advance(0)

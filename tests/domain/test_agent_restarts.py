@@ -167,6 +167,54 @@ def test_one_that_drains_is_not_started_again() -> None:
     assert die(world, agent_id).state == AGENT_STATE_FAILED
 
 
+def test_one_that_drained_and_left_is_not_started_again() -> None:
+    world = World()
+    agent_id = restarting(world, RESTART_MODE_ALWAYS)
+    begin(world, agent_id, "first")
+    world.do(DrainAgentRequest(agent_id=agent_id))
+    world.do(DeregisterRequest(agent_id=agent_id), caller=as_agent(world.agent(agent_id)))
+
+    assert die(world, agent_id).state == AGENT_STATE_TERMINATED
+
+
+def test_one_that_is_asked_to_end_while_it_leaves_stays_ended() -> None:
+    world = World()
+    agent_id = restarting(world, RESTART_MODE_ALWAYS)
+    begin(world, agent_id, "first")
+    world.do(DeregisterRequest(agent_id=agent_id, reason="enough"), caller=as_agent(world.agent(agent_id)))
+
+    world.do(TerminateAgentRequest(agent_id=agent_id))
+    agent = die(world, agent_id)
+
+    assert (agent.state, agent.state_reason) == (AGENT_STATE_TERMINATED, "enough")
+
+
+def test_an_end_that_is_told_twice_is_one_restart() -> None:
+    world = World()
+    agent_id = restarting(world)
+    begin(world, agent_id, "first")
+    die(world, agent_id)
+    revision = world.state.revision
+
+    agent = die(world, agent_id)
+
+    assert (agent.restart_count, agent.restarts_in_a_row) == (1, 1)
+    assert world.state.revision == revision
+
+
+def test_a_goodbye_costs_no_attempt_of_what_was_not_begun() -> None:
+    world = World()
+    agent_id = restarting(world, RESTART_MODE_ALWAYS)
+    begin(world, agent_id, "first")
+    task_id = world.create()
+    world.lease(agent_id)
+    world.do(DeregisterRequest(agent_id=agent_id), caller=as_agent(world.agent(agent_id)))
+
+    world.do(AgentProcessExited(agent_id, ProcessExit(message="exited with code 0"), ""))
+
+    assert (world.task(task_id).state, world.task(task_id).attempts_used) == (TASK_STATE_QUEUED, 0)
+
+
 def test_terminating_one_that_waits_ends_it() -> None:
     world = World()
     agent_id = restarting(world)

@@ -6,7 +6,14 @@ import pytest
 from google.type.money_pb2 import Money
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kapell.v1.approval_pb2 import RISK_LEVEL_CRITICAL, RISK_LEVEL_HIGH, RISK_LEVEL_LOW, ApprovalContent, RiskLevel
+from kapell.v1.approval_pb2 import (
+    RISK_LEVEL_CRITICAL,
+    RISK_LEVEL_HIGH,
+    RISK_LEVEL_LOW,
+    RISK_LEVEL_MEDIUM,
+    ApprovalContent,
+    RiskLevel,
+)
 from kapell_server.domain.approvals.risk import assess
 from kapell_server.domain.approvals.shell import MOST_PARTS, take_apart
 
@@ -374,3 +381,10 @@ def test_hostile_texts_cost_little(text: str) -> None:
 
     assert len(shape.parts) <= MOST_PARTS
     assert not shape.is_plain or len(shape.parts) < MOST_PARTS
+
+
+@pytest.mark.parametrize("tool", ["edit", "delete", "move"])
+def test_tool_that_changes_files_and_tells_no_diff_is_of_medium_risk(tool: str) -> None:
+    risk = assess("Change a.py", ApprovalContent(tool=tool, paths=["/srv/shop/a.py"], workspace="/srv/shop"))
+
+    assert risk.level == RISK_LEVEL_MEDIUM

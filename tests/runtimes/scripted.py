@@ -2,10 +2,11 @@
 
 Run as: scripted.py FACE SCRIPT, with FACE "plain" or "acp" and SCRIPT a JSON file:
 
-    {"steps": [["say", "hello"], ...], "initialize": {...}, "new": {...}}
+    {"steps": [["say", "hello"], ...], "then": [...], "turn": {...}, "initialize": {...}, "new": {...}}
 
 `initialize` and `new` take the place of what an ACP agent answers to these calls; a string is a fault of
-that kind. It speaks the protocol by hand, not by the library that it is to test, and knows nothing of Kapell.
+that kind. `then` is played for further prompts, `turn` is told at the end of each. It speaks the protocol by
+hand, not by the library that it is to test, and knows nothing of Kapell.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Acp:
         self._next_id = 0
         self._session = ""
         self._cancelled = False
-        self._steps: list[Any] = []
+        self._prompts = 0
 
     # -- what a script may do --------------------------------------------------------------
 
@@ -151,10 +152,13 @@ class Acp:
     def prompt(self, message: dict[str, Any]) -> None:
         self._prompt_id = message["id"]
         self._prompt = message["params"]["prompt"][0]["text"]
-        for name, *arguments in self._script["steps"]:
+        steps = self._script["steps"] if not self._prompts else self._script.get("then", [])
+        self._prompts += 1
+        for name, *arguments in steps:
             step(self, name, arguments)
         if self._prompt_id is not None:
-            self.answer({"result": {"stopReason": "cancelled" if self._cancelled else "end_turn"}})
+            stopped = {"stopReason": "cancelled" if self._cancelled else "end_turn"}
+            self.answer({"result": {**stopped, **self._script.get("turn", {})}})
 
     def reply(self, message: dict[str, Any], method: str) -> None:
         params = message["params"]

@@ -105,3 +105,4 @@ async def test_one_that_waits_for_its_next_start_can_be_ended(client: Client) ->
         ended = await client.agents.terminate(agent.agent_id)
 
     assert ended.state == AGENT_STATE_TERMINATED
+    assert ended.exit.message == "killed by SIGKILL", "how it has ended, and not that it was to start"

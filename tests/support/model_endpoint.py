@@ -74,13 +74,18 @@ class Asked:
 class ModelEndpoint:
     """Answers by its script; once that is used up, with a plain "done"."""
 
-    def __init__(self, *script: Reply | Refusal) -> None:
+    def __init__(self, *script: Reply | Refusal, tools_only: bool = False) -> None:
         self.script = deque(script)
+        self.tools_only = tools_only
         self.url = ""
         """Without a path: OpenAI is below /v1, Gemini and Anthropic are where they say."""
         self.asked: list[Asked] = []
+        self.beside: list[Asked] = []
+        """Requests of agents with tools that offer none, as for a title; they are answered with "beside"."""
         self.hung_up = asyncio.Event()
         """Set when a client has left before its answer had ended."""
+        self.hangs = asyncio.Event()
+        """Set when an answer was begun that is never ended."""
         self._count = 0
         self._running: set[asyncio.Task[None]] = set()
 
@@ -114,8 +119,7 @@ class ModelEndpoint:
         if path.endswith(("count_tokens", ":countTokens")):
             _write(writer, 200, json.dumps({"input_tokens": 1, "totalTokens": 1}))
             return await writer.drain()
-        self.asked.append(Asked(path, headers, body))
-        reply = self._next(path, body)
+        reply = self._next(Asked(path, headers, body))
         if isinstance(reply, Refusal):
             said = json.dumps({"error": {"message": reply.message, "code": reply.status, "type": "refused"}})
             _write(writer, reply.status, said if reply.body is None else reply.body, reply.headers)
@@ -128,7 +132,11 @@ class ModelEndpoint:
             return await writer.drain()
         return await self._stream(reader, writer, shape, reply, body)
 
-    def _next(self, path: str, body: Mapping[str, Any]) -> Reply | Refusal:
+    def _next(self, asked: Asked) -> Reply | Refusal:
+        if self.tools_only and not asked.body.get("tools"):
+            self.beside.append(asked)
+            return Reply(text="beside", input_tokens=1, output_tokens=1)
+        self.asked.append(asked)
         return self.script.popleft() if self.script else Reply(text="done")
 
     async def _stream(
@@ -149,6 +157,7 @@ class ModelEndpoint:
             await writer.drain()
         if reply.hangs:
             # Nothing more is said; the client is to leave.
+            self.hangs.set()
             await reader.read()
             self.hung_up.set()
         elif shape is _Chat:
@@ -379,9 +388,9 @@ def _write(writer: asyncio.StreamWriter, status: int, body: str, headers: Mappin
 
 
 @asynccontextmanager
-async def model_endpoint(*script: Reply | Refusal) -> AsyncIterator[ModelEndpoint]:
-    """An endpoint that listens."""
-    model = ModelEndpoint(*script)
+async def model_endpoint(*script: Reply | Refusal, tools_only: bool = False) -> AsyncIterator[ModelEndpoint]:
+    """An endpoint that listens. With `tools_only` what is asked without tools, as for a title, uses nothing up."""
+    model = ModelEndpoint(*script, tools_only=tools_only)
     server = await asyncio.start_server(model.serve, "127.0.0.1", 0, limit=2**24)
     model.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:

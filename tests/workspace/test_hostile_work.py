@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from kapell._worker.outcome import TaskFailed
 from kapell._workspace import commands, merging
+from kapell.runtimes import _processes
 from kapell.runtimes.contract import Workspace
 from kapell.v1.workspace_pb2 import MERGE_OUTCOME_MERGED, WorkspaceMerge
 
 from tests.workspace.desk import Desk, writes
-from tests.workspace.repositories import git, repository, write
+from tests.workspace.repositories import git, repository, show, write
 
 
 async def _nothing() -> None:
@@ -184,3 +185,24 @@ async def test_an_input_of_the_set_up_that_is_no_file_is_not_read(
 
     async with asyncio.timeout(30):
         assert await asyncio.to_thread(commands.key, ["make"], ["lock"], tmp_path) == none
+
+
+async def test_what_a_set_up_has_left_running_leaves_no_zombie(tmp_path: Path) -> None:
+    assert _processes.become_subreaper()
+
+    ended = await commands.run(["sh", "-c", "sleep 300 & echo $!"], tmp_path, dict(os.environ), 30)
+
+    assert _processes.look_at(int(ended.tail)) is None
+
+
+async def test_what_was_merged_before_its_host_died_is_not_in_the_way_of_the_next_attempt(tmp_path: Path) -> None:
+    repository(tmp_path / "shop")
+    desk = Desk(tmp_path, restart_on_retry=True)
+    await desk.attempt(writes(one="1"))
+    first = await merged(desk)
+
+    await desk.attempt(writes(one="2"), number=2)
+
+    assert desk.record().base == first.commit
+    assert (await merged(desk)).outcome == MERGE_OUTCOME_MERGED
+    assert show(desk.shop, "main:one") == "2"

@@ -404,7 +404,7 @@ class State:
         else:
             self.assign(self.agents, agent.agent_id, agent)
         self.alerts.agent_changed(agent, deleted=deleted)
-        self.pools.note(agent)
+        self.pools.note(agent, previous)
         return agent
 
     def set_instance_key(self, agent_id: str, instance_key: str) -> None:

@@ -259,6 +259,8 @@ class Keeper:
     def _exit(self) -> ProcessExit:
         if self._host is not None and self._host.exit is not None:
             return self._host.exit
+        if not self._launched and self._agent.HasField("exit"):
+            return self._agent.exit  # It was to be started again, and is as its last process left it.
         if self._launched or self._announced:
             return ProcessExit(message="ended while no server was watching; its exit status is unknown")
         return ProcessExit(message="was never started")

@@ -71,6 +71,7 @@ async def run(argv: Sequence[str], directory: Path, environment: Mapping[str, st
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             code = await process.wait()
+            await _reap(process.pid)
         return Ended(code=code, timed_out=timed_out, tail=_tail(output.fileno()))
 
 
@@ -95,6 +96,24 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_GRACE):
             await process.wait()
+
+
+async def _reap(group: int) -> None:
+    """Takes leave of those of the group that have become ours: a host is the parent of all orphans below it."""
+    pause = 0.001
+    # They were killed, and there is no event for their end.
+    while not _is_reaped(group) and pause < 1:
+        await asyncio.sleep(pause)
+        pause *= 2
+
+
+def _is_reaped(group: int) -> bool:
+    """Whether none of the group is our child any more."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-group, os.WNOHANG)[0]:
+            pass
+        return False
+    return True
 
 
 def _tail(descriptor: int) -> str:

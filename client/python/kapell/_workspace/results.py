@@ -63,6 +63,11 @@ def begin_anew(registry: Registry, record: Record, *, attempt: int) -> str:
             "look after them by hand"
         )
     kept = ""
+    base = git.commit(record.base_ref) if record.base_ref else None
+    landed = record.merging or record.merged
+    if landed and base is not None and worktrees.is_ancestor(git, landed, base):
+        # What it had done is in the base already, and done again it would be in conflict with itself.
+        record.base = base
     if record.head != record.base:
         kept = f"{record.branch}.before-{attempt}"
         number = 1

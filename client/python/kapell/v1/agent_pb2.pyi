@@ -803,7 +803,7 @@ class AgentLimits(_message.Message):
 
     @_builtins.property
     def wall_time(self) -> _duration_pb2.Duration:
-        """Time from its start. Unset: no limit but the task's run timeout."""
+        """Time from its start, without that in which a budget stops it. Unset: no limit but the task's run timeout."""
 
     def __init__(
         self,
@@ -914,7 +914,7 @@ class AgentPool(_message.Message):
     min_agents: _builtins.int
     """Agents there always are. Default 0: none while there is nothing to do."""
     max_agents: _builtins.int
-    """Most agents there may be, 1 to 1000."""
+    """Most agents there may be, 1 to 1000. Those that drain, or are being ended, do not count."""
     @_builtins.property
     def idle_stop(self) -> _duration_pb2.Duration:
         """How long an agent beyond min_agents is kept without a task. Unset: 5 min; 1 s to 7 days."""

@@ -79,6 +79,10 @@ _GRAVE = {"destructive-command", "runs-downloaded-code", "encoded-payload", "rem
 """What is told of a text that may be no command."""
 
 
+_CHANGING = {"edit", "delete", "move"}
+"""Kinds of tools, as ACP names them, that change files also where no diff is told."""
+
+
 def _findings(title: str, content: ApprovalContent) -> Iterator[Finding]:
     yield from _hidden(title, content)
     if content.command:
@@ -87,7 +91,7 @@ def _findings(title: str, content: ApprovalContent) -> Iterator[Finding]:
     if content.hosts:
         hosts = ", ".join(content.hosts[:5])
         yield Finding("network", RISK_LEVEL_MEDIUM, f"talks to {_short(hosts)}")
-    if content.diff:
+    if content.diff or content.tool in _CHANGING:
         yield Finding("changes-files", RISK_LEVEL_MEDIUM, "changes files")
     if content.HasField("reversible") and not content.reversible:
         yield Finding("cannot-be-undone", RISK_LEVEL_HIGH, "cannot be undone, as the agent says")

@@ -154,7 +154,9 @@ class Budgets:
         """An attempt begins: reserves what it needs of every budget."""
         if not self.tallies:
             return
-        needs = self.needs(task)
+        needs = self.scopes.admitted(task)
+        if needs is None:
+            needs = self.needs(task)
         if tallies := self.scopes.of_agent(task.lease.agent_id):
             named = {tally for tally, _ in needs}  # A task may name the budget of its agent.
             others = [tally for tally in tallies if tally not in named]
@@ -454,7 +456,7 @@ class Budgets:
                 held.append(hold)
         if held:
             self._held[lease.task_id] = tuple(held)
-            if any(edges.used_beyond(state, lease, hold) >= 0 for hold in held):
+            if any(hold.spent and hold.spent >= hold.granted for hold in held):
                 self.at_edge[lease.task_id] = None
             edges.watch_time(state, lease)
 

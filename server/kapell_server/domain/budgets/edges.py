@@ -63,7 +63,7 @@ def meet(state: State, task_id: str) -> None:
     too_far: Hold | None = None
     has_more = False
     for hold in held:
-        over = used_beyond(state, lease, hold)
+        over = _over(state, lease, hold)
         if over < 0:
             continue
         more = _room_for_more(hold, over)
@@ -132,7 +132,7 @@ def answer(state: State, approval: Approval) -> None:
     elif approval.state == APPROVAL_STATE_CANCELLED:
         state.budgets.at_edge[task_id] = None
     elif approval.state == APPROVAL_STATE_APPROVED:
-        _let(state, hold, max(0, used_beyond(state, lease, hold)))
+        _let(state, hold, max(0, _over(state, lease, hold)))
         state.budgets.write_holds(task_id)
         state.budgets.put(hold.tally, EVENT_KIND_BUDGET_UPDATED, ("status",))
         state.budgets.at_edge[task_id] = None
@@ -157,7 +157,7 @@ def stop(state: State, task_id: str, why: str) -> None:
     state.put_task(task, EVENT_KIND_TASK_CANCELLING, ("state", "failure"))
 
 
-def used_beyond(state: State, lease: Lease, hold: Hold) -> int:
+def _over(state: State, lease: Lease, hold: Hold) -> int:
     """By how much an attempt has used more than was ever reserved for it; negative while something is left."""
     if hold.tally.measure == "wall_time":
         used = milliseconds(max(0, state.now_ns - lease.start_ns))
@@ -209,7 +209,7 @@ def _pause(state: State, lease: Lease, current: Task, hold: Hold) -> None:
     if is_new and current.HasField("pause"):
         _forget(state, current, "another budget is in its way now")
     state.assign(tally.paused, current.task_id, None)
-    waits = lease.waiting == ATTEMPT_WAIT_KIND_BUDGET or used_beyond(state, lease, hold) > 0
+    waits = lease.waiting == ATTEMPT_WAIT_KIND_BUDGET or _over(state, lease, hold) > 0
     asks = tally.asks and waits
     if not is_new and (not asks or for_budgets.is_asked(state, tally.budget_id, current.task_id)):
         return

@@ -44,6 +44,8 @@ class Scopes:
         self._label_names: set[str] = set()
         self._has_time = False
         self._remembered: dict[_Key, Needs] = {}
+        self._asked: dict[str, tuple[Task, Habits | None, Needs]] = {}
+        """By task, as it was when it was last asked about: it is asked about as it joins and as it starts."""
         for budget, tally in budgets:
             self._has_time |= tally.measure == "wall_time"
             self._by.setdefault(("budget_id", budget.budget_id), []).append(tally)
@@ -58,6 +60,22 @@ class Scopes:
 
     def needs(self, task: Task, habits: Habits | None) -> Needs:
         """The budgets that a task draws from whatever agent gets it, each with what it needs of it."""
+        asked = self._asked.get(task.task_id)
+        if asked is not None and asked[0] is task and asked[1] is habits:
+            return asked[2]
+        if len(self._asked) >= _MOST_REMEMBERED:
+            self._asked.clear()
+        found = self._alike(task, habits)
+        self._asked[task.task_id] = (task, habits, found)
+        return found
+
+    def admitted(self, task: Task) -> Needs | None:
+        """With what needs a task that starts was found open, in the same batch; None where nobody remembers."""
+        asked = self._asked.pop(task.task_id, None)
+        return asked[2] if asked is not None else None
+
+    def _alike(self, task: Task, habits: Habits | None) -> Needs:
+        """What all tasks need that are like this one."""
         tree = task.root_task_id or task.task_id
         labels = task.labels
         key: _Key = (

@@ -18,6 +18,7 @@ from kapell.v1.budget_pb2 import (
     BudgetStatus,
 )
 from kapell.v1.error_pb2 import ERROR_REASON_USAGE_LIMIT
+from kapell.v1.task_pb2 import TaskAttempt
 
 from kapell_server.domain.budgets.amounts import MOST_SUM, measure_of, set_amount, units_of, words
 from kapell_server.domain.budgets.windows import Calendar, Rolling, window_of
@@ -72,7 +73,7 @@ class Tally:
         self.holds: dict[str, Hold] = {}
         """By the id of a task or reservation."""
         self.slices: dict[int, int] = {}
-        self._untouched: dict[int, BudgetHold] = {}
+        self._untouched: dict[int, bytes] = {}
         self.waiting: set[int] = set()
         """Classes of needs that tasks were parked under. Those without a task do no harm."""
         self.paused: dict[str, None] = {}
@@ -272,13 +273,13 @@ class Tally:
         most = self.limit + self.extended
         return sorted(p for p in self.actions if p not in self.crossed and self.spent * FULL >= p * most)
 
-    def untouched(self, need: int) -> BudgetHold:
-        """What an attempt holds when it begins. Not to be altered: the same for all that need as much."""
+    def untouched(self, need: int) -> bytes:
+        """What an attempt holds when it begins, as part of a TaskAttempt: the same for all that need as much."""
         found = self._untouched.get(need)
         if found is None:
             if len(self._untouched) >= _MOST_REMEMBERED:
                 self._untouched.clear()
-            found = self._untouched[need] = self.describe_hold(need, 0)
+            found = self._untouched[need] = TaskAttempt(budget_holds=[self.describe_hold(need, 0)]).SerializeToString()
         return found
 
     def describe_hold(self, reserved: int, spent: int, overrun: int = 0, let: int = 0) -> BudgetHold:

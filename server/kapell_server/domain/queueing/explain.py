@@ -177,6 +177,12 @@ def _no_agent(state: State, agent_type: str) -> Blocker:
     what = f"No agent that serves {agent_type} is active"
     for profile in state.pools.serving(agent_type):
         setback = state.pools.setbacks.get(profile.profile)
+        if profile.profile in state.pools.cramped:
+            blocker.message = (
+                f"{what}; the pool {profile.profile} starts no more, since the server may have no more agents"
+            )
+            blocker.message += f" than {state.settings.max_agents}. Terminate some, or raise max_agents."
+            return blocker
         if setback is None or setback.until_ns <= state.now_ns:
             blocker.message = f"{what}; the pool {profile.profile} starts one."
             return blocker

@@ -62,7 +62,7 @@ def held_up(state: State, question: StartQuestion) -> RenderTemplateResponse:
     once = {blocker.message: blocker for blocker in found}
     response = RenderTemplateResponse(blockers=once.values(), revision=state.revision)
     for task in tasks:
-        response.budget_holds.extend(tally.untouched(need) for tally, need in state.budgets.needs(task))
+        response.budget_holds.extend(tally.describe_hold(need, 0) for tally, need in state.budgets.needs(task))
     return response
 
 

@@ -154,7 +154,10 @@ def terminate(state: State, request: TerminateAgentRequest) -> Agent:
     if current.state in AGENT_FINAL:
         return current
     if current.state == AGENT_STATE_TERMINATING and request.mode != TERMINATE_MODE_FORCE:
-        return current
+        if current.end_requested or not current.spec.HasField("restart"):
+            return current
+        # It ends for a reason of its own, after which it might be started again.
+        return _move(state, current, AGENT_STATE_TERMINATING, current.state_reason, end_requested=True)
     if current.runtime == "external" and current.state == AGENT_STATE_LOST:
         return end(state, current, AGENT_STATE_TERMINATED, request.reason or "terminated while lost", None)
     state.schedule(state.now_ns, current.agent_id)
@@ -164,9 +167,10 @@ def terminate(state: State, request: TerminateAgentRequest) -> Agent:
 
 def leave(state: State, current: Agent, reason: str) -> Agent:
     """A spawned agent says goodbye; the exit of its process completes the end."""
-    return (
-        current if current.state == AGENT_STATE_TERMINATING else _move(state, current, AGENT_STATE_TERMINATING, reason)
-    )
+    if current.state == AGENT_STATE_TERMINATING:
+        return current
+    drained = current.state == AGENT_STATE_DRAINING
+    return _move(state, current, AGENT_STATE_TERMINATING, reason, end_requested=drained)
 
 
 def delete(state: State, request: DeleteAgentRequest) -> DeleteAgentResponse:
@@ -195,8 +199,8 @@ def process_started(state: State, agent_id: str, pid: int) -> None:
 def process_exited(state: State, agent_id: str, exit_: ProcessExit, reason: str) -> Agent | None:
     """The whole process tree of a spawned agent is gone: it has ended, or is to be started again."""
     current = state.find_agent(agent_id)
-    if current is None or current.state in AGENT_FINAL:
-        return current
+    if current is None or current.state in AGENT_FINAL or restart.due_ns(current):
+        return current  # Told before, and the answer was lost.
     failed = True
     if current.state == AGENT_STATE_TERMINATING:
         failed = current.state_reason.startswith(_NOT_REGISTERED)
@@ -206,14 +210,16 @@ def process_exited(state: State, agent_id: str, exit_: ProcessExit, reason: str)
         registered = state.instance_keys.get(agent_id, "") != ""
         active_ns = state.now_ns - timestamp_ns(current.start_time) if registered else 0
         if not restart.is_given_up(current, active_ns):
-            return _start_again(state, current, active_ns, reason, exit_)
+            return _start_again(state, current, active_ns, reason, exit_, failed=failed)
         reason = f"given up after {current.restarts_in_a_row} restarts in a row: {reason}"
     return end(state, current, AGENT_STATE_FAILED if failed else AGENT_STATE_TERMINATED, reason, exit_)
 
 
-def _start_again(state: State, current: Agent, active_ns: int, reason: str, exit_: ProcessExit) -> Agent:
+def _start_again(
+    state: State, current: Agent, active_ns: int, reason: str, exit_: ProcessExit, *, failed: bool
+) -> Agent:
     """Has the agent wait for its next start; what it had goes back, as when it ends."""
-    _give_back_work(state, current, reason, failed=True)
+    _give_back_work(state, current, reason, failed=failed)
     agent = copied(current)
     next_ns = restart.put_off(agent, state.now_ns, active_ns, reason, exit_)
     _describe_work(state, agent)

@@ -12,12 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kapell.v1.agent_pb2 import (
-    AGENT_ACTIVITY_IDLE,
-    AGENT_ACTIVITY_WORKING,
-    AGENT_STATE_ACTIVE,
     AGENT_STATE_DRAINING,
-    AGENT_STATE_PENDING,
-    AGENT_STATE_STARTING,
     AGENT_STATE_TERMINATING,
     Agent,
     AgentProfile,
@@ -25,15 +20,12 @@ from kapell.v1.agent_pb2 import (
     TerminateAgentRequest,
 )
 
-from kapell_server.domain.access import system
 from kapell_server.domain.state import State
 from kapell_server.domain.transitions import AGENT_FINAL
 from kapell_server.domain.workers import agent as agents
-from kapell_server.domain.workers.pool import POOL_SUBJECT, idle_stop_ns
+from kapell_server.domain.workers.pool import POOL, POOL_SUBJECT, idle_stop_ns, serves
 
-POOL = system("pool")
 _LEAVING = AGENT_FINAL | {AGENT_STATE_DRAINING, AGENT_STATE_TERMINATING}
-_COMING = frozenset({AGENT_STATE_PENDING, AGENT_STATE_STARTING})
 
 
 def look_at_pool(state: State, subject_id: str) -> None:
@@ -46,6 +38,9 @@ def look_at_pool(state: State, subject_id: str) -> None:
         members = [agent for agent in _living(state) if agent.profile == profile.profile]
         if not _grow(state, profile, len(members)):
             _shrink(state, profile, members)
+        elif any(agent.agent_id in state.pools.idle_since for agent in members):
+            # Tasks want others. When those are gone nobody says so.
+            state.schedule(state.now_ns + idle_stop_ns(profile), subject_id)
     finally:
         state.caller = caller
 
@@ -65,6 +60,8 @@ def _grow(state: State, profile: AgentProfile, members: int) -> bool:
         state.schedule(setback.until_ns, POOL_SUBJECT + profile.profile)
         return True
     room = state.settings.max_agents - sum(agent.state not in AGENT_FINAL for agent in state.agents.values())
+    if room < missing:
+        state.pools.cramped.add(profile.profile)
     for _ in range(min(missing, room)):
         agents.spawn(state, SpawnAgentRequest(profile=profile.profile), profile.profile, profile.spec)
     return True
@@ -72,12 +69,22 @@ def _grow(state: State, profile: AgentProfile, members: int) -> bool:
 
 def _lacking(state: State, profile: AgentProfile) -> int:
     """How many agents more the tasks need that could run now."""
-    types = set(profile.spec.agent_types)
-    waiting = sum(_runnable(state, agent_type) for agent_type in types)
-    if not waiting:
+    waiting = {agent_type: _runnable(state, agent_type) for agent_type in profile.spec.agent_types}
+    if not any(waiting.values()):
         return 0
-    free = sum(_free(state, agent) for agent in _living(state) if not types.isdisjoint(agent.agent_types))
-    return -(-max(0, waiting - free) // (profile.spec.slots or 1))
+    able = (
+        (agent, [agent_type for agent_type in agent.agent_types if agent_type in waiting])
+        for agent in _living(state)
+        if serves(agent)
+    )
+    # Who can take the fewest types first, so that the others are left for the rest.
+    for agent, types in sorted(able, key=lambda pair: len(pair[1])):
+        free = agent.slots_total - state.leases.used(agent.agent_id)
+        for agent_type in types:
+            taken = min(free, waiting[agent_type])
+            waiting[agent_type] -= taken
+            free -= taken
+    return -(-sum(waiting.values()) // (profile.spec.slots or 1))
 
 
 def _runnable(state: State, agent_type: str) -> int:
@@ -85,15 +92,6 @@ def _runnable(state: State, agent_type: str) -> int:
     if not state.queues.is_open(agent_type):
         return 0
     return state.queues.ready.depth(agent_type) - state.queues.ready.blocked(agent_type)
-
-
-def _free(state: State, agent: Agent) -> int:
-    """Slots of an agent that tasks will be given to."""
-    if agent.state in _COMING:
-        return agent.slots_total
-    if agent.state != AGENT_STATE_ACTIVE or agent.activity not in (AGENT_ACTIVITY_IDLE, AGENT_ACTIVITY_WORKING):
-        return 0
-    return agent.slots_total - state.leases.used(agent.agent_id)
 
 
 def _shrink(state: State, profile: AgentProfile, members: list[Agent]) -> None:

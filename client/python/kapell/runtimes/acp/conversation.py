@@ -16,7 +16,7 @@ from acp.exceptions import RequestError
 
 from kapell._worker.outcome import RateLimited, TaskFailed
 from kapell.runtimes.acp import protocol
-from kapell.runtimes.acp.protocol import Opened, Welcome
+from kapell.runtimes.acp.protocol import Opened, Tokens, Welcome
 from kapell.runtimes.acp.wire import Wire
 from kapell.runtimes.contract import Attempt
 from kapell.v1.agent_pb2 import AcpRuntime
@@ -96,11 +96,14 @@ class Conversation:
                 raise TaskFailed("SETUP_FAILED", f"{error} - correct the profile", retryable=False) from None
             await self._ask(method, parameters)
 
-    async def prompt(self, text: str) -> str:
-        """Sends the prompt and waits for the end of the turn, however long; why it ended. Raises TaskFailed."""
+    async def prompt(self, text: str) -> tuple[str, list[Tokens]]:
+        """Sends the prompt and waits for the end of the turn, however long; why it ended, and what it has used.
+
+        Raises TaskFailed.
+        """
         answer = await self._ask(protocol.PROMPT, protocol.prompt(self.session_id, text), is_patient=True)
         try:
-            return protocol.stop_reason_of(answer)
+            return protocol.stop_reason_of(answer), protocol.turn_tokens(answer)
         except ValueError as error:
             self._misunderstood(protocol.PROMPT, error)
 

@@ -3,7 +3,7 @@
 The first option that allows once is "approve", refusing is "deny"; further options keep their ids, as far as the
 API can write them. An answer that the agent does not offer is never made up: what cannot be said
 as it was decided is refused. The comment of a decision goes along in `_meta`, which is all that
-the protocol has for it.
+the protocol has for it; why something was refused is told once more when the turn is over.
 """
 
 from __future__ import annotations
@@ -46,9 +46,16 @@ class Permissions:
         self._place = place
         self._updates = updates
         self._policy = policy
+        self._remarks: list[str] = []
+
+    def remarks(self) -> list[str]:
+        """Why people have refused what, as far as the agent was not told yet: few agents read the answer's `_meta`."""
+        remarks, self._remarks = self._remarks, []
+        return remarks
 
     async def answer(self, request: RequestPermissionRequest) -> dict[str, Any]:
         """The outcome, in the protocol's words."""
+        self._updates.pause()
         call = self._updates.call(request.tool_call)
         options = request.options
         if self._policy == ACP_PERMISSIONS_DENY:
@@ -77,8 +84,9 @@ class Permissions:
         lines = [remark, call.left_out, _details_of(call)]
         if allowed is not None and allowed.kind == "allow_always":
             lines.insert(0, f"approving means: {allowed.name}")
+        title = self._title_of(call)
         verdict = await self._attempt.approve(
-            (call.title or call.kind or "use a tool")[:300],
+            title,
             details="\n".join(filter(None, lines)),
             command=_command_of(call),
             diff=diff,
@@ -90,6 +98,8 @@ class Permissions:
             options={name: option.name[:200] for name, option in choices.items() if name != "approve"},
             remember=[name for name, option in choices.items() if name != "approve" and option.kind == "allow_always"],
         )
+        if not verdict.approved and verdict.comment:
+            self._remarks.append(f"- {title}: {verdict.comment}")
         return self._outcome(verdict, choices, options)
 
     def _outcome(
@@ -107,6 +117,13 @@ class Permissions:
             return _selected(chosen, verdict.comment)
         self._attempt.log(f"refused: {reason}", LOG_STREAM_SYSTEM)
         return _refusal(options, reason)
+
+    def _title_of(self, call: ToolCall) -> str:
+        """What it is about, for people; a bare path says what is done with it."""
+        title = call.title or call.kind or "use a tool"
+        if call.title in call.paths and call.kind not in ("", "other"):
+            title = f"{call.kind} {call.title.removeprefix(f'{self._place.directory}/')}"
+        return title[:300]
 
     def _only_reads(self, call: ToolCall) -> bool:
         """Whether a call says that it only reads, and every path that it names is in the working directory."""

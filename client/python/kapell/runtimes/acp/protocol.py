@@ -13,6 +13,7 @@ that would change here:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,7 @@ SET_MODEL = "session/set_model"
 
 AUTH_REQUIRED = -32000
 NOT_FOUND = -32002
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,199}")
 TOO_MANY_CALLS = 429
 """Not of the protocol: what some agents answer for their provider."""
 
@@ -52,10 +54,24 @@ class Welcome:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Tokens:
+    """What was used of a model. `input` has what was read from and written to caches, `output` the thoughts."""
+
+    model: str = ""
+    input: int = 0
+    cache_read: int = 0
+    cache_write: int = 0
+    output: int = 0
+    thought: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Opened:
     """A session, and what can be chosen in it."""
 
     session_id: str
+    model: str = ""
+    """The model it has begun with; empty where the agent does not tell."""
     modes: tuple[str, ...] = ()
     options: Mapping[str, tuple[str, tuple[str, ...]]] | None = None
     """For "mode" and "model": the id of the option, and its values."""
@@ -64,8 +80,12 @@ class Opened:
 
 
 def hello(*, writes: bool) -> dict[str, Any]:
-    """The parameters of initialize. Without `writes` the agent gets neither files to write nor terminals."""
-    files = {"readTextFile": True, "writeTextFile": writes}
+    """The parameters of initialize. Without `writes` the agent gets neither files to write nor terminals.
+
+    Reading is not offered, though it is served: agents see the same disk, and one that reads through us takes a file
+    that is not there for a failure, and so cannot make new ones (Gemini CLI, its issue 9280).
+    """
+    files = {"readTextFile": False, "writeTextFile": writes}
     return {
         "protocolVersion": VERSION,
         "clientCapabilities": {"fs": files, "terminal": writes},
@@ -107,6 +127,7 @@ def opened_of(answer: object, session_id: str = "") -> Opened:
             options[str(kind)] = (option.id, tuple(_values(option.options)))
     return Opened(
         session_id=found.session_id,
+        model=_model_of(payload),
         modes=tuple(mode.id for mode in found.modes.available_modes) if found.modes else (),
         options=options,
         models=tuple(_old_models(payload)),
@@ -134,6 +155,63 @@ def prompt(session_id: str, text: str) -> dict[str, Any]:
 def stop_reason_of(answer: object) -> str:
     """Why a turn has ended. Raises ValueError."""
     return PromptResponse.model_validate(answer).stop_reason
+
+
+def turn_tokens(answer: object) -> list[Tokens]:
+    """What a turn has used, for each model where that is told; empty where nothing is."""
+    match answer:
+        case {"_meta": {"quota": {"model_usage": [_, *_] as models}}}:
+            # Gemini CLI.
+            return [_of_model(one) for one in models if isinstance(one, dict)]
+        case {"usage": {} as usage}:
+            return [_tokens(usage)]
+    return []
+
+
+def call_tokens(update: object) -> Tokens | None:
+    """What one call of a model has used, as Qwen Code tells it beside a message; None where nothing is told."""
+    match update:
+        case {"_meta": {"usage": {} as usage}}:
+            return _tokens(usage)
+    return None
+
+
+def _of_model(told: Mapping[str, Any]) -> Tokens:
+    counts = told.get("token_count")
+    counts = counts if isinstance(counts, dict) else {}
+    given, made = (_count(counts, name) for name in ("input_tokens", "output_tokens"))
+    return Tokens(model=str(told.get("model") or "")[:200], input=given, output=made)
+
+
+def _tokens(usage: Mapping[str, Any]) -> Tokens:
+    """Of the protocol's Usage; whether its parts are in the whole, agents see in two ways, and the total tells."""
+    fields = ("inputTokens", "outputTokens", "cachedReadTokens", "cachedWriteTokens", "thoughtTokens")
+    given, made, read, written, thought = (_count(usage, name) for name in fields)
+    beside = _count(usage, "totalTokens") - given - made
+    if read + written and beside in (read + written, read + written + thought):
+        given += read + written
+        beside -= read + written
+    if thought and beside == thought:
+        made += thought
+    return Tokens(input=given, cache_read=read, cache_write=written, output=made, thought=thought)
+
+
+def _count(counts: Mapping[str, Any], name: str) -> int:
+    value = counts.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def _model_of(payload: Mapping[str, Any]) -> str:
+    """The model that is in use: its id, or where that is no name, what people call it."""
+    match payload.get("models"):
+        case {"currentModelId": str(model_id), "availableModels": [*models]}:
+            names = {one.get("modelId"): one.get("name") for one in models if isinstance(one, dict)}
+            return model_id if _PLAIN.fullmatch(model_id) else str(names.get(model_id) or "")[:200]
+    for option in payload.get("configOptions") or ():
+        match option:
+            case {"category": "model", "currentValue": str(model_id)} if _PLAIN.fullmatch(model_id):
+                return model_id
+    return ""
 
 
 def _values(options: Any) -> list[str]:

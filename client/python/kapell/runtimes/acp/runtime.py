@@ -64,6 +64,12 @@ _FAREWELL = 1.0
 """Seconds an agent has to end by itself once its input is closed."""
 _LAST_WORDS = 5.0
 _GO_ON = "Your work on the following task was interrupted. Look at what is done already, and go on from there."
+_REFUSED = (
+    "A person has refused what you asked permission for. Do not try it again in another way. "
+    "Take into account what was said, and go on with the task as far as that allows:"
+)
+_MOST_REMARKS = 10
+"""Turns of one attempt: a rule that refuses with a comment must not keep an agent busy for ever."""
 _STOPS: dict[str, tuple[str, str, bool | None]] = {
     "max_tokens": ("MAX_TOKENS", "the model has reached its limit of tokens before it was done", None),
     "max_turn_requests": ("MAX_TURN_REQUESTS", "the agent has called its model as often as it may in one turn", None),
@@ -159,9 +165,10 @@ class _Turn:
             if writes:
                 terminals = Terminals(self._attempt, place, self._runtime.start_beside, self._launch)
                 held.push_async_callback(terminals.close)
+            self._permissions = Permissions(self._attempt, place, self.updates, self._spec.permissions)
             service = Service(
                 self.updates,
-                Permissions(self._attempt, place, self.updates, self._spec.permissions),
+                self._permissions,
                 Files(self._attempt, place, writes=writes),
                 terminals,
             )
@@ -199,7 +206,7 @@ class _Turn:
         if goes_on and self._spec.session != ACP_SESSION_PER_AGENT:
             text = f"{_GO_ON}\n\n{text}"
         self._is_asked.set()
-        reason = await talk.prompt(text)
+        reason = await self._prompt(talk, text)
         self.updates.finish()
         if reason != "end_turn":
             other = ("AGENT_ERROR", f"the agent ended its turn with {reason}", None)
@@ -207,6 +214,19 @@ class _Turn:
             raise TaskFailed(name, words, details={"stop_reason": reason}, retryable=retryable)
         if kept is not None and self._spec.session != ACP_SESSION_PER_AGENT:
             await asyncio.to_thread(kept.forget)
+
+    async def _prompt(self, talk: Conversation, text: str) -> str:
+        """The turn, and another one for what people have said when they refused something; why the last one ended."""
+        for _ in range(_MOST_REMARKS):
+            reason, tokens = await talk.prompt(text)
+            self.updates.pause()
+            self.updates.spending.turn(tokens)
+            remarks = self._permissions.remarks()
+            if not remarks or reason not in ("end_turn", "cancelled") or self._attempt.cancelled.is_set():
+                break
+            self._attempt.log("tells the agent why it was refused", LOG_STREAM_SYSTEM)
+            text = "\n".join((_REFUSED, *remarks))
+        return reason
 
     async def _open(self, talk: Conversation, kept: KeptSession | None) -> bool:
         """Opens the session, the earlier one where there is one; whether it goes on."""
@@ -227,6 +247,7 @@ class _Turn:
         if kept is not None:
             await asyncio.to_thread(kept.write, opened.session_id)
         await talk.choose(opened)
+        self.updates.spending.model = self._spec.model or opened.model
         return goes_on
 
     def _may_go_on(self) -> bool:

@@ -6,7 +6,6 @@ several. A message ends where something else begins; the last one is the result.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -25,10 +24,11 @@ from acp.schema import (
     UsageUpdate,
 )
 
-from kapell.errors import InvalidRequest
 from kapell.rules.redaction import StreamRedactor
 from kapell.runtimes._output import Kept, Lines
 from kapell.runtimes._result import TEXT_BYTES
+from kapell.runtimes.acp.protocol import call_tokens
+from kapell.runtimes.acp.spending import Spending
 from kapell.runtimes.contract import Attempt
 from kapell.v1.common_pb2 import LOG_STREAM_STDOUT, LOG_STREAM_SYSTEM, LogStream
 
@@ -37,8 +37,8 @@ _MOST_CALLS = 100
 """Tool calls that are remembered; what an update leaves out is what was told before."""
 _MOST_DIFF_CHARS = 1024 * 1024
 _MOST_INPUT_CHARS = 256 * 1024
-_USAGE_PAUSE = 1.0
 _MOST_ENTRIES = 100
+_MOST_WHY = 500
 
 
 @dataclass(kw_only=True, slots=True)
@@ -148,9 +148,7 @@ class Updates:
         self._message_id: str | None = None
         self._fraction: float | None = None
         self._plan: tuple[str, ...] = ()
-        self._usage: dict[str, Any] | None = None
-        self._usage_sent = 0.0
-        self._cost_sent: object = None
+        self.spending = Spending(attempt)
 
     @property
     def result(self) -> Kept:
@@ -172,20 +170,26 @@ class Updates:
         match update:
             case AgentMessageChunk():
                 self._say(update)
+                if tokens := call_tokens(payload["update"]):
+                    self.spending.call(tokens)
             case AgentThoughtChunk():
                 if not self._hide_thoughts:
                     self._thoughts.say(_text_of(update.content))
             case AgentPlanUpdate():
                 self._take_plan(update)
             case UsageUpdate():
-                self._take_usage(payload)
+                self.spending.cost(payload)
 
-    def finish(self) -> None:
-        """The turn is over, or the agent is; but for usage, what is told from now on is none of it."""
-        self._is_over = True
+    def pause(self) -> None:
+        """What was being said is complete: a question follows, or the turn is over."""
         self._message.end()
         self._thoughts.end()
-        self._send_usage()
+
+    def finish(self) -> None:
+        """All turns are over, or the agent is; but for usage, what is told from now on is none of it."""
+        self._is_over = True
+        self.pause()
+        self.spending.finish()
 
     def call(self, told: ToolCallStart | ToolCallUpdate) -> ToolCall:
         """The call of a tool as it is known now."""
@@ -212,7 +216,8 @@ class Updates:
         if is_new:
             self._attempt.log(str(call), LOG_STREAM_SYSTEM)
         elif call.status == "failed" != before:
-            self._attempt.log(f"failed: {call}", LOG_STREAM_SYSTEM)
+            why = _why(update)
+            self._attempt.log(f"failed: {call}" + (f": {why}" if why else ""), LOG_STREAM_SYSTEM)
         if call.status not in OVER:
             self._attempt.progress(self._fraction, call.title, ", ".join(call.locations[:5]))
 
@@ -230,26 +235,15 @@ class Updates:
             self._plan = plan
             self._attempt.log("plan:\n" + "\n".join(_numbered(plan)), LOG_STREAM_SYSTEM)
 
-    def _take_usage(self, payload: dict[str, Any]) -> None:
-        self._usage = payload
-        if asyncio.get_running_loop().time() - self._usage_sent >= _USAGE_PAUSE:
-            self._send_usage()
-
-    def _send_usage(self) -> None:
-        """Tells the ledger what the session has cost so far, which takes off what it has been told before."""
-        payload, self._usage = self._usage, None
-        cost = payload["update"].get("cost") if payload else None
-        if payload is None or not cost or cost == self._cost_sent:
-            return
-        self._cost_sent, self._usage_sent = cost, asyncio.get_running_loop().time()
-        try:
-            self._attempt.usage_from(payload)
-        except (InvalidRequest, TypeError, ValueError) as error:
-            self._attempt.log(f"usage was left out: {error}", LOG_STREAM_SYSTEM)
-
 
 def _numbered(entries: Iterable[str]) -> list[str]:
     return [f"  {number}. {entry}" for number, entry in enumerate(entries, 1)]
+
+
+def _why(update: ToolCallStart | ToolCallProgress) -> str:
+    """What a tool that has failed says about it."""
+    texts = [_text_of(part.content) for part in update.content or () if part.type == "content"]
+    return " ".join(" ".join(texts).split())[:_MOST_WHY]
 
 
 def _text_of(content: Any) -> str:
