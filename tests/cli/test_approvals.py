@@ -282,7 +282,7 @@ def test_high_risk_asks_once_more_with_the_card_in_sight(shell: Shell) -> None:
     id = _waiting(shell, prompt=HIGH)
     run = shell.open_terminal("approval", "approve", id)
 
-    assert "x\\u202ey" in run.expect(r"whose risk is high\? \[y/N\]")
+    assert "x\\u202ey" in run.expect(r"\(risk: high\)\? \[y/N\]")
     run.type("n\n")
     assert run.finish().code == 1
     assert shell.pipe("approval", "list", "--state", "pending", "-o", "id").out.count(id) == 1

@@ -103,7 +103,7 @@ def money(amount: dict[str, Any]) -> Decimal:
 def after_approval(demo: Demo, approval_id: str) -> timedelta:
     """Approves the start of a task, waits for its end, and tells how long after the decision it began."""
     asked = demo.json("approval", "show", approval_id)
-    assert demo.shell.pipe("approval", "approve", approval_id).code == 0
+    assert demo.shell.pipe("approval", "approve", approval_id, "--yes").code == 0
     assert demo.shell.pipe("task", "wait", asked["taskId"]).code == 0
     task, decided = demo.json("task", "get", asked["taskId"]), demo.json("approval", "show", approval_id)
     return moment(task["startTime"]) - moment(decided["decisions"][0]["decideTime"])

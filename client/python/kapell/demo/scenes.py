@@ -99,15 +99,14 @@ PUBLISH = Job(
     name="Publish what has changed",
     agent_type="edit",
     script="""
-# Collects what has changed. It writes among this task's own artifacts, and nowhere else.
+# Collects what has changed, among this task's own artifacts and nowhere else.
 set -eu
 out=$KAPELL_ARTIFACTS_DIR/release
 mkdir -p "$out/draft"
 { git log --oneline -n 20 2>/dev/null || ls -1; } > "$out/draft/CHANGES.txt"
 mv "$out/draft/CHANGES.txt" "$out/CHANGES.txt"
 rm -rf "$out/draft"
-cd "$out" && cksum CHANGES.txt
-echo "published $(wc -l < CHANGES.txt) lines"
+wc -l "$out/CHANGES.txt"
 """.lstrip(),
     approval=approval_policy(reason="the demo shows how a command is read before it may run"),
     max_attempts=1,

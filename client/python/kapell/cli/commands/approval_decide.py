@@ -135,7 +135,7 @@ def _ask_where_it_is_risky(app: App, approval: Approval, said: _Said) -> None:
     if approval.risk.level < RISK_LEVEL_HIGH or is_said or approval.state != APPROVAL_STATE_PENDING:
         return
     word = "CRITICAL" if is_critical else "high"
-    question = f"Approve {approval.approval_id}, whose risk is {word}"
+    question = f"Approve {approval.approval_id} (risk: {word})"
     if is_critical and not can_ask():
         raise Refusal(
             f"{question}: that needs its target typed, and there is no terminal to ask on",
