@@ -16,7 +16,7 @@ from kapell.v1.approval_pb2 import Approval
 from kapell.v1.task_pb2 import Task
 from kapell.v1.workspace_pb2 import GitWorktree, WorkspaceRepository, WorkspaceSpec
 
-from tests.agents.test_real_agents import PROGRAMS, literal
+from tests.agents.test_real_agents import NODE_PROGRAMS, literal
 from tests.cli.shell import Shell
 from tests.support.model_endpoint import Call, Reply
 from tests.support.server_process import ServerProcess
@@ -108,11 +108,11 @@ class Town:
 
     async def spawn(self, name: str, url: str) -> Agent:
         """The agent of a profile: acp, in worktrees of the repository."""
-        if not (PROGRAMS / name).exists():
-            pytest.skip(f"{PROGRAMS / name} is not there: make agents")
+        if not (NODE_PROGRAMS / name).exists():
+            pytest.skip(f"{NODE_PROGRAMS / name} is not there: make agents")
         await self.client.secrets.set("model-key", "sk-no-key-at-all")
         acp = AGENTS[name].point(url, self.home)
-        acp.env.update({"HOME": str(self.home), "PATH": f"{PROGRAMS}:/usr/local/bin:/usr/bin:/bin"})
+        acp.env.update({"HOME": str(self.home), "PATH": f"{NODE_PROGRAMS}:/usr/local/bin:/usr/bin:/bin"})
         trees = GitWorktree(repositories=[WorkspaceRepository(name="shop", path=str(self.shop))])
         spec = AgentSpec(agent_types=["coder"], acp=acp, workspace=WorkspaceSpec(git_worktree=trees))
         agent = await self.client.agents.spawn(spec=spec, wait=30)

@@ -22,7 +22,8 @@ from tests.host.test_runtimes_real_server import lines_of
 from tests.support.model_endpoint import Call, ModelEndpoint, Refusal, Reply, model_endpoint
 
 INSTALLED = Path(__file__).parents[2] / ".venv/agents"
-PROGRAMS = [INSTALLED / "node_modules/.bin", INSTALLED / "aider/bin", INSTALLED / "mini/bin"]
+NODE_PROGRAMS = INSTALLED / "node_modules/.bin"
+PROGRAMS = [NODE_PROGRAMS, INSTALLED / "aider/bin", INSTALLED / "mini/bin"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(170)]
 
