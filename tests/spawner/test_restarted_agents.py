@@ -72,7 +72,7 @@ async def test_a_host_that_is_killed_is_started_again_until_that_is_given_up(cli
 async def test_what_a_dead_host_left_is_gone_before_the_next_one_starts(client: Client, watch: TreeWatch) -> None:
     agent = await client.agents.spawn(spec=restarting(SOON), wait=30)
     deaf = f"exec 9>{watch.path}; setsid sh -c \"trap '' TERM; sleep 1000\" & echo program >&9; wait"
-    await client.tasks.create("sh", deaf, retry={"max_attempts": 1})
+    await client.tasks.create("sh", deaf, max_attempts=1)
     await watch.said("program")
 
     os.kill(agent.pid, signal.SIGKILL)
