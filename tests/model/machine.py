@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from kapell.v1 import agent_pb2, task_pb2
@@ -262,4 +263,5 @@ class Machine(Asking, Checking, RuleBasedStateMachine):
 
 def caller_of(request: Any) -> Caller:
     """Who makes a call: what workers say is said by somebody who may speak for all agents."""
-    return AGENTS if type(request).DESCRIPTOR.file is RegisterWorkerRequest.DESCRIPTOR.file else USER
+    of_workers = isinstance(request, Message) and request.DESCRIPTOR.file is RegisterWorkerRequest.DESCRIPTOR.file
+    return AGENTS if of_workers else USER
